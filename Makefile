@@ -1,0 +1,30 @@
+# make demo    install, draw the sample, train from scratch, answer a query
+# make test    everything that is tested
+# make lint    ruff
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+DEMO = sample_uncropped_resnet18_4_16
+
+.PHONY: demo test lint
+.SILENT: demo
+
+demo: $(VENV)/.installed
+	$(RUN) data_utils.py --data_name sample --image_size 64
+	$(RUN) train.py --data_name sample --weights none --image_size 64 --ensemble_size 4 --meta_class_size 16 \
+		--batch_size 16 --lr 1e-3 --num_epochs 5 --recalls 1,2,4,8
+	$(RUN) inference.py --data_base $(DEMO)_data_base.pth --query_img_name data/sample/test/figure_41/figure_41_01.png
+	$(RUN) benchmarks/demo.py results/$(DEMO)
+	echo "contact sheet        results/figure_41_01/contact_sheet.png"
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest -q tests
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv "$(VENV)"
+	$(RUN) -m pip install -q -r requirements.txt -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,589 @@
+"""Datasets: read their official layouts, verify every image, write the splits, load the pixels.
+
+    python data_utils.py                                         # whatever is found of data/{car,cub,sop,isc}
+    python data_utils.py --data_name sample                      # draws it first
+    python data_utils.py --data_path ~/photos --data_name shoes  # any folder of class folders
+
+A split file is {'train': {label: [image, ...]}, 'test': {...}, 'info': {...}}; isc has query and gallery in
+place of test. Image paths are relative to data/<name>, so the folder can move.
+"""
+import argparse
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter, defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple, Optional
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from scipy.io import loadmat
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+# channel means and deviations, and (images, classes) of each official split
+OFFICIAL = {
+    'car': {'mean': (0.4853, 0.4965, 0.4295), 'std': (0.2237, 0.2193, 0.2568),
+            'counts': {'train': (8054, 98), 'test': (8131, 98)}},
+    'cub': {'mean': (0.4707, 0.4601, 0.4549), 'std': (0.2767, 0.2760, 0.2850),
+            'counts': {'train': (5864, 100), 'test': (5924, 100)}},
+    'sop': {'mean': (0.5807, 0.5396, 0.5044), 'std': (0.2901, 0.2974, 0.3095),
+            'counts': {'train': (59551, 11318), 'test': (60502, 11316)}},
+    'isc': {'mean': (0.8324, 0.8109, 0.8041), 'std': (0.2206, 0.2378, 0.2444),
+            'counts': {'train': (25882, 3997), 'query': (14218, 3985), 'gallery': (12612, 3985)}},
+}
+CROP_TYPES = {'car': ('uncropped', 'cropped'), 'cub': ('uncropped', 'cropped')}  # all others: uncropped alone
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+
+
+class Record(NamedTuple):
+    """One image as a dataset's own files describe it."""
+    split: str                  # train, test, query or gallery
+    label: object               # int or str, as the dataset has it
+    path: str                   # relative to the dataset's folder, with '/'
+    box: Optional[tuple] = None  # left, top, right, bottom: 0-based, half-open, on the stored pixels
+
+
+# ---------------------------------------------------------------------------------------------- pixels
+
+def load_image(path, box=None):
+    """Read any image as RGB: EXIF orientation applied, transparency on white, all of it decoded.
+
+    box (left, top, right, bottom) is cut out first, from the stored pixels, which is what the datasets'
+    boxes were drawn on. Raises OSError or ValueError for what is not a complete image.
+    """
+    with Image.open(path) as image:
+        image.load()
+        if box:
+            image = image.crop(clamp_box(box, image.size))
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith('I'):  # 16-bit gray, which pillow would clip at 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert('RGBA')
+            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+        return image.convert('RGB')
+
+
+def to_pixels(image, image_size):
+    """An RGB image resized to a square, as uint8 (3, image_size, image_size)."""
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+class ImageDataset(Dataset):
+    """Item i is (pixels of paths[i] as uint8 (3, image_size, image_size), i)."""
+
+    def __init__(self, paths, image_size):
+        self.paths = paths
+        self.image_size = image_size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return to_pixels(load_image(self.paths[index]), self.image_size), index
+
+
+def normalise(pixels, mean, std):
+    """uint8 (N, 3, H, W) to floats with the dataset's channel means and deviations taken out."""
+    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (mean, std))
+    return (pixels.float() / 255 - mean) / std
+
+
+def random_flip(images, generator):
+    """Mirror each image of (N, 3, H, W) with probability 1/2. Drawn here, not in the loader's worker
+    processes, so that their number changes nothing."""
+    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    return torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+# ---------------------------------------------------------------------------------------------- layouts
+
+def list_files(root, skip=()):
+    """All files below root as relative paths with '/'. Links are followed; system files are left out."""
+    files = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        subfolders[:] = [name for name in subfolders if not name.startswith('.') and name != '__MACOSX'
+                         and not (folder == root and name in skip)
+                         and not (here + '/').startswith(os.path.realpath(os.path.join(folder, name)) + '/')]
+        relative = os.path.relpath(folder, root).replace(os.sep, '/')
+        files += [name if relative == '.' else f'{relative}/{name}' for name in names if not name.startswith('.')]
+    return files
+
+
+def find_file(files, *names):
+    """The path that ends with the first of `names` there is, the shortest if several do; None if none does."""
+    for name in names:
+        found = [path for path in files if path == name or path.endswith('/' + name)]
+        if found:
+            return min(found, key=len)
+    return None
+
+
+def locate(files, wanted, source):
+    """Put the folder before the wanted relative paths below which most of them exist (the shortest if several do).
+
+    Raises ValueError if none is found; `source` names the file that lists them.
+    """
+    probes = wanted[::max(1, len(wanted) // 8)]
+    prefixes = {path[:-len(probe)] for path in files for probe in probes if path == probe or path.endswith('/' + probe)}
+    if not prefixes:
+        raise ValueError(f'{source} names {len(wanted)} images, such as {wanted[0]}: not found, extract them beside it')
+    files = set(files)
+    best = max(prefixes, key=lambda prefix: (sum(prefix + path in files for path in wanted), -len(prefix)))
+    return [best + path for path in wanted]
+
+
+def read_rows(path, fields, header=0):
+    """The lines of a text file after its header, split at white space; the last field keeps its own spaces."""
+    rows = []
+    with open(path, encoding='utf-8-sig') as file:
+        for number, line in enumerate(file, 1):
+            row = line.strip().split(None, fields - 1)
+            if number <= header or not row:
+                continue
+            if len(row) != fields:
+                raise ValueError(f'{path}, line {number}: {fields} fields expected, not {line.strip()!r}')
+            rows.append(row)
+    return rows
+
+
+def read_mat(path):
+    """The struct array `annotations` of a MATLAB file, as a dict of columns of plain ints and strings.
+
+    Columns are taken by name, since their order differs between files, and made Python ints at once, since
+    the cells mix uint8 and uint16 and small integers wrap around.
+    """
+    try:
+        table = loadmat(path)['annotations'].ravel()
+    except Exception as error:  # scipy raises many kinds
+        raise ValueError(f'{path} is not a readable annotation file: {error}') from error
+    return {name: [np.asarray(cell).item() for cell in table[name]] for name in table.dtype.names}
+
+
+def car_records(labels, paths, boxes):
+    """Boxes are x1, y1, x2, y2, 1-based and inclusive; classes 1-98 train, 99-196 test."""
+    return [Record('train' if int(label) <= 98 else 'test', int(label), path,
+                   (int(x1) - 1, int(y1) - 1, int(x2), int(y2)))
+            for label, path, (x1, y1, x2, y2) in zip(labels, paths, boxes)]
+
+
+def read_car(root, files):
+    """CARS196: one folder and cars_annos.mat, the two folders of the devkit, or folders of class names with CSV."""
+    annotations = find_file(files, 'cars_annos.mat')
+    if annotations:
+        columns = read_mat(f'{root}/{annotations}')
+        paths = locate(files, columns['relative_im_path'], f'{root}/{annotations}')
+        boxes = zip(*(columns[f'bbox_{corner}'] for corner in ('x1', 'y1', 'x2', 'y2')))
+        return annotations, car_records(columns['class'], paths, boxes)
+
+    records = []
+    if find_file(files, 'cars_train_annos.mat'):
+        for part, names in (('train', ['cars_train_annos.mat']),
+                            ('test', ['cars_test_annos_withlabels.mat', 'cars_test_annos.mat'])):
+            annotations = find_file(files, *names)
+            columns = read_mat(f'{root}/{annotations}') if annotations else {}
+            if 'class' not in columns:
+                raise ValueError(f'{root}: {annotations or names[0]} '
+                                 f'{"has no labels" if annotations else "is missing"}; {names[0]} is needed')
+            paths = locate(files, [f'cars_{part}/{name}' for name in columns['fname']], f'{root}/{annotations}')
+            boxes = zip(*(columns[f'bbox_{corner}'] for corner in ('x1', 'y1', 'x2', 'y2')))
+            records += car_records(columns['class'], paths, boxes)
+        return 'devkit', records
+
+    if find_file(files, 'anno_train.csv'):
+        tables = {name: find_file(files, name) for name in ('anno_train.csv', 'anno_test.csv', 'names.csv')}
+        for name, path in tables.items():
+            if path is None:
+                raise ValueError(f'{root}: {name} is missing beside anno_train.csv')
+        with open(f'{root}/{tables["names.csv"]}', encoding='utf-8-sig') as file:
+            folders = [line.strip().strip('"').replace('/', '-') for line in file if line.strip()]
+        for part in ('train', 'test'):
+            annotations = f'{root}/{tables[f"anno_{part}.csv"]}'
+            with open(annotations, newline='', encoding='utf-8-sig') as file:
+                rows = [row for row in csv.reader(file) if row]
+            paths = locate(files, [f'{part}/{folders[int(row[5]) - 1]}/{row[0]}' for row in rows], annotations)
+            records += car_records([row[5] for row in rows], paths, [row[1:5] for row in rows])
+        return 'anno_train.csv', records
+
+    raise ValueError(f'{root}: no cars_annos.mat, devkit or anno_train.csv found; extract CARS196 there')
+
+
+def read_cub(root, files):
+    """CUB-200-2011: ids 1-based; boxes x, y, width, height, 0-based; classes 1-100 train, 101-200 test."""
+    index = find_file(files, 'images.txt')
+    if index is None:
+        raise ValueError(f'{root}: no images.txt found; extract CUB_200_2011 there')
+    folder = f'{root}/{index}'[:-len('images.txt')]
+    rows = read_rows(folder + 'images.txt', 2)
+    labels = dict(read_rows(folder + 'image_class_labels.txt', 2))
+    boxes = {row[0]: [float(value) for value in row[1:]] for row in read_rows(folder + 'bounding_boxes.txt', 5)}
+    unknown = [image_id for image_id, _ in rows if image_id not in labels or image_id not in boxes]
+    if unknown:
+        raise ValueError(f'{folder}images.txt: image {unknown[0]} has no class or no bounding box')
+    paths = locate(files, [f'images/{path}' for _, path in rows], folder + 'images.txt')
+    records = []
+    for (image_id, _), path in zip(rows, paths):
+        x, y, width, height = boxes[image_id]
+        label = int(labels[image_id])
+        records.append(Record('train' if label <= 100 else 'test', label, path,
+                              (round(x), round(y), round(x + width), round(y + height))))
+    return index, records
+
+
+def read_sop(root, files):
+    """Stanford Online Products: class ids are global, 1-11318 train, 11319-22634 test."""
+    records = []
+    for split in ('train', 'test'):
+        table = find_file(files, f'Ebay_{split}.txt')
+        if table is None:
+            raise ValueError(f'{root}: Ebay_{split}.txt is missing; extract Stanford_Online_Products there')
+        rows = read_rows(f'{root}/{table}', 4, header=1)
+        paths = locate(files, [row[3] for row in rows], f'{root}/{table}')
+        records += [Record(split, int(row[1]), path) for row, path in zip(rows, paths)]
+    return table, records
+
+
+def read_isc(root, files):
+    """In-shop Clothes: train, query and gallery; an item is its id, an image its whole path."""
+    table = find_file(files, 'list_eval_partition.txt')
+    if table is None:
+        raise ValueError(f'{root}: no list_eval_partition.txt found; extract In-shop Clothes Retrieval there')
+    rows = read_rows(f'{root}/{table}', 3, header=2)
+    wrong = [status for _, _, status in rows if status not in ('train', 'query', 'gallery')]
+    if wrong:
+        raise ValueError(f'{root}/{table}: status {wrong[0]!r} is none of train, query, gallery')
+    # the folder img/ of the list is found as Img/img, img, img/img or img_highres
+    paths = locate(files, [path.partition('/')[2] for path, _, _ in rows], f'{root}/{table}')
+    return table, [Record(status, item, path) for (_, item, status), path in zip(rows, paths)]
+
+
+def read_folder(root, files, seed=0):
+    """Any folder of class folders. Splits by train and test (or train, query, gallery) where these exist, else
+    half of the classes, drawn from the seed, train and half test."""
+    images = sorted(path for path in files if path.lower().endswith(IMAGE_SUFFIXES))
+    tops = {path.split('/')[0] for path in images if '/' in path}
+    for splits in (('train', 'query', 'gallery'), ('train', 'test')):
+        if tops.issuperset(splits):
+            parts = [path.split('/') for path in images]
+            return ' + '.join(splits), [Record(part[0], part[1], '/'.join(part)) for part in parts
+                                        if len(part) > 2 and part[0] in splits]
+    classes = sorted(tops)
+    if len(classes) < 2:
+        raise ValueError(f'{root}: {len(classes)} folders with images; a folder per class is needed, two at least')
+    random.Random(seed).shuffle(classes)
+    train = set(classes[:(len(classes) + 1) // 2])
+    return f'{len(classes)} class folders', [Record('train' if path.split('/')[0] in train else 'test',
+                                                    path.split('/')[0], path) for path in images if '/' in path]
+
+
+READERS = {'car': read_car, 'cub': read_cub, 'sop': read_sop, 'isc': read_isc}
+
+
+# ---------------------------------------------------------------------------------------------- preparation
+
+def available_cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def clamp_box(box, size):
+    """Cut a box to what lies inside an image of size (width, height); raises ValueError if nothing does."""
+    left, top, right, bottom = max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])
+    if left >= right or top >= bottom:
+        raise ValueError(f'box {box} is outside the image of {size[0]} x {size[1]}: '
+                         'annotations and images do not belong together')
+    return left, top, right, bottom
+
+
+def verify_image(job):
+    """(path, box) to (error or None, whether the box reaches beyond the image)."""
+    path, box = job
+    try:
+        load_image(path)
+        if box is None:
+            return None, False
+        with Image.open(path) as image:
+            return None, clamp_box(box, image.size) != tuple(box)
+    except Exception as error:  # decoders raise many kinds, and each means that the file is of no use
+        return f'{path}: {error or type(error).__name__}', False
+
+
+def write_crop(job):
+    """Cut one box out of an image and write it, at a quality that shows no loss, under its final name at once."""
+    source, target, box = job
+    crop = load_image(source, box)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    kind = Image.registered_extensions().get(os.path.splitext(target)[1].lower(), 'JPEG')
+    crop.save(target + '.part', format=kind, **({'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}))
+    os.replace(target + '.part', target)
+
+
+def pixel_sums(job):
+    """(path, image_size) to int64 (2, 3): per channel the sum of the pixels and of their squares."""
+    path, image_size = job
+    pixels = to_pixels(load_image(path), image_size).flatten(1).to(torch.int64)
+    return torch.stack([pixels.sum(1), (pixels ** 2).sum(1)]).tolist()
+
+
+def channel_statistics(sums, count):
+    """Exact mean and standard deviation of pixels / 255 per channel, from integer sums over `count` pixels."""
+    total, squares = sums
+    mean = [s / count / 255 for s in total]
+    std = [(q * count - s * s) ** 0.5 / count / 255 for s, q in zip(total, squares)]
+    return mean, std
+
+
+def parallel(pool, function, jobs, description):
+    """Results of function over jobs, in order, from all cores, with a progress bar."""
+    return list(tqdm(pool.map(function, jobs, chunksize=16), total=len(jobs), desc=description, unit='img'))
+
+
+def count_splits(records):
+    """{split: (images, classes)} in the order train, test, query, gallery."""
+    classes = defaultdict(set)
+    for record in records:
+        classes[record.split].add(record.label)
+    images = Counter(record.split for record in records)
+    return {split: (images[split], len(classes[split])) for split in ('train', 'test', 'query', 'gallery')
+            if split in images}
+
+
+def check_splits(name, records, beyond):
+    """Print the counts beside the official ones; return what is odd about the dataset as a list of sentences."""
+    counts, warnings = count_splits(records), []
+    official = OFFICIAL.get(name, {}).get('counts', {})
+    print(f'{"split":<10}{"images":>10}{"classes":>10}' + (f'{"official":>12}{"":>8}' if official else ''))
+    for split in {**official, **counts}:
+        found, wanted = counts.get(split, (0, 0)), official.get(split)
+        print(f'{split:<10}{found[0]:>10,}{found[1]:>10,}' + (f'{wanted[0]:>12,}{wanted[1]:>8,}' if wanted else ''))
+        if wanted and found != wanted:
+            warnings.append(f'{split} has {found[0]:,} images of {found[1]:,} classes, '
+                            f'the official split {wanted[0]:,} of {wanted[1]:,}')
+    if name == 'cub' and len(records) == 6033:
+        warnings.append('6,033 images: this is CUB-200 of 2010, not CUB-200-2011')
+    if beyond and name == 'car':
+        warnings.append(f'{beyond:,} boxes reach beyond their image and were clamped: '
+                        'annotations and images may not belong together')
+    sizes = Counter((record.split, record.label) for record in records)
+    single = sum(split == 'test' and size == 1 for (split, _), size in sizes.items())
+    if single:
+        warnings.append(f'{single:,} test classes have a single image, whose query always misses')
+    lost = sum(size for (split, label), size in sizes.items() if split == 'query' and ('gallery', label) not in sizes)
+    if lost:
+        warnings.append(f'{lost:,} queries have no image of their class in the gallery and always miss')
+    seen = len({label for split, label in sizes if split == 'train'}
+               & {label for split, label in sizes if split != 'train'})
+    if seen:
+        warnings.append(f'{seen:,} classes are both in training and in the test: the score is not for unseen classes')
+    return warnings
+
+
+def save(value, path):
+    torch.save(value, path + '.part')
+    os.replace(path + '.part', path)
+
+
+def is_prepared(path, fingerprint):
+    """Whether a split file stands that was made from exactly these images and settings."""
+    try:
+        return torch.load(path, weights_only=True)['info']['fingerprint'] == fingerprint
+    except Exception:  # absent, damaged or made by other code: to be made again
+        return False
+
+
+def missing_files(root, names):
+    return [name for name in names if not os.path.isfile(os.path.join(root, name))]
+
+
+def link_image(source, link):
+    """Make `link` a relative link to `source`; raises ValueError if a file that is not ours is in the way."""
+    target = os.path.relpath(source, os.path.dirname(link))
+    if os.path.lexists(link) and not os.path.islink(link):
+        raise ValueError(f'{link} is not a link made here: move it away')
+    if not os.path.islink(link) or os.readlink(link) != target:
+        os.makedirs(os.path.dirname(link), exist_ok=True)
+        if os.path.lexists(link + '.part'):
+            os.remove(link + '.part')
+        os.symlink(target, link + '.part')
+        os.replace(link + '.part', link)
+
+
+def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers=1):
+    """Read, verify and write the splits of one dataset. Raises ValueError, before anything is written, naming
+    every image that cannot be read, or what is missing from the layout."""
+    root = os.path.join(data_root, name)
+    linked = os.path.join(root, 'images')
+    source = data_path or (linked if os.path.islink(linked) else root)
+    if not os.path.isdir(source):
+        raise ValueError(f'{source}: no such folder')
+    if data_path and os.path.exists(linked) and not os.path.samefile(linked, data_path):
+        raise ValueError(f'{name} is already the name of {os.path.realpath(linked)}: choose another --data_name')
+    in_place = os.path.realpath(source) == os.path.realpath(root)
+
+    crop_types = CROP_TYPES.get(name, ('uncropped',))
+    files = list_files(source, skip=crop_types if name in CROP_TYPES else ())
+    reader = READERS.get(name)
+    try:
+        layout, records = reader(source, files) if reader else read_folder(source, files, seed)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f'{source}: its annotation files are incomplete: {error!r}') from error
+    counts = count_splits(records)
+    if 'train' not in counts or len(counts) < 2:
+        raise ValueError(f'{source}: {" and ".join(counts) or "no"} images found; both training and test are needed')
+    print(f'{name}: {len(records):,} images in {source} ({layout})')
+
+    paths = [f'{source}/{record.path}' for record in records]
+    stats = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, filter(os.path.isfile, paths))]
+    settings = [] if name in OFFICIAL else [image_size, seed]
+    fingerprint = hashlib.sha256(json.dumps([settings, records, stats]).encode()).hexdigest()
+
+    # the names that the splits use
+    if name in CROP_TYPES:
+        common = os.path.commonpath([os.path.dirname(record.path) for record in records])
+        names = {crop: [f'{crop}/{os.path.relpath(record.path, common)}' for record in records] for crop in crop_types}
+    else:
+        names = {'uncropped': [record.path if in_place else f'images/{record.path}' for record in records]}
+    outputs = {crop: os.path.join(root, f'{crop}_data_dicts.pth') for crop in crop_types}
+    if all(is_prepared(outputs[crop], fingerprint) and not missing_files(root, names[crop]) for crop in crop_types):
+        print(f'{name}: nothing changed since it was prepared')
+        return
+
+    workers = ProcessPoolExecutor(num_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    with workers as pool:
+        verified = parallel(pool, verify_image, [(path, record.box) for path, record in zip(paths, records)],
+                            'verifying')
+        errors = [error for error, _ in verified if error]
+        if errors:
+            raise ValueError(f'{name}: {len(errors):,} of {len(records):,} images cannot be read, nothing was '
+                             'written; replace these files and run again:\n  ' + '\n  '.join(errors))
+        warnings = check_splits(name, records, sum(beyond for _, beyond in verified))
+        for warning in warnings:
+            print(f'warning: {name}: {warning}')
+
+        if name in OFFICIAL:
+            mean, std = OFFICIAL[name]['mean'], OFFICIAL[name]['std']
+        else:
+            train = [(path, image_size) for path, record in zip(paths, records) if record.split == 'train']
+            sums = [[0] * 3, [0] * 3]
+            for one in parallel(pool, pixel_sums, train, 'mean and deviation'):
+                sums = [[a + b for a, b in zip(*pair)] for pair in zip(sums, one)]
+            mean, std = channel_statistics(sums, len(train) * image_size ** 2)
+
+        os.makedirs(root, exist_ok=True)
+        if not in_place:
+            inside = os.path.realpath(source).startswith(os.path.realpath(data_root) + os.sep)
+            place = os.path.relpath(os.path.realpath(source), os.path.realpath(root))
+            if os.path.islink(linked):
+                os.remove(linked)
+            os.symlink(place if inside else os.path.realpath(source), linked)
+        if name in CROP_TYPES:
+            for path, link in zip(paths, names['uncropped']):
+                link_image(path, f'{root}/{link}')
+            # crops that an interrupted run left are kept if they were made from the same images and boxes
+            mark = os.path.join(root, 'cropped', '.fingerprint')
+            same = os.path.isfile(mark) and open(mark).read() == fingerprint
+            jobs = [(path, f'{root}/{target}', record.box)
+                    for path, target, record in zip(paths, names['cropped'], records)]
+            jobs = [job for job in jobs if not (same and os.path.isfile(job[1]))]
+            os.makedirs(os.path.dirname(mark), exist_ok=True)
+            with open(mark, 'w') as file:
+                file.write(fingerprint)
+            parallel(pool, write_crop, jobs, 'cropping')
+
+    for crop in crop_types:
+        split = {part: defaultdict(list) for part in counts}
+        for record, path in zip(records, names[crop]):
+            split[record.split][record.label].append(path)
+        info = {'data_name': name, 'crop_type': crop, 'layout': layout, 'mean': tuple(mean), 'std': tuple(std),
+                'counts': counts, 'warnings': warnings, 'fingerprint': fingerprint}
+        save({**{part: dict(images) for part, images in split.items()}, 'info': info}, outputs[crop])
+        print(f'wrote {outputs[crop]}')
+
+
+# ---------------------------------------------------------------------------------------------- use
+
+def prepared_names(data_root):
+    """{name: [crop_type, ...]} of all prepared datasets."""
+    found = defaultdict(list)
+    for name in sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []:
+        for crop_type in ('uncropped', 'cropped'):
+            if os.path.isfile(os.path.join(data_root, name, f'{crop_type}_data_dicts.pth')):
+                found[name].append(crop_type)
+    return dict(found)
+
+
+def load_split(data_root, name, crop_type='uncropped'):
+    """The split file of a prepared dataset. Raises ValueError if it is not prepared, listing what is, or if
+    images have gone since."""
+    root = os.path.join(data_root, name)
+    path = os.path.join(root, f'{crop_type}_data_dicts.pth')
+    if not os.path.isfile(path):
+        listing = ', '.join(f'{found} ({", ".join(crops)})' for found, crops in prepared_names(data_root).items())
+        raise ValueError(f'{name} ({crop_type}) is not prepared in {data_root}; prepared: {listing or "nothing"}. '
+                         f'Run: python data_utils.py --data_name {name}')
+    try:
+        split = torch.load(path, weights_only=True)
+        parts = [split[part] for part in split['info']['counts']]
+    except Exception as error:
+        raise ValueError(f'{path} is damaged or was written by other code: run data_utils.py again') from error
+    missing = missing_files(root, [image for part in parts for images in part.values() for image in images])
+    if missing:
+        raise ValueError(f'{len(missing):,} images of {path} are gone, such as {missing[0]}: run data_utils.py again')
+    return split
+
+
+def flatten(part, classes):
+    """One part of a split, {label: [image, ...]}, as (images, labels): labels are positions in `classes`."""
+    position = {label: index for index, label in enumerate(classes)}
+    pairs = [(image, position[label]) for label in sorted(part) for image in part[label]]
+    return [image for image, _ in pairs], [label for _, label in pairs]
+
+
+def main():
+    parser = argparse.ArgumentParser(description='Read, verify and split datasets for train.py.',
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--data_name', help='prepare this one: car, cub, sop, isc, sample, or a name of your own; '
+                                            'by default all of the four that are found')
+    parser.add_argument('--data_root', default='data', help='folder of the datasets')
+    parser.add_argument('--data_path', help='folder of class folders to prepare under --data_name; it stays there')
+    parser.add_argument('--image_size', type=int, default=256,
+                        help='pixels a side at which mean and deviation of your own dataset are computed')
+    parser.add_argument('--seed', type=int, default=0, help='draws the training half of your own dataset')
+    parser.add_argument('--num_workers', type=int, default=available_cores(), help='processes')
+    args = parser.parse_args()
+    if args.image_size < 1 or args.num_workers < 1 or args.seed < 0:
+        parser.error('--image_size and --num_workers must be at least 1, --seed at least 0')
+    if args.data_path and (not args.data_name or args.data_name in READERS or args.data_name == 'sample'):
+        parser.error(f'--data_path needs a --data_name other than {", ".join(READERS)} and sample')
+    if args.data_name is not None and (args.data_name.startswith('.') or not args.data_name
+                                       or os.path.basename(args.data_name) != args.data_name):
+        parser.error(f'--data_name {args.data_name!r}: a plain folder name is needed')
+    names = [args.data_name] if args.data_name else \
+        [name for name in READERS if os.path.isdir(os.path.join(args.data_root, name))]
+    if not names:
+        parser.error(f'no {", ".join(READERS)} in {args.data_root}: extract a dataset there (see README.md), '
+                     'or try --data_name sample')
+    failed = False
+    for name in names:
+        try:
+            if name == 'sample' and not os.path.isdir(os.path.join(args.data_root, name)):
+                from sample_data import draw_sample
+                draw_sample(os.path.join(args.data_root, name))
+            prepare(args.data_root, name, args.data_path, args.image_size, args.seed, args.num_workers)
+        except (ValueError, OSError) as error:  # the other datasets are still prepared
+            print(f'data_utils.py: error: {error}', file=sys.stderr)
+            failed = True
+        except KeyboardInterrupt:
+            sys.exit('interrupted: run again to go on')
+    sys.exit(2 if failed else 0)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,255 @@
+"""Train the ensemble on a prepared dataset, test it after every epoch, write the model and its database.
+
+    python train.py --data_name cub --crop_type cropped --model_type resnet34 --num_epochs 30
+    python train.py --data_name sample --weights none --image_size 64 --ensemble_size 4 --meta_class_size 16 \
+        --batch_size 16 --lr 1e-3 --num_epochs 5
+
+A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}; the files that it writes
+below --results_root begin with that name.
+"""
+import hashlib
+import json
+import os
+import platform
+import secrets
+import sys
+import time
+
+import pandas as pd
+import torch
+import torchvision
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import data_utils
+import utils
+from model import MODEL_TYPES, EnsembleModel, assign_meta_classes, ensemble_loss, imagenet_weights, load_weights
+from retrieval import evaluate
+
+TEST_BATCH = 64
+
+
+def get_args():
+    parser = utils.Parser(description='Train AREIR and measure its recall on unseen classes.')
+    add = parser.add_argument_group('data').add_argument
+    add('--data_name', default='car', help="dataset: car, cub, sop, isc, sample or any prepared name "
+                                           "[default value is '%(default)s']")
+    add('--crop_type', default='uncropped', choices=['uncropped', 'cropped'],
+        help='crop data or not, it only works for car or cub dataset [default value is %(default)s]')
+    add('--data_root', default='data', help="folder of the datasets [default value is '%(default)s']")
+    add('--image_size', type=utils.positive, default=256, help='pixels a side [default value is %(default)s]')
+    add('--num_workers', type=int, default=min(8, data_utils.available_cores()),
+        help='processes that decode images, 0 for none [default value is the cores of this machine, 8 at most]')
+    add = parser.add_argument_group('model').add_argument
+    add('--model_type', default='resnet18', choices=MODEL_TYPES, help='backbone type [default value is %(default)s]')
+    add('--with_se', default='yes', choices=['yes', 'no'], help='use se block or not [default value is %(default)s]')
+    add('--ensemble_size', type=utils.positive, default=48, help='number of heads [default value is %(default)s]')
+    add('--meta_class_size', type=utils.positive, default=12,
+        help='meta-classes per head: 1/8 to 1/23 of the training classes, more from scratch '
+             '[default value is %(default)s]')
+    add('--weights', default='imagenet', help='where training starts: imagenet (downloaded once), none (random) or '
+        'a file, a torchvision state dict or a model of ours [default value is %(default)s]')
+    add = parser.add_argument_group('training').add_argument
+    add('--batch_size', type=utils.positive, default=8, help='train batch size [default value is %(default)s]')
+    add('--num_epochs', type=utils.positive, default=20, help='train epochs number [default value is %(default)s]')
+    add('--lr', type=float, default=1e-4,
+        help='learning rate of Adam, divided by 10 at 50%% and 70%% of the epochs [default value is %(default)s]')
+    add('--seed', type=int, default=0, help='draws meta-classes, random weights, order [default value is %(default)s]')
+    add('--precision', default='auto', choices=['auto', 'fp32', 'bf16'],
+        help='arithmetic of training; auto is bf16 where the hardware has it [default value is %(default)s]')
+    add('--gpu_ids', type=utils.integers, default=[0, 1],
+        help="selected gpus, without one of them the CPU runs [default value is '0,1']")
+    add = parser.add_argument_group('results').add_argument
+    add('--recalls', type=utils.integers, default=[1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000],
+        help="selected recall [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
+    add('--results_root', default='results', help="folder of what is written [default value is '%(default)s']")
+    args = parser.parse_args()
+    if args.lr <= 0:
+        parser.error(f'--lr {args.lr}: must be above 0')
+    if args.seed < 0 or args.num_workers < 0:
+        parser.error('--seed and --num_workers: must be at least 0')
+    if not args.recalls or min(args.recalls) < 1:
+        parser.error('--recalls: each must be at least 1')
+    return args
+
+
+class Autocast(nn.Module):
+    """The model in the chosen precision; a module, because each thread of DataParallel must enter it itself."""
+
+    def __init__(self, model, device, precision):
+        super().__init__()
+        self.model, self.device_type, self.enabled = model, device.type, precision == 'bf16'
+
+    def forward(self, images):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.enabled):
+            return self.model(images)
+
+
+def train_epoch(net, loader, labels, partition, normalise, optimizer, flips, name):
+    """One pass over the training images. Returns mean loss and accuracy over images and heads."""
+    net.train()
+    total_loss = total_accuracy = seen = 0
+    with tqdm(total=len(loader) * loader.batch_size, desc=name, unit='img') as bar:
+        for pixels, index in loader:
+            images = data_utils.random_flip(normalise(pixels), flips)
+            meta_labels = partition[:, labels[index]].T.to(images.device)               # (N, E)
+            logits = net(images)                                                        # (N, E, M)
+            loss = ensemble_loss(logits, meta_labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+            seen += len(images)
+            total_loss += loss.item() * len(images)
+            total_accuracy += (logits.argmax(dim=2) == meta_labels).float().mean().item() * len(images)
+            bar.set_postfix(loss=f'{total_loss / seen:.4f}', accuracy=f'{total_accuracy / seen:.2%}', refresh=False)
+            bar.update(len(images))
+    return total_loss / seen, total_accuracy / seen
+
+
+def embed(model, loader, normalise, name):
+    """Embeddings of all images of a loader, in its dataset's order: float32 (images, E * M) on the CPU."""
+    embeddings = None
+    with tqdm(total=len(loader.dataset), desc=name, unit='img', leave=False) as bar:
+        for pixels, index in loader:
+            batch = model.embed(normalise(pixels)).cpu()
+            if embeddings is None:
+                embeddings = torch.empty(len(loader.dataset), batch.shape[1])
+            embeddings[index] = batch
+            bar.update(len(index))
+    return embeddings
+
+
+def main():
+    args = get_args()
+    if args.crop_type == 'cropped' and args.data_name not in data_utils.CROP_TYPES:
+        print(f'notice: --crop_type cropped works for {" and ".join(data_utils.CROP_TYPES)} only: uncropped is used')
+        args.crop_type = 'uncropped'
+    model_name = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
+    run = f'{args.data_name}_{args.crop_type}_{model_name}_{args.ensemble_size}_{args.meta_class_size}'
+    output = os.path.join(args.results_root, run)
+
+    # data: training classes are numbered among themselves, test classes (query and gallery) in one numbering
+    split = data_utils.load_split(args.data_root, args.data_name, args.crop_type)
+    root = os.path.join(args.data_root, args.data_name)
+    info = split.pop('info')
+    train_classes = sorted(split['train'])
+    test_parts = [part for part in split if part != 'train']                            # test, or query and gallery
+    test_classes = sorted({label for part in test_parts for label in split[part]})
+    images, labels, loaders = {}, {}, {}
+    for part in split:
+        images[part], labels[part] = data_utils.flatten(split[part], test_classes if part != 'train' else train_classes)
+        labels[part] = torch.tensor(labels[part])
+    available = len(images['gallery']) if 'gallery' in images else len(images['test']) - 1
+    dropped = [k for k in args.recalls if k > available]
+    recalls = [k for k in args.recalls if k <= available]
+    if dropped:
+        print(f'notice: recall@{",".join(map(str, dropped))} dropped: {available:,} images can be retrieved')
+    if not recalls:
+        raise ValueError(f'--recalls: none is left, choose from 1 to {available}')
+    partition = assign_meta_classes(len(train_classes), args.meta_class_size, args.ensemble_size, args.seed)
+    if not len(train_classes) / 46 <= args.meta_class_size <= len(train_classes) / 2:
+        print(f'notice: --meta_class_size {args.meta_class_size} for {len(train_classes):,} training classes; '
+              f'{len(train_classes) / 23:.0f} to {len(train_classes) / 8:.0f} is usual, from scratch up to half')
+
+    # model
+    device, gpus = utils.choose_devices(args.gpu_ids)
+    native = utils.has_native_bf16(device)
+    precision = ('bf16' if native else 'fp32') if args.precision == 'auto' else args.precision
+    model = EnsembleModel(args.model_type, args.ensemble_size, args.meta_class_size, args.with_se == 'yes', args.seed)
+    if args.weights == 'imagenet':
+        load_weights(model, imagenet_weights(args.model_type))
+    elif args.weights != 'none':
+        try:
+            load_weights(model, utils.load(args.weights))
+        except ValueError as error:
+            raise ValueError(f'--weights {args.weights}: {error}') from error
+    model.to(device, memory_format=torch.channels_last)
+    net = Autocast(model, device, precision)
+    if len(gpus) > 1:
+        net = nn.DataParallel(net, device_ids=gpus)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=True)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, milestones=[max(1, int(args.num_epochs * share)) for share in (0.5, 0.7)], gamma=0.1)
+
+    batch_size = min(args.batch_size, len(images['train']))
+    order, flips = (torch.Generator().manual_seed(args.seed + i) for i in range(2))
+    for part in split:
+        training = part == 'train'
+        loaders[part] = DataLoader(
+            data_utils.ImageDataset([os.path.join(root, image) for image in images[part]], args.image_size),
+            batch_size=batch_size if training else TEST_BATCH, shuffle=training, drop_last=training,
+            generator=order if training else None, num_workers=args.num_workers,
+            persistent_workers=args.num_workers > 0, pin_memory=device.type == 'cuda')
+
+    def normalise(pixels):
+        pixels = pixels.to(device, non_blocking=True)
+        return data_utils.normalise(pixels, info['mean'], info['std']).contiguous(memory_format=torch.channels_last)
+
+    # what will run
+    device_name = torch.cuda.get_device_name(device) if gpus else f'CPU, {torch.get_num_threads()} threads'
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    counts = ', '.join(f'{part} {found:,} images of {classes:,} classes'
+                       for part, (found, classes) in info['counts'].items())
+    print(f'run        {run}')
+    print(f'data       {args.data_name} ({args.crop_type}): {counts}')
+    for warning in info['warnings']:
+        print(f'           warning: {warning}')
+    print(f'model      {"se-" * (args.with_se == "yes")}{args.model_type}, {args.ensemble_size} heads of '
+          f'{args.meta_class_size} meta-classes, {parameters:,} parameters, weights: {args.weights}')
+    print(f'device     {device_name}{f" and {len(gpus) - 1} more" if len(gpus) > 1 else ""}, {precision} '
+          f'(bf16 is {"" if native else "not "}native here)')
+    print(f'training   {args.num_epochs} epochs of {len(loaders["train"]):,} batches of {batch_size}, lr {args.lr}')
+
+    # training
+    os.makedirs(args.results_root, exist_ok=True)
+    rows = []
+    for epoch in range(1, args.num_epochs + 1):
+        started = time.perf_counter()
+        lr = schedule.get_last_lr()[0]
+        loss, accuracy = train_epoch(net, loaders['train'], labels['train'], partition, normalise, optimizer,
+                                     flips, f'epoch {epoch}/{args.num_epochs}')
+        schedule.step()
+        embeddings = {part: embed(model, loaders[part], normalise, f'embedding {part}') for part in test_parts}
+        query, gallery = test_parts[0], test_parts[1] if len(test_parts) > 1 else None
+        metrics = evaluate(embeddings[query].to(device), labels[query], recalls,
+                           embeddings[gallery].to(device) if gallery else None, labels[gallery] if gallery else None)
+
+        without_positive = metrics.pop('queries_without_positive')
+        rows.append({'epoch': epoch, 'train_loss': loss, 'train_accuracy': accuracy,
+                     **{f'test_{name}': value for name, value in metrics.items()},
+                     'lr': lr, 'seconds': time.perf_counter() - started})
+        print(f'epoch {epoch}/{args.num_epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}, '
+              + ', '.join(f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in recalls)
+              + f', MAP@R {metrics["map@r"]:.2%}, {rows[-1]["seconds"]:.0f} s')
+
+        # the same version in model and database says that they belong together
+        version = secrets.token_hex(8)
+        common = {'data_name': args.data_name, 'crop_type': args.crop_type, 'version': version}
+        utils.save({**common, 'state_dict': model.state_dict(), 'partition': partition, 'classes': train_classes,
+                    'model_args': {'model_type': args.model_type, 'ensemble_size': args.ensemble_size,
+                                   'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'},
+                    'mean': info['mean'], 'std': info['std'], 'image_size': args.image_size}, f'{output}_model.pth')
+        database = {**common, 'model': f'{run}_model.pth', 'classes': test_classes,
+                    'data_root': os.path.relpath(os.path.realpath(args.data_root), os.path.realpath(args.results_root))}
+        for part in test_parts:
+            prefix = 'query_' if part == 'query' else ''
+            database |= {f'{prefix}embeddings': embeddings[part], f'{prefix}labels': labels[part],
+                         f'{prefix}images': images[part]}
+        utils.save(database, f'{output}_data_base.pth')
+        utils.save_text(pd.DataFrame(rows).to_csv(index=False), f'{output}_results.csv')
+        utils.save_json({
+            'command': sys.argv, 'arguments': vars(args), 'commit': utils.git_commit(), 'device': device_name,
+            'precision': precision, 'gpus': gpus, 'parameters': parameters, 'protocol': 'strict', 'select': 'last',
+            'versions': {'python': platform.python_version(), 'torch': torch.__version__,
+                         'torchvision': torchvision.__version__},
+            'data': {'counts': info['counts'], 'warnings': info['warnings'], 'layout': info['layout'],
+                     'split_sha256': hashlib.sha256(json.dumps(split).encode()).hexdigest()},
+            'epoch': epoch, 'queries_without_positive': without_positive, 'metrics': metrics,
+        }, f'{output}_run.json')
+    print(f'wrote {output}_{{results.csv,model.pth,data_base.pth,run.json}}')
+
+
+if __name__ == '__main__':
+    utils.run(main)
