@@ -525,9 +525,10 @@ def load_split(data_root, name, crop_type='uncropped'):
     root = os.path.join(data_root, name)
     path = os.path.join(root, f'{crop_type}_data_dicts.pth')
     if not os.path.isfile(path):
+        known = name in READERS or name == 'sample' or os.path.isdir(root)
         listing = ', '.join(f'{found} ({", ".join(crops)})' for found, crops in prepared_names(data_root).items())
         raise ValueError(f'{name} ({crop_type}) is not prepared in {data_root}; prepared: {listing or "nothing"}. '
-                         f'Run: python data_utils.py --data_name {name}')
+                         f'Run: python data_utils.py {"" if known else "--data_path DIR "}--data_name {name}')
     try:
         split = torch.load(path, weights_only=True)
         parts = [split[part] for part in split['info']['counts']]
@@ -547,7 +548,7 @@ def flatten(part, classes):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Read, verify and split datasets for train.py.',
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description='Prepare datasets for train.py.',
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--data_name', help='prepare this one: car, cub, sop, isc, sample, or a name of your own; '
                                             'by default all of the four that are found')

@@ -6,6 +6,7 @@
 The query is an image of the database, which needs no model, or any image file, for which the model that lies
 beside the database is used. Into results/<query>/ go the query, the retrieved images, a contact sheet and a table.
 """
+import argparse
 import os
 import shutil
 import tempfile
@@ -24,7 +25,8 @@ THUMBNAIL, GAP, CAPTION, COLUMNS = 192, 14, 42, 8                            # p
 
 
 def get_args():
-    parser = utils.Parser(description='Retrieve the images of a database that are nearest to a query.')
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS,
+                                     description='Retrieve the images of a database that are nearest to a query.')
     parser.add_argument('--query_img_name', default='data/car/uncropped/008055.jpg',
                         help="query image name [default value is '%(default)s']")
     parser.add_argument('--data_base', default='car_uncropped_resnet18_48_12_data_base.pth',

@@ -148,27 +148,28 @@ def load_weights(model, checkpoint):
     """Copy weights into `model`, in place: a torchvision state dict, or a checkpoint of ours.
 
     From a torchvision network the trunk and every head's layer2-4 are taken; squeeze-and-excitation and
-    classifier stay random. From an ensemble the trunk and the first heads are taken, and the classifier
+    classifier stay random. From an ensemble the trunk and the first heads are taken, and the classifiers
     where meta_class_size is the same. Raises ValueError where names or shapes do not fit.
     """
-    if 'state_dict' in checkpoint:
-        state = checkpoint['state_dict']
-        parts = [(model.trunk, 'trunk.')] + [(head, f'heads.{i}.') for i, head in enumerate(model.heads)]
-    else:
-        state = checkpoint
-        parts = [(model.trunk, '')] + [(head, '') for head in model.heads]
-    for module, prefix in parts:
+    ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
+    state = checkpoint['state_dict'] if ours else checkpoint
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError('weights do not fit the model: not a state dict')
+    for part, module in [('trunk.', model.trunk)] + [(f'heads.{i}.', head) for i, head in enumerate(model.heads)]:
+        prefix = part if ours else ''
+        given = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
         own = module.state_dict()
-        taken = {name: state[prefix + name] for name in own if prefix + name in state}
-        if 'fc.weight' in taken and taken['fc.weight'].shape != own['fc.weight'].shape:
-            del taken['fc.weight'], taken['fc.bias']
-        # num_batches_tracked is missing from torchvision files older than that counter
-        missing = [name for name in own if name not in taken
-                   and not name.startswith(('fc.', 'se.')) and not name.endswith('num_batches_tracked')]
-        unfit = [name for name in taken if taken[name].shape != own[name].shape]
-        if missing or unfit:
-            raise ValueError(f'weights do not fit the model: {prefix}{(missing + unfit)[0]} is '
-                             f'{"missing" if missing else "of another shape"}')
+        # files older than num_batches_tracked do not have it, and nothing here reads it
+        optional = ('fc.',) if ours else ('fc.', 'se.')
+        taken = {name: given[name] for name in own if name in given
+                 and not (name.startswith('fc.') and given[name].shape != own[name].shape)}
+        unfit = [f'{name} is missing' for name in own if name not in taken
+                 and not name.startswith(optional) and not name.endswith('num_batches_tracked')]
+        unfit += [f'{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}' for name in taken
+                  if given[name].shape != own[name].shape]
+        unfit += [f'{name} has no place' for name in given if ours and name not in own]
+        if unfit:
+            raise ValueError(f'weights do not fit the model: {prefix}{unfit[0]}')
         module.load_state_dict(taken, strict=False)
 
 
@@ -181,7 +182,8 @@ def count_parameters(model_type, ensemble_size, meta_class_size, with_se):
 
 
 def main():
-    parser = argparse.ArgumentParser(description='Print the number of trainable parameters, without allocating them.')
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS,
+                                     description='Print the number of trainable parameters, without allocating them.')
     parser.add_argument('--model_type', choices=MODEL_TYPES, help='backbone [default: all]')
     parser.add_argument('--with_se', choices=['yes', 'no'], help='squeeze-and-excitation [default: both]')
     parser.add_argument('--ensemble_size', type=int, default=48, help='number of heads [default: %(default)s]')

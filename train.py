@@ -7,6 +7,7 @@
 A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}; the files that it writes
 below --results_root begin with that name.
 """
+import argparse
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 import torchvision
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
 import data_utils
@@ -31,7 +32,8 @@ TEST_BATCH = 64
 
 
 def get_args():
-    parser = utils.Parser(description='Train AREIR and measure its recall on unseen classes.')
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS,
+                                     description='Train AREIR and measure its recall on unseen classes.')
     add = parser.add_argument_group('data').add_argument
     add('--data_name', default='car', help="dataset: car, cub, sop, isc, sample or any prepared name "
                                            "[default value is '%(default)s']")
@@ -154,17 +156,18 @@ def main():
               f'{len(train_classes) / 23:.0f} to {len(train_classes) / 8:.0f} is usual, from scratch up to half')
 
     # model
+    os.makedirs(args.results_root, exist_ok=True)
+    if args.weights == 'none':
+        checkpoint = None
+    else:
+        checkpoint = imagenet_weights(args.model_type) if args.weights == 'imagenet' else utils.load(args.weights)
     device, gpus = utils.choose_devices(args.gpu_ids)
     native = utils.has_native_bf16(device)
     precision = ('bf16' if native else 'fp32') if args.precision == 'auto' else args.precision
     model = EnsembleModel(args.model_type, args.ensemble_size, args.meta_class_size, args.with_se == 'yes', args.seed)
-    if args.weights == 'imagenet':
-        load_weights(model, imagenet_weights(args.model_type))
-    elif args.weights != 'none':
-        try:
-            load_weights(model, utils.load(args.weights))
-        except ValueError as error:
-            raise ValueError(f'--weights {args.weights}: {error}') from error
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+        del checkpoint
     model.to(device, memory_format=torch.channels_last)
     net = Autocast(model, device, precision)
     if len(gpus) > 1:
@@ -176,12 +179,13 @@ def main():
     batch_size = min(args.batch_size, len(images['train']))
     order, flips = (torch.Generator().manual_seed(args.seed + i) for i in range(2))
     for part in split:
-        training = part == 'train'
-        loaders[part] = DataLoader(
-            data_utils.ImageDataset([os.path.join(root, image) for image in images[part]], args.image_size),
-            batch_size=batch_size if training else TEST_BATCH, shuffle=training, drop_last=training,
-            generator=order if training else None, num_workers=args.num_workers,
-            persistent_workers=args.num_workers > 0, pin_memory=device.type == 'cuda')
+        dataset = data_utils.ImageDataset([os.path.join(root, image) for image in images[part]], args.image_size)
+        if part == 'train':  # its own generator: the loader's would make the order depend on the workers
+            how = {'sampler': RandomSampler(dataset, generator=order), 'batch_size': batch_size, 'drop_last': True}
+        else:
+            how = {'batch_size': TEST_BATCH}
+        loaders[part] = DataLoader(dataset, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
+                                   pin_memory=device.type == 'cuda', **how)
 
     def normalise(pixels):
         pixels = pixels.to(device, non_blocking=True)
@@ -203,7 +207,6 @@ def main():
     print(f'training   {args.num_epochs} epochs of {len(loaders["train"]):,} batches of {batch_size}, lr {args.lr}')
 
     # training
-    os.makedirs(args.results_root, exist_ok=True)
     rows = []
     for epoch in range(1, args.num_epochs + 1):
         started = time.perf_counter()

@@ -8,13 +8,6 @@ import sys
 import torch
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ValueErrors, so that `run` prints them as one line."""
-
-    def error(self, message):
-        raise ValueError(f'{message} (--help lists the flags)')
-
-
 def run(main):
     """Call main(); what it refuses becomes one line on stderr and exit code 2, Ctrl-C one line and 130."""
     script = os.path.basename(sys.argv[0])
