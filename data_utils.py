@@ -70,10 +70,14 @@ def load_image(path, box=None):
         return image.convert('RGB')
 
 
+def resize(image, image_size):
+    """An RGB image as a square of uint8 (image_size, image_size, 3)."""
+    return np.array(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+
+
 def to_pixels(image, image_size):
-    """An RGB image resized to a square, as uint8 (3, image_size, image_size)."""
-    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    """An RGB image as a square tensor of uint8 (3, image_size, image_size)."""
+    return torch.from_numpy(resize(image, image_size)).permute(2, 0, 1)
 
 
 class ImageDataset(Dataset):
@@ -106,16 +110,18 @@ def random_flip(images, generator):
 # ---------------------------------------------------------------------------------------------- layouts
 
 def list_files(root, skip=()):
-    """All files below root as relative paths with '/'. Links are followed; system files are left out."""
-    files = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    """All files below root as relative paths with '/'. Links are followed, though never into a folder that they
+    lie in; system files and the folders `skip` of root are left out."""
+    def walk(folder, prefix, above):
         here = os.path.realpath(folder)
-        subfolders[:] = [name for name in subfolders if not name.startswith('.') and name != '__MACOSX'
-                         and not (folder == root and name in skip)
-                         and not (here + '/').startswith(os.path.realpath(os.path.join(folder, name)) + '/')]
-        relative = os.path.relpath(folder, root).replace(os.sep, '/')
-        files += [name if relative == '.' else f'{relative}/{name}' for name in names if not name.startswith('.')]
-    return files
+        for entry in os.scandir(folder) if here not in above else ():
+            if entry.name.startswith('.') or entry.name == '__MACOSX' or (not prefix and entry.name in skip):
+                continue
+            if entry.is_dir():
+                yield from walk(entry.path, f'{prefix}{entry.name}/', above | {here})
+            else:
+                yield prefix + entry.name
+    return sorted(walk(root, '', frozenset()))
 
 
 def find_file(files, *names):
@@ -268,7 +274,7 @@ def read_isc(root, files):
 def read_folder(root, files, seed=0):
     """Any folder of class folders. Splits by train and test (or train, query, gallery) where these exist, else
     half of the classes, drawn from the seed, train and half test."""
-    images = sorted(path for path in files if path.lower().endswith(IMAGE_SUFFIXES))
+    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
     tops = {path.split('/')[0] for path in images if '/' in path}
     for splits in (('train', 'query', 'gallery'), ('train', 'test')):
         if tops.issuperset(splits):
@@ -326,10 +332,11 @@ def write_crop(job):
 
 
 def pixel_sums(job):
-    """(path, image_size) to int64 (2, 3): per channel the sum of the pixels and of their squares."""
+    """(path, image_size) to the sums of the pixels and of their squares, three integers each."""
     path, image_size = job
-    pixels = to_pixels(load_image(path), image_size).flatten(1).to(torch.int64)
-    return torch.stack([pixels.sum(1), (pixels ** 2).sum(1)]).tolist()
+    # numpy, since torch's threads do not survive the fork that starts a worker process
+    pixels = resize(load_image(path), image_size).reshape(-1, 3).astype(np.int64)
+    return pixels.sum(0).tolist(), (pixels ** 2).sum(0).tolist()
 
 
 def channel_statistics(sums, count):
@@ -419,12 +426,13 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
     """Read, verify and write the splits of one dataset. Raises ValueError, before anything is written, naming
     every image that cannot be read, or what is missing from the layout."""
     root = os.path.join(data_root, name)
-    linked = os.path.join(root, 'images')
-    source = data_path or (linked if os.path.islink(linked) else root)
+    linked = os.path.join(root, 'images')  # where photos that lie elsewhere are linked
+    source = data_path or (linked if os.path.islink(linked) and name not in READERS else root)
     if not os.path.isdir(source):
         raise ValueError(f'{source}: no such folder')
-    if data_path and os.path.exists(linked) and not os.path.samefile(linked, data_path):
-        raise ValueError(f'{name} is already the name of {os.path.realpath(linked)}: choose another --data_name')
+    taken = linked if os.path.exists(linked) else root if os.path.isdir(root) and not os.path.islink(linked) else None
+    if data_path and taken and not os.path.samefile(taken, data_path):
+        raise ValueError(f'{name} is already the name of {os.path.realpath(taken)}: choose another --data_name')
     in_place = os.path.realpath(source) == os.path.realpath(root)
 
     crop_types = CROP_TYPES.get(name, ('uncropped',))
@@ -491,10 +499,14 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
             same = os.path.isfile(mark) and open(mark).read() == fingerprint
             jobs = [(path, f'{root}/{target}', record.box)
                     for path, target, record in zip(paths, names['cropped'], records)]
-            jobs = [job for job in jobs if not (same and os.path.isfile(job[1]))]
-            os.makedirs(os.path.dirname(mark), exist_ok=True)
-            with open(mark, 'w') as file:
-                file.write(fingerprint)
+            if not same:
+                for _, target, _ in jobs:
+                    if os.path.lexists(target):
+                        os.remove(target)
+                os.makedirs(os.path.dirname(mark), exist_ok=True)
+                with open(mark, 'w') as file:
+                    file.write(fingerprint)
+            jobs = [job for job in jobs if not os.path.isfile(job[1])]
             parallel(pool, write_crop, jobs, 'cropping')
 
     for crop in crop_types:
