@@ -16,8 +16,8 @@ import random
 import signal
 import sys
 from collections import Counter, defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple, Optional
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Record(NamedTuple):
     split: str                  # train, test, query or gallery
     label: object               # int or str, as the dataset has it
     path: str                   # relative to the dataset's folder, with '/'
-    box: Optional[tuple] = None  # left, top, right, bottom: 0-based, half-open, on the stored pixels
+    box: tuple | None = None    # left, top, right, bottom: 0-based, half-open, on the stored pixels
 
 
 # ---------------------------------------------------------------------------------------------- pixels
@@ -117,7 +117,7 @@ def list_files(root, skip=()):
         for entry in os.scandir(folder) if here not in above else ():
             if entry.name.startswith('.') or entry.name == '__MACOSX' or (not prefix and entry.name in skip):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):
                 yield from walk(entry.path, f'{prefix}{entry.name}/', above | {here})
             else:
                 yield prefix + entry.name
@@ -339,17 +339,33 @@ def pixel_sums(job):
     return pixels.sum(0).tolist(), (pixels ** 2).sum(0).tolist()
 
 
-def channel_statistics(sums, count):
-    """Exact mean and standard deviation of pixels / 255 per channel, from integer sums over `count` pixels."""
-    total, squares = sums
-    mean = [s / count / 255 for s in total]
-    std = [(q * count - s * s) ** 0.5 / count / 255 for s, q in zip(total, squares)]
-    return mean, std
-
-
 def parallel(pool, function, jobs, description):
     """Results of function over jobs, in order, from all cores, with a progress bar."""
     return list(tqdm(pool.map(function, jobs, chunksize=16), total=len(jobs), desc=description, unit='img'))
+
+
+def channel_statistics(pool, paths, image_size):
+    """Mean and standard deviation of the pixels / 255 of all images, per channel, exact: integers are summed."""
+    sums = parallel(pool, pixel_sums, [(path, image_size) for path in paths], 'mean and deviation')
+    totals, squares = ([sum(channel) for channel in zip(*part)] for part in zip(*sums))
+    count = len(paths) * image_size ** 2
+    mean = tuple(total / count / 255 for total in totals)
+    std = tuple((square * count - total ** 2) ** 0.5 / count / 255 for total, square in zip(totals, squares))
+    return mean, std
+
+
+def write_crops(pool, folder, jobs, fingerprint):
+    """Write the crops (source, target, box) below folder. Those that an interrupted run left are kept if they are
+    of the same fingerprint, which a file beside them tells, else removed first."""
+    mark = os.path.join(folder, '.fingerprint')
+    if not os.path.isfile(mark) or open(mark).read() != fingerprint:
+        for _, target, _ in jobs:
+            if os.path.lexists(target):
+                os.remove(target)
+        os.makedirs(folder, exist_ok=True)
+        with open(mark, 'w') as file:
+            file.write(fingerprint)
+    parallel(pool, write_crop, [job for job in jobs if not os.path.isfile(job[1])], 'cropping')
 
 
 def count_splits(records):
@@ -422,6 +438,15 @@ def link_image(source, link):
         os.replace(link + '.part', link)
 
 
+def link_folder(source, link, data_root):
+    """Link to photos: relatively if they lie below data_root, so that they move with it, else absolutely."""
+    source, home = os.path.realpath(source), os.path.realpath(os.path.dirname(link))
+    inside = source.startswith(os.path.realpath(data_root) + os.sep)
+    if os.path.islink(link):
+        os.remove(link)
+    os.symlink(os.path.relpath(source, home) if inside else source, link)
+
+
 def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers=1):
     """Read, verify and write the splits of one dataset. Raises ValueError, before anything is written, naming
     every image that cannot be read, or what is missing from the layout."""
@@ -430,8 +455,8 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
     source = data_path or (linked if os.path.islink(linked) and name not in READERS else root)
     if not os.path.isdir(source):
         raise ValueError(f'{source}: no such folder')
-    taken = linked if os.path.exists(linked) else root if os.path.isdir(root) and not os.path.islink(linked) else None
-    if data_path and taken and not os.path.samefile(taken, data_path):
+    taken = linked if os.path.islink(linked) else root
+    if data_path and os.path.isdir(taken) and os.listdir(taken) and not os.path.samefile(taken, data_path):
         raise ValueError(f'{name} is already the name of {os.path.realpath(taken)}: choose another --data_name')
     in_place = os.path.realpath(source) == os.path.realpath(root)
 
@@ -478,42 +503,27 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
         if name in OFFICIAL:
             mean, std = OFFICIAL[name]['mean'], OFFICIAL[name]['std']
         else:
-            train = [(path, image_size) for path, record in zip(paths, records) if record.split == 'train']
-            sums = [[0] * 3, [0] * 3]
-            for one in parallel(pool, pixel_sums, train, 'mean and deviation'):
-                sums = [[a + b for a, b in zip(*pair)] for pair in zip(sums, one)]
-            mean, std = channel_statistics(sums, len(train) * image_size ** 2)
+            train = [path for path, record in zip(paths, records) if record.split == 'train']
+            mean, std = channel_statistics(pool, train, image_size)
 
+        # from here on the disk changes, so what stood before must not outlive an interruption
         os.makedirs(root, exist_ok=True)
+        for path in filter(os.path.isfile, outputs.values()):
+            os.remove(path)
         if not in_place:
-            inside = os.path.realpath(source).startswith(os.path.realpath(data_root) + os.sep)
-            place = os.path.relpath(os.path.realpath(source), os.path.realpath(root))
-            if os.path.islink(linked):
-                os.remove(linked)
-            os.symlink(place if inside else os.path.realpath(source), linked)
+            link_folder(source, linked, data_root)
         if name in CROP_TYPES:
             for path, link in zip(paths, names['uncropped']):
                 link_image(path, f'{root}/{link}')
-            # crops that an interrupted run left are kept if they were made from the same images and boxes
-            mark = os.path.join(root, 'cropped', '.fingerprint')
-            same = os.path.isfile(mark) and open(mark).read() == fingerprint
             jobs = [(path, f'{root}/{target}', record.box)
                     for path, target, record in zip(paths, names['cropped'], records)]
-            if not same:
-                for _, target, _ in jobs:
-                    if os.path.lexists(target):
-                        os.remove(target)
-                os.makedirs(os.path.dirname(mark), exist_ok=True)
-                with open(mark, 'w') as file:
-                    file.write(fingerprint)
-            jobs = [job for job in jobs if not os.path.isfile(job[1])]
-            parallel(pool, write_crop, jobs, 'cropping')
+            write_crops(pool, os.path.join(root, 'cropped'), jobs, fingerprint)
 
     for crop in crop_types:
         split = {part: defaultdict(list) for part in counts}
         for record, path in zip(records, names[crop]):
             split[record.split][record.label].append(path)
-        info = {'data_name': name, 'crop_type': crop, 'layout': layout, 'mean': tuple(mean), 'std': tuple(std),
+        info = {'data_name': name, 'crop_type': crop, 'layout': layout, 'mean': mean, 'std': std,
                 'counts': counts, 'warnings': warnings, 'fingerprint': fingerprint}
         save({**{part: dict(images) for part, images in split.items()}, 'info': info}, outputs[crop])
         print(f'wrote {outputs[crop]}')
@@ -590,11 +600,12 @@ def main():
                 from sample_data import draw_sample
                 draw_sample(os.path.join(args.data_root, name))
             prepare(args.data_root, name, args.data_path, args.image_size, args.seed, args.num_workers)
-        except (ValueError, OSError) as error:  # the other datasets are still prepared
+        except (ValueError, OSError, BrokenExecutor) as error:  # the other datasets are still prepared
             print(f'data_utils.py: error: {error}', file=sys.stderr)
             failed = True
         except KeyboardInterrupt:
-            sys.exit('interrupted: run again to go on')
+            print('data_utils.py: interrupted; run again to go on', file=sys.stderr)
+            sys.exit(130)
     sys.exit(2 if failed else 0)
 
 

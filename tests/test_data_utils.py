@@ -374,6 +374,8 @@ def test_own_folder_with_links(root, tmp_path):
     own(tmp_path / 'elsewhere', ['c'])
     (tmp_path / 'photos/c').symlink_to(tmp_path / 'elsewhere/c')
     (tmp_path / 'photos/a/top').symlink_to('..')  # a cycle to a folder above
+    (tmp_path / 'photos/b/self').symlink_to('self')  # a link that leads nowhere
+    (tmp_path / 'photos/b/gone').symlink_to('gone_since')
     prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
     assert sorted(listed(load_split(root, 'shoes'))) == [f'images/{name}/{n}.png' for name in 'abc' for n in (0, 1)]
 
@@ -666,19 +668,21 @@ def test_command_draws_the_sample(root):
     assert image.size == (64, 64)
 
 
-@pytest.mark.parametrize('flags', [
-    ['--data_name', '../x'], ['--data_name', ''], ['--data_name', '.'], ['--data_name', 'car/'],
-    ['--data_path', 'photos'], ['--data_path', 'photos', '--data_name', 'car'],
-    ['--data_path', 'absent', '--data_name', 'shoes'], ['--data_name', 'car'], ['--num_workers', '0']])
-def test_command_refuses(tmp_path, monkeypatch, capsys, flags):
+@pytest.mark.parametrize(('flags', 'reason'), [
+    ('--data_name ../x', 'plain folder name'), ('--data_name .', 'plain folder name'),
+    ('--data_name a/b', 'plain folder name'), ('--data_name=', 'plain folder name'),
+    ('--data_path photos', 'needs a --data_name'), ('--data_path photos --data_name car', 'needs a --data_name'),
+    ('--data_path absent --data_name shoes', 'absent: no such folder'), ('--data_name car', 'no such folder'),
+    ('--num_workers 0', 'at least 1')])
+def test_command_refuses(tmp_path, monkeypatch, capsys, flags, reason):
     monkeypatch.chdir(tmp_path)
     own(tmp_path / 'photos')
     before = tree(tmp_path)
-    monkeypatch.setattr(sys, 'argv', ['data_utils.py', *flags])
+    monkeypatch.setattr(sys, 'argv', ['data_utils.py', *flags.split()])
     with pytest.raises(SystemExit) as stop:
         data_utils.main()
     assert stop.value.code == 2
-    assert 'data_utils.py: error: ' in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert tree(tmp_path) == before
 
 
