@@ -15,8 +15,11 @@ import os
 import random
 import signal
 import sys
+import threading
+import warnings
 from collections import Counter, defaultdict
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from multiprocessing import parent_process
 from typing import NamedTuple
 
 import numpy as np
@@ -55,19 +58,22 @@ def load_image(path, box=None):
     """Read any image as RGB: EXIF orientation applied, transparency on white, all of it decoded.
 
     box (left, top, right, bottom) is cut out first, from the stored pixels, which is what the datasets'
-    boxes were drawn on. Raises OSError or ValueError for what is not a complete image.
+    boxes were drawn on. Raises ValueError naming the file if it is not a complete image.
     """
-    with Image.open(path) as image:
-        image.load()
-        if box:
-            image = image.crop(clamp_box(box, image.size))
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith('I'):  # 16-bit gray, which pillow would clip at 255
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert('RGBA')
-            image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-        return image.convert('RGB')
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if box:
+                image = image.crop(clamp_box(box, image.size))
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith('I'):  # 16-bit gray, which pillow would clip at 255
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert('RGBA')
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+            return image.convert('RGB')
+    except Exception as error:  # decoders raise many kinds, and each means that the file is of no use
+        raise ValueError(f'{path}: {str(error) or type(error).__name__}') from error
 
 
 def resize(image, image_size):
@@ -181,29 +187,32 @@ def car_records(labels, paths, boxes):
             for label, path, (x1, y1, x2, y2) in zip(labels, paths, boxes)]
 
 
+def mat_records(root, files, annotations, folder, key):
+    """Records of one MATLAB file; `folder` comes before the image names of its column `key`."""
+    source = f'{root}/{annotations}'
+    columns = read_mat(source)
+    if 'class' not in columns:
+        raise ValueError(f'{source} has no labels; cars_test_annos_withlabels.mat is needed')
+    paths = locate(files, [folder + name for name in columns[key]], source)
+    boxes = zip(*(columns[f'bbox_{corner}'] for corner in ('x1', 'y1', 'x2', 'y2')))
+    return car_records(columns['class'], paths, boxes)
+
+
 def read_car(root, files):
     """CARS196: one folder and cars_annos.mat, the two folders of the devkit, or folders of class names with CSV."""
     annotations = find_file(files, 'cars_annos.mat')
     if annotations:
-        columns = read_mat(f'{root}/{annotations}')
-        paths = locate(files, columns['relative_im_path'], f'{root}/{annotations}')
-        boxes = zip(*(columns[f'bbox_{corner}'] for corner in ('x1', 'y1', 'x2', 'y2')))
-        return annotations, car_records(columns['class'], paths, boxes)
+        return annotations, mat_records(root, files, annotations, '', 'relative_im_path')
+
+    train = find_file(files, 'cars_train_annos.mat')
+    if train:
+        test = find_file(files, 'cars_test_annos_withlabels.mat', 'cars_test_annos.mat')
+        if test is None:
+            raise ValueError(f'{root}: cars_test_annos_withlabels.mat is missing beside {train}')
+        return 'devkit', (mat_records(root, files, train, 'cars_train/', 'fname')
+                          + mat_records(root, files, test, 'cars_test/', 'fname'))
 
     records = []
-    if find_file(files, 'cars_train_annos.mat'):
-        for part, names in (('train', ['cars_train_annos.mat']),
-                            ('test', ['cars_test_annos_withlabels.mat', 'cars_test_annos.mat'])):
-            annotations = find_file(files, *names)
-            columns = read_mat(f'{root}/{annotations}') if annotations else {}
-            if 'class' not in columns:
-                raise ValueError(f'{root}: {annotations or names[0]} '
-                                 f'{"has no labels" if annotations else "is missing"}; {names[0]} is needed')
-            paths = locate(files, [f'cars_{part}/{name}' for name in columns['fname']], f'{root}/{annotations}')
-            boxes = zip(*(columns[f'bbox_{corner}'] for corner in ('x1', 'y1', 'x2', 'y2')))
-            records += car_records(columns['class'], paths, boxes)
-        return 'devkit', records
-
     if find_file(files, 'anno_train.csv'):
         tables = {name: find_file(files, name) for name in ('anno_train.csv', 'anno_test.csv', 'names.csv')}
         for name, path in tables.items():
@@ -312,13 +321,13 @@ def verify_image(job):
     """(path, box) to (error or None, whether the box reaches beyond the image)."""
     path, box = job
     try:
-        load_image(path)
+        load_image(path, box)
         if box is None:
             return None, False
         with Image.open(path) as image:
             return None, clamp_box(box, image.size) != tuple(box)
-    except Exception as error:  # decoders raise many kinds, and each means that the file is of no use
-        return f'{path}: {error or type(error).__name__}', False
+    except ValueError as error:
+        return str(error), False
 
 
 def write_crop(job):
@@ -327,8 +336,13 @@ def write_crop(job):
     crop = load_image(source, box)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     kind = Image.registered_extensions().get(os.path.splitext(target)[1].lower(), 'JPEG')
-    crop.save(target + '.part', format=kind, **({'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}))
-    os.replace(target + '.part', target)
+    try:
+        crop.save(target + '.part', format=kind, **({'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}))
+        os.replace(target + '.part', target)
+    except OSError as error:
+        if os.path.isfile(target + '.part'):
+            os.remove(target + '.part')
+        raise OSError(f'{target} cannot be written: {error}') from error
 
 
 def pixel_sums(job):
@@ -337,6 +351,13 @@ def pixel_sums(job):
     # numpy, since torch's threads do not survive the fork that starts a worker process
     pixels = resize(load_image(path), image_size).reshape(-1, 3).astype(np.int64)
     return pixels.sum(0).tolist(), (pixels ** 2).sum(0).tolist()
+
+
+def start_worker():
+    """A worker process leaves Ctrl-C to its parent and ends when the parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def parallel(pool, function, jobs, description):
@@ -352,6 +373,16 @@ def channel_statistics(pool, paths, image_size):
     mean = tuple(total / count / 255 for total in totals)
     std = tuple((square * count - total ** 2) ** 0.5 / count / 255 for total, square in zip(totals, squares))
     return mean, std
+
+
+def refuse_foreign_files(root, names):
+    """Raise ValueError if a file that was not made here stands where a link or a crop is to be written."""
+    for path in names['uncropped']:
+        if os.path.lexists(f'{root}/{path}') and not os.path.islink(f'{root}/{path}'):
+            raise ValueError(f'{root}/{path} is not a link made here: move {root}/uncropped away')
+    crops = os.path.join(root, 'cropped')
+    if os.path.isdir(crops) and os.listdir(crops) and not os.path.isfile(os.path.join(crops, '.fingerprint')):
+        raise ValueError(f'{crops} was not written here: move it away')
 
 
 def write_crops(pool, folder, jobs, fingerprint):
@@ -409,14 +440,22 @@ def check_splits(name, records, beyond):
 
 
 def save(value, path):
-    torch.save(value, path + '.part')
-    os.replace(path + '.part', path)
+    """torch.save under a temporary name, then moved: `path` is always whole."""
+    try:
+        torch.save(value, path + '.part')
+        os.replace(path + '.part', path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        if os.path.isfile(path + '.part'):
+            os.remove(path + '.part')
+        raise OSError(f'{path} cannot be written: {str(error).splitlines()[0]}') from error
 
 
 def is_prepared(path, fingerprint):
     """Whether a split file stands that was made from exactly these images and settings."""
     try:
-        return torch.load(path, weights_only=True)['info']['fingerprint'] == fingerprint
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            return torch.load(path, weights_only=True)['info']['fingerprint'] == fingerprint
     except Exception:  # absent, damaged or made by other code: to be made again
         return False
 
@@ -426,10 +465,8 @@ def missing_files(root, names):
 
 
 def link_image(source, link):
-    """Make `link` a relative link to `source`; raises ValueError if a file that is not ours is in the way."""
+    """Make `link` a relative link to `source`."""
     target = os.path.relpath(source, os.path.dirname(link))
-    if os.path.lexists(link) and not os.path.islink(link):
-        raise ValueError(f'{link} is not a link made here: move it away')
     if not os.path.islink(link) or os.readlink(link) != target:
         os.makedirs(os.path.dirname(link), exist_ok=True)
         if os.path.lexists(link + '.part'):
@@ -471,6 +508,10 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
     if 'train' not in counts or len(counts) < 2:
         raise ValueError(f'{source}: {" and ".join(counts) or "no"} images found; both training and test are needed')
     print(f'{name}: {len(records):,} images in {source} ({layout})')
+    left_out = set(files).difference(record.path for record in records) if not reader else ()
+    left_out = sorted(path for path in left_out if not path.endswith('_data_dicts.pth'))
+    if left_out:
+        print(f'notice: {name}: {len(left_out):,} files are no images in class folders, such as {left_out[0]}')
 
     paths = [f'{source}/{record.path}' for record in records]
     stats = [(s.st_size, s.st_mtime_ns) for s in map(os.stat, filter(os.path.isfile, paths))]
@@ -488,8 +529,10 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
         print(f'{name}: nothing changed since it was prepared')
         return
 
-    workers = ProcessPoolExecutor(num_workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-    with workers as pool:
+    if name in CROP_TYPES:
+        refuse_foreign_files(root, names)
+
+    with ProcessPoolExecutor(num_workers, initializer=start_worker) as pool:
         verified = parallel(pool, verify_image, [(path, record.box) for path, record in zip(paths, records)],
                             'verifying')
         errors = [error for error, _ in verified if error]
@@ -531,6 +574,12 @@ def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers
 
 # ---------------------------------------------------------------------------------------------- use
 
+def check_name(name):
+    """Raise ValueError unless name can be the name of a dataset, that is of a folder below data."""
+    if not name or name.startswith('.') or os.path.basename(name) != name:
+        raise ValueError(f'--data_name {name!r}: a plain folder name is needed')
+
+
 def prepared_names(data_root):
     """{name: [crop_type, ...]} of all prepared datasets."""
     found = defaultdict(list)
@@ -544,6 +593,7 @@ def prepared_names(data_root):
 def load_split(data_root, name, crop_type='uncropped'):
     """The split file of a prepared dataset. Raises ValueError if it is not prepared, listing what is, or if
     images have gone since."""
+    check_name(name)
     root = os.path.join(data_root, name)
     path = os.path.join(root, f'{crop_type}_data_dicts.pth')
     if not os.path.isfile(path):
@@ -552,7 +602,9 @@ def load_split(data_root, name, crop_type='uncropped'):
         raise ValueError(f'{name} ({crop_type}) is not prepared in {data_root}; prepared: {listing or "nothing"}. '
                          f'Run: python data_utils.py {"" if known else "--data_path DIR "}--data_name {name}')
     try:
-        split = torch.load(path, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns of some files before it refuses them
+            split = torch.load(path, weights_only=True)
         parts = [split[part] for part in split['info']['counts']]
     except Exception as error:
         raise ValueError(f'{path} is damaged or was written by other code: run data_utils.py again') from error
@@ -585,17 +637,16 @@ def main():
         parser.error('--image_size and --num_workers must be at least 1, --seed at least 0')
     if args.data_path and (not args.data_name or args.data_name in READERS or args.data_name == 'sample'):
         parser.error(f'--data_path needs a --data_name other than {", ".join(READERS)} and sample')
-    if args.data_name is not None and (args.data_name.startswith('.') or not args.data_name
-                                       or os.path.basename(args.data_name) != args.data_name):
-        parser.error(f'--data_name {args.data_name!r}: a plain folder name is needed')
-    names = [args.data_name] if args.data_name else \
+    names = [args.data_name] if args.data_name is not None else \
         [name for name in READERS if os.path.isdir(os.path.join(args.data_root, name))]
     if not names:
         parser.error(f'no {", ".join(READERS)} in {args.data_root}: extract a dataset there (see README.md), '
                      'or try --data_name sample')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     failed = False
     for name in names:
         try:
+            check_name(name)
             if name == 'sample' and not os.path.isdir(os.path.join(args.data_root, name)):
                 from sample_data import draw_sample
                 draw_sample(os.path.join(args.data_root, name))

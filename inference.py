@@ -47,14 +47,16 @@ def load_database(name, results_root):
             if os.path.isdir(results_root) else []
         raise ValueError(f'--data_base {name}: no such database; in {results_root}: {", ".join(found) or "none"}')
     database = utils.load(path)
-    if not isinstance(database, dict) or not {'embeddings', 'labels', 'images', 'version'} <= database.keys():
+    needed = {'embeddings', 'labels', 'images', 'classes', 'data_name', 'data_root', 'model', 'version'}
+    if not isinstance(database, dict) or not needed <= database.keys():
         raise ValueError(f'--data_base {name}: not a database written by train.py')
     return database, path
 
 
 def image_folder(database, path, data_root):
     """The folder that the database's image paths start from: --data_root, else where it was at training."""
-    roots = [data_root] if data_root else [os.path.join(os.path.dirname(path), database['data_root']), 'data']
+    beside = os.path.join(os.path.dirname(os.path.realpath(path)), database['data_root'])
+    roots = [data_root] if data_root else [beside, 'data']
     folders = [os.path.normpath(os.path.join(root, database['data_name'])) for root in roots]
     for folder in folders:
         if os.path.isfile(os.path.join(folder, database['images'][0])):
@@ -63,16 +65,18 @@ def image_folder(database, path, data_root):
 
 
 def find_image(query, images, folder):
-    """The position of a query among images below folder, or None: by file, whatever links lead to it."""
-    named = os.path.normpath(query).replace(os.sep, '/')
-    place = os.path.basename(folder)
-    for index, image in enumerate(images):
-        if os.path.basename(image) != os.path.basename(query):
-            continue
-        if os.path.exists(query):
-            if os.path.samefile(query, os.path.join(folder, image)):
+    """The position of a query among images below folder, or None: by file, whatever names and links lead to it;
+    a query that is no file, by the database's own name for it."""
+    if os.path.isfile(query):
+        wanted = os.stat(query)
+        for index, image in enumerate(images):
+            path = os.path.join(folder, image)
+            if os.path.isfile(path) and os.path.samestat(wanted, os.stat(path)):
                 return index
-        elif named in (image, f'{place}/{image}') or named.endswith(f'/{place}/{image}'):
+        return None
+    named = '/' + os.path.normpath(query).replace(os.sep, '/')
+    for index, image in enumerate(images):
+        if named == f'/{image}' or named.endswith(f'/{os.path.basename(folder)}/{image}'):
             return index
     return None
 
@@ -84,10 +88,7 @@ def embed_file(query, database, path):
     model_path = os.path.join(os.path.dirname(path), database['model'])
     if not os.path.isfile(model_path):
         raise ValueError(f'{model_path}: no such file; the model is needed for an image that is not in the database')
-    try:
-        image = data_utils.load_image(query)
-    except Exception as error:  # decoders raise many kinds
-        raise ValueError(f'--query_img_name {query}: not a readable image ({error})') from error
+    image = data_utils.load_image(query)
     saved = utils.load(model_path)
     if not isinstance(saved, dict) or saved.get('version') != database['version']:
         raise ValueError(f'{model_path} does not fit {path}: they were not written by the same epoch of one run')
@@ -97,29 +98,34 @@ def embed_file(query, database, path):
     return model.embed(data_utils.normalise(pixels[None], saved['mean'], saved['std']))
 
 
-def contact_sheet(query, retrieved, captions, rights):
-    """One picture: the query at the left, the retrieved images framed and captioned, in rows, best first."""
-    columns = min(COLUMNS, len(retrieved))
-    rows = -(-len(retrieved) // columns)
+def thumbnail(image, colour, width):
+    """An image fitted into a white square of THUMBNAIL pixels with a frame `width` pixels wide."""
+    side = THUMBNAIL - 2 * width
+    fitted = image.resize([max(1, round(length * side / max(image.size))) for length in image.size],
+                          Image.Resampling.LANCZOS)
+    square = Image.new('RGB', (side, side), 'white')
+    square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
+    return ImageOps.expand(square, width, colour)
+
+
+def contact_sheet(thumbnails, captions):
+    """One picture: the query, which comes first, at the left, the retrieved images beside it in rows, each with
+    its caption of two lines."""
+    columns = min(COLUMNS, len(thumbnails) - 1)
+    rows = -(-(len(thumbnails) - 1) // columns)
     step_x, step_y = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
     sheet = Image.new('RGB', (GAP + (columns + 1) * step_x + GAP, GAP + rows * step_y), 'white')
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(15)
-
-    def place(image, x, y, caption, colour, width):
-        inner = THUMBNAIL - 2 * width
-        thumbnail = ImageOps.pad(image, (inner, inner), Image.Resampling.LANCZOS, color='white')
-        sheet.paste(ImageOps.expand(thumbnail, width, colour), (x, y))
+    for index, (image, caption) in enumerate(zip(thumbnails, captions), -1):
+        row, column = divmod(index, columns) if index >= 0 else (0, -1)
+        x, y = GAP + (column + 1) * step_x + (GAP if index >= 0 else 0), GAP + row * step_y
+        sheet.paste(image, (x, y))
         for line, text in enumerate(caption):
+            text = ' '.join(text.split())
             while len(text) > 2 and draw.textlength(text, font) > THUMBNAIL:
                 text = text[:-2] + '…'
             draw.text((x + THUMBNAIL / 2, y + THUMBNAIL + 4 + 18 * line), text, 'black', font, anchor='ma')
-
-    place(query, GAP, GAP, ('query', captions[0]), 'black', 1)
-    for index, (image, caption, right) in enumerate(zip(retrieved, captions[1:], rights)):
-        row, column = divmod(index, columns)
-        place(image, 2 * GAP + (column + 1) * step_x, GAP + row * step_y, (f'{index + 1}: {caption[0]}', caption[1]),
-              COLOURS[right], 5)
     return sheet
 
 
@@ -138,13 +144,15 @@ def write_results(folder, query_path, table, rights, query_class):
     try:
         query = data_utils.load_image(query_path)
         query.save(os.path.join(partial, 'query.jpg'), quality=95)
-        images = [data_utils.load_image(path) for path in table['path']]
-        for image, rank, score, right in zip(images, table['rank'], table['score'], rights):
+        thumbnails, captions = [thumbnail(query, 'black', 1)], [('query', str(query_class))]
+        digits = len(str(len(table)))
+        for rank, path, label, score, right in zip(*table.to_dict('list').values(), rights):
+            image = data_utils.load_image(path)
             framed = ImageOps.expand(image, max(3, max(image.size) // 40), COLOURS[right])
-            framed.save(os.path.join(partial, f'{rank:0{len(str(len(table)))}d}_{score:.4f}.jpg'), quality=95)
-        captions = [str(query_class)] + [(f'{score:.3f}', str(label))
-                                         for score, label in zip(table['score'], table['class'])]
-        contact_sheet(query, images, captions, rights).save(os.path.join(partial, 'contact_sheet.png'))
+            framed.save(os.path.join(partial, f'{rank:0{digits}d}_{score:.4f}.jpg'), quality=95)
+            thumbnails.append(thumbnail(image, COLOURS[right], 5))
+            captions.append((f'{rank}: {score:.3f}', str(label)))
+        contact_sheet(thumbnails, captions).save(os.path.join(partial, 'contact_sheet.png'))
         table.to_csv(os.path.join(partial, 'retrieved.csv'), index=False)
         os.chmod(partial, 0o755)
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@
 import argparse
 import math
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -43,13 +44,19 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
     return torch.stack(rows)
 
 
-def build_backbone(model_type, num_classes, seed):
-    """A torchvision network with random weights drawn from `seed`; the global random state is untouched."""
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f'model_type {model_type}: choose from {", ".join(MODEL_TYPES)}')
+@contextmanager
+def random_stream(seed):
+    """What is initialised inside is drawn from `seed`; the global random state is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return getattr(torchvision.models, model_type)(weights=None, num_classes=num_classes)
+        yield
+
+
+def build_backbone(model_type, num_classes):
+    """A torchvision network with random weights."""
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f'model_type {model_type}: choose from {", ".join(MODEL_TYPES)}')
+    return getattr(torchvision.models, model_type)(weights=None, num_classes=num_classes)
 
 
 class SqueezeExcitation(nn.Module):
@@ -69,16 +76,12 @@ class SqueezeExcitation(nn.Module):
 class Head(nn.Module):
     """One member of the ensemble: the trunk's features to logits over its own meta-classes."""
 
-    def __init__(self, model_type, meta_class_size, with_se, seed):
+    def __init__(self, model_type, meta_class_size, with_se):
         super().__init__()
-        backbone = build_backbone(model_type, meta_class_size, seed)
+        backbone = build_backbone(model_type, meta_class_size)
         self.layer2 = backbone.layer2
-        if with_se:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                self.se = SqueezeExcitation(backbone.fc.in_features // 4)  # layer2 has a quarter of layer4's channels
-        else:
-            self.se = nn.Identity()
+        # layer2 has a quarter of layer4's channels
+        self.se = SqueezeExcitation(backbone.fc.in_features // 4) if with_se else nn.Identity()
         self.layer3 = backbone.layer3
         self.layer4 = backbone.layer4
         self.fc = backbone.fc
@@ -100,10 +103,13 @@ class EnsembleModel(nn.Module):
         super().__init__()
         if ensemble_size < 1 or meta_class_size < 1:
             raise ValueError(f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: at least 1 is needed')
-        backbone = build_backbone(model_type, 1, derive_seed(seed, TRUNK))
+        with random_stream(derive_seed(seed, TRUNK)):
+            backbone = build_backbone(model_type, 1)
         self.trunk = nn.Sequential(OrderedDict((name, getattr(backbone, name)) for name in TRUNK_LAYERS))
-        self.heads = nn.ModuleList(Head(model_type, meta_class_size, with_se, derive_seed(seed, HEAD, head))
-                                   for head in range(ensemble_size))
+        self.heads = nn.ModuleList()
+        for head in range(ensemble_size):
+            with random_stream(derive_seed(seed, HEAD, head)):
+                self.heads.append(Head(model_type, meta_class_size, with_se))
 
     def forward(self, images):
         """Logits of every head, (N, E, M)."""
@@ -155,22 +161,28 @@ def load_weights(model, checkpoint):
     state = checkpoint['state_dict'] if ours else checkpoint
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError('weights do not fit the model: not a state dict')
+    used = set()
     for part, module in [('trunk.', model.trunk)] + [(f'heads.{i}.', head) for i, head in enumerate(model.heads)]:
         prefix = part if ours else ''
-        given = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
         own = module.state_dict()
+        taken = {name: state[prefix + name] for name in own if prefix + name in state}
+        used.update(prefix + name for name in taken)
+        if 'fc.weight' in taken and taken['fc.weight'].shape != own['fc.weight'].shape:
+            del taken['fc.weight'], taken['fc.bias']
         # files older than num_batches_tracked do not have it, and nothing here reads it
         optional = ('fc.',) if ours else ('fc.', 'se.')
-        taken = {name: given[name] for name in own if name in given
-                 and not (name.startswith('fc.') and given[name].shape != own[name].shape)}
         unfit = [f'{name} is missing' for name in own if name not in taken
                  and not name.startswith(optional) and not name.endswith('num_batches_tracked')]
-        unfit += [f'{name} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}' for name in taken
-                  if given[name].shape != own[name].shape]
-        unfit += [f'{name} has no place' for name in given if ours and name not in own]
+        unfit += [f'{name} is {tuple(taken[name].shape)}, not {tuple(own[name].shape)}' for name in taken
+                  if taken[name].shape != own[name].shape]
+        unfit += [f'{name[len(prefix):]} has no place' for name in state
+                  if ours and name.startswith(prefix) and name not in used]
         if unfit:
             raise ValueError(f'weights do not fit the model: {prefix}{unfit[0]}')
         module.load_state_dict(taken, strict=False)
+    spare = [] if ours else [name for name in state if name not in used and not name.startswith('fc.')]
+    if spare:
+        raise ValueError(f'weights do not fit the model: {spare[0]} has no place')
 
 
 def count_parameters(model_type, ensemble_size, meta_class_size, with_se):

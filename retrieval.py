@@ -59,7 +59,7 @@ def search(query, gallery, k, exclude=None):
     if exclude.min() < -1 or exclude.max() >= len(gallery):
         raise ValueError(f'exclude must lie in -1 ... {len(gallery) - 1}')
     available = len(gallery) - int((exclude >= 0).any())
-    if not 1 <= k <= available:
+    if k not in range(1, available + 1):
         raise ValueError(f'k = {k}: choose from 1 to {available}, the images that can be retrieved')
     blocks = [(scores[:, :k], order[:, :k]) for _, scores, order in ranked_blocks(query, gallery, exclude)]
     return torch.cat([scores for scores, _ in blocks]), torch.cat([order for _, order in blocks])
@@ -79,6 +79,8 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None):
     Raises ValueError for embeddings that are not finite, shapes that do not fit and a k beyond the gallery.
     """
     leave_one_out = gallery is None
+    if leave_one_out != (gallery_labels is None):
+        raise ValueError('gallery and gallery_labels are given together or not at all')
     if leave_one_out:
         gallery, gallery_labels = query, query_labels
     check_pair(query, gallery)
@@ -89,17 +91,17 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None):
             raise ValueError(f'{name}_labels must be one per image ({len(embeddings)},), '
                              f'not {tuple(labels[name].shape)}')
     available = len(gallery) - leave_one_out
-    for k in ks:
-        if not 1 <= k <= available:
+    hits = dict.fromkeys(ks, 0)  # each K once
+    for k in hits:
+        if k not in range(1, available + 1):
             raise ValueError(f'recall@{k}: choose K from 1 to {available}, the images that can be retrieved')
 
     exclude = torch.arange(len(query)) if leave_one_out else torch.full((len(query),), -1)
-    hits = dict.fromkeys(ks, 0)
     map_at_r = r_precision = without_positive = 0
     for rows, scores, order in ranked_blocks(query, gallery, exclude.to(query.device)):
         positive = (labels['gallery'][order] == labels['query'][rows, None]) & (scores > -torch.inf)  # (n, Ng)
         count = positive.sum(dim=1)                                                                   # R of each
-        for k in ks:
+        for k in hits:
             hits[k] += positive[:, :k].any(dim=1).sum().item()
         positive = positive[:, :max(1, int(count.max()))].double()
         place = torch.arange(1, positive.shape[1] + 1, device=query.device)
@@ -108,5 +110,5 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None):
         r_precision += (positive.sum(dim=1) / count.clamp(min=1)).sum().item()
         map_at_r += ((precision * positive).sum(dim=1) / count.clamp(min=1)).sum().item()
         without_positive += (count == 0).sum().item()
-    return {**{f'recall@{k}': hits[k] / len(query) for k in ks}, 'map@r': map_at_r / len(query),
+    return {**{f'recall@{k}': hits[k] / len(query) for k in hits}, 'map@r': map_at_r / len(query),
             'r_precision': r_precision / len(query), 'queries_without_positive': without_positive}

@@ -14,9 +14,12 @@ import os
 import platform
 import secrets
 import sys
+import tempfile
 import time
 
-import pandas as pd
+import numpy
+import pandas
+import PIL
 import torch
 import torchvision
 from torch import nn
@@ -69,8 +72,10 @@ def get_args():
     args = parser.parse_args()
     if args.lr <= 0:
         parser.error(f'--lr {args.lr}: must be above 0')
-    if args.seed < 0 or args.num_workers < 0:
-        parser.error('--seed and --num_workers: must be at least 0')
+    if not 0 <= args.seed < 2 ** 63 or args.num_workers < 0:
+        parser.error('--seed and --num_workers: must be at least 0, and the seed below 2 ** 63')
+    if args.batch_size == 1 and args.image_size <= 32:
+        parser.error('--batch_size 1 needs an --image_size above 32: batch norm has a single value to normalise')
     if not args.recalls or min(args.recalls) < 1:
         parser.error('--recalls: each must be at least 1')
     return args
@@ -153,10 +158,11 @@ def main():
     partition = assign_meta_classes(len(train_classes), args.meta_class_size, args.ensemble_size, args.seed)
     if not len(train_classes) / 46 <= args.meta_class_size <= len(train_classes) / 2:
         print(f'notice: --meta_class_size {args.meta_class_size} for {len(train_classes):,} training classes; '
-              f'{len(train_classes) / 23:.0f} to {len(train_classes) / 8:.0f} is usual, from scratch up to half')
+              f'1/23 to 1/8 of them is usual, from scratch up to half')
 
     # model
     os.makedirs(args.results_root, exist_ok=True)
+    tempfile.TemporaryFile(dir=args.results_root).close()  # better refused now than after the first epoch
     if args.weights == 'none':
         checkpoint = None
     else:
@@ -207,6 +213,7 @@ def main():
     print(f'training   {args.num_epochs} epochs of {len(loaders["train"]):,} batches of {batch_size}, lr {args.lr}')
 
     # training
+    commit = utils.git_commit()
     rows = []
     for epoch in range(1, args.num_epochs + 1):
         started = time.perf_counter()
@@ -230,23 +237,23 @@ def main():
         # the same version in model and database says that they belong together
         version = secrets.token_hex(8)
         common = {'data_name': args.data_name, 'crop_type': args.crop_type, 'version': version}
-        utils.save({**common, 'state_dict': model.state_dict(), 'partition': partition, 'classes': train_classes,
-                    'model_args': {'model_type': args.model_type, 'ensemble_size': args.ensemble_size,
-                                   'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'},
-                    'mean': info['mean'], 'std': info['std'], 'image_size': args.image_size}, f'{output}_model.pth')
+        saved = {**common, 'state_dict': model.state_dict(), 'partition': partition, 'classes': train_classes,
+                 'model_args': {'model_type': args.model_type, 'ensemble_size': args.ensemble_size,
+                                'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'},
+                 'mean': info['mean'], 'std': info['std'], 'image_size': args.image_size}
         database = {**common, 'model': f'{run}_model.pth', 'classes': test_classes,
                     'data_root': os.path.relpath(os.path.realpath(args.data_root), os.path.realpath(args.results_root))}
         for part in test_parts:
             prefix = 'query_' if part == 'query' else ''
             database |= {f'{prefix}embeddings': embeddings[part], f'{prefix}labels': labels[part],
                          f'{prefix}images': images[part]}
-        utils.save(database, f'{output}_data_base.pth')
-        utils.save_text(pd.DataFrame(rows).to_csv(index=False), f'{output}_results.csv')
+        utils.save({f'{output}_model.pth': saved, f'{output}_data_base.pth': database})
+        utils.save_text(pandas.DataFrame(rows).to_csv(index=False), f'{output}_results.csv')
         utils.save_json({
-            'command': sys.argv, 'arguments': vars(args), 'commit': utils.git_commit(), 'device': device_name,
+            'command': sys.argv, 'arguments': vars(args), 'commit': commit, 'device': device_name,
             'precision': precision, 'gpus': gpus, 'parameters': parameters, 'protocol': 'strict', 'select': 'last',
-            'versions': {'python': platform.python_version(), 'torch': torch.__version__,
-                         'torchvision': torchvision.__version__},
+            'versions': {'python': platform.python_version(),
+                         **{m.__name__: m.__version__ for m in (torch, torchvision, PIL, numpy, pandas)}},
             'data': {'counts': info['counts'], 'warnings': info['warnings'], 'layout': info['layout'],
                      'split_sha256': hashlib.sha256(json.dumps(split).encode()).hexdigest()},
             'epoch': epoch, 'queries_without_positive': without_positive, 'metrics': metrics,

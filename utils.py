@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import torch
 
@@ -15,11 +16,13 @@ def run(main):
         main()
     except (ValueError, OSError) as error:
         # an error from a loader's worker process carries that process's traceback: its last line says it
-        text = str(error).strip().split('\n')[-1] if 'Original Traceback' in str(error) else str(error)
+        text = str(error).strip()
+        if 'Original Traceback' in text:
+            text = text.split('\n')[-1].partition(': ')[2]
         print(f'{script}: error: {text}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f'{script}: interrupted; files of finished epochs are in place', file=sys.stderr)
+        print(f'{script}: interrupted; what was finished before is in place', file=sys.stderr)
         sys.exit(130)
 
 
@@ -56,15 +59,21 @@ def has_native_bf16(device):
     return any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
 
 
-def save(value, path):
-    """torch.save under a temporary name, then moved: `path` is always whole. Raises OSError if it can't be written."""
-    try:
-        torch.save(value, path + '.part')
+def save(files):
+    """torch.save each {path: value} under a temporary name, then move all: what stands under `path` is whole.
+
+    Raises OSError naming the file that cannot be written.
+    """
+    for path, value in files.items():
+        try:
+            torch.save(value, path + '.part')
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            for left in files:
+                if os.path.isfile(left + '.part'):
+                    os.remove(left + '.part')
+            raise OSError(f'{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})') from error
+    for path in files:
         os.replace(path + '.part', path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        if os.path.isfile(path + '.part'):
-            os.remove(path + '.part')
-        raise OSError(f'{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})') from error
 
 
 def save_text(text, path):
@@ -85,7 +94,9 @@ def load(path):
     if not os.path.isfile(path):
         raise ValueError(f'{path}: no such file')
     try:
-        return torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns of some files before it refuses them
+            return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f'{path} is damaged or not a file of tensors ({type(error).__name__})') from error
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -623,6 +624,53 @@ def test_crops_of_earlier_boxes_do_not_survive_an_interrupted_run(root, monkeypa
     prepare(root, 'car')
     sizes = {Image.open(root / 'car' / path).size for path in listed(load_split(root, 'car', 'cropped'))}
     assert sizes == {(13, 11)}
+
+
+@pytest.mark.parametrize('mine', ['uncropped/000001.jpg', 'cropped/000001.jpg'])
+def test_files_in_the_way_are_not_touched(root, mine):
+    car_a(root, [('000001.jpg', (1, 1, 9, 9), 98), ('000002.jpg', (1, 1, 9, 9), 99)])
+    write(root / 'car' / mine)
+    before = tree(root)
+    with pytest.raises(ValueError, match=r'move .*(it|uncropped) away'):
+        prepare(root, 'car')
+    assert tree(root) == before
+
+
+def test_photos_of_unknown_kinds_are_pointed_out(root, tmp_path, capsys):
+    own(tmp_path / 'photos')
+    (tmp_path / 'photos/a/photo.heic').write_bytes(b'?')
+    prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
+    assert '1 files are no images in class folders, such as a/photo.heic' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc'), reason='processes are looked up in /proc')
+def test_worker_processes_end_with_their_parent(root, tmp_path):
+    own(tmp_path / 'photos', ['a', 'b'], images=800)
+    flags = ['--data_root', root, '--data_name', 'shoes', '--data_path', tmp_path / 'photos', '--num_workers', '2']
+    process = subprocess.Popen([sys.executable, REPOSITORY / 'data_utils.py', *flags], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def group():
+        states = []
+        for stat in Path('/proc').glob('[0-9]*/stat'):
+            try:
+                fields = stat.read_text().rsplit(')', 1)[1].split()
+            except OSError:  # it ended meanwhile
+                continue
+            states += [fields[0]] if int(fields[2]) == process.pid and fields[0] != 'Z' else []
+        return len(states)
+    deadline = time.monotonic() + 60
+    while group() < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while group() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = group()
+    if left:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert left == 0
 
 
 def test_prepare_after_multithreaded_arithmetic(root, tmp_path):

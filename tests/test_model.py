@@ -156,6 +156,8 @@ def test_heads_are_drawn_one_by_one():
         assert torch.equal(value, five.state_dict()[name]), name
     heads = [head.layer3[0].conv1.weight for head in five.heads]
     assert not torch.equal(heads[0], heads[1])
+    plain = EnsembleModel('resnet18', 3, 4, with_se=False, seed=7)  # the same without blocks
+    assert torch.equal(plain.heads[2].fc.weight, three.heads[2].fc.weight)
     assert not torch.equal(three.trunk.conv1.weight, EnsembleModel('resnet18', 1, 4, seed=8).trunk.conv1.weight)
 
 
@@ -190,6 +192,7 @@ def test_weights_that_do_not_fit_are_refused():
                            (EnsembleModel('resnet18', 2, 4, with_se=False), own),        # blocks without a place
                            (EnsembleModel('resnet50', 1, 4), own),
                            (EnsembleModel('resnet18', 1, 4), torchvision.models.resnet50().state_dict()),
+                           (EnsembleModel('resnet18', 1, 4), torchvision.models.resnet34().state_dict()),  # deeper
                            (EnsembleModel('resnet18', 1, 4), {}),
                            (EnsembleModel('resnet18', 1, 4), [1, 2])):
         with pytest.raises(ValueError, match='weights do not fit the model: '):

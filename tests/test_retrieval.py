@@ -104,6 +104,11 @@ def test_many_classes_and_small_label_types():
     assert evaluate(halves, (torch.arange(300) % 150).to(torch.uint8), [1])['recall@1'] == 1
 
 
+def test_each_k_counts_once():
+    query, labels = vectors(30), labels_of(30, 5)
+    assert evaluate(query, labels, iter([2, 1, 2, 1])) == evaluate(query, labels, [1, 2])
+
+
 def test_half_precision_is_widened():
     query, labels = vectors(20), labels_of(20, 4)
     assert evaluate(query.half(), labels, [1, 5]) == evaluate(query, labels, [1, 5])
@@ -126,6 +131,9 @@ def bad_row(value):
     ((bad_row(torch.inf), [0] * 6, [1]), 'NaN or infinity in 1 images: 4'),
     ((vectors(6), [0] * 6, [6]), r'recall@6: choose K from 1 to 5'),
     ((vectors(6), [0] * 6, [0]), 'recall@0'),
+    ((vectors(6), [0] * 6, [1.5]), r'recall@1\.5'),
+    ((vectors(6), [0] * 6, [1], vectors(4)), 'together'),
+    ((vectors(6), [0] * 6, [1], None, [0] * 4), 'together'),
     ((vectors(6), [0] * 5, [1]), 'query_labels'),
     ((vectors(6), [0] * 6, [1], vectors(4), [0] * 6), 'gallery_labels'),
     ((vectors(6), [0] * 6, [1], vectors(4, dimensions=5), [0] * 4), 'query has 6 dimensions, gallery 5'),

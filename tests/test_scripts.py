@@ -60,7 +60,8 @@ class Project:
             patch.setattr(sys, 'argv', [script, *roots, *map(str, flags)])
             utils.run({'train.py': train.main, 'inference.py': inference.main}[script])
         assert end.value.code == 2
-        line, = [line for line in errors.getvalue().splitlines() if not line.startswith('Downloading')]
+        line, = [line for line in errors.getvalue().splitlines()  # beside progress bars
+                 if line and not line.startswith(('Downloading', 'epoch'))]
         assert line.startswith(f'{script}: error: ')
         return line
 
@@ -167,6 +168,66 @@ def test_an_own_image_is_answered_with_grey_frames(project, tmp_path):
     assert all(frame_colour(os.path.join(folder, name)) is None for name in os.listdir(folder) if name[0].isdigit())
 
 
+def test_an_image_under_another_name_is_still_the_database_image(project, tmp_path):
+    (tmp_path / 'link.png').symlink_to(project.root / 'data/photos/test/figure_08/figure_08_03.png')
+    folder, table = project.answer('--data_base', f'{SMALL_RUN}_data_base.pth', '--query_img_name',
+                                   tmp_path / 'link.png', '--retrieval_num', 29)
+    assert os.path.basename(folder) == 'figure_08_03' and (table['class'] == 'figure_08').sum() == 5
+
+
+def test_linked_results_still_find_the_images(project, tmp_path):
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'deep/linked').symlink_to(project.root / 'results')
+    _, table = project.answer('--data_base', f'{SMALL_RUN}_data_base.pth', '--results_root', tmp_path / 'deep/linked',
+                              '--query_img_name', project.root / 'data/photos/test/figure_08/figure_08_03.png')
+    assert len(table) == 8
+
+
+@pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1)])
+def test_images_of_any_shape_are_drawn(project, tmp_path, size):
+    Image.new('RGB', size, 'red').save(tmp_path / 'thin.png')
+    folder, _ = project.answer('--data_base', f'{SMALL_RUN}_data_base.pth', '--query_img_name', tmp_path / 'thin.png')
+    with Image.open(os.path.join(folder, 'contact_sheet.png')) as sheet:
+        assert sheet.width > 9 * 192
+
+
+def test_a_folder_that_is_no_answer_is_left_alone(project):
+    (project.root / 'results/figure_10_01').mkdir()
+    (project.root / 'results/figure_10_01/mine.txt').write_text('mine')
+    line = project.refuse('inference.py', '--data_base', f'{SMALL_RUN}_data_base.pth', '--query_img_name',
+                          project.root / 'data/photos/test/figure_10/figure_10_01.png')
+    assert 'move it away' in line and (project.root / 'results/figure_10_01/mine.txt').is_file()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_damaged_after_preparation_is_named(project, tmp_path, workers):
+    shutil.copytree(project.root / 'data', tmp_path / 'data', symlinks=True)
+    damaged = tmp_path / 'data/photos/train/figure_02/figure_02_02.png'
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    line = project.refuse('train.py', '--data_name', 'small', *SMALL, '--data_root', tmp_path / 'data',
+                          '--results_root', tmp_path, '--num_workers', workers)
+    assert 'figure_02_02.png: ' in line
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
+    first, second = str(tmp_path / 'first.pth'), str(tmp_path / 'second.pth')
+    utils.save({first: 1, second: 1})
+    write = torch.save
+
+    def full_disk(value, path):
+        if 'second' in path:
+            write(value, path)
+            raise RuntimeError('PytorchStreamWriter failed writing file')
+        write(value, path)
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(OSError, match=r'second\.pth cannot be written'):
+        utils.save({first: 2, second: 2})
+    with pytest.raises(OSError, match=r'second\.pth cannot be written'):
+        data_utils.save(2, second)
+    assert utils.load(first) == utils.load(second) == 1
+    assert sorted(os.listdir(tmp_path)) == ['first.pth', 'second.pth']
+
+
 def test_the_database_alone_answers_for_its_images(project, tmp_path):
     database = tmp_path / 'alone_data_base.pth'
     shutil.copy(project.root / 'results' / f'{SMALL_RUN}_data_base.pth', database)
@@ -202,7 +263,7 @@ def test_a_refused_call_of_a_process(project):
 
 @pytest.mark.parametrize(('flags', 'text'), [
     (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: no such file'),
-    (['--query_img_name', '../my project/train.py'], 'not a readable image'),
+    (['--query_img_name', '../my project/train.py'], '../my project/train.py: cannot identify image file'),
     (['--data_base', 'other_data_base.pth'], f'no such database; in ../my project/results: {SMALL_RUN}_data_base.pth'),
     (['--data_base', '../my project/train.py'], 'damaged or not a file of tensors'),
     (['--data_base', f'{SMALL_RUN}_model.pth'], 'not a database'),
@@ -230,6 +291,8 @@ def test_a_model_of_another_run_is_refused(project, tmp_path):
 
 @pytest.mark.parametrize(('flags', 'text'), [
     (['--data_name', 'unknown'], 'prepared: small (uncropped)'),
+    (['--data_name', '../data/small'], "'../data/small': a plain folder name"),
+    (['--batch_size', '1'], '--batch_size 1 needs an --image_size above 32'),
     (['--data_name', 'cub', '--crop_type', 'cropped'], 'cub (cropped) is not prepared'),
     (['--meta_class_size', '7'], 'meta_class_size 7 is more than the 6 training classes'),
     (['--recalls', '30,40'], 'none is left, choose from 1 to 29'),
