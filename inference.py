@@ -60,7 +60,7 @@ def image_folder(database, path, data_root):
     folders = [os.path.normpath(os.path.join(root, database['data_name'])) for root in roots]
     for folder in folders:
         if os.path.isfile(os.path.join(folder, database['images'][0])):
-            return folder
+            return min(folder, os.path.relpath(folder), key=len)
     raise ValueError(f'images of the database are not in {" or ".join(folders)}: say where with --data_root')
 
 
