@@ -15,6 +15,7 @@ import json
 import math
 import os
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def products(query, gallery, rows, columns, dtype):
     """Dot products (..., n, m) of query[rows] and gallery[columns], widened to dtype chunk by chunk."""
     total = None
     for left, right in zip(query.chunk(chunks(query.shape[1]), dim=1), gallery.chunk(chunks(query.shape[1]), dim=1)):
-        left, right = left[rows].to(dtype), right[columns].to(dtype).mT
+        left, right = left[rows].float().to(dtype), right[columns].float().to(dtype).mT
         if total is None:
             total = left @ right
         else:
@@ -117,7 +118,7 @@ def products(query, gallery, rows, columns, dtype):
 
 def pair_scores(query, gallery, rows, columns):
     """The scores (n,) of the pairs query[rows], gallery[columns], float32, added in one fixed order."""
-    scores = torch.empty(len(rows), device=query.device)
+    scores = torch.empty(len(rows), dtype=torch.float32, device=query.device)
     size = max(1, WORKSPACE // query.shape[1])
     for part in torch.arange(len(rows), device=query.device).split(size):
         terms = query[rows[part]].float().double().mul_(gallery[columns[part]].float().double())
@@ -178,7 +179,7 @@ def search(query, gallery, k, exclude=None, tile=TILE):
     if exclude.min() < -1 or exclude.max() >= len(gallery):
         raise ValueError(f'exclude must lie in -1 ... {len(gallery) - 1}')
     available = len(gallery) - int((exclude >= 0).any())
-    if k not in range(1, available + 1):
+    if not isinstance(k, Integral) or not 1 <= k <= available:
         raise ValueError(f'k = {k}: choose from 1 to {available}, the images that can be retrieved')
 
     slack, error = (tolerance(query.shape[1], bound, dtype) for dtype in (torch.float32, torch.float64))
@@ -258,7 +259,7 @@ def count_ahead(query, gallery, query_class, gallery_class, slots, positives, fi
     ahead = torch.zeros_like(slots)
     live = positives.clone()             # positives not given up, the nearest ones
     passed = torch.zeros_like(positives)  # images found ahead of the last of these
-    upper, lower = torch.full((2, len(positives)), torch.inf, device=device)
+    upper, lower = torch.full((2, len(positives)), torch.inf, dtype=torch.float32, device=device)
     some = positives > 0
     upper[some] = to_scores(slots[starts[some]]) + slack  # certainly ahead of all positives
     lower[some] = to_scores(slots[(starts + live - 1)[some]]) - slack  # certainly behind those that are live
@@ -410,20 +411,23 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None, tile=TI
     Raises ValueError for embeddings that are not finite, shapes that do not fit and a k beyond the gallery.
     """
     ks = list(ks)
+    check_embeddings('query', query)
+    if gallery is not None:
+        check_embeddings('gallery', gallery)
     check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
     return summary(rank_positives(query, query_labels, gallery, gallery_labels, tile), ks)
 
 
 def check_ks(ks, available):
     for k in ks:
-        if k not in range(1, available + 1):
+        if not isinstance(k, Integral) or not 1 <= k <= available:
             raise ValueError(f'recall@{k}: choose K from 1 to {available}, the images that can be retrieved')
 
 
 def summary(ranks, ks):
     """The metrics of `evaluate` from the ranks of `rank_positives`."""
     found = ranks['rank'] > 0
-    return {**{name: values.mean().item() for name, values in measures(ranks, ks).items()},
+    return {**{name: math.fsum(values.tolist()) / len(found) for name, values in measures(ranks, ks).items()},
             'mean_rank': ranks['rank'].sum().item() / max(1, int(found.sum())),
             'queries_without_positive': int((~found).sum())}
 

@@ -4,14 +4,15 @@
     python train.py --data_name sample --weights none --image_size 64 --ensemble_size 4 --meta_class_size 16 \
         --batch_size 16 --lr 1e-3 --num_epochs 5
 
-A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}; the files that it writes
-below --results_root begin with that name.
+A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}, with its protocol or selection
+behind if that is not the default; the files that it writes below --results_root begin with that name.
 """
 import argparse
 import hashlib
 import json
 import os
 import platform
+import random
 import secrets
 import sys
 import tempfile
@@ -20,6 +21,7 @@ import time
 import numpy
 import pandas
 import PIL
+import scipy
 import torch
 import torchvision
 from torch import nn
@@ -29,7 +31,9 @@ from tqdm import tqdm
 import data_utils
 import utils
 from model import MODEL_TYPES, EnsembleModel, assign_meta_classes, ensemble_loss, imagenet_weights, load_weights
-from retrieval import evaluate
+from published import TEST_BATCH as PUBLISHED_BATCH
+from published import PublishedModel
+from retrieval import confidence_intervals, known, measures, rank_positives, summary
 
 TEST_BATCH = 64
 
@@ -65,9 +69,16 @@ def get_args():
         help='arithmetic of training; auto is bf16 where the hardware has it [default value is %(default)s]')
     add('--gpu_ids', type=utils.integers, default=[0, 1],
         help="selected gpus, without one of them the CPU runs [default value is '0,1']")
-    add = parser.add_argument_group('results').add_argument
+    add = parser.add_argument_group('evaluation').add_argument
+    add('--protocol', default='strict', choices=['strict', 'published'],
+        help="strict: an embedding depends on its image alone; published: that of the method's first tables, for "
+             'comparison with them only [default value is %(default)s]')
+    add('--select', choices=['last', 'val', 'test'],
+        help='epoch that is kept: the last; the best on a fifth of the training classes, held out; the best on the '
+             'test classes, which flatters [default value is last, test for --protocol published]')
     add('--recalls', type=utils.integers, default=[1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000],
         help="selected recall [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
+    add = parser.add_argument_group('results').add_argument
     add('--results_root', default='results', help="folder of what is written [default value is '%(default)s']")
     args = parser.parse_args()
     if args.lr <= 0:
@@ -78,7 +89,18 @@ def get_args():
         parser.error('--batch_size 1 needs an --image_size above 32: batch norm has a single value to normalise')
     if not args.recalls or min(args.recalls) < 1:
         parser.error('--recalls: each must be at least 1')
+    if args.protocol == 'published' and args.select not in (None, 'test'):
+        parser.error('--protocol published keeps the best epoch by test recall: leave out --select')
+    args.select = args.select or ('test' if args.protocol == 'published' else 'last')
     return args
+
+
+def hold_out(train, seed):
+    """Training classes {label: images} as (training, validation): a fifth of the classes, two at least, by seed."""
+    classes = sorted(train)
+    random.Random(seed).shuffle(classes)
+    held = sorted(classes[:max(2, round(len(classes) / 5))])
+    return {label: train[label] for label in train if label not in held}, {label: train[label] for label in held}
 
 
 class Autocast(nn.Module):
@@ -135,20 +157,31 @@ def main():
         args.crop_type = 'uncropped'
     model_name = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
     run = f'{args.data_name}_{args.crop_type}_{model_name}_{args.ensemble_size}_{args.meta_class_size}'
+    if args.protocol != 'strict':
+        run += f'_{args.protocol}'
+    elif args.select != 'last':
+        run += f'_select_{args.select}'
     output = os.path.join(args.results_root, run)
 
-    # data: training classes are numbered among themselves, test classes (query and gallery) in one numbering
+    # data: training classes are numbered among themselves, as are validation classes; query and gallery together
     split = data_utils.load_split(args.data_root, args.data_name, args.crop_type)
     root = os.path.join(args.data_root, args.data_name)
     info = split.pop('info')
-    train_classes = sorted(split['train'])
+    split_sha256 = hashlib.sha256(json.dumps(split).encode()).hexdigest()
     test_parts = [part for part in split if part != 'train']                            # test, or query and gallery
+    if args.select == 'val':
+        split['train'], split['val'] = hold_out(split['train'], args.seed)
+    train_classes, val_classes = sorted(split['train']), sorted(split.get('val', []))
     test_classes = sorted({label for part in test_parts for label in split[part]})
     images, labels, loaders = {}, {}, {}
     for part in split:
-        images[part], labels[part] = data_utils.flatten(split[part], test_classes if part != 'train' else train_classes)
+        classes = {'train': train_classes, 'val': val_classes}.get(part, test_classes)
+        images[part], labels[part] = data_utils.flatten(split[part], classes)
         labels[part] = torch.tensor(labels[part])
-    available = len(images['gallery']) if 'gallery' in images else len(images['test']) - 1
+    query, gallery = test_parts[0], test_parts[1] if len(test_parts) > 1 else None
+    available = len(images[gallery]) if gallery else len(images[query]) - 1
+    if args.select == 'val' and len(images['val']) < 2:
+        raise ValueError('--select val: the training classes held out have no two images')
     dropped = [k for k in args.recalls if k > available]
     recalls = [k for k in args.recalls if k <= available]
     if dropped:
@@ -170,7 +203,8 @@ def main():
     device, gpus = utils.choose_devices(args.gpu_ids)
     native = utils.has_native_bf16(device)
     precision = ('bf16' if native else 'fp32') if args.precision == 'auto' else args.precision
-    model = EnsembleModel(args.model_type, args.ensemble_size, args.meta_class_size, args.with_se == 'yes', args.seed)
+    make_model = PublishedModel if args.protocol == 'published' else EnsembleModel
+    model = make_model(args.model_type, args.ensemble_size, args.meta_class_size, args.with_se == 'yes', seed=args.seed)
     if checkpoint is not None:
         load_weights(model, checkpoint)
         del checkpoint
@@ -189,7 +223,7 @@ def main():
         if part == 'train':  # its own generator: the loader's would make the order depend on the workers
             how = {'sampler': RandomSampler(dataset, generator=order), 'batch_size': batch_size, 'drop_last': True}
         else:
-            how = {'batch_size': TEST_BATCH}
+            how = {'batch_size': PUBLISHED_BATCH if args.protocol == 'published' else TEST_BATCH}
         loaders[part] = DataLoader(dataset, num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
                                    pin_memory=device.type == 'cuda', **how)
 
@@ -210,33 +244,50 @@ def main():
           f'{args.meta_class_size} meta-classes, {parameters:,} parameters, weights: {args.weights}')
     print(f'device     {device_name}{f" and {len(gpus) - 1} more" if len(gpus) > 1 else ""}, {precision} '
           f'(bf16 is {"" if native else "not "}native here)')
-    print(f'training   {args.num_epochs} epochs of {len(loaders["train"]):,} batches of {batch_size}, lr {args.lr}')
+    print(f'training   {args.num_epochs} epochs of {len(loaders["train"]):,} batches of {batch_size}, lr {args.lr}'
+          + (f'; {len(val_classes)} classes held out' if val_classes else ''))
+    kept = {'last': 'the last epoch', 'val': 'the best epoch on held-out training classes',
+            'test': 'the best epoch on the test classes: flattered by that choice'}[args.select]
+    print(f'reported   protocol {args.protocol}, {kept}'
+          + ('; not comparable with strict figures' if args.protocol != 'strict' else ''))
 
     # training
     commit = utils.git_commit()
-    rows = []
+    rows, best = [], -1
     for epoch in range(1, args.num_epochs + 1):
         started = time.perf_counter()
         lr = schedule.get_last_lr()[0]
         loss, accuracy = train_epoch(net, loaders['train'], labels['train'], partition, normalise, optimizer,
                                      flips, f'epoch {epoch}/{args.num_epochs}')
         schedule.step()
-        embeddings = {part: embed(model, loaders[part], normalise, f'embedding {part}') for part in test_parts}
-        query, gallery = test_parts[0], test_parts[1] if len(test_parts) > 1 else None
-        metrics = evaluate(embeddings[query].to(device), labels[query], recalls,
-                           embeddings[gallery].to(device) if gallery else None, labels[gallery] if gallery else None)
+        embeddings = {part: embed(model, loaders[part], normalise, f'embedding {part}').to(device)
+                      for part in split if part != 'train'}
+        ranks = rank_positives(embeddings[query], labels[query], *([embeddings[gallery], labels[gallery]] if gallery
+                                                                   else []))
+        metrics = summary(ranks, recalls)
+        chosen_by = {}
+        if args.select == 'val':
+            chosen_by = summary(rank_positives(embeddings['val'], labels['val']), [1])
+        score = {'last': epoch, 'val': chosen_by.get('recall@1'), 'test': summary(ranks, [1])['recall@1']}[args.select]
 
         without_positive = metrics.pop('queries_without_positive')
         rows.append({'epoch': epoch, 'train_loss': loss, 'train_accuracy': accuracy,
                      **{f'test_{name}': value for name, value in metrics.items()},
-                     'lr': lr, 'seconds': time.perf_counter() - started})
+                     **{f'val_{name}': chosen_by[name] for name in chosen_by if name != 'queries_without_positive'},
+                     'lr': lr, 'seconds': time.perf_counter() - started,
+                     'protocol': args.protocol, 'select': args.select})
         print(f'epoch {epoch}/{args.num_epochs}: loss {loss:.4f}, accuracy {accuracy:.2%}, '
-              + ', '.join(f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in recalls)
-              + f', MAP@R {metrics["map@r"]:.2%}, {rows[-1]["seconds"]:.0f} s')
+              + ', '.join(f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in recalls) + f', MAP@R {metrics["map@r"]:.2%}, '
+              + (f'held out R@1 {score:.2%}, ' if args.select == 'val' else '') + f'{rows[-1]["seconds"]:.0f} s')
+        utils.save_text(pandas.DataFrame(rows).to_csv(index=False), f'{output}_results.csv')
+        if score <= best:
+            continue
+        best, kept_epoch = score, epoch
 
         # the same version in model and database says that they belong together
         version = secrets.token_hex(8)
-        common = {'data_name': args.data_name, 'crop_type': args.crop_type, 'version': version}
+        common = {'data_name': args.data_name, 'crop_type': args.crop_type, 'version': version, 'epoch': epoch,
+                  'protocol': args.protocol, 'select': args.select}
         saved = {**common, 'state_dict': model.state_dict(), 'partition': partition, 'classes': train_classes,
                  'model_args': {'model_type': args.model_type, 'ensemble_size': args.ensemble_size,
                                 'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'},
@@ -245,19 +296,23 @@ def main():
                     'data_root': os.path.relpath(os.path.realpath(args.data_root), os.path.realpath(args.results_root))}
         for part in test_parts:
             prefix = 'query_' if part == 'query' else ''
-            database |= {f'{prefix}embeddings': embeddings[part], f'{prefix}labels': labels[part],
+            database |= {f'{prefix}embeddings': embeddings[part].cpu(), f'{prefix}labels': labels[part],
                          f'{prefix}images': images[part]}
         utils.save({f'{output}_model.pth': saved, f'{output}_data_base.pth': database})
-        utils.save_text(pandas.DataFrame(rows).to_csv(index=False), f'{output}_results.csv')
+        intervals = confidence_intervals(measures(ranks, recalls), labels[query])
         utils.save_json({
             'command': sys.argv, 'arguments': vars(args), 'commit': commit, 'device': device_name,
-            'precision': precision, 'gpus': gpus, 'parameters': parameters, 'protocol': 'strict', 'select': 'last',
+            'precision': precision, 'gpus': gpus, 'parameters': parameters,
+            'protocol': args.protocol, 'select': args.select,
             'versions': {'python': platform.python_version(),
-                         **{m.__name__: m.__version__ for m in (torch, torchvision, PIL, numpy, pandas)}},
+                         **{m.__name__: m.__version__ for m in (torch, torchvision, PIL, numpy, scipy, pandas)}},
             'data': {'counts': info['counts'], 'warnings': info['warnings'], 'layout': info['layout'],
-                     'split_sha256': hashlib.sha256(json.dumps(split).encode()).hexdigest()},
+                     'split_sha256': split_sha256, 'held_out': val_classes, 'mean': info['mean'], 'std': info['std']},
             'epoch': epoch, 'queries_without_positive': without_positive, 'metrics': metrics,
+            'intervals': {name: known(interval) for name, interval in intervals.items()},
         }, f'{output}_run.json')
+    if args.select != 'last':
+        print(f'kept epoch {kept_epoch}, {kept}')
     print(f'wrote {output}_{{results.csv,model.pth,data_base.pth,run.json}}')
 
 

@@ -112,7 +112,8 @@ def test_training_writes_its_files(project):
         f'{SMALL_RUN}_{name}' for name in ('data_base.pth', 'model.pth', 'results.csv', 'run.json'))
     table = pd.read_csv(results / f'{SMALL_RUN}_results.csv')
     assert list(table.columns) == ['epoch', 'train_loss', 'train_accuracy', 'test_recall@1', 'test_recall@2',
-                                   'test_recall@4', 'test_map@r', 'test_r_precision', 'lr', 'seconds']
+                                   'test_recall@4', 'test_map@r', 'test_r_precision', 'test_mean_rank', 'lr',
+                                   'seconds', 'protocol', 'select']
     assert table['epoch'].tolist() == [1, 2]
 
     database = utils.load(results / f'{SMALL_RUN}_data_base.pth')
@@ -120,6 +121,8 @@ def test_training_writes_its_files(project):
     assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])
     run = json.loads((results / f'{SMALL_RUN}_run.json').read_text())
     assert run['protocol'] == 'strict' and run['metrics']['map@r'] == pytest.approx(again['map@r'])
+    for name, (low, high) in run['intervals'].items():
+        assert low <= run['metrics'][name] <= high
     assert run['arguments']['meta_class_size'] == 3 and run['data']['counts']['test'] == [30, 5]
 
 
@@ -301,6 +304,8 @@ def test_a_model_of_another_run_is_refused(project, tmp_path):
     (['--batch_size', '0'], 'argument --batch_size: 0 is below 1'),
     (['--model_type', 'vgg16'], 'argument --model_type'),
     (['--gpu_ids', 'all'], 'argument --gpu_ids'),
+    (['--protocol', 'published', '--select', 'last'], 'leave out --select'),
+    (['--select', 'val', '--meta_class_size', '5'], 'more than the 4 training classes'),
     (['--lr', '-1'], '--lr -1.0: must be above 0'),
     (['--weights', 'nowhere.pth'], 'nowhere.pth: no such file'),
     (['--weights', '../my project/train.py'], 'damaged or not a file of tensors'),
@@ -326,6 +331,30 @@ def test_the_same_command_gives_the_same_numbers(project):
                         '--weights', project.root / 'results' / f'{SMALL_RUN}_model.pth', '--results_root', other)
         tables.append(pd.read_csv(other / f'{SMALL_RUN}_results.csv').drop(columns='seconds'))
     pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.parametrize(('flags', 'suffix', 'measure'), [
+    (['--select', 'val'], '_select_val', 'val_recall@1'), (['--select', 'test'], '_select_test', 'test_recall@1'),
+    (['--protocol', 'published'], '_published', 'test_recall@1')])
+def test_the_best_epoch_is_kept_under_a_name_of_its_own(project, flags, suffix, measure):
+    results = project.root / 'results'
+    strict = (results / f'{SMALL_RUN}_run.json').read_text()
+    output = project.succeed('train.py', '--data_name', 'small', *SMALL, '--num_epochs', 4, '--lr', '3e-3', *flags)
+    table = pd.read_csv(results / f'{SMALL_RUN}{suffix}_results.csv')
+    run = json.loads((results / f'{SMALL_RUN}{suffix}_run.json').read_text())
+    database, saved = (utils.load(results / f'{SMALL_RUN}{suffix}_{name}.pth') for name in ('data_base', 'model'))
+    best = int(table[measure].idxmax())
+    assert len(table) == 4 and run['epoch'] == database['epoch'] == saved['epoch'] == best + 1
+    assert f'kept epoch {best + 1}' in output
+    again = evaluate(database['embeddings'], database['labels'], [1])
+    assert table['test_recall@1'][best] == run['metrics']['recall@1'] == pytest.approx(again['recall@1'])
+    for said in (run, database, saved, table.iloc[0]):
+        assert said['protocol'] == ('published' if suffix == '_published' else 'strict')
+        assert said['select'] == ('val' if suffix == '_select_val' else 'test')
+    assert ('not comparable' in output) == (suffix == '_published')
+    held_out = {'figure_%02d' % number for number in range(1, 7)} - set(saved['classes'])
+    assert held_out == set(run['data']['held_out']) and len(held_out) == (2 if suffix == '_select_val' else 0)
+    assert (results / f'{SMALL_RUN}_run.json').read_text() == strict
 
 
 def test_no_se_and_crop_type_in_the_name(project):

@@ -1,0 +1,26 @@
+"""The protocol of the tables that came with the method, to compare with them and to measure what it adds.
+
+There each head's input was multiplied by a weight from softmax(uniform noise), drawn anew for every batch, at test
+time too. Test batches are of 8 images in the order of the classes, so the images of a batch, mostly of one class,
+share a signature that they can be recognised by. `train.py --protocol published` does this, and keeps the
+best epoch by test recall. Nothing else uses this file: figures obtained so say little about the model.
+"""
+import torch
+
+from model import EnsembleModel
+
+TEST_BATCH = 8
+
+
+class PublishedModel(EnsembleModel):
+    """An EnsembleModel whose logits and embeddings depend on the batch: one random weight per head and batch."""
+
+    def __init__(self, *args, seed=0, **kwargs):
+        super().__init__(*args, seed=seed, **kwargs)
+        self.noise = torch.Generator().manual_seed(seed)
+
+    def forward(self, images):
+        """Logits of every head, (N, E, M)."""
+        features = self.trunk(images)
+        weights = torch.rand(len(self.heads), generator=self.noise).softmax(dim=0).to(features)
+        return torch.stack([head(features * weight) for head, weight in zip(self.heads, weights)], dim=1)
