@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import warnings
 from contextlib import contextmanager
 from numbers import Integral
 
@@ -32,20 +33,28 @@ LAST = 2 ** 63 - 1   # key behind all images
 # Checks
 
 
+def blocks(embeddings):
+    """Rows of embeddings, at most WORKSPACE numbers at a time."""
+    return embeddings.split(max(1, WORKSPACE // max(1, embeddings.shape[1])))
+
+
 def check_embeddings(name, embeddings):
     """Raise ValueError unless embeddings is a non-empty matrix, finite in float32; the text names rows at fault."""
+    if not isinstance(embeddings, torch.Tensor):
+        raise ValueError(f'{name} must be a tensor, not {type(embeddings).__name__}')
     if embeddings.dim() != 2 or not embeddings.numel():
         raise ValueError(f'{name} must be a non-empty (images, dimensions) matrix, not {tuple(embeddings.shape)}')
     if not torch.is_floating_point(embeddings):
         raise ValueError(f'{name} must be floating point, not {embeddings.dtype}')
-    finite = torch.cat([torch.isfinite(rows.float()).all(dim=1) for rows in embeddings.split(TILE)])
+    finite = torch.cat([torch.isfinite(rows.float()).all(dim=1) for rows in blocks(embeddings)])
     bad = (~finite).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f'{name} holds NaN or infinity in {len(bad)} images: {", ".join(map(str, bad[:10]))}')
 
 
-def check_pair(query, gallery):
-    """Raise ValueError unless query and gallery are embeddings of one dimension, with scores that float32 holds.
+def check_pair(query, gallery, tile):
+    """Raise ValueError unless query and gallery are embeddings of one dimension, with scores that float32 holds, and
+    tile is a size.
 
     Returns the largest product of a query's norm and a gallery image's, which no score exceeds.
     """
@@ -53,7 +62,9 @@ def check_pair(query, gallery):
     for name, embeddings in (('query', query), ('gallery', gallery)):
         check_embeddings(name, embeddings)
         largest.append(max(torch.linalg.vector_norm(rows.double(), dim=1).max().item()
-                           for rows in embeddings.split(TILE)))
+                           for rows in blocks(embeddings)))
+    if not isinstance(tile, Integral) or tile < 1:
+        raise ValueError(f'tile = {tile}: at least 1 is needed')
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(f'query has {query.shape[1]} dimensions, gallery {gallery.shape[1]}')
     if math.prod(largest) > 1e38:
@@ -63,7 +74,10 @@ def check_pair(query, gallery):
 
 def check_labels(name, labels, embeddings):
     """Labels as int64 on the embeddings' device. Raises ValueError unless they are one integer per image."""
-    labels = torch.as_tensor(labels, device=embeddings.device)
+    try:
+        labels = torch.as_tensor(labels, device=embeddings.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f'{name}_labels must be integers ({error})') from error
     if labels.shape != (len(embeddings),):
         raise ValueError(f'{name}_labels must be one per image ({len(embeddings)},), not {tuple(labels.shape)}')
     if labels.dtype.is_floating_point or labels.dtype.is_complex:
@@ -97,10 +111,11 @@ def tolerance(dimensions, bound, dtype):
     """The most by which `products` in dtype can differ from the score of a pair whose norms multiply to `bound`.
 
     A sum of n products is off by at most n unit roundoffs times that, whatever its order (Higham, Accuracy and
-    Stability of Numerical Algorithms, section 3.1); the 4 stand for rounding the score and what it is compared with.
+    Stability of Numerical Algorithms, section 3.1). The rest is for the sum of `pair_scores` itself, in pairs, for
+    rounding it and for rounding what it is compared with.
     """
     info = torch.finfo(dtype)
-    roundings = math.ceil(dimensions / chunks(dimensions)) + chunks(dimensions) + 4
+    roundings = math.ceil(dimensions / chunks(dimensions)) + chunks(dimensions) + dimensions.bit_length() + 4
     return 1.01 * roundings * info.eps / 2 * bound + dimensions * info.tiny
 
 
@@ -169,7 +184,7 @@ def search(query, gallery, k, exclude=None, tile=TILE):
     depend on `tile`, the images a side of what is computed at a time.
     Raises ValueError for embeddings that are not finite or do not fit, and for a k below 1 or beyond the gallery.
     """
-    bound = check_pair(query, gallery)
+    bound = check_pair(query, gallery, tile)
     device = query.device
     if exclude is None:
         exclude = torch.full((len(query),), -1)
@@ -355,7 +370,7 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
         raise ValueError('gallery and gallery_labels are given together or not at all')
     if alone:
         gallery, gallery_labels = query, query_labels
-    bound = check_pair(query, gallery)
+    bound = check_pair(query, gallery, tile)
     labels = torch.cat([check_labels('query', query_labels, query), check_labels('gallery', gallery_labels, gallery)])
     names, classes = labels.unique(return_inverse=True)
     query_class, gallery_class = classes.split([len(query), len(gallery)])
@@ -487,7 +502,9 @@ def load_file(path):
         if path.endswith('.npz'):
             with np.load(path, allow_pickle=False) as file:
                 return dict(file)
-        found = torch.load(path, map_location='cpu', weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns of some files before it refuses them
+            found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # numpy and torch raise many kinds for a damaged file
         reason = 'no such file' if not os.path.exists(path) else 'damaged, or more than plain arrays or tensors'
         raise ValueError(f'{path}: {reason}') from error
@@ -500,13 +517,13 @@ def read_embeddings(path):
     """A file's embeddings as a dict: query, query_labels and, if it has queries of its own, gallery, gallery_labels
     (the arguments of `evaluate`); images: a name per query, or None; notes: what it says of protocol and selection.
 
-    The file holds `embeddings` and `labels`, or queries and gallery: `query_embeddings`, `query_labels` beside
-    `gallery_embeddings`, `gallery_labels` or `embeddings`, `labels`. Labels are integers or texts; `images` and
-    `query_images` may name the images. Raises ValueError naming the file and what is missing.
+    The file holds `embeddings` and `labels`; where queries are not the gallery, one of the two is under
+    `query_embeddings`, `query_labels` or `gallery_embeddings`, `gallery_labels`, or both are. Labels are integers or
+    texts; `images` and `query_images` may name the images. Raises ValueError naming the file and what is missing.
     """
     file = load_file(path)
-    gallery = 'gallery_' if 'gallery_embeddings' in file else ''
-    parts = ['query_', gallery] if 'query_embeddings' in file else [gallery]
+    query, gallery = (prefix if f'{prefix}embeddings' in file else '' for prefix in ('query_', 'gallery_'))
+    parts = [query, gallery] if query != gallery else ['']
     missing = [part + name for part in parts for name in ('embeddings', 'labels') if part + name not in file]
     if missing:
         raise ValueError(f'{path}: {", ".join(missing)} not in it, only {", ".join(map(str, file)) or "nothing"}')
@@ -519,21 +536,25 @@ def read_embeddings(path):
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: embeddings and labels must be arrays ({error})') from error
     images = file.get(parts[0] + 'images')
+    if images is not None:
+        images = np.asarray(images).astype(str).tolist()
+        if not isinstance(images, list) or len(images) != len(labels[0]):
+            raise ValueError(f'{path}: {parts[0]}images must be one name per image ({len(labels[0])})')
     return {'query': embeddings[0], 'query_labels': labels[0],
             **({'gallery': embeddings[1], 'gallery_labels': labels[1]} if len(parts) == 2 else {}),
-            'images': None if images is None else [str(image) for image in images],
+            'images': images,
             'notes': {name: str(file[name]) for name in ('protocol', 'select') if name in file}}
 
 
 def rank_file(path, device):
     """(contents as of `read_embeddings` without the embeddings, ranks). Errors name the file."""
     contents = read_embeddings(path)
-    arguments = {name: contents[name].to(device) for name in ('query', 'query_labels', 'gallery', 'gallery_labels')
-                 if name in contents}
+    names = [name for name in ('query', 'query_labels', 'gallery', 'gallery_labels') if name in contents]
     try:
+        arguments = {name: contents[name].to(device) for name in names}
         ranks = {name: values.cpu() for name, values in rank_positives(**arguments).items()}
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+    except (ValueError, RuntimeError, AssertionError) as error:  # torch has several for a device that is not there
+        raise ValueError(f'{path}: {str(error).splitlines()[0]}') from error
     gallery = contents.pop('gallery', None)
     query = contents.pop('query')
     contents['dimensions'] = query.shape[1]
@@ -547,7 +568,9 @@ def aligned(path, contents, other_path, other):
     """For each query of contents its place in other. Raises ValueError unless both have the same queries."""
     here, there = contents['images'], other['images']
     if here is not None and there is not None:
-        if sorted(here) != sorted(there) or len(set(here)) < len(here):
+        if len(set(here)) < len(here):
+            raise ValueError(f'{path}: several images of one name')
+        if sorted(here) != sorted(there):
             raise ValueError(f'{path} and {other_path}: not results of the same images')
         places = {image: place for place, image in enumerate(there)}
         order = torch.tensor([places[image] for image in here])
@@ -559,6 +582,14 @@ def aligned(path, contents, other_path, other):
         if len(pairs.unique(dim=0)) == len(labels.unique()) == len(other_labels.unique()):  # whatever their numbers
             return order
     raise ValueError(f'{path} and {other_path}: the queries are not of the same classes, or not in the same order')
+
+
+def integers(text):
+    """argparse type: '1,2,4' as [1, 2, 4]."""
+    try:
+        return [int(part) for part in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a list of integers such as 1,2,4') from None
 
 
 def known(numbers):
@@ -574,8 +605,8 @@ def print_report(report):
           f'dimensions; {report["how"]}')
     for result in (report, report.get('other', {})):
         if result.get('protocol', 'strict') != 'strict' or result.get('select', 'last') == 'test':
-            print(f'{result["file"]}: protocol {result["protocol"]}, epoch selected by {result.get("select")}: '
-                  'not comparable with strict figures')
+            print(f'{result["file"]}: protocol {result.get("protocol", "unknown")}, epoch selected by '
+                  f'{result.get("select", "unknown")}: not comparable with strict figures')
     print(f'{"":<14}{"":>8}   95 % interval (classes)')
     for name, interval in report['intervals'].items():
         print(f'{name:<14}{share(report["metrics"][name])}   {" ".join(map(share, interval))}')
@@ -594,18 +625,17 @@ def main():
         usage=argparse.SUPPRESS, description='Evaluate embeddings, exactly, with 95 % intervals over classes.')
     parser.add_argument('file', help='a database of train.py, or a .npz or .pt file that holds embeddings and labels, '
                                      'and for queries of their own query_embeddings and query_labels')
-    parser.add_argument('--recalls', help="K of Recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000', "
-                                          'as far as there are images]')
+    parser.add_argument('--recalls', type=integers,
+                        help="K of Recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000', as far as there are "
+                             'images]')
     parser.add_argument('--compare', metavar='OTHER', help='a second file of the same images, to compare with')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='cpu or cuda [default value is %(default)s]')
     args = parser.parse_args()
     try:
-        ks = [int(k) for k in (args.recalls or '1,2,4,8,10,20,30,40,50,100,1000').split(',')]
         contents, ranks = rank_file(args.file, args.device)
-        if not args.recalls:
-            ks = [k for k in ks if k <= contents['available']]
+        ks = args.recalls or [k for k in (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000) if k <= contents['available']]
         check_ks(ks, contents['available'])
         values, labels = measures(ranks, ks), contents['query_labels']
         metrics, intervals = summary(ranks, ks), confidence_intervals(values, labels)
@@ -614,13 +644,14 @@ def main():
                   'metrics': metrics, 'intervals': {name: known(pair) for name, pair in intervals.items()}}
         if args.compare:
             other, other_ranks = rank_file(args.compare, args.device)
+            check_ks(ks, other['available'])
             order = aligned(args.file, contents, args.compare, other)
             other_values = {name: value[order] for name, value in measures(other_ranks, ks).items()}
             report['other'] = {'file': args.compare, **other['notes'], 'metrics': summary(other_ranks, ks)}
             report['difference'] = {name: dict(zip(('difference', 'low', 'high', 'p'), known(found)))
                                     for name, found in compare(values, other_values, labels).items()}
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(' '.join(str(error).split('\n')))
     except KeyboardInterrupt:
         parser.exit(130, 'retrieval.py: interrupted\n')
     if args.json:

@@ -283,6 +283,9 @@ def main():
         if score <= best:
             continue
         best, kept_epoch = score, epoch
+        intervals = confidence_intervals(measures(ranks, recalls), labels[query])
+        result = 'R@{} {:.2%}, 95 % interval {:.2%} to {:.2%}'.format(
+            recalls[0], metrics[f'recall@{recalls[0]}'], *intervals[f'recall@{recalls[0]}'])
 
         # the same version in model and database says that they belong together
         version = secrets.token_hex(8)
@@ -299,7 +302,6 @@ def main():
             database |= {f'{prefix}embeddings': embeddings[part].cpu(), f'{prefix}labels': labels[part],
                          f'{prefix}images': images[part]}
         utils.save({f'{output}_model.pth': saved, f'{output}_data_base.pth': database})
-        intervals = confidence_intervals(measures(ranks, recalls), labels[query])
         utils.save_json({
             'command': sys.argv, 'arguments': vars(args), 'commit': commit, 'device': device_name,
             'precision': precision, 'gpus': gpus, 'parameters': parameters,
@@ -311,8 +313,7 @@ def main():
             'epoch': epoch, 'queries_without_positive': without_positive, 'metrics': metrics,
             'intervals': {name: known(interval) for name, interval in intervals.items()},
         }, f'{output}_run.json')
-    if args.select != 'last':
-        print(f'kept epoch {kept_epoch}, {kept}')
+    print(f'kept epoch {kept_epoch}, {kept}: {result}')
     print(f'wrote {output}_{{results.csv,model.pth,data_base.pth,run.json}}')
 
 

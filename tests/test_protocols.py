@@ -6,8 +6,9 @@ import pytest
 import torch
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'benchmarks'))
-from model import EnsembleModel
 from noise import noise_floor
+
+from model import EnsembleModel
 from published import PublishedModel
 
 

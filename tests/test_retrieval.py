@@ -442,6 +442,24 @@ def test_matmul_precision_has_no_influence_and_stays(precision):
         torch.set_float32_matmul_precision(before)
 
 
+def test_products_are_computed_in_full_precision(monkeypatch):
+    products, before, seen = retrieval.products, torch.get_float32_matmul_precision(), set()
+
+    def watched(*arguments):
+        seen.add((torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision,
+                  torch.is_autocast_enabled('cpu')))
+        return products(*arguments)
+
+    monkeypatch.setattr(retrieval, 'products', watched)
+    try:
+        torch.set_float32_matmul_precision('medium')
+        with torch.autocast('cpu', torch.bfloat16):
+            results_under_settings()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {('ieee', 'ieee', False)}
+
+
 def test_precision_is_restored_after_an_interruption(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -693,3 +711,11 @@ def test_a_clear_difference_is_found_in_both_directions():
     assert gain == pytest.approx((better - hits).mean().item()) and 0 < low < gain < high and p < .001
     (loss, lower, upper, same_p), = compare({'recall@1': hits}, {'recall@1': better}, labels).values()
     assert (loss, lower, upper, same_p) == pytest.approx((-gain, -high, -low, p), rel=1e-9)
+
+
+@pytest.mark.parametrize('tile', [0, -1, 2.5])
+def test_a_tile_is_a_size(tile):
+    with pytest.raises(ValueError, match='tile = '):
+        evaluate(vectors(6), [0] * 6, [1], tile=tile)
+    with pytest.raises(ValueError, match='tile = '):
+        search(vectors(6), vectors(6), 1, tile=tile)

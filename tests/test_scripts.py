@@ -352,7 +352,7 @@ def test_the_best_epoch_is_kept_under_a_name_of_its_own(project, flags, suffix, 
         assert said['protocol'] == ('published' if suffix == '_published' else 'strict')
         assert said['select'] == ('val' if suffix == '_select_val' else 'test')
     assert ('not comparable' in output) == (suffix == '_published')
-    held_out = {'figure_%02d' % number for number in range(1, 7)} - set(saved['classes'])
+    held_out = {f'figure_{number:02d}' for number in range(1, 7)} - set(saved['classes'])
     assert held_out == set(run['data']['held_out']) and len(held_out) == (2 if suffix == '_select_val' else 0)
     assert (results / f'{SMALL_RUN}_run.json').read_text() == strict
 
