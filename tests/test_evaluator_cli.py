@@ -82,10 +82,10 @@ def test_each_image_queries_all_others(name, labels, save, call):
 
 
 @pytest.mark.parametrize('name', ['file.npz', 'file.pt'])
-@pytest.mark.parametrize('gallery', ['', 'gallery_'])
+@pytest.mark.parametrize(('query', 'gallery'), [('query_', ''), ('query_', 'gallery_'), ('', 'gallery_')])
 @pytest.mark.parametrize('labels', [LABELS, TEXTS], ids=['integers', 'texts'])
-def test_queries_with_a_gallery(name, gallery, labels, save, call):
-    save(name, query_embeddings=EMBEDDINGS[:9], query_labels=labels[:9],
+def test_queries_with_a_gallery(name, query, gallery, labels, save, call):
+    save(name, **{query + 'embeddings': EMBEDDINGS[:9], query + 'labels': labels[:9]},
          **{gallery + 'embeddings': EMBEDDINGS[9:], gallery + 'labels': labels[9:]})
     report = json.loads(call(name, '--json', '--recalls', '1,15'))
     assert report['metrics'] == retrieval.evaluate(EMBEDDINGS[:9], LABELS[:9], [1, 15], EMBEDDINGS[9:], LABELS[9:])
