@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import warnings
 from contextlib import contextmanager
 from numbers import Integral
@@ -493,20 +494,25 @@ def compare(values, others, labels, resamples=10_000, seed=0):
 # Files
 
 
+KEYS = ('protocol', 'select', *(part + name for part in ('', 'query_', 'gallery_')
+                                for name in ('embeddings', 'labels', 'images')))
+
+
 def load_file(path):
     """{name: array, tensor or list} of a .npz file or a file of torch.save; nothing in it is executed.
 
-    Raises ValueError naming the file if it is missing, damaged, or holds more than plain arrays or tensors.
+    Raises ValueError naming the file if it is missing, damaged, or holds objects where arrays or tensors belong.
     """
     try:
         if path.endswith('.npz'):
             with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+                return {name: file[name] if name in KEYS else None for name in file.files}
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns of some files before it refuses them
             found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # numpy and torch raise many kinds for a damaged file
-        reason = 'no such file' if not os.path.exists(path) else 'damaged, or more than plain arrays or tensors'
+        reason = 'no such file' if not os.path.exists(path) else 'a folder' if os.path.isdir(path) else \
+            'damaged, or holds objects; save plain arrays with numpy.savez, or tensors with torch.save'
         raise ValueError(f'{path}: {reason}') from error
     if not isinstance(found, dict):
         raise ValueError(f'{path}: not a dict of embeddings and labels')
@@ -515,7 +521,8 @@ def load_file(path):
 
 def read_embeddings(path):
     """A file's embeddings as a dict: query, query_labels and, if it has queries of its own, gallery, gallery_labels
-    (the arguments of `evaluate`); images: a name per query, or None; notes: what it says of protocol and selection.
+    (the arguments of `evaluate`); images and gallery_images: a name for each, or None; names: what the file calls
+    the arguments; notes: what it says of protocol and selection.
 
     The file holds `embeddings` and `labels`; where queries are not the gallery, one of the two is under
     `query_embeddings`, `query_labels` or `gallery_embeddings`, `gallery_labels`, or both are. Labels are integers or
@@ -535,15 +542,22 @@ def read_embeddings(path):
         labels = [torch.as_tensor(label) for label in labels[:len(parts)]]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: embeddings and labels must be arrays ({error})') from error
-    images = file.get(parts[0] + 'images')
-    if images is not None:
-        images = np.asarray(images).astype(str).tolist()
-        if not isinstance(images, list) or len(images) != len(labels[0]):
-            raise ValueError(f'{path}: {parts[0]}images must be one name per image ({len(labels[0])})')
-    return {'query': embeddings[0], 'query_labels': labels[0],
-            **({'gallery': embeddings[1], 'gallery_labels': labels[1]} if len(parts) == 2 else {}),
-            'images': images,
-            'notes': {name: str(file[name]) for name in ('protocol', 'select') if name in file}}
+    images = [file.get(part + 'images') for part in parts]
+    for index, (part, given, label) in enumerate(zip(parts, images, labels)):
+        if given is not None:
+            try:
+                images[index] = np.asarray(getattr(given, 'tolist', lambda given=given: given)()).astype(str).tolist()
+            except ValueError:  # lists of different lengths in it
+                images[index] = []
+            if np.shape(images[index]) != (len(label),):
+                raise ValueError(f'{path}: {part}images must be one name per image ({len(label)})')
+    found = {'query': embeddings[0], 'query_labels': labels[0], 'images': images[0], 'gallery_images': None,
+             'names': {'query': parts[0] + 'embeddings', 'query_labels': parts[0] + 'labels'},
+             'notes': {name: str(file[name]) for name in ('protocol', 'select') if name in file}}
+    if len(parts) == 2:
+        found |= {'gallery': embeddings[1], 'gallery_labels': labels[1], 'gallery_images': images[1]}
+        found['names'] |= {'gallery': parts[1] + 'embeddings', 'gallery_labels': parts[1] + 'labels'}
+    return found
 
 
 def rank_file(path, device):
@@ -553,35 +567,45 @@ def rank_file(path, device):
     try:
         arguments = {name: contents[name].to(device) for name in names}
         ranks = {name: values.cpu() for name, values in rank_positives(**arguments).items()}
-    except (ValueError, RuntimeError, AssertionError) as error:  # torch has several for a device that is not there
-        raise ValueError(f'{path}: {str(error).splitlines()[0]}') from error
+    except (ValueError, RuntimeError) as error:
+        name, *rest = str(error).splitlines()[0].split(' ')
+        raise ValueError(f'{path}: {" ".join([contents["names"].get(name, name), *rest])}') from error
     gallery = contents.pop('gallery', None)
     query = contents.pop('query')
     contents['dimensions'] = query.shape[1]
     contents['available'] = len(query) - 1 if gallery is None else len(gallery)
+    if not contents['available']:
+        raise ValueError(f'{path}: a single image, there is nothing that it could retrieve')
     contents['how'] = 'each queries all others, itself excluded by its index' if gallery is None else \
         f'they query a gallery of {len(gallery):,}'
     return contents, ranks
 
 
-def aligned(path, contents, other_path, other):
-    """For each query of contents its place in other. Raises ValueError unless both have the same queries."""
+def aligned(path, contents, ranks, other_path, other, other_ranks):
+    """For each query of contents its place in other. Raises ValueError unless both have the same queries and
+    retrieve from the same gallery: as many images, of the same names, as many of each query's class."""
+    both = f'{path} and {other_path}'
     here, there = contents['images'], other['images']
     if here is not None and there is not None:
         if len(set(here)) < len(here):
             raise ValueError(f'{path}: several images of one name')
         if sorted(here) != sorted(there):
-            raise ValueError(f'{path} and {other_path}: not results of the same images')
+            raise ValueError(f'{both}: not results of the same images')
         places = {image: place for place, image in enumerate(there)}
         order = torch.tensor([places[image] for image in here])
     else:
         order = torch.arange(len(contents['query_labels']))
     labels, other_labels = contents['query_labels'], other['query_labels']
-    if len(labels) == len(other_labels):
-        pairs = torch.stack([labels.long(), other_labels[order].long()], dim=1)
-        if len(pairs.unique(dim=0)) == len(labels.unique()) == len(other_labels.unique()):  # whatever their numbers
-            return order
-    raise ValueError(f'{path} and {other_path}: the queries are not of the same classes, or not in the same order')
+    pairs = [labels.long(), other_labels[order].long()] if len(labels) == len(other_labels) else [labels, labels[:0]]
+    if len(pairs[0]) != len(pairs[1]) or not (len(torch.stack(pairs, dim=1).unique(dim=0))
+                                              == len(labels.unique()) == len(other_labels.unique())):
+        raise ValueError(f'{both}: the queries are not of the same classes, or not in the same order')
+    galleries = [one['gallery_images'] for one in (contents, other)]
+    if (('gallery_labels' in contents) != ('gallery_labels' in other) or contents['available'] != other['available']
+            or not torch.equal(ranks['positives'], other_ranks['positives'][order])
+            or (None not in galleries and sorted(galleries[0]) != sorted(galleries[1]))):
+        raise ValueError(f'{both}: the queries do not retrieve from the same gallery')
+    return order
 
 
 def integers(text):
@@ -634,6 +658,10 @@ def main():
                         help='cpu or cuda [default value is %(default)s]')
     args = parser.parse_args()
     try:
+        torch.empty(0, device=args.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch has several for one that is not there
+        parser.error(f'--device {args.device}: {str(error).splitlines()[0]}')
+    try:
         contents, ranks = rank_file(args.file, args.device)
         ks = args.recalls or [k for k in (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000) if k <= contents['available']]
         check_ks(ks, contents['available'])
@@ -642,10 +670,9 @@ def main():
         report = {'file': args.file, 'queries': len(labels), 'classes': len(labels.unique()),
                   'dimensions': contents['dimensions'], 'how': contents['how'], **contents['notes'],
                   'metrics': metrics, 'intervals': {name: known(pair) for name, pair in intervals.items()}}
-        if args.compare:
+        if args.compare is not None:
             other, other_ranks = rank_file(args.compare, args.device)
-            check_ks(ks, other['available'])
-            order = aligned(args.file, contents, args.compare, other)
+            order = aligned(args.file, contents, ranks, args.compare, other, other_ranks)
             other_values = {name: value[order] for name, value in measures(other_ranks, ks).items()}
             report['other'] = {'file': args.compare, **other['notes'], 'metrics': summary(other_ranks, ks)}
             report['difference'] = {name: dict(zip(('difference', 'low', 'high', 'p'), known(found)))
@@ -654,10 +681,16 @@ def main():
         parser.error(' '.join(str(error).split('\n')))
     except KeyboardInterrupt:
         parser.exit(130, 'retrieval.py: interrupted\n')
-    if args.json:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
-    else:
-        print_report(report)
+    try:
+        if args.json:
+            print(json.dumps(report, indent=2, ensure_ascii=False))
+        else:
+            print_report(report)
+        sys.stdout.flush()
+    except OSError as error:  # a full disk, or `| head` that has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            parser.error(f'the report cannot be written: {error}')
 
 
 if __name__ == '__main__':

@@ -145,10 +145,9 @@ def test_table(save, call):
     assert rows['mean rank'][0] == '1.0' and rows['no positive'][0] == '0'
 
 
-def test_a_single_image(save, call):
+def test_a_single_image_has_nothing_to_retrieve(save, refusal):
     save('file.pt', embeddings=EMBEDDINGS[:1], labels=LABELS[:1])
-    assert json.loads(call('file.pt', '--json'))['metrics']['queries_without_positive'] == 1
-    assert 'file.pt: 1 images' in call('file.pt')
+    assert 'file.pt: a single image' in refusal('file.pt')
 
 
 @pytest.mark.parametrize(('notes', 'marked'), [
@@ -215,11 +214,31 @@ def test_comparison_with_other_images_is_refused(other, save, refusal):
     assert 'file.pt' in refusal('other.pt', '--compare', 'file.pt')
 
 
-@pytest.mark.parametrize('images', [IMAGES[:-1], [*IMAGES, 'more.png'], 5, ['same.png'] * COUNT],
-                         ids=['few', 'many', 'number', 'equal'])
+@pytest.mark.parametrize('images', [IMAGES[:-1], [*IMAGES, 'more.png'], 5, ['same.png'] * COUNT, [['a', 'b']] * COUNT,
+                                    [['a', 'b'], ['c']] * 12],
+                         ids=['few', 'many', 'number', 'equal', 'table', 'ragged'])
 def test_image_names_that_do_not_fit_are_refused(images, save, refusal):
     save('file.pt', embeddings=EMBEDDINGS, labels=LABELS, images=images)
     assert 'file.pt' in refusal('file.pt', '--compare', 'file.pt')
+
+
+@pytest.mark.parametrize('other', [
+    {'gallery_embeddings': EMBEDDINGS[9:20], 'gallery_labels': LABELS[9:20]},
+    {'gallery_embeddings': EMBEDDINGS[9:], 'gallery_labels': LABELS[9:].clamp(max=3)},
+    {'gallery_embeddings': EMBEDDINGS[9:], 'gallery_labels': LABELS[9:], 'gallery_images': IMAGES[:15]},
+    {},
+], ids=['smaller', 'other classes', 'other names', 'none'])
+def test_comparison_over_another_gallery_is_refused(other, save, refusal):
+    queries = {'query_embeddings': EMBEDDINGS[:9], 'query_labels': LABELS[:9], 'query_images': IMAGES[:9]}
+    save('file.pt', **queries, embeddings=EMBEDDINGS[9:], labels=LABELS[9:], images=IMAGES[9:])
+    if not other:
+        queries = {'embeddings': EMBEDDINGS[:9], 'labels': LABELS[:9], 'images': IMAGES[:9]}
+    save('other.pt', **queries, **other)
+    assert 'file.pt and other.pt: ' in refusal('file.pt', '--recalls', 1, '--compare', 'other.pt')
+
+
+def test_an_empty_name_to_compare_with_is_no_comparison(save, refusal):
+    assert 'no such file' in refusal(save('file.pt', embeddings=EMBEDDINGS, labels=LABELS), '--compare', '')
 
 
 def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
@@ -258,6 +277,16 @@ def test_objects_in_an_npz_are_refused(key, save, refusal):
     contents = {'embeddings': EMBEDDINGS, 'labels': LABELS, key: np.array([RunsWhenUnpickled()] * COUNT, dtype=object)}
     assert 'file.npz: ' in refusal(save('file.npz', **contents))
     assert not os.path.exists('executed')
+
+
+def test_objects_that_are_not_needed_are_not_read(save, call):
+    np.savez('file.npz', embeddings=EMBEDDINGS, labels=LABELS, notes=np.array([RunsWhenUnpickled()], dtype=object))
+    assert call('file.npz') and not os.path.exists('executed')
+
+
+def test_arrays_in_a_pt_are_refused_with_the_way_out(save, refusal):
+    line = refusal(save('file.pt', embeddings=EMBEDDINGS.numpy(), labels=LABELS))
+    assert 'tensors with torch.save' in line
 
 
 def test_objects_in_a_pt_are_not_executed(save, refusal):
@@ -302,7 +331,7 @@ def test_flags_that_do_not_fit(flags, offender, save, refusal):
 def test_cuda_without_a_gpu(save, refusal):
     if torch.cuda.is_available():
         pytest.skip('there is a GPU')
-    refusal(save('file.pt', embeddings=EMBEDDINGS, labels=LABELS), '--device', 'cuda')
+    assert '--device cuda: ' in refusal(save('file.pt', embeddings=EMBEDDINGS, labels=LABELS), '--device', 'cuda')
 
 
 def test_no_file(refusal):
@@ -322,7 +351,7 @@ def with_bad_row(value, row=7):
     ({'embeddings': [TEXTS] * COUNT}, 'embeddings'),
     ({'embeddings': TEXTS}, 'embeddings'),
     ({'embeddings': LABELS[:, None]}, 'floating point'),
-    ({'embeddings': EMBEDDINGS[0]}, 'matrix'),
+    ({'embeddings': EMBEDDINGS[0]}, ': embeddings must be'),
     ({'embeddings': EMBEDDINGS[:0]}, 'non-empty'),
     ({'labels': LABELS[1:]}, 'one per image'),
     ({'labels': TEXTS[1:]}, 'one per image'),
@@ -357,3 +386,14 @@ def test_the_command_from_another_folder(save):
     result = run('file.npz', '--json', '--recalls', '1,23')
     assert result.returncode == 0 and not result.stderr
     assert json.loads(result.stdout)['metrics'] == retrieval.evaluate(EMBEDDINGS, LABELS, [1, 23])
+
+
+def test_output_that_cannot_be_written(save):
+    save('file.pt', embeddings=EMBEDDINGS, labels=LABELS)
+    command = [sys.executable, os.path.join(REPOSITORY, 'retrieval.py'), 'file.pt']
+    with open('/dev/full', 'w') as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and 'cannot be written' in result.stderr
+    gone = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    gone.stdout.close()
+    assert gone.stderr.read() == '' and gone.wait() == 0
