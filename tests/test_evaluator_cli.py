@@ -272,7 +272,7 @@ def test_file_of_something_else(name, save, refusal):
     assert f'{name}: ' in refusal(name)
 
 
-@pytest.mark.parametrize('key', ['embeddings', 'labels', 'extra'])
+@pytest.mark.parametrize('key', ['embeddings', 'labels', 'images'])
 def test_objects_in_an_npz_are_refused(key, save, refusal):
     contents = {'embeddings': EMBEDDINGS, 'labels': LABELS, key: np.array([RunsWhenUnpickled()] * COUNT, dtype=object)}
     assert 'file.npz: ' in refusal(save('file.npz', **contents))
