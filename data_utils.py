@@ -106,11 +106,15 @@ def normalise(pixels, mean, std):
     return (pixels.float() / 255 - mean) / std
 
 
-def random_flip(images, generator):
-    """Mirror each image of (N, 3, H, W) with probability 1/2. Drawn here, not in the loader's worker
-    processes, so that their number changes nothing."""
-    flip = torch.rand(len(images), generator=generator).to(images.device) < 0.5
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
+def flip(images, mirrored):
+    """Mirror those of images (N, 3, H, W) that `mirrored`, booleans (N,), says."""
+    return torch.where(mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+
+
+def leave_signals_to_parent(worker):
+    """For a DataLoader's worker processes, so that the training process can finish its batch and save."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------- layouts

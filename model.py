@@ -4,19 +4,22 @@
     python model.py --model_type resnet50 --ensemble_size 8 --meta_class_size 12
 """
 import argparse
+import copy
 import math
 from collections import OrderedDict
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')
 TRUNK_LAYERS = ('conv1', 'bn1', 'relu', 'maxpool', 'layer1')
-TRUNK, HEAD, PARTITION = range(3)  # what a random stream is for; see derive_seed
+TRUNK, HEAD, PARTITION, ORDER = range(4)  # what a random stream is for; see derive_seed
 
 
 def derive_seed(seed, purpose, index=0):
@@ -89,17 +92,18 @@ class Head(nn.Module):
     def forward(self, features):                                 # (N, C, H, W)
         features = self.se(self.layer2(features))
         features = self.layer4(self.layer3(features))
-        return self.fc(features.mean(dim=(2, 3)))                # (N, M)
+        return self.fc(features.mean(dim=(2, 3), dtype=self.fc.weight.dtype))  # (N, M)
 
 
 class EnsembleModel(nn.Module):
     """A trunk shared by `ensemble_size` heads. Weights are random: trunk from seed, head h from (seed, h).
 
-    images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
+    images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size. With `members`, a list of
+    head numbers, only these heads of the ensemble are here, and E in what follows is their number.
     Raises ValueError for an unknown model_type and for sizes below one.
     """
 
-    def __init__(self, model_type, ensemble_size, meta_class_size, with_se=True, seed=0):
+    def __init__(self, model_type, ensemble_size, meta_class_size, with_se=True, seed=0, members=None):
         super().__init__()
         if ensemble_size < 1 or meta_class_size < 1:
             raise ValueError(f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: at least 1 is needed')
@@ -107,7 +111,9 @@ class EnsembleModel(nn.Module):
             backbone = build_backbone(model_type, 1)
         self.trunk = nn.Sequential(OrderedDict((name, getattr(backbone, name)) for name in TRUNK_LAYERS))
         self.heads = nn.ModuleList()
-        for head in range(ensemble_size):
+        self.ensemble_size = ensemble_size
+        self.members = list(range(ensemble_size) if members is None else members)
+        for head in self.members:
             with random_stream(derive_seed(seed, HEAD, head)):
                 self.heads.append(Head(model_type, meta_class_size, with_se))
 
@@ -118,16 +124,32 @@ class EnsembleModel(nn.Module):
 
     @torch.no_grad()
     def embed(self, images):
-        """Unit vectors (N, E * M): each head's logits L2-normalised, side by side, divided by sqrt(E).
+        """Unit vectors (N, E * M): each head's logits L2-normalised, side by side, divided by sqrt(ensemble_size).
 
         The dot product of two of them is the mean over heads of the heads' cosine similarities. Batch
-        statistics are never used, so an image's embedding does not depend on its batch.
+        statistics are never used, so an image's embedding does not depend on its batch. Of a model that has some
+        of the heads they are the columns of those heads.
         """
         training = self.training
         self.eval()
-        logits = self(images).float()
+        logits = self(images.to(self.trunk.conv1.weight.dtype)).float()
         self.train(training)
-        return F.normalize(logits, dim=2).flatten(1) / math.sqrt(logits.shape[1])
+        return F.normalize(logits, dim=2).flatten(1) / math.sqrt(self.ensemble_size)
+
+
+def folded(model, dtype):
+    """A copy of a model for `embed` alone: each batch norm folded into the convolution before it, all but the
+    classifiers in `dtype`."""
+    model = copy.deepcopy(model).eval()
+    for parent in list(model.modules()):
+        for (name, module), (next_name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(module, norm))
+                setattr(parent, next_name, nn.Identity())
+    model.to(dtype, memory_format=torch.channels_last)
+    for head in model.heads:
+        head.fc.float()
+    return model
 
 
 def ensemble_loss(logits, meta_labels):
@@ -162,7 +184,8 @@ def load_weights(model, checkpoint):
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError('weights do not fit the model: not a state dict')
     used = set()
-    for part, module in [('trunk.', model.trunk)] + [(f'heads.{i}.', head) for i, head in enumerate(model.heads)]:
+    parts = {'trunk.': model.trunk, **{f'heads.{i}.': head for i, head in zip(model.members, model.heads)}}
+    for part, module in parts.items():
         prefix = part if ours else ''
         own = module.state_dict()
         taken = {name: state[prefix + name] for name in own if prefix + name in state}

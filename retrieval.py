@@ -494,7 +494,7 @@ def compare(values, others, labels, resamples=10_000, seed=0):
 # Files
 
 
-KEYS = ('protocol', 'select', *(part + name for part in ('', 'query_', 'gallery_')
+KEYS = ('protocol', 'select', 'ensemble_size', *(part + name for part in ('', 'query_', 'gallery_')
                                 for name in ('embeddings', 'labels', 'images')))
 
 
@@ -522,7 +522,7 @@ def load_file(path):
 def read_embeddings(path):
     """A file's embeddings as a dict: query, query_labels and, if it has queries of its own, gallery, gallery_labels
     (the arguments of `evaluate`); images and gallery_images: a name for each, or None; names: what the file calls
-    the arguments; notes: what it says of protocol and selection.
+    the arguments; notes: what it says of protocol and selection; ensemble_size: its heads, or None.
 
     The file holds `embeddings` and `labels`; where queries are not the gallery, one of the two is under
     `query_embeddings`, `query_labels` or `gallery_embeddings`, `gallery_labels`, or both are. Labels are integers or
@@ -540,6 +540,7 @@ def read_embeddings(path):
         if any(label.dtype.kind in 'US' for label in labels):  # texts, in one numbering
             labels = np.split(np.unique(np.concatenate(labels), return_inverse=True)[1], [len(labels[0])])
         labels = [torch.as_tensor(label) for label in labels[:len(parts)]]
+        ensemble_size = int(file['ensemble_size']) if 'ensemble_size' in file else None
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: embeddings and labels must be arrays ({error})') from error
     images = [file.get(part + 'images') for part in parts]
@@ -552,6 +553,7 @@ def read_embeddings(path):
             if np.shape(images[index]) != (len(label),):
                 raise ValueError(f'{path}: {part}images must be one name per image ({len(label)})')
     found = {'query': embeddings[0], 'query_labels': labels[0], 'images': images[0], 'gallery_images': None,
+             'ensemble_size': ensemble_size,
              'names': {'query': parts[0] + 'embeddings', 'query_labels': parts[0] + 'labels'},
              'notes': {name: str(file[name]) for name in ('protocol', 'select') if name in file}}
     if len(parts) == 2:
@@ -560,9 +562,19 @@ def read_embeddings(path):
     return found
 
 
-def rank_file(path, device):
-    """(contents as of `read_embeddings` without the embeddings, ranks). Errors name the file."""
+def rank_file(path, device, heads=None):
+    """(contents as of `read_embeddings` without the embeddings, ranks). Errors name the file.
+
+    With `heads`, of the first so many heads: the embedding of an ensemble contains those of smaller ones.
+    """
     contents = read_embeddings(path)
+    if heads is not None:
+        ensemble_size = contents['ensemble_size'] or 0
+        if not 1 <= heads <= ensemble_size:
+            raise ValueError(f'--evaluate_heads {heads}: {path} has {ensemble_size or "an unknown number of"} heads')
+        for name in ('query', 'gallery'):
+            if name in contents:
+                contents[name] = contents[name][:, :contents[name].shape[-1] // ensemble_size * heads]
     names = [name for name in ('query', 'query_labels', 'gallery', 'gallery_labels') if name in contents]
     try:
         arguments = {name: contents[name].to(device) for name in names}
@@ -636,6 +648,10 @@ def print_report(report):
         print(f'{name:<14}{share(report["metrics"][name])}   {" ".join(map(share, interval))}')
     print(f'{"mean rank":<14}{report["metrics"]["mean_rank"]:8.1f}   of the nearest image of the class')
     print(f'{"no positive":<14}{report["metrics"]["queries_without_positive"]:8,}   queries, counted as misses')
+    if 'heads' in report:
+        print('\nrecall@1 of the first heads')
+        for heads, found in report['heads'].items():
+            print(f'{heads:<14}{share(found["recall@1"])}   {" ".join(map(share, found["interval"]))}')
     if 'other' in report:
         print(f'\ncompared with {report["other"]["file"]}, on the same queries')
         print(f'{"":<14}{"other":>8}{"difference":>12}   95 % interval (classes)        p')
@@ -653,6 +669,8 @@ def main():
                         help="K of Recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000', as far as there are "
                              'images]')
     parser.add_argument('--compare', metavar='OTHER', help='a second file of the same images, to compare with')
+    parser.add_argument('--evaluate_heads', type=integers, default=[], metavar='1,2,4',
+                        help='Recall@1 of the first so many heads of a database of train.py')
     parser.add_argument('--json', action='store_true', help='print JSON')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='cpu or cuda [default value is %(default)s]')
@@ -670,6 +688,11 @@ def main():
         report = {'file': args.file, 'queries': len(labels), 'classes': len(labels.unique()),
                   'dimensions': contents['dimensions'], 'how': contents['how'], **contents['notes'],
                   'metrics': metrics, 'intervals': {name: known(pair) for name, pair in intervals.items()}}
+        for heads in args.evaluate_heads:
+            value = {'recall@1': measures(rank_file(args.file, args.device, heads)[1], [1])['recall@1']}
+            report.setdefault('heads', {})[heads] = {
+                'recall@1': value['recall@1'].mean().item(),
+                'interval': known(confidence_intervals(value, labels)['recall@1'])}
         if args.compare is not None:
             other, other_ranks = rank_file(args.compare, args.device)
             order = aligned(args.file, contents, ranks, args.compare, other, other_ranks)

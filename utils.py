@@ -1,29 +1,57 @@
-"""Small helpers of both scripts: device and precision, files that are whole or absent, one-line errors."""
+"""Small helpers of both scripts: one-line errors, devices, the processes of torchrun, files whole or absent."""
 import argparse
+import contextlib
+import ctypes
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
+from datetime import timedelta
 
 import torch
+from torch import distributed
 
 
 def run(main):
-    """Call main(); what it refuses becomes one line on stderr and exit code 2, Ctrl-C one line and 130."""
+    """Call main(); what it refuses becomes one line on stderr and exit code 2, an interruption one line and 130.
+
+    Of several processes the first one speaks, and another only where it alone fails.
+    """
     script = os.path.basename(sys.argv[0])
+    others = int(os.environ.get('RANK', 0)) > 0
+    held = io.StringIO()
     try:
-        main()
+        with contextlib.redirect_stderr(held) if others else contextlib.nullcontext():
+            main()
+        return
     except (ValueError, OSError) as error:
         # an error from a loader's worker process carries that process's traceback: its last line says it
         text = str(error).strip()
         if 'Original Traceback' in text:
             text = text.split('\n')[-1].partition(': ')[2]
-        print(f'{script}: error: {text}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f'{script}: interrupted; what was finished before is in place', file=sys.stderr)
-        sys.exit(130)
+        line, code = f'{script}: error: {text}', 2
+    except torch.OutOfMemoryError:
+        line, code = (f'{script}: error: the GPU has not enough memory: take a smaller --batch_size, or divide the '
+                      'heads among more GPUs with torchrun'), 2
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        line, code = f'{script}: error: a process that decodes images was killed; out of memory? ({error})', 2
+    except KeyboardInterrupt as error:
+        line, code = f'{script}: interrupted; {error or "what was finished before is in place"}', 130
+    except SystemExit as error:  # argparse has written its line
+        line, code = held.getvalue().strip(), error.code
+    if others:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)  # torchrun ends this process meanwhile if the first one failed too
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
 
 
 def positive(text):
@@ -43,10 +71,21 @@ def integers(text):
 
 
 def choose_devices(gpu_ids):
-    """(device, GPU ids in use) from the ids asked for; without one of them the CPU, with a notice."""
-    present = [gpu for gpu in gpu_ids if 0 <= gpu < torch.cuda.device_count()]
+    """(device, GPU ids in use) from the ids asked for; without one of them the CPU, with a notice.
+
+    Of several processes on a machine each takes one GPU: that of its place in gpu_ids, if these suffice.
+    Raises ValueError if there are GPUs, but not one for each.
+    """
+    count, processes = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    if count and processes > 1:
+        gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
+        if max(gpus[:processes]) >= count:
+            raise ValueError(f'torchrun started {processes} processes here, and there are {count} GPUs: one each is '
+                             'needed (CUDA_VISIBLE_DEVICES= hides them all)')
+        gpu_ids = [gpus[int(os.environ['LOCAL_RANK'])]]
+    present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
     if present != gpu_ids:
-        print(f'notice: --gpu_ids {",".join(map(str, gpu_ids))}: {torch.cuda.device_count()} GPUs here, '
+        print(f'notice: --gpu_ids {",".join(map(str, gpu_ids))}: {count} GPUs here, '
               f'running on {"GPU " + ",".join(map(str, present)) if present else "the CPU"}')
     return torch.device('cuda', present[0]) if present else torch.device('cpu'), present
 
@@ -57,6 +96,112 @@ def has_native_bf16(device):
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next step instead of returning it: page faults cost a training step
+    on a CPU up to a third. Does nothing where there is no glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
+        for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1), (-2, 2 ** 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
+
+
+def note_signals():
+    """A list that SIGTERM and Ctrl-C put their number into, so that who looks at it can end in good order."""
+    stop = []
+
+    def note(number, frame):
+        if not stop and is_first():
+            os.write(2, b'\nstopping after this batch, a checkpoint is written first\n')
+        stop.append(number)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return stop
+
+
+# The processes of torchrun
+
+
+def join_processes(cores):
+    """(rank, number of processes) as torchrun gives them, connected: nccl between GPUs, gloo between CPUs.
+
+    (0, 1) without torchrun. Only the first process keeps its stdout.
+    """
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world == 1:
+        return 0, 1
+    rank, local = int(os.environ['RANK']), int(os.environ['LOCAL_WORLD_SIZE'])
+    if rank:
+        sys.stdout = open(os.devnull, 'w')
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    else:
+        torch.set_num_threads(max(1, cores // local))  # torchrun says 1
+    # the others wait while the first evaluates; one that dies is noticed at once, whatever the timeout
+    distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
+                                   timeout=timedelta(hours=4))
+    return rank, world
+
+
+@contextlib.contextmanager
+def exchange():
+    """What fails inside is another process's fault."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError('another process of this run has ended, its message says why; the same command with '
+                              '--resume goes on from the last checkpoint') from error
+
+
+def is_first():
+    """Whether this is the process that speaks and writes."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def leave_processes():
+    """Wait for all others and disconnect."""
+    if distributed.is_initialized():
+        anywhere(False)
+        distributed.destroy_process_group()
+
+
+def add_up(tensor):
+    """Sum a tensor over all processes, in place, and return it."""
+    if distributed.is_initialized():
+        with exchange():
+            distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather(tensor):
+    """[tensor of process 0, of process 1, ...], all of one shape."""
+    if not distributed.is_initialized():
+        return [tensor]
+    found = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    with exchange():
+        distributed.all_gather(found, tensor)
+    return found
+
+
+def anywhere(condition):
+    """Whether it is true in any process; all wait for each other here."""
+    return bool(add_up(torch.tensor(float(bool(condition)))))
+
+
+# Files
+
+
+def check_folder(folder):
+    """Make a folder. Raises OSError if it cannot be written, or if it is not one and the same for all processes."""
+    if is_first():
+        os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) if is_first() else contextlib.nullcontext() as probe:
+        probes = [os.path.basename(probe or '')]
+        if distributed.is_initialized():
+            distributed.broadcast_object_list(probes)
+        if anywhere(not os.path.isdir(os.path.join(folder, probes[0]))):
+            raise OSError(f'{folder} is not one folder for all processes: the nodes must share it')
 
 
 def save(files):
@@ -77,9 +222,14 @@ def save(files):
 
 
 def save_text(text, path):
-    with open(path + '.part', 'w', encoding='utf-8', newline='') as file:
-        file.write(text)
-    os.replace(path + '.part', path)
+    try:
+        with open(path + '.part', 'w', encoding='utf-8', newline='') as file:
+            file.write(text)
+        os.replace(path + '.part', path)
+    except OSError as error:
+        if os.path.isfile(path + '.part'):
+            os.remove(path + '.part')
+        raise OSError(f'{path} cannot be written: {error.strerror}') from error
 
 
 def save_json(value, path):

@@ -1,85 +1,30 @@
 """The scripts as a user runs them: from another folder, in a folder with a space in its name."""
-import contextlib
-import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 import torch
+from conftest import Project, draw_small
 from PIL import Image
 
 import data_utils
-import inference
-import train
 import utils
 from inference import COLOURS
 from model import EnsembleModel
 from retrieval import evaluate
-from sample_data import draw_sample
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = ['--weights', 'none', '--image_size', '32', '--ensemble_size', '2', '--meta_class_size', '3',
          '--batch_size', '8', '--num_epochs', '2', '--num_workers', '0', '--recalls', '1,2,4,1000']
 SMALL_RUN = 'small_uncropped_resnet18_2_3'
-
-
-class Project:
-    """A copy of the scripts with its own data and results, called from a folder beside it."""
-
-    def __init__(self, root):
-        self.root, self.elsewhere = root, root.parent / 'elsewhere'
-        self.elsewhere.mkdir()
-        root.mkdir()
-        for name in os.listdir(REPOSITORY):
-            if name.endswith('.py'):
-                shutil.copy(os.path.join(REPOSITORY, name), root)
-
-    def run(self, script, *flags):
-        roots = ['--data_root', f'../{self.root.name}/data']
-        if script != 'data_utils.py':
-            roots += ['--results_root', f'../{self.root.name}/results']
-        return subprocess.run([sys.executable, f'../{self.root.name}/{script}', *roots, *map(str, flags)],
-                              cwd=self.elsewhere, capture_output=True, text=True)
-
-    def succeed(self, script, *flags):
-        result = self.run(script, *flags)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def refuse(self, script, *flags):
-        """The one line that a refused call prints. Called in this process, since so many are refused."""
-        roots = ['--data_root', f'../{self.root.name}/data', '--results_root', f'../{self.root.name}/results']
-        errors = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end, \
-                contextlib.redirect_stderr(errors):
-            patch.chdir(self.elsewhere)
-            patch.setattr(sys, 'argv', [script, *roots, *map(str, flags)])
-            utils.run({'train.py': train.main, 'inference.py': inference.main}[script])
-        assert end.value.code == 2
-        line, = [line for line in errors.getvalue().splitlines()  # beside progress bars
-                 if line and not line.startswith(('Downloading', 'epoch'))]
-        assert line.startswith(f'{script}: error: ')
-        return line
-
-    def answer(self, *flags):
-        """(stdout, table) of a successful inference, whose contact sheet is its last word."""
-        output = self.succeed('inference.py', *flags)
-        folder = os.path.dirname(os.path.join(self.elsewhere, output.splitlines()[-1].removeprefix('wrote ')))
-        return folder, pd.read_csv(os.path.join(folder, 'retrieved.csv'))
 
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
     """A project with a small dataset, trained for two short epochs."""
     project = Project(tmp_path_factory.mktemp('scripts') / 'my project')
-    (project.root / 'data').mkdir()  # the photos lie in it, so that they move with it
-    draw_sample(str(project.root / 'data/photos'), train_classes=6, test_classes=5, images_per_class=6, side=32)
-    project.succeed('data_utils.py', '--data_name', 'small', '--data_path', project.root / 'data/photos',
-                    '--image_size', 32)
+    draw_small(project)
     project.output = project.succeed('train.py', '--data_name', 'small', *SMALL)
     return project
 
@@ -113,7 +58,7 @@ def test_training_writes_its_files(project):
     table = pd.read_csv(results / f'{SMALL_RUN}_results.csv')
     assert list(table.columns) == ['epoch', 'train_loss', 'train_accuracy', 'test_recall@1', 'test_recall@2',
                                    'test_recall@4', 'test_map@r', 'test_r_precision', 'test_mean_rank', 'lr',
-                                   'seconds', 'protocol', 'select']
+                                   'seconds', 'data_wait', 'protocol', 'select']
     assert table['epoch'].tolist() == [1, 2]
 
     database = utils.load(results / f'{SMALL_RUN}_data_base.pth')
@@ -134,7 +79,8 @@ def test_the_model_file_rebuilds_the_database(project):
     paths = [project.root / 'data' / 'small' / image for image in database['images']]
     pixels = torch.stack([pixels for pixels, _ in data_utils.ImageDataset(paths, saved['image_size'])])
     embeddings = model.embed(data_utils.normalise(pixels, saved['mean'], saved['std']))
-    assert torch.allclose(embeddings, database['embeddings'], atol=1e-5)
+    # the database may be of bf16
+    assert torch.cosine_similarity(embeddings, database['embeddings']).min() > 0.999
     assert saved['partition'].shape == (2, 6)
 
 
@@ -329,7 +275,7 @@ def test_the_same_command_gives_the_same_numbers(project):
         other = project.root / f'workers {workers}'
         project.succeed('train.py', '--data_name', 'small', *SMALL, '--num_workers', workers, '--precision', 'fp32',
                         '--weights', project.root / 'results' / f'{SMALL_RUN}_model.pth', '--results_root', other)
-        tables.append(pd.read_csv(other / f'{SMALL_RUN}_results.csv').drop(columns='seconds'))
+        tables.append(pd.read_csv(other / f'{SMALL_RUN}_results.csv').drop(columns=['seconds', 'data_wait']))
     pd.testing.assert_frame_equal(*tables)
 
 
