@@ -1,9 +1,11 @@
 """Small helpers of both scripts: one-line errors, devices, the processes of torchrun, files whole or absent."""
 import argparse
+import atexit
 import contextlib
 import ctypes
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +19,13 @@ import torch
 from torch import distributed
 
 
+def end_workers():
+    """End the loaders' processes: they leave SIGTERM to this one, which at its exit would wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
 def run(main):
     """Call main(); what it refuses becomes one line on stderr and exit code 2, an interruption one line and 130.
 
@@ -25,6 +34,7 @@ def run(main):
     script = os.path.basename(sys.argv[0])
     others = int(os.environ.get('RANK', 0)) > 0
     held = io.StringIO()
+    atexit.register(end_workers)
     try:
         with contextlib.redirect_stderr(held) if others else contextlib.nullcontext():
             main()
