@@ -78,6 +78,8 @@ def get_args():
              '[default value is %(default)s]')
     add('--weights', default='imagenet', help='where training starts: imagenet (downloaded once), none (random) or '
         'a file, a torchvision state dict or a model of ours [default value is %(default)s]')
+    add('--extend', metavar='MODEL', help='model file of a finished run with fewer heads and the same settings: its '
+                                          'trunk and heads are kept as they are, only the new heads are trained')
     add = parser.add_argument_group('training').add_argument
     add('--batch_size', type=utils.positive, default=8, help='train batch size [default value is %(default)s]')
     add('--num_epochs', type=utils.positive, default=20, help='train epochs number [default value is %(default)s]')
@@ -150,6 +152,29 @@ def own_share(batch, rank, processes):
     return [batch[index % len(batch)] for index in range(rank * size, (rank + 1) * size)]
 
 
+def read_base(args):
+    """The model file that --extend names. Raises ValueError if its heads cannot be among those asked for."""
+    base = utils.load(args.extend)
+    if not isinstance(base, dict) or 'model_args' not in base:
+        raise ValueError(f'--extend {args.extend}: not a model of train.py')
+    wanted = {'model_type': args.model_type, 'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'}
+    for name, value in {**wanted, 'image_size': args.image_size, 'protocol': args.protocol}.items():
+        found = {**base, **base['model_args']}[name]
+        if found != value:
+            raise ValueError(f'--extend {args.extend}: --{name} is {value}, that model has {found}')
+    if base['model_args']['ensemble_size'] >= args.ensemble_size:
+        raise ValueError(f'--extend {args.extend}: has {base["model_args"]["ensemble_size"]} heads already')
+    return base
+
+
+def keep(state_dict, model, heads):
+    """Load the trunk and the first so many heads of `model` from a model of fewer heads, not to be trained."""
+    parts = {'trunk': model.trunk, **{f'heads.{model.members[i]}': model.heads[i] for i in range(heads)}}
+    for name, part in parts.items():
+        part.load_state_dict({key: state_dict[f'{name}.{key}'] for key in part.state_dict()})
+        part.requires_grad_(False)
+
+
 def refuse_other_settings(settings, saved, run):
     """Raise ValueError, naming the flag, if a run was begun with other settings than these."""
     for name, value in settings.items():
@@ -208,27 +233,32 @@ class Autocast(nn.Module):
 
 
 def train_step(trunk, heads, optimizers, images, meta_labels, ensemble_size):
-    """One step of Adam on the loss of the whole ensemble, head by head; the mean of its loss and accuracy.
+    """One step of Adam on the loss of the whole ensemble, head by head.
 
     The heads meet only in the trunk's features. So each head's forward, backward and step come in turn, and with
     it go its activations and its gradient; what it adds to the gradient of the features is summed, and one backward
     through the trunk ends the step. It is the gradient of `ensemble_loss` over all heads.
     trunk and heads are the modules in this process, optimizers those of the trunk and of each head;
-    images (N, 3, H, W), meta_labels (N, heads here). Returns (loss, accuracy), the part of these heads.
+    images (N, 3, H, W), meta_labels (N, heads here), ensemble_size: heads in all processes. A trunk without gradient
+    is left as it is. Returns (loss, accuracy) of the ensemble, the part of these heads.
     """
     features = trunk(images)
+    moving = features.requires_grad
     gradient = torch.zeros_like(features, dtype=torch.float32)
     result = torch.zeros(2, dtype=torch.float64, device=images.device)
     for head, optimizer, targets in zip(heads, optimizers[1:], meta_labels.split(1, dim=1)):
-        inputs = features.detach().requires_grad_()
+        inputs = features.detach().requires_grad_(moving)
         logits = head(inputs)[:, None]                                                  # (N, 1, M)
         loss = ensemble_loss(logits, targets) / ensemble_size
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        gradient += inputs.grad
+        if moving:
+            gradient += inputs.grad
         result[0] += loss.detach()
         result[1] += (logits.argmax(dim=2) == targets).double().mean() / ensemble_size
+    if not moving:
+        return result
     features.backward(gradient.to(features.dtype))
     parameters = list(trunk.parameters())
     if distributed.is_initialized():  # each process has the gradient of its heads
@@ -312,10 +342,15 @@ def main():
         run += f'_{args.protocol}'
     elif args.select != 'last':
         run += f'_select_{args.select}'
+    extended = 0
+    if args.extend:
+        base = read_base(args)
+        extended = base['model_args']['ensemble_size']
+        run += f'_from_{extended}'
     output = os.path.join(args.results_root, run)
-    if processes > args.ensemble_size:
+    if processes > args.ensemble_size - extended:
         raise ValueError(f'--ensemble_size {args.ensemble_size}: torchrun started {processes} processes, and each '
-                         'needs a head')
+                         'needs a head to train')
 
     # data: training classes are numbered among themselves, as are validation classes; query and gallery together
     split = data_utils.load_split(args.data_root, args.data_name, args.crop_type)
@@ -347,6 +382,10 @@ def main():
         print(f'notice: --meta_class_size {args.meta_class_size} for {len(train_classes):,} training classes; '
               f'1/23 to 1/8 of them is usual, from scratch up to half')
 
+    if args.extend and not (torch.equal(base['partition'], partition[:extended])
+                            and base['classes'] == train_classes):
+        raise ValueError(f'--extend {args.extend}: trained with another --seed or on other classes')
+
     # what an earlier start of this run has left
     device, gpus = utils.choose_devices(args.gpu_ids)
     native = utils.has_native_bf16(device)
@@ -363,7 +402,7 @@ def main():
 
     # model: every process has the trunk and its share of the heads
     checkpoint = None
-    if not earlier and args.weights != 'none':
+    if not earlier and not args.extend and args.weights != 'none':
         checkpoint = imagenet_weights(args.model_type) if args.weights == 'imagenet' else utils.load(args.weights)
     make_model = PublishedModel if args.protocol == 'published' else EnsembleModel
     members = range(rank, args.ensemble_size, processes)
@@ -372,9 +411,14 @@ def main():
     if checkpoint is not None:
         load_weights(model, checkpoint)
         del checkpoint
+    kept_heads = sum(head < extended for head in members)
+    if extended:
+        keep(base['state_dict'], model, kept_heads)
+        del base
     model.to(device, memory_format=torch.channels_last)
     parts = {'trunk': model.trunk, **{f'head_{head:03d}': module for head, module in zip(members, model.heads)}}
     optimizers = {name: torch.optim.Adam(part.parameters(), lr=args.lr, fused=True) for name, part in parts.items()}
+    trunk_optimizer, *head_optimizers = optimizers.values()
     trunk, *heads = (Autocast(part, device, precision) for part in parts.values())
     if len(gpus) > 1:
         trunk, *heads = (nn.DataParallel(part, device_ids=gpus) for part in (trunk, *heads))
@@ -440,8 +484,8 @@ def main():
 
     def step(pixels, batch, mirrored):
         meta_labels = partition[members][:, labels['train'][batch]].T.to(device)        # (N, heads here)
-        return train_step(trunk, heads, list(optimizers.values()), data_utils.flip(pixels, mirrored), meta_labels,
-                          args.ensemble_size)
+        return train_step(trunk, heads[kept_heads:], [trunk_optimizer, *head_optimizers[kept_heads:]],
+                          data_utils.flip(pixels, mirrored), meta_labels[:, kept_heads:], args.ensemble_size - extended)
 
     # training
     commit = utils.git_commit()
@@ -454,7 +498,8 @@ def main():
             optimizer.param_groups[0]['lr'] = lr
         batches, mirrored = epoch_batches(len(images['train']), batch_size, args.seed, epoch)
         shares['train'][:] = [own_share(batch.tolist(), rank, processes) for batch in batches[done['batches']:]]
-        model.train()
+        for part in parts.values():
+            part.train(next(part.parameters()).requires_grad)
         try:
             train_epoch(step, batches, mirrored, whole_batches('train', [batch_size] * len(shares['train'])), done,
                         stop, save_checkpoint, args.checkpoint_minutes, f'epoch {epoch}/{args.num_epochs}')

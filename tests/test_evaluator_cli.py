@@ -237,6 +237,17 @@ def test_comparison_over_another_gallery_is_refused(other, save, refusal):
     assert 'file.pt and other.pt: ' in refusal('file.pt', '--recalls', 1, '--compare', 'other.pt')
 
 
+def test_recall_of_the_first_heads(save, call, refusal):
+    save('file.pt', embeddings=EMBEDDINGS, labels=LABELS, ensemble_size=3)
+    heads = json.loads(call('file.pt', '--json', '--evaluate_heads', '1,2,3'))['heads']
+    for count in (1, 2, 3):
+        wanted = retrieval.evaluate(EMBEDDINGS[:, :2 * count], LABELS, [1])['recall@1']
+        assert heads[str(count)]['recall@1'] == pytest.approx(wanted)
+    assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
+    save('foreign.npz', embeddings=EMBEDDINGS, labels=LABELS)
+    assert 'foreign.npz has an unknown number of heads' in refusal('foreign.npz', '--evaluate_heads', '1')
+
+
 def test_an_empty_name_to_compare_with_is_no_comparison(save, refusal):
     assert 'no such file' in refusal(save('file.pt', embeddings=EMBEDDINGS, labels=LABELS), '--compare', '')
 

@@ -458,6 +458,35 @@ def test_the_best_epoch_and_the_noise_survive(project, tmp_path, selection):
     assert all(torch.equal(value, models[1]['state_dict'][key]) for key, value in models[0]['state_dict'].items())
 
 
+# More heads
+
+
+def test_heads_are_added_to_a_finished_run(project, uninterrupted, tmp_path):
+    project.succeed('train.py', *FLAGS, '--ensemble_size', 5, '--num_epochs', 2, '--results_root', tmp_path,
+                    '--extend', uninterrupted / f'{RUN}_model.pth')
+    base, grown = (utils.load(path) for path in (uninterrupted / f'{RUN}_model.pth', tmp_path / (
+        'small_uncropped_resnet18_5_3_from_3_model.pth')))
+    assert torch.equal(base['partition'], grown['partition'][:3])
+    for name, value in base['state_dict'].items():  # buffers of batch norm too
+        assert torch.equal(value, grown['state_dict'][name]), name
+    fresh = EnsembleModel('resnet18', 5, 3, seed=0).state_dict()
+    for name in ('heads.3.fc.weight', 'heads.4.layer2.0.conv1.weight', 'heads.4.layer2.0.bn1.running_mean'):
+        assert not torch.equal(grown['state_dict'][name], fresh[name])
+    databases = [utils.load(path)['embeddings'] for path in (uninterrupted / f'{RUN}_data_base.pth', tmp_path / (
+        'small_uncropped_resnet18_5_3_from_3_data_base.pth'))]
+    assert torch.allclose(databases[0] / 5 ** 0.5, databases[1][:, :9] / 3 ** 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('flags', 'text'), [
+    ([], 'has 3 heads already'),
+    (['--ensemble_size', 4, '--seed', 1], 'trained with another --seed'),
+    (['--ensemble_size', 4, '--meta_class_size', 2], '--meta_class_size is 2, that model has 3'),
+    (['--ensemble_size', 4, '--image_size', 64], '--image_size is 64, that model has 32'),
+])
+def test_heads_that_do_not_go_together_are_refused(project, uninterrupted, flags, text):
+    assert text in project.refuse('train.py', *FLAGS, '--extend', uninterrupted / f'{RUN}_model.pth', *flags)
+
+
 # DataParallel and GPUs
 
 
