@@ -105,7 +105,7 @@ def saved_bytes(module, inputs):
 
 def computed_memory(args):
     """Print for every variant what training takes: weights and moments of all, gradient and activations of one head."""
-    print(f'{args.ensemble_size} heads, batches of {args.batch_size}, {args.image_size} px; GB, beside torch itself')
+    print(f'{args.ensemble_size} heads, batches of {args.batch_size}, {args.image_size} px; GiB, beside torch itself')
     print(f'{"":<20}{"weights":>9}{"moments":>9}{"one head":>10}{"trunk":>8}{"together":>10}'
           f'{"per process of 2":>18}{"of 8":>7}')
     for with_se in (False, True):
