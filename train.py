@@ -159,7 +159,7 @@ def read_base(args):
         raise ValueError(f'--extend {args.extend}: not a model of train.py')
     wanted = {'model_type': args.model_type, 'meta_class_size': args.meta_class_size, 'with_se': args.with_se == 'yes'}
     for name, value in {**wanted, 'image_size': args.image_size, 'protocol': args.protocol}.items():
-        found = {**base, **base['model_args']}[name]
+        found = {**base, **base['model_args']}.get(name)
         if found != value:
             raise ValueError(f'--extend {args.extend}: --{name} is {value}, that model has {found}')
     if base['model_args']['ensemble_size'] >= args.ensemble_size:
