@@ -364,15 +364,15 @@ def test_the_checkpoint_before_a_damaged_one_is_used(project, uninterrupted, int
 
 
 def wait_and_stop(process):
-    """Its stderr, stopped once it trains."""
+    """Its stderr until it trains; it is killed then."""
     seen = ''
     while 'loss=' not in seen:
         assert process.poll() is None, seen
         seen += os.read(process.stderr.fileno(), 10_000).decode()
     process.kill()
-    output, rest = process.communicate()
+    output, _ = process.communicate()  # the loader's workers may complain on stderr that nobody listens any more
     assert 'head_001.pth is damaged' in output
-    return seen + rest
+    return seen
 
 
 def test_no_readable_checkpoint(project, interrupted, tmp_path):
