@@ -54,14 +54,22 @@ class Record(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------- pixels
 
+def image_formats():
+    """The formats of pillow that are decoded: all but those that it hands to another program (PostScript is one that
+    is executed) or only recognises."""
+    Image.init()
+    return [name for name in Image.ID if name not in ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')]
+
+
 def load_image(path, box=None):
-    """Read any image as RGB: EXIF orientation applied, transparency on white, all of it decoded.
+    """Read any image as RGB: the first frame, EXIF orientation applied, transparency on white, all of it decoded.
 
     box (left, top, right, bottom) is cut out first, from the stored pixels, which is what the datasets'
     boxes were drawn on. Raises ValueError naming the file if it is not a complete image.
     """
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=image_formats()) as image:
+            warnings.simplefilter('ignore')  # pillow's, of odd metadata
             image.load()
             if box:
                 image = image.crop(clamp_box(box, image.size))
@@ -119,12 +127,22 @@ def leave_signals_to_parent(worker):
 
 # ---------------------------------------------------------------------------------------------- layouts
 
-def list_files(root, skip=()):
+def list_files(root, skip=(), problems=None):
     """All files below root as relative paths with '/'. Links are followed, though never into a folder that they
-    lie in; system files and the folders `skip` of root are left out."""
+    lie in; system files and the folders `skip` of root are left out. With `problems`, a dict, folders below root
+    that cannot be read are put into it, {path: why}, instead of raised."""
+    def entries(folder, prefix):
+        try:
+            return list(os.scandir(folder))
+        except OSError as error:
+            if problems is None or not prefix:
+                raise
+            problems[prefix] = error.strerror
+            return []
+
     def walk(folder, prefix, above):
         here = os.path.realpath(folder)
-        for entry in os.scandir(folder) if here not in above else ():
+        for entry in entries(folder, prefix) if here not in above else ():
             if entry.name.startswith('.') or entry.name == '__MACOSX' or (not prefix and entry.name in skip):
                 continue
             if os.path.isdir(entry.path):

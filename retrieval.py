@@ -53,14 +53,14 @@ def check_embeddings(name, embeddings):
         raise ValueError(f'{name} holds NaN or infinity in {len(bad)} images: {", ".join(map(str, bad[:10]))}')
 
 
-def check_pair(query, gallery, tile):
+def check_pair(query, gallery, tile, norm=None):
     """Raise ValueError unless query and gallery are embeddings of one dimension, with scores that float32 holds, and
-    tile is a size.
+    tile is a size. With `norm`, which none of the gallery's exceeds, the gallery itself is not read.
 
     Returns the largest product of a query's norm and a gallery image's, which no score exceeds.
     """
-    largest = []
-    for name, embeddings in (('query', query), ('gallery', gallery)):
+    largest = [] if norm is None else [norm]
+    for name, embeddings in (('query', query), ('gallery', gallery))[:2 - len(largest)]:
         check_embeddings(name, embeddings)
         largest.append(max(torch.linalg.vector_norm(rows.double(), dim=1).max().item()
                            for rows in blocks(embeddings)))
@@ -177,15 +177,16 @@ def scores_at(query, gallery, rows, columns, i, j, error):
     return rounded(total, query, gallery, rows[i], columns[j], error)
 
 
-def search(query, gallery, k, exclude=None, tile=TILE):
+def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     """The k best gallery images of every query.
 
     query (Nq, D), gallery (Ng, D), any float type; exclude: one gallery index per query, or -1 for none.
     Returns (scores, indices), float32 and int64, both (Nq, k), in the order score, then gallery index; they do not
-    depend on `tile`, the images a side of what is computed at a time.
+    depend on `tile`, the images a side of what is computed at a time. `norm`: a bound of the gallery's norms, if it
+    is known to be finite; it saves reading all of the gallery before the search.
     Raises ValueError for embeddings that are not finite or do not fit, and for a k below 1 or beyond the gallery.
     """
-    bound = check_pair(query, gallery, tile)
+    bound = check_pair(query, gallery, tile, norm)
     device = query.device
     if exclude is None:
         exclude = torch.full((len(query),), -1)

@@ -36,6 +36,7 @@ from tqdm import tqdm
 import checkpoints
 import data_utils
 import utils
+from calibration import calibrate
 from model import (
     MODEL_TYPES,
     ORDER,
@@ -102,6 +103,10 @@ def get_args():
              'test classes, which flatters [default value is last, test for --protocol published]')
     add('--recalls', type=utils.integers, default=[1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000],
         help="selected recall [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
+    add('--false_match_rate', type=float, default=0.01,
+        help='share of queries without an image of their class in the gallery that may be answered with a match: sets '
+             'the threshold of inference.py, on the test classes, or those held out by --select val '
+             '[default value is %(default)s]')
     add = parser.add_argument_group('results').add_argument
     add('--store', default='fp32', choices=['fp32', 'fp16'],
         help='numbers of the embeddings in the database [default value is %(default)s]')
@@ -116,6 +121,8 @@ def get_args():
         parser.error('--seed, --num_workers and --checkpoint_minutes: must be at least 0, and the seed below 2 ** 63')
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error('--batch_size 1 needs an --image_size above 32: batch norm has a single value to normalise')
+    if not 0 < args.false_match_rate < 1:
+        parser.error(f'--false_match_rate {args.false_match_rate}: choose a share above 0 and below 1')
     if not args.recalls or min(args.recalls) < 1:
         parser.error('--recalls: each must be at least 1')
     if args.protocol == 'published' and args.select not in (None, 'test'):
@@ -552,10 +559,16 @@ def main():
             state['kept'] = 'kept epoch {}, {}: R@{} {:.2%}, 95 % interval {:.2%} to {:.2%}'.format(
                 epoch, kept, recalls[0], metrics[f'recall@{recalls[0]}'], *intervals[f'recall@{recalls[0]}'])
 
+            # a match is told by classes that were not trained on, those held out if there are any
+            judges = ('val',) if args.select == 'val' else tuple(part for part in (query, gallery) if part)
+            threshold = calibrate(*(values.to(device) for part in judges for values in (embeddings[part].float(),
+                                                                                        labels[part])),
+                                  false_match_rate=args.false_match_rate)
+
             # the same version in model and database says that they belong together
             common = {'data_name': args.data_name, 'crop_type': args.crop_type, 'version': secrets.token_hex(8),
                       'epoch': epoch, 'protocol': args.protocol, 'select': args.select,
-                      'ensemble_size': args.ensemble_size}
+                      'ensemble_size': args.ensemble_size, 'calibration': threshold}
             saved = {**common, 'state_dict': checkpoints.weights(folder, args.ensemble_size), 'partition': partition,
                      'classes': train_classes,
                      'model_args': {'model_type': args.model_type, 'ensemble_size': args.ensemble_size,
@@ -579,8 +592,19 @@ def main():
                          'std': info['std']},
                 'epoch': epoch, 'queries_without_positive': without_positive, 'metrics': metrics,
                 'intervals': {name: known(interval) for name, interval in intervals.items()},
+                'calibration': threshold,
             }, f'{output}_run.json')
     print(state['kept'])
+    threshold = None
+    if rank == 0:
+        with open(f'{output}_run.json', encoding='utf-8') as file:
+            threshold = json.load(file)['calibration']
+    if threshold:
+        print('match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: {false_match_rate:.2%} false '
+              'matches asked for among {gallery_size:,} images, {found:.2%} of the true ones found'.format(**threshold))
+        if threshold['realised'] is not None:
+            print('false matches on classes that did not set the threshold: {realised:.2%}, 95 % interval '
+                  '{realised_low:.2%} to {realised_high:.2%}'.format(**threshold))
     print(f'wrote {output}_{{results.csv,model.pth,data_base.pth,run.json}}')
     utils.leave_processes()
     if rank == 0:

@@ -160,8 +160,8 @@ def exchange():
     try:
         yield
     except RuntimeError as error:
-        raise ConnectionError('another process of this run has ended, its message says why; the same command with '
-                              '--resume goes on from the last checkpoint') from error
+        raise ConnectionError('another process of this run has ended, its message says why; the same command '
+                              'goes on from what was saved, that of train.py with --resume') from error
 
 
 def is_first():
@@ -194,6 +194,26 @@ def gather(tensor):
     return found
 
 
+def gather_values(value):
+    """[value of process 0, of process 1, ...], plain Python."""
+    if not distributed.is_initialized():
+        return [value]
+    found = [None] * distributed.get_world_size()
+    with exchange():
+        distributed.all_gather_object(found, value)
+    return found
+
+
+def from_first(value):
+    """The value that the first process has, plain Python; all wait for it here."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    with exchange():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def anywhere(condition):
     """Whether it is true in any process; all wait for each other here."""
     return bool(add_up(torch.tensor(float(bool(condition)))))
@@ -207,10 +227,7 @@ def check_folder(folder):
     if is_first():
         os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) if is_first() else contextlib.nullcontext() as probe:
-        probes = [os.path.basename(probe or '')]
-        if distributed.is_initialized():
-            distributed.broadcast_object_list(probes)
-        if anywhere(not os.path.isdir(os.path.join(folder, probes[0]))):
+        if anywhere(not os.path.isdir(os.path.join(folder, from_first(os.path.basename(probe or ''))))):
             raise OSError(f'{folder} is not one folder for all processes: the nodes must share it')
 
 
@@ -233,7 +250,8 @@ def save(files):
 
 def save_text(text, path):
     try:
-        with open(path + '.part', 'w', encoding='utf-8', newline='') as file:
+        # file names need not be UTF-8, and are written as they are
+        with open(path + '.part', 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
             file.write(text)
         os.replace(path + '.part', path)
     except OSError as error:

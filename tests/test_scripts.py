@@ -11,7 +11,7 @@ from PIL import Image
 
 import data_utils
 import utils
-from inference import COLOURS
+from figures import COLOURS
 from model import EnsembleModel
 from retrieval import evaluate
 

@@ -273,7 +273,7 @@ def test_a_process_that_dies_ends_the_run(project, tmp_path):
     assert process.returncode != 0 and time.monotonic() - died < 60
     own = [line for line in errors.splitlines() if line.startswith('train.py: ')]
     assert own == [] or own == ['train.py: error: another process of this run has ended, its message says why; the '
-                                'same command with --resume goes on from the last checkpoint']
+                                'same command goes on from what was saved, that of train.py with --resume']
 
 
 def test_what_all_processes_refuse_is_said_once(project, tmp_path):
