@@ -30,7 +30,8 @@ import retrieval
 import utils
 
 BATCH = 32      # images embedded at a time
-BLOCK = 65536   # vectors in memory at a time
+BLOCK = 65536   # vectors searched at a time
+COPIED = 4096   # vectors copied at a time
 SPLITS = {'train', 'test', 'query', 'gallery'}
 
 
@@ -213,14 +214,14 @@ def remove(folder, keep):
 def write_vectors(path, rows, dimensions):
     """Copy rows, [(file, row)] of a .npy file or a journal, into a new .npy file, a block at a time."""
     sources = {file: np.load(file, mmap_mode='r') if file.endswith('.npy') else
-               np.memmap(file, np.float32, 'r').reshape(-1)[:os.path.getsize(file) // (4 * dimensions) * dimensions]
-               .reshape(-1, dimensions) for file in dict.fromkeys(file for file, _ in rows)}
+               np.memmap(file, np.float32, 'r', shape=(os.path.getsize(file) // (4 * dimensions), dimensions))
+               for file in dict.fromkeys(file for file, _ in rows)}
     try:
         with open(path + '.part', 'wb') as out:
             np.lib.format.write_array_header_1_0(out, {'descr': '<f4', 'fortran_order': False,
                                                        'shape': (len(rows), dimensions)})
-            for start in range(0, len(rows), BLOCK // 16):
-                part = rows[start:start + BLOCK // 16]
+            for start in range(0, len(rows), COPIED):
+                part = rows[start:start + COPIED]
                 block = np.empty((len(part), dimensions), np.float32)
                 for file, source in sources.items():
                     here = [place for place, (other, _) in enumerate(part) if other == file]

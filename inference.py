@@ -323,7 +323,12 @@ def main():
     if args.report:
         database, path = load_database(args.data_base, args.results_root)
         utils.check_folder(args.results_root)
-        print(f'wrote {write_report(args.results_root, path, database, image_folder(database, path, args.data_root))}')
+        try:
+            folder = image_folder(database, path, args.data_root)
+        except ValueError as error:
+            print(f'notice: {error}; the page names them')
+            folder = os.path.join(args.data_root or 'data', database['data_name'])
+        print(f'wrote {write_report(args.results_root, path, database, folder)}')
         if not args.query_img_name and not args.export:
             return
     collection, load, measured = (open_gallery if args.gallery else open_database)(args, clock)

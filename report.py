@@ -121,6 +121,7 @@ summary { width: fit-content; padding: .2rem 0; color: var(--right); cursor: poi
 code { display: block; font-family: ui-monospace, 'Cascadia Mono', Menlo, 'Liberation Mono', monospace;
   font-size: .9em }
 code span { display: inline-block }
+@media (max-width: 74.9rem) { .charts > p { grid-column: 1 / -1 } }
 @media (min-width: 40rem) { .facts { grid-template-columns: 10rem minmax(0, 1fr); gap: 0 1.5rem } }
 @media (min-width: 75rem) {
   .frame { display: grid; grid-template-columns: 11rem minmax(0, 1fr); gap: 3rem }
@@ -165,18 +166,18 @@ def score_statistics(found, progress=False, sample=SAMPLE):
     query, gallery, count = found['query_embeddings'], found['embeddings'], len(found['query_labels'])
     sampled = torch.zeros(count, dtype=torch.bool)
     sampled[torch.randperm(count, generator=torch.Generator().manual_seed(0))[:sample]] = True
-    best, spread = [], torch.zeros(2, BINS, dtype=torch.int64)
+    best_right, best_wrong = torch.empty(2, count)
+    nearest_right, spread = torch.empty(count, dtype=torch.int64), torch.zeros(2, BINS, dtype=torch.int64)
     with retrieval.full_precision(query.device):
         for rows in tqdm(torch.arange(count).split(BLOCK), desc='scores', disable=not progress, leave=False):
             scores = retrieval.products(query, gallery, rows, slice(None), torch.float32)
             wrong = found['query_labels'][rows, None] != found['labels']
             right = ~wrong & (torch.arange(len(gallery)) != found['own'][rows, None])
-            best.append((*scores.masked_fill(~right, -torch.inf).max(dim=1),
-                         scores.masked_fill(~wrong, -torch.inf).amax(dim=1)))
+            best_right[rows], nearest_right[rows] = scores.masked_fill(~right, -torch.inf).max(dim=1)
+            best_wrong[rows] = scores.masked_fill(~wrong, -torch.inf).amax(dim=1)
             chosen = sampled[rows]
             for kind, mask in enumerate((right, wrong)):
                 spread[kind] += histogram(scores[chosen][mask[chosen]])
-    best_right, nearest_right, best_wrong = (torch.cat(part) for part in zip(*best))
     return {'best_right': best_right, 'nearest_right': nearest_right, 'best_wrong': best_wrong,
             'right': spread[0], 'wrong': spread[1], 'sampled': int(sampled.sum())}
 
@@ -421,7 +422,7 @@ def score_chart(key, title, spreads, calibration):
                       f'<path class="mark" d="M{line:.1f} 36V{HEIGHT - BOTTOM}"/>'
                       + label(line, 31, f'threshold {calibration["threshold"]:.3f}',
                               'end' if line > WIDTH * 0.75 else 'middle', 'strong'))
-        return (drawn + label(LEFT, 13, '✗ wrong', 'start', 'wrong') + label(WIDTH - 14, 13, '✓ right', 'end', 'right'))
+        return drawn + label(LEFT, 13, '✗ wrong', 'start', 'wrong') + label(WIDTH - 14, 13, '✓ right', 'end', 'right')
     said = '; '.join(f'{kind}: highest share {share(max(heights))} at a score of about '
                      f'{(heights.index(max(heights)) + 0.5) * 2 / BINS - 1:.2f}' for kind, heights in shares.items())
     return chart(key, title, said, {value: f'{value:g}' for value in x_ticks},
