@@ -36,7 +36,7 @@ def load_faiss():
 def nearest(index, vectors, query, k, exclude=None):
     """As `gallery.search`, among the candidates that an index of faiss finds. Of a query with fewer candidates than k
     the last places are -inf and -1."""
-    stored = np.load(vectors, mmap_mode='c')
+    stored = gallery.mapped(vectors)
     parts = []
     for rows in torch.arange(len(query)).split(TOGETHER):
         found = torch.from_numpy(index.search(query[rows].numpy(), min(len(stored), CANDIDATES * k + 1))[1])
@@ -63,7 +63,7 @@ def build(vectors, path):
     """Build the index, choose how many cells are looked into, and write both. Returns the index and what was measured:
     {cells, looked_into, recall, nearest, queries}."""
     faiss = load_faiss()
-    rows = np.load(vectors, mmap_mode='c')
+    rows = gallery.mapped(vectors)
     count, dimensions = rows.shape
     cells = max(1, min(int(4 * count ** 0.5), count // 39))  # faiss asks for 39 vectors to place a centre
     index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(dimensions), dimensions, cells,
@@ -99,7 +99,8 @@ def build(vectors, path):
 def opened(folder, vectors):
     """(index, what `build` measured) of a gallery: built if there is none for these vectors."""
     faiss = load_faiss()
-    path = os.path.join(folder, f'{os.path.basename(vectors).removesuffix(".npy")}.faiss')
+    name = os.path.basename(vectors if isinstance(vectors, str) else vectors.name)
+    path = os.path.join(folder, f'{name.removesuffix(".npy")}.faiss')
     with gallery.locked(folder):
         try:
             with open(f'{path}.json', encoding='utf-8') as file:

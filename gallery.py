@@ -40,7 +40,7 @@ class Index(NamedTuple):
     folder: str         # of the index
     paths: list         # relative to the gallery, sorted
     sizes: list         # bytes
-    vectors: str        # the .npy file
+    vectors: object     # the .npy file, open: it can be read when another process has replaced it
     problems: dict      # {path: why it cannot be read}
     embedded: int       # images embedded by this call
     removed: int        # images that are gone since the last one
@@ -275,7 +275,10 @@ def keep_up(gallery, folder, settings, image_size, embed):
             todo = plan['todo'][rank::distributed.get_world_size() if distributed.is_initialized() else 1]
             write_journal(folder, settings, gallery, todo, [plan['found'][path] for path in todo], image_size, embed)
         utils.anywhere(False)  # all journals are there
-        return utils.from_first(finish(gallery, folder, settings, plan) if utils.is_first() else None)
+        index = utils.from_first(finish(gallery, folder, settings, plan) if utils.is_first() else None)
+        index = index._replace(vectors=open(index.vectors, 'rb'))
+        utils.anywhere(False)  # all have opened it
+        return index
 
 
 def make_plan(gallery, folder, settings):
@@ -338,11 +341,22 @@ def finish(gallery, folder, settings, plan):
 # Search
 
 
+def mapped(vectors, start=0, stop=None):
+    """Rows of a .npy file of float32, a path or an open file, (stop - start, dimensions), mapped and not read."""
+    with open(vectors, 'rb') if isinstance(vectors, str) else contextlib.nullcontext(vectors) as file:
+        file.seek(0)
+        np.lib.format.read_magic(file)
+        (count, dimensions), _, _ = np.lib.format.read_array_header_1_0(file)
+        stop = count if stop is None else stop
+        # mapped for writing, though never written to, as torch wants it
+        return np.memmap(file, np.float32, 'c', file.tell() + 4 * dimensions * start, (stop - start, dimensions))
+
+
 def search(vectors, query, k, exclude=None):
-    """`retrieval.search` in a gallery of unit vectors that lies in a .npy file, a block at a time, so in bounded
-    memory: the same scores and indices. Of the processes of torchrun, which all call it with the same queries, each
-    searches a part of the gallery."""
-    count = np.load(vectors, mmap_mode='r').shape[0]
+    """`retrieval.search` in a gallery of unit vectors that lies in a .npy file, a path or an open file: the same scores
+    and indices, a block at a time, so in bounded memory. The processes of torchrun all call it with the same queries,
+    and each searches a part of the gallery."""
+    count = len(mapped(vectors))
     rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     exclude = torch.full((len(query),), -1) if exclude is None else exclude
     available = count - int((exclude >= 0).any())
@@ -354,7 +368,7 @@ def search(vectors, query, k, exclude=None):
     for part in tqdm(range(rank, parts, processes), desc='searching', unit='block', delay=3, leave=False,
                      disable=rank > 0):
         start, stop = edges[part], edges[part + 1]
-        block = torch.from_numpy(np.load(vectors, mmap_mode='c')[start:stop])  # mapped for as long as it is searched
+        block = torch.from_numpy(mapped(vectors, start, stop))  # for as long as it is searched
         inside = torch.where((exclude >= start) & (exclude < stop), exclude - start, -1)
         scores, indices = retrieval.search(query, block, k, inside, norm=1.01)
         best = torch.cat([best, retrieval.to_keys(scores, indices + start)], dim=1).sort(dim=1).values[:, :k]

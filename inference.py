@@ -205,7 +205,7 @@ def open_gallery(args, clock):
         print(f'notice: {os.path.join(args.gallery, problem)} is left out: {why}')
     print(f'index {folder}: {len(index.paths):,} images, {index.embedded:,} embedded now, {index.removed:,} gone, '
           f'{len(index.problems):,} left out')
-    vectors = np.load(index.vectors, mmap_mode='c')  # never written to; torch wants it writable
+    vectors = gallery.mapped(index.vectors)
     find = lambda query, k, exclude: gallery.search(index.vectors, query, k, exclude)  # noqa: E731
     if args.index == 'faiss':
         with clock('approximate index'):

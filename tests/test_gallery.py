@@ -41,7 +41,7 @@ def keep_up(folder, index, settings=SETTINGS, function=embed):
 
 
 def contents(index):
-    return index.paths, index.problems, np.load(index.vectors)
+    return index.paths, index.problems, np.load(index.vectors.name)
 
 
 def assert_same(index, other):
@@ -62,7 +62,7 @@ def test_vectors_are_those_of_the_images_in_the_order_of_the_paths(photos, tmp_p
     index = keep_up(photos, tmp_path / 'index')
     assert index.paths == ['a/0.png', 'a/2.png', 'a/4.png', 'a/6.png', 'b/1.png', 'b/3.png', 'b/5.png']
     pixels = torch.stack([data_utils.to_pixels(data_utils.load_image(photos / path), SIDE) for path in index.paths])
-    np.testing.assert_allclose(np.load(index.vectors), embed(pixels), atol=1e-6)
+    np.testing.assert_allclose(np.load(index.vectors.name), embed(pixels), atol=1e-6)
     assert index.sizes == [os.path.getsize(photos / path) for path in index.paths]
 
 
@@ -181,16 +181,24 @@ def test_processes_that_build_one_index_do_not_damage_it(photos, tmp_path):
     assert_same(keep_up(photos, tmp_path / 'index'), keep_up(photos, tmp_path / 'anew'))
 
 
+def test_an_index_that_is_replaced_can_still_be_searched(photos, tmp_path):
+    index = keep_up(photos, tmp_path / 'index')
+    query = torch.from_numpy(np.load(index.vectors.name))
+    draw(photos / 'a/new.png', 50)
+    assert len(keep_up(photos, tmp_path / 'index').paths) == 8 and not os.path.exists(index.vectors.name)
+    assert gallery.search(index.vectors, query, 1)[1].flatten().tolist() == list(range(7))
+
+
 @pytest.mark.parametrize('damage', ['table', 'vectors', 'no vectors', 'other'])
 def test_a_damaged_index_is_built_anew(photos, tmp_path, capsys, damage):
     index = keep_up(photos, tmp_path / 'index')
     if damage == 'table':
         (tmp_path / 'index/index.pth').write_bytes(b'nothing')
     elif damage == 'vectors':
-        with open(index.vectors, 'r+b') as file:
+        with open(index.vectors.name, 'r+b') as file:
             file.truncate(140)
     elif damage == 'no vectors':
-        os.remove(index.vectors)
+        os.remove(index.vectors.name)
     else:
         utils.save({str(tmp_path / 'index/index.pth'): {'paths': [1]}})
     assert_same(keep_up(photos, tmp_path / 'index'), keep_up(photos, tmp_path / 'anew'))
