@@ -157,7 +157,7 @@ def answer_one(query, scores, indices, collection, measured, load, args, clock):
         drawn.save(os.path.join(folder, 'contact_sheet.png'))
         save_table(table, os.path.join(folder, 'retrieved.csv'))
     print(f'query {path} ({"class unknown" if wanted is None else wanted})')
-    print(table.to_string(index=False, float_format='{:.4f}'.format))
+    print(table.dropna(axis=1, how='all').to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
     print(verdict(scores[0], collection, measured))
     if args.heat_maps:
         print(f'wrote {os.path.join(target, "heat_maps.png")}')
