@@ -298,6 +298,19 @@ def query_vectors(queries, collection):
     return vectors[kept], [queries[place] for place in kept]
 
 
+def report_run(args):
+    """Write the page of the run of --data_base, with the names of its images if they are not found."""
+    database, path = load_database(args.data_base, args.results_root)
+    utils.check_folder(args.results_root)
+    try:
+        folder = image_folder(database, path, args.data_root)
+    except ValueError as error:
+        print(f'notice: {error}; the page names them')
+        folder = os.path.join(args.data_root or 'data', database['data_name'])
+    if utils.is_first():
+        print(f'wrote {write_report(args.results_root, path, database, folder)}')
+
+
 class Clock(dict):
     """Seconds spent on each of the named parts."""
 
@@ -321,15 +334,9 @@ def main():
     utils.join_processes(data_utils.available_cores())
     clock = Clock()
     if args.report:
-        database, path = load_database(args.data_base, args.results_root)
-        utils.check_folder(args.results_root)
-        try:
-            folder = image_folder(database, path, args.data_root)
-        except ValueError as error:
-            print(f'notice: {error}; the page names them')
-            folder = os.path.join(args.data_root or 'data', database['data_name'])
-        print(f'wrote {write_report(args.results_root, path, database, folder)}')
+        report_run(args)
         if not args.query_img_name and not args.export:
+            utils.leave_processes()
             return
     collection, load, measured = (open_gallery if args.gallery else open_database)(args, clock)
     utils.check_folder(args.results_root)
@@ -337,6 +344,8 @@ def main():
         export(collection, args.export)
     last = ''
     name = args.query_img_name or (QUERY if not args.gallery and not args.export else None)
+    if args.heat_maps and os.path.isdir(name or ''):
+        print('notice: --heat_maps: they are drawn for a single query')
     if name and args.gallery and os.path.isdir(name) and os.path.samefile(name, args.gallery):
         available = len(collection.images) - 1
         if not available:
