@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import markup
 import report
 import retrieval
 
@@ -198,7 +199,7 @@ def test_numbers_of_heads(count, expected):
 @pytest.mark.parametrize('low, high, expected', [
     (0, 1, [0, .5, 1]), (.2, .83, [.2, .4, .6, .8, 1]), (.63, 2.44, [.5, 1, 1.5, 2, 2.5]), (3, 3, [3, 4])])
 def test_round_ticks(low, high, expected):
-    assert report.round_ticks(low, high) == pytest.approx(expected)
+    assert markup.round_ticks(low, high) == pytest.approx(expected)
 
 
 # The page
