@@ -224,7 +224,7 @@ def test_all_kinds_of_files(photos, tmp_path):
     Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)).save(photos / 'deep.png')
     Image.new('RGB', (1, 1), 'red').save(photos / 'one.bmp')
     Image.new('CMYK', (9, 9)).save(photos / 'cmyk.jpg')
-    Image.new('RGBA', (9, 9)).save(photos / 'clear.ico')
+    Image.new('RGBA', (32, 32)).save(photos / 'clear.ico')
     Image.new('RGB', (9, 9), 'green').save(photos / 'without ending', 'PNG')
     Image.new('1', (20_000, 20_000)).save(photos / 'huge.png')
     (photos / 'notes.txt').write_text('P3 is not enough to be an image')
