@@ -164,6 +164,23 @@ def calibrate(query, query_labels, gallery=None, gallery_labels=None, false_matc
             'queries': len(labels), 'classes': len(labels.unique())}
 
 
+def check(calibration):
+    """Raise ValueError unless it is None, or what `calibrate` returns."""
+    numbers = ('false_match_rate', 'gallery_size', 'threshold', 'low', 'high', 'found', 'queries', 'classes')
+    optional = ('realised', 'realised_low', 'realised_high')
+    try:
+        fits = calibration is None or (
+            all(math.isfinite(calibration[name]) for name in numbers)
+            and all(calibration[name] is None or isinstance(calibration[name], float) for name in optional)
+            and len(calibration['sizes']) == len(calibration['thresholds']) > 0
+            and all(math.isfinite(number) for number in (*calibration['sizes'], *calibration['thresholds']))
+            and min(calibration['sizes']) >= 1)
+    except (KeyError, TypeError, IndexError):
+        fits = False
+    if not fits:
+        raise ValueError('its calibration is not one of train.py')
+
+
 def threshold_for(calibration, gallery_size):
     """(threshold, whether the calibration reaches so far) for a gallery of so many images: between the sizes that were
     calibrated linear in their logarithm, beyond the last one that of the last."""

@@ -111,10 +111,11 @@ def read_index(folder):
         return None
     try:
         table = utils.load(path)
-        shape = np.load(os.path.join(folder, os.path.basename(table['vectors'])), mmap_mode='r').shape
-        if shape != (len(table['paths']), table['dimensions']) or len(table['seen']) != len(table['paths']):
+        vectors = np.load(os.path.join(folder, os.path.basename(table['vectors'])), mmap_mode='r')
+        if not (vectors.shape == (len(table['paths']), table['dimensions']) and vectors.dtype == np.float32
+                and len(table['seen']) == len(table['paths']) and isinstance(table['settings'], dict)
+                and all(isinstance(path, str) for path in (*table['paths'], *table['problems']))):
             raise ValueError('its parts do not fit')
-        table['problems'].items()
         return table
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         print(f'notice: {path} is damaged ({str(error).splitlines()[0]}): the index is built anew')
@@ -188,7 +189,7 @@ def read_journals(folder, settings):
         if not name.startswith('journal_') or not name.endswith('.jsonl'):
             continue
         vectors_path = os.path.join(folder, name.removesuffix('jsonl') + 'f32')
-        with open(os.path.join(folder, name)) as file, contextlib.suppress(ValueError, OSError):
+        with open(os.path.join(folder, name)) as file, contextlib.suppress(ValueError, TypeError, OSError):
             if json.loads(file.readline()) != settings:
                 continue
             row, length = 0, os.path.getsize(vectors_path)

@@ -78,8 +78,7 @@ def load_model(path):
         if not 1 <= int(saved['image_size']) <= 8192 or not str(saved['version']):
             raise ValueError('image size')
         data_utils.normalise(torch.zeros(1, 3, 1, 1), saved['mean'], saved['std'])
-        if saved.get('calibration'):
-            calibration.threshold_for(saved['calibration'], 1)
+        calibration.check(saved.get('calibration'))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path}: not a model of train.py, or damaged ({reason})') from error
@@ -135,6 +134,18 @@ def load_database(name, results_root):
     needed = {'embeddings', 'labels', 'images', 'classes', 'data_name', 'data_root', 'model', 'version'}
     if not isinstance(database, dict) or not needed <= database.keys():
         raise ValueError(f'--data_base {name}: not a database written by train.py')
+    try:
+        calibration.check(database.get('calibration'))
+        for part in ('', 'query_') if 'query_embeddings' in database else ('',):
+            embeddings, labels, images = (database[part + what] for what in ('embeddings', 'labels', 'images'))
+            if not (embeddings.dim() == 2 and embeddings.shape[1] % int(database.get('ensemble_size', 1)) == 0
+                    and len(embeddings) == len(images) > 0 and labels.shape == (len(images),)
+                    and labels.dtype == torch.int64 and labels.min() >= 0 and labels.max() < len(database['classes'])
+                    and all(isinstance(image, str) for image in images)):
+                raise ValueError('its parts do not fit')
+        os.path.join(database['data_root'], database['data_name'], database['model'])
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f'--data_base {name}: damaged ({error})') from error
     return database, path
 
 

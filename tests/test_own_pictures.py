@@ -365,17 +365,38 @@ def test_two_processes_equal_one(project, photos, tmp_path):
         pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-5)
 
 
-def test_a_run_is_reported(tmp_path, project):
-    """The page of a run, from its database and the files beside it; what it shows is tested elsewhere."""
+@pytest.fixture
+def database(tmp_path, project):
+    """The contents of toy_run_data_base.pth, and its images."""
     folder = tmp_path / 'data/toy'
     shutil.copytree(project.root / 'figures/test', folder)
     images = data_utils.list_files(folder)
-    labels = torch.tensor([int('figure_4' in image) for image in images])
-    utils.save({str(tmp_path / 'toy_run_data_base.pth'): {
-        'embeddings': embeddings(project, [folder / image for image in images]), 'labels': labels, 'images': images,
+    contents = {
+        'embeddings': embeddings(project, [folder / image for image in images]), 'images': images,
+        'labels': torch.tensor([int('figure_4' in image) for image in images]),
         'classes': ['figure_3', 'figure_4'], 'data_name': 'toy', 'crop_type': 'uncropped', 'data_root': 'data',
         'model': 'none.pth', 'version': 'x', 'epoch': 1, 'protocol': 'strict', 'select': 'last', 'ensemble_size': 2,
-        'calibration': CALIBRATION}})
+        'calibration': CALIBRATION}
+    utils.save({str(tmp_path / 'toy_run_data_base.pth'): contents})
+    return contents
+
+
+@pytest.mark.parametrize('changed', [
+    {'calibration': {'x': 1}}, {'calibration': {**CALIBRATION, 'thresholds': []}},
+    {'calibration': {**CALIBRATION, 'low': 'x'}}, {'labels': torch.zeros(3, dtype=torch.int64)},
+    {'labels': torch.full((8,), 9)}, {'labels': torch.zeros(8)}, {'images': []}, {'images': [1] * 8},
+    {'embeddings': 'x'}, {'embeddings': torch.zeros(8, 7)}, {'classes': []}, {'data_root': 3}, {'ensemble_size': 0}])
+@pytest.mark.parametrize('report', [True, False])
+def test_a_database_that_was_tampered_with_is_refused(project, database, tmp_path, changed, report):
+    torch.save({**database, **changed}, tmp_path / 'toy_run_data_base.pth')
+    what = ['--report'] if report else ['--query_img_name', tmp_path / 'data/toy' / database['images'][0]]
+    line = project.refuse('inference.py', '--results_root', tmp_path, '--data_base', 'toy_run_data_base.pth',
+                          '--data_root', tmp_path / 'data', *what)
+    assert '--data_base toy_run_data_base.pth: damaged (' in line
+
+
+def test_a_run_is_reported(tmp_path, project, database):
+    """The page of a run, from its database and the files beside it; what it shows is tested elsewhere."""
     result = subprocess.run([sys.executable, project.root / 'inference.py', '--results_root', tmp_path, '--data_base',
                              'toy_run_data_base.pth', '--report'], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
