@@ -304,6 +304,8 @@ def test_the_best_epoch_is_kept_under_a_name_of_its_own(project, flags, suffix, 
     assert ('not comparable' in output) == (suffix == '_published')
     held_out = {f'figure_{number:02d}' for number in range(1, 7)} - set(saved['classes'])
     assert held_out == set(run['data']['held_out']) and len(held_out) == (2 if suffix == '_select_val' else 0)
+    # the threshold is set on classes that were held out, if there are any, else on the test classes
+    assert run['calibration']['classes'] == (2 if suffix == '_select_val' else 5)
     assert (results / f'{SMALL_RUN}_run.json').read_text() == strict
 
 
@@ -329,6 +331,7 @@ def test_queries_search_the_gallery(project):
     name = 'shop_uncropped_resnet18_2_3'
     database = utils.load(project.root / 'results' / f'{name}_data_base.pth')
     assert len(database['query_images']) == 10 and len(database['images']) == 20
+    assert (database['calibration']['queries'], database['calibration']['gallery_size']) == (10, 16)
     again = evaluate(database['query_embeddings'], database['query_labels'], [1], database['embeddings'],
                      database['labels'])
     table = pd.read_csv(project.root / 'results' / f'{name}_results.csv')
