@@ -89,6 +89,13 @@ def rights(table, wanted):
     return [None if wanted is None or label is None else label == wanted for label in table['class']]
 
 
+def save_jpeg(image, path):
+    """Images beyond what JPEG can hold are reduced."""
+    image = image.copy()
+    image.thumbnail((60_000, 60_000))
+    image.save(path, quality=95)
+
+
 def draw_answer(query_path, wanted, table, matched):
     """The contact sheet of an answer, the images on it read once more: (sheet, [query, retrieved, ...])."""
     images = [data_utils.load_image(query_path)]
@@ -118,7 +125,7 @@ def draw_heat_maps(images, captions, model, saved):
 def replaced(folder, mark):
     """A new folder that is moved to `folder` when all is written into it. What an earlier call has left there, which
     its file `mark` tells, is replaced. Raises ValueError if it is anything else."""
-    if os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, mark)):
+    if os.path.islink(folder) or (os.path.lexists(folder) and not os.path.isfile(os.path.join(folder, mark))):
         raise ValueError(f'{folder} is not an answer of inference.py: move it away')
     os.makedirs(os.path.dirname(folder) or '.', exist_ok=True)
     partial = tempfile.mkdtemp(prefix='.inference-', dir=os.path.dirname(folder) or '.')
@@ -145,11 +152,11 @@ def answer_one(query, scores, indices, collection, measured, load, args, clock):
     target = os.path.join(args.results_root, name)
     with replaced(target, 'retrieved.csv') as folder, clock('drawing'):
         drawn, images = draw_answer(path, wanted, table, matched)
-        images[0].save(os.path.join(folder, 'query.jpg'), quality=95)
+        save_jpeg(images[0], os.path.join(folder, 'query.jpg'))
         digits = len(str(len(table)))
         for rank, score, image, right in zip(table['rank'], table['score'], images[1:], rights(table, wanted)):
             framed = ImageOps.expand(image, max(3, max(image.size) // 40), COLOURS[right])
-            framed.save(os.path.join(folder, f'{rank:0{digits}d}_{score:.4f}.jpg'), quality=95)
+            save_jpeg(framed, os.path.join(folder, f'{rank:0{digits}d}_{score:.4f}.jpg'))
         if args.heat_maps:
             captions = [(f'{rank}: {score:.3f}', os.path.basename(file))
                         for rank, score, file in zip(table['rank'], table['score'], table['path'])]
@@ -178,7 +185,7 @@ def answer_many(queries, scores, indices, collection, args, clock):
             if number < SHEETS:
                 drawn, _ = draw_answer(path, query_class(query, collection), table, matched)
                 name = os.path.splitext(os.path.relpath(path, args.query_img_name).replace(os.sep, '_'))[0]
-                drawn.save(os.path.join(folder, f'{number + 1:03d}_{name}.png'))
+                drawn.save(os.path.join(folder, f'{number + 1:03d}_{name[:100]}.png'))
         table = pd.concat(tables)
         save_table(table[['query', *tables[0].columns.drop('query')]], os.path.join(folder, 'retrieved.csv'))
     if collection.threshold:

@@ -71,6 +71,7 @@ def build(vectors, path):
     rng = np.random.default_rng(0)
     drawn = np.sort(rng.permutation(count)[:max(64 * cells, 256)])
     index.cp.niter = 10
+    index.cp.min_points_per_centroid = 1  # no warning of small galleries
     with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
         index.train(rows[drawn])
         for start in range(0, count, gallery.BLOCK):
@@ -79,7 +80,9 @@ def build(vectors, path):
 
     own = torch.from_numpy(np.sort(rng.permutation(count)[:SAMPLE]))
     query = torch.from_numpy(rows[own.numpy()])
-    exact = gallery.search(vectors, query, min(NEAREST, count - 1), own)[1]
+    if count == 1:
+        own = torch.full_like(own, -1)  # all that it can find is itself
+    exact = gallery.search(vectors, query, min(NEAREST, max(1, count - 1)), own)[1]
     index.nprobe = 1
     while (recall := measured_recall(index, vectors, query, own, exact)) < RECALL and index.nprobe < cells:
         index.nprobe = min(cells, 2 * index.nprobe)
@@ -106,7 +109,13 @@ def opened(folder, vectors):
             with open(f'{path}.json', encoding='utf-8') as file:
                 found = json.load(file)
             index = faiss.read_index(path)
+            stored = gallery.mapped(vectors)
+            if (index.ntotal, index.d, index.nlist) != (*stored.shape, int(found['cells'])):
+                raise ValueError('an index of other vectors')
+            if not (1 <= found['looked_into'] <= index.nlist and 0 <= found['recall'] <= 1
+                    and found['nearest'] > 0 < found['queries']):
+                raise ValueError('not what was measured')
             index.nprobe = int(found['looked_into'])
             return index, found
-        except (OSError, RuntimeError, ValueError, KeyError):  # none yet, or damaged
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # none yet, or damaged
             return build(vectors, path)

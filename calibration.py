@@ -95,22 +95,27 @@ def threshold_interval(rates, labels, wanted, resamples=1000, seed=0):
 
 def cross_check(query, query_labels, gallery, gallery_labels, own, wanted, seed):
     """The false-match rate on classes that did not set the threshold, for each query (Q,): half of the classes sets
-    it, the others are measured in a gallery of their own, and the reverse; the mean of several halvings."""
-    classes = query_labels.unique()
+    it, the others are measured in a gallery of their own, and the reverse; the mean of several halvings. NaN for
+    queries that no halving could measure."""
+    classes = torch.cat([query_labels, gallery_labels]).unique()
     generator = torch.Generator().manual_seed(seed)
-    found = torch.zeros(len(query), dtype=torch.float64)
+    found, measured = torch.zeros(2, len(query), dtype=torch.float64)
     for _ in range(HALVINGS):
         first = classes[torch.randperm(len(classes), generator=generator).to(classes.device)[:len(classes) // 2]]
         halves = []
         for inside in (True, False):
             asked = (torch.isin(query_labels, first) == inside).nonzero().flatten()
             there = (torch.isin(gallery_labels, first) == inside).nonzero().flatten()
-            halves.append((asked, *wrong_and_right(query[asked], query_labels[asked], gallery[there],
-                                                   gallery_labels[there], torch.full_like(asked, -1))[:3]))
+            if len(asked) and len(there):
+                halves.append((asked, *wrong_and_right(query[asked], query_labels[asked], gallery[there],
+                                                       gallery_labels[there], torch.full_like(asked, -1))[:3]))
+        if len(halves) < 2:
+            continue
         for (_, above, wrong, _), (asked, _, _, best_wrong) in (halves, halves[::-1]):
-            threshold = threshold_at(false_matches(above, wrong, int(wrong.max())).mean(dim=0), wanted)
-            found[asked.cpu()] += (best_wrong >= threshold).double() / HALVINGS
-    return found
+            threshold = threshold_at(false_matches(above, wrong, max(1, int(wrong.max()))).mean(dim=0), wanted)
+            found[asked.cpu()] += (best_wrong >= threshold).double()
+            measured[asked.cpu()] += 1
+    return found / measured
 
 
 def calibrate(query, query_labels, gallery=None, gallery_labels=None, false_match_rate=0.01, seed=0):
@@ -156,8 +161,10 @@ def calibrate(query, query_labels, gallery=None, gallery_labels=None, false_matc
     realised, interval = None, (None, None)
     if len(labels.unique()) >= 4:
         rates = cross_check(query, query_labels, gallery, gallery_labels, own, false_match_rate, seed)
-        realised = rates.mean().item()
-        interval = confidence_intervals({'rate': rates}, labels)['rate']
+        known = ~rates.isnan()
+        if len(labels[known].unique()) > 1:
+            realised = rates[known].mean().item()
+            interval = confidence_intervals({'rate': rates[known]}, labels[known])['rate']
     return {'false_match_rate': false_match_rate, 'gallery_size': full, 'threshold': threshold, 'low': low,
             'high': high, 'found': found.mean().item() if len(found) else 0.0, 'realised': realised,
             'realised_low': interval[0], 'realised_high': interval[1], 'sizes': sizes, 'thresholds': thresholds,

@@ -65,13 +65,21 @@ def is_image(path):
         return False
 
 
+WRITTEN_HERE = ('retrieved.csv', 'pairs.csv', 'index.pth')
+
+
+def list_pictures(folder, problems):
+    """`data_utils.list_files` without what inference.py has written: folders that hold one of WRITTEN_HERE."""
+    files = data_utils.list_files(folder, problems=problems)
+    ours = {os.path.dirname(path) for path in files if os.path.basename(path) in WRITTEN_HERE} - {''}
+    return [path for path in files if os.path.dirname(path) not in ours]
+
+
 def scan(gallery):
     """({path: [size, mtime_ns]} of the images below a folder, {path: why} of folders that cannot be read, the number
-    of other files). Raises ValueError if it is no folder."""
-    if not os.path.isdir(gallery):
-        raise ValueError(f'--gallery {gallery}: no such folder')
+    of other files). Answers and indexes of inference.py are left out."""
     problems, found, others = {}, {}, 0
-    for path in data_utils.list_files(gallery, problems=problems):
+    for path in list_pictures(gallery, problems):
         full = os.path.join(gallery, path)
         try:
             seen = os.stat(full)
@@ -101,7 +109,7 @@ def index_folder(gallery, model_path, results_root):
     real = os.path.realpath(gallery)
     place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
     model = os.path.basename(model_path).removesuffix('.pth').removesuffix('_model')
-    return os.path.join(results_root, f'{os.path.basename(real) or "root"}_{place}_{model}_index')
+    return os.path.join(results_root, f'{(os.path.basename(real) or "root")[:60]}_{place}_{model[:100]}_index')
 
 
 def read_index(folder):
@@ -112,13 +120,16 @@ def read_index(folder):
     try:
         table = utils.load(path)
         vectors = np.load(os.path.join(folder, os.path.basename(table['vectors'])), mmap_mode='r')
+        pairs = [seen for seen, _ in table['problems'].values()] + table['seen']
         if not (vectors.shape == (len(table['paths']), table['dimensions']) and vectors.dtype == np.float32
-                and len(table['seen']) == len(table['paths']) and isinstance(table['settings'], dict)
+                and vectors.flags.c_contiguous and len(table['seen']) == len(table['paths'])
+                and isinstance(table['settings'], dict) and all(len(seen) == 2 for seen in pairs)
                 and all(isinstance(path, str) for path in (*table['paths'], *table['problems']))):
             raise ValueError('its parts do not fit')
         return table
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        print(f'notice: {path} is damaged ({str(error).splitlines()[0]}): the index is built anew')
+    except Exception as error:  # numpy raises many kinds for a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f'notice: {path} is damaged ({reason}): the index is built anew')
         return None
 
 
@@ -195,6 +206,8 @@ def read_journals(folder, settings):
             row, length = 0, os.path.getsize(vectors_path)
             for line in file:
                 path, seen, found = json.loads(line)
+                if not isinstance(path, str) or not (isinstance(found, str) or (isinstance(found, int) and found > 0)):
+                    break
                 if isinstance(found, str):
                     problems[path] = (seen, found)
                     continue
@@ -267,6 +280,8 @@ def keep_up(gallery, folder, settings, image_size, embed):
     gallery is no folder or has no image that can be read, OSError if it vanishes or the index cannot be written; what
     was embedded until then is not lost.
     """
+    if not os.path.isdir(gallery):
+        raise ValueError(f'--gallery {gallery}: no such folder')
     if utils.is_first():
         os.makedirs(folder, exist_ok=True)
     with locked(folder) if utils.is_first() else contextlib.nullcontext():

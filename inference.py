@@ -57,6 +57,8 @@ def get_args():
     args = parser.parse_args()
     if args.index == 'faiss' and not args.gallery:
         parser.error('--index faiss: works for --gallery only')
+    if args.query_img_name == '':
+        parser.error('--query_img_name: empty')
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base, leave --gallery out')
     return args
@@ -79,7 +81,7 @@ def load_model(path):
             raise ValueError('image size')
         data_utils.normalise(torch.zeros(1, 3, 1, 1), saved['mean'], saved['std'])
         calibration.check(saved.get('calibration'))
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f'{path}: not a model of train.py, or damaged ({reason})') from error
     return model.requires_grad_(False).eval(), saved
@@ -271,8 +273,13 @@ def find_images(queries, images, folder, sizes=()):
 def find_queries(name, collection):
     """The queries that --query_img_name means: a file, or a folder's images. Raises ValueError if there is none."""
     if os.path.isdir(name):
-        paths = [os.path.join(name, path) for path in data_utils.list_files(name, problems={})
+        problems = {}
+        paths = [os.path.join(name, path) for path in gallery.list_pictures(name, problems)
                  if gallery.is_image(os.path.join(name, path))]
+        problems |= {path: 'no such file' for path in paths if not os.path.isfile(path)}  # a broken link
+        for path, why in problems.items():
+            print(f'notice: {path} is left out: {why}')
+        paths = [path for path in paths if path not in problems]
         if not paths:
             raise ValueError(f'--query_img_name {name}: no images in it')
     else:

@@ -604,7 +604,9 @@ def main():
               'matches asked for among {gallery_size:,} images, {found:.2%} of the true ones found'.format(**threshold))
         if threshold['realised'] is not None:
             print('false matches on classes that did not set the threshold: {realised:.2%}, 95 % interval '
-                  '{realised_low:.2%} to {realised_high:.2%}'.format(**threshold))
+                  '{realised_low:.2%} to {realised_high:.2%}'.format(**threshold)
+                  + ('; more than asked for: too few classes, or images of several that are alike'
+                     if threshold['realised_low'] > threshold['false_match_rate'] else ''))
     print(f'wrote {output}_{{results.csv,model.pth,data_base.pth,run.json}}')
     utils.leave_processes()
     if rank == 0:

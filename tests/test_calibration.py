@@ -118,3 +118,21 @@ def test_a_sample_of_many_queries(monkeypatch):
     part = calibration.calibrate(embeddings, labels, false_match_rate=0.1)
     assert part['queries'] == 240 and part['gallery_size'] == whole['gallery_size']
     assert part['threshold'] == pytest.approx(whole['threshold'], abs=0.05)
+
+
+@pytest.mark.parametrize('gallery_labels', [[0, 0, 1, 1], [7, 7, 8, 8], [0, 0, 0, 0], [0, 9, 9, 9]])
+@pytest.mark.parametrize('seed', range(4))
+def test_a_gallery_that_lacks_classes_of_the_queries(gallery_labels, seed):
+    query, _ = clusters(8, 1)
+    gallery, _ = clusters(4, 1, seed=1)
+    found = calibration.calibrate(query, torch.arange(8) // 2, gallery, torch.tensor(gallery_labels), seed=seed)
+    assert found is None or found['realised'] is None or 0 <= found['realised'] <= 1
+    calibration.check(found)
+
+
+def test_identical_images_of_several_classes_are_admitted():
+    embeddings, labels = clusters(20, 5)
+    embeddings[::5] = embeddings[0]
+    found = calibration.calibrate(embeddings, labels)
+    assert found['threshold'] == pytest.approx(0.99999) and found['realised'] > 0.1
+    calibration.check(found)

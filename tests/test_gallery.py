@@ -159,6 +159,29 @@ def test_a_journal_cut_anywhere_is_used_as_far_as_it_is_whole(photos, tmp_path, 
             assert sum(calls) == 3  # 4 vectors of 24 bytes are whole
 
 
+@pytest.mark.parametrize('line', ['5', '["a", [1, 2], null]', '[["a"], [1, 2], 64]', '["a/0.png", [1, 2], -4]', '{}'])
+def test_a_line_of_a_journal_that_makes_no_sense_ends_it(photos, tmp_path, line):
+    found, _, _ = gallery.scan(str(photos))
+    (tmp_path / 'index').mkdir()
+    gallery.write_journal(str(tmp_path / 'index'), SETTINGS, str(photos), list(found), list(found.values()), SIDE,
+                          embed)
+    path, = (tmp_path / 'index').glob('*.jsonl')
+    lines = path.read_text().splitlines()
+    path.write_text('\n'.join([*lines[:3], line, *lines[3:]]) + '\n')
+    assert_same(keep_up(photos, tmp_path / 'index'), keep_up(photos, tmp_path / 'anew'))
+
+
+def test_what_was_written_here_is_no_part_of_the_gallery(photos, tmp_path):
+    anew = keep_up(photos, tmp_path / 'anew')
+    for name, mark in (('results/answer', 'retrieved.csv'), ('results/all_pairs', 'pairs.csv')):
+        draw(photos / name / 'query.png', 90)
+        (photos / name / mark).write_text('')
+    for _ in range(2):
+        index = keep_up(photos, photos / 'results/index')
+        assert_same(index, anew)
+    assert index.embedded == 0
+
+
 def build(folder, index, ready):
     ready.wait()
     keep_up(folder, index)
@@ -189,7 +212,8 @@ def test_an_index_that_is_replaced_can_still_be_searched(photos, tmp_path):
     assert gallery.search(index.vectors, query, 1)[1].flatten().tolist() == list(range(7))
 
 
-@pytest.mark.parametrize('damage', ['table', 'vectors', 'no vectors', 'other'])
+@pytest.mark.parametrize('damage', ['table', 'vectors', 'no vectors', 'other', 'empty', 'zip', 'float64', 'fortran',
+                                    'settings', 'problems', 'seen'])
 def test_a_damaged_index_is_built_anew(photos, tmp_path, capsys, damage):
     index = keep_up(photos, tmp_path / 'index')
     if damage == 'table':
@@ -199,6 +223,16 @@ def test_a_damaged_index_is_built_anew(photos, tmp_path, capsys, damage):
             file.truncate(140)
     elif damage == 'no vectors':
         os.remove(index.vectors.name)
+    elif damage in ('empty', 'zip'):
+        with open(index.vectors.name, 'wb') as file:
+            file.write(b'' if damage == 'empty' else b'PK\x03\x04 and so on')
+    elif damage in ('float64', 'fortran'):
+        vectors = np.load(index.vectors.name)
+        np.save(index.vectors.name, vectors.astype(float) if damage == 'float64' else np.asfortranarray(vectors))
+    elif damage in ('settings', 'problems', 'seen'):
+        table = utils.load(str(tmp_path / 'index/index.pth'))
+        wrong = {'settings': [1], 'problems': {'x': 3}, 'seen': [[1]] * 7}[damage]
+        utils.save({str(tmp_path / 'index/index.pth'): {**table, damage: wrong}})
     else:
         utils.save({str(tmp_path / 'index/index.pth'): {'paths': [1]}})
     assert_same(keep_up(photos, tmp_path / 'index'), keep_up(photos, tmp_path / 'anew'))
@@ -432,7 +466,7 @@ def test_without_faiss_there_is_one_clear_line(monkeypatch):
 
 
 def test_the_approximate_index(tmp_path):
-    pytest.importorskip('faiss', reason='faiss is optional: pip install faiss-cpu')
+    faiss = pytest.importorskip('faiss', reason='faiss is optional: pip install faiss-cpu')
     path, vectors = random_vectors(tmp_path, 3000)
     index, found = approximate.opened(str(tmp_path), path)
     assert found['recall'] >= approximate.RECALL and 1 <= found['looked_into'] <= found['cells']
@@ -450,12 +484,17 @@ def test_the_approximate_index(tmp_path):
     again, _ = approximate.opened(str(tmp_path), path)  # from the file
     assert torch.equal(approximate.nearest(again, path, vectors[:100], 8, own)[1], indices)
     (tmp_path / 'vectors.faiss').write_bytes(b'damaged')
+    for wrong in ('[1]', '{"looked_into": 1}', json.dumps({**found, 'looked_into': 0}),
+                  json.dumps({**found, 'recall': 'x'})):
+        (tmp_path / 'vectors.faiss.json').write_text(wrong)
+        assert approximate.opened(str(tmp_path), path)[1] == found
+    faiss.write_index(faiss.IndexFlatIP(6), str(tmp_path / 'vectors.faiss'))
     mended, measured = approximate.opened(str(tmp_path), path)
     assert mended.ntotal == 3000 and measured['recall'] == found['recall']
     assert json.loads((tmp_path / 'vectors.faiss.json').read_text()) == measured
 
 
-@pytest.mark.parametrize('count', [2, 9, 40])
+@pytest.mark.parametrize('count', [1, 2, 9, 40])
 def test_a_small_approximate_index(tmp_path, count):
     pytest.importorskip('faiss', reason='faiss is optional: pip install faiss-cpu')
     path, vectors = random_vectors(tmp_path, count)

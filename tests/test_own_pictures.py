@@ -145,12 +145,29 @@ def test_a_folder_of_queries(project, photos, tmp_path, ask):
     shutil.copy(photos / 'figure_2_01.png', queries / 'more/two.png')
     (queries / 'broken.jpg').write_text('no image')
     (queries / 'notes.txt').write_text('no image')
+    (queries / 'link.png').symlink_to('nowhere')
     output = ask('--gallery', photos, '--query_img_name', queries, '--retrieval_num', 3)
     assert f'{queries}/broken.jpg is left out: cannot identify image file' in output and '2 queries: 2 with' in output
     table = retrieved(tmp_path, 'queries_answers')
     assert table['query'].tolist() == [f'{queries}/more/two.png'] * 3 + [f'{queries}/one.png'] * 3
     assert [os.path.basename(path) for path in table['path'][::3]] == ['figure_2_01.png', 'figure_1_01.png']
     assert len(list((tmp_path / 'results/queries_answers').glob('*.png'))) == 2
+
+
+def test_pictures_beyond_what_jpeg_holds(photos, tmp_path, ask):
+    Image.new('RGB', (66_000, 40), 'red').save(photos / 'wide.png')
+    ask('--gallery', photos, '--query_img_name', photos / 'wide.png')
+    ask('--gallery', photos, '--query_img_name', photos / 'figure_1_01.png', '--retrieval_num', 16)
+    with Image.open(tmp_path / 'results/wide/query.jpg') as image:
+        assert image.width == 60_000
+    assert len(retrieved(tmp_path, 'figure_1_01')) == 16
+
+
+def test_answers_inside_the_gallery_are_not_searched(photos, ask):
+    for _ in range(3):
+        output = ask('--gallery', photos, '--results_root', photos / 'results', '--query_img_name',
+                     photos / 'figure_1_01.png')
+        assert ': 16 images' in output
 
 
 def test_every_image_against_the_rest(photos, tmp_path, ask):
@@ -263,6 +280,7 @@ def test_an_image_that_cannot_be_read_is_listed(photos, ask):
     (['--query_img_name', '{empty}'], 'no images in it'),
     (['--query_img_name', '{huge}'], 'exceeds limit'),
     (['--retrieval_num', '17', '--query_img_name', '{unreadable}/../one.png'], 'has 16 images to retrieve'),
+    (['--query_img_name', ''], '--query_img_name: empty'),
     (['--model', 'nowhere.pth'], '--model nowhere.pth: no such model'),
     (['--model', '{empty}/../one.png'], 'damaged or not a file of tensors'),
     (['--results_root', '{empty}/../one.png'], 'one.png'),
