@@ -66,7 +66,7 @@ def verdict(score, collection, measured):
             f'{len(collection.images):,} images{beyond})')
 
 
-def answer_table(query, scores, indices, collection):
+def answer_table(scores, indices, collection):
     """An answer as a table: rank, path, class, score and, where there is a threshold, match."""
     found = [index for index in indices if index >= 0]
     table = pd.DataFrame({
@@ -145,7 +145,7 @@ def save_table(table, path):
 def answer_one(query, scores, indices, collection, measured, load, args, clock):
     """Write and print the answer to one query."""
     path, wanted = query_file(query, collection), query_class(query, collection)
-    table = answer_table(query, scores, indices, collection)
+    table = answer_table(scores, indices, collection)
     matched = not collection.threshold or scores[0] >= collection.threshold[0]
     known = [*collection.images, *collection.asked[0]]
     name = answer_name(query.path, known if query.own >= 0 or query.asked >= 0 else [])
@@ -179,7 +179,7 @@ def answer_many(queries, scores, indices, collection, args, clock):
         for number, (query, score, index) in enumerate(tqdm(zip(queries, scores, indices), total=len(queries),
                                                             desc='drawing', unit='query', delay=1)):
             path = query_file(query, collection)
-            table = answer_table(query, score, index, collection)
+            table = answer_table(score, index, collection)
             matched = not collection.threshold or score[0] >= collection.threshold[0]
             tables.append(table.assign(query=path))
             if number < SHEETS:

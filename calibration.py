@@ -15,9 +15,8 @@ import math
 
 import numpy as np
 import torch
-from scipy import stats
 
-from retrieval import confidence_intervals
+from retrieval import class_sums, confidence_intervals, resampled_means
 
 STEP = 0.01                                        # in -log d, between the thresholds that are considered
 GRID = torch.arange(-70, 1151) * STEP              # -log d of these: scores from -1 to 0.99999
@@ -75,25 +74,13 @@ def threshold_at(rates, wanted):
     return (1 - (-(GRID[start] + excess * beyond)).exp()).clamp(max=0.99999)[..., 0]
 
 
-def by_class(values, labels):
-    """Sums of values (Q, n) over each class, (classes, n), and the classes' sizes."""
-    _, classes, sizes = labels.unique(return_inverse=True, return_counts=True)
-    return torch.zeros(len(sizes), values.shape[1], dtype=values.dtype).index_add_(0, classes, values), sizes.double()
+def threshold_interval(rates, labels, wanted):
+    """95 % interval of the threshold: the bootstrap over classes that `retrieval.confidence_intervals` makes."""
+    means, shares = resampled_means(*class_sums(dict(enumerate(rates.T)), labels))
+    return np.quantile(threshold_at(torch.from_numpy(means), wanted), shares).tolist()
 
 
-def threshold_interval(rates, labels, wanted, resamples=1000, seed=0):
-    """95 % interval of the threshold: the bootstrap over classes of `retrieval.confidence_intervals`."""
-    sums, sizes = by_class(rates, labels)
-    count = len(sizes)
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)])
-    drawn = torch.from_numpy(drawn).double()
-    thresholds = threshold_at(drawn @ sums / (drawn @ sizes)[:, None], wanted)
-    share = stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf(0.025, count - 1))
-    return np.quantile(thresholds, (share, 1 - share)).tolist()
-
-
-def cross_check(query, query_labels, gallery, gallery_labels, own, wanted, seed):
+def cross_check(query, query_labels, gallery, gallery_labels, wanted, seed):
     """The false-match rate on classes that did not set the threshold, for each query (Q,): half of the classes sets
     it, the others are measured in a gallery of their own, and the reverse; the mean of several halvings. NaN for
     queries that no halving could measure."""
@@ -160,7 +147,7 @@ def calibrate(query, query_labels, gallery=None, gallery_labels=None, false_matc
     found = ((best_right > best_wrong) & (best_right >= threshold))[has_right].double()
     realised, interval = None, (None, None)
     if len(labels.unique()) >= 4:
-        rates = cross_check(query, query_labels, gallery, gallery_labels, own, false_match_rate, seed)
+        rates = cross_check(query, query_labels, gallery, gallery_labels, false_match_rate, seed)
         known = ~rates.isnan()
         if len(labels[known].unique()) > 1:
             realised = rates[known].mean().item()

@@ -21,7 +21,6 @@ import filelock
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -287,8 +286,8 @@ def keep_up(gallery, folder, settings, image_size, embed):
     with locked(folder) if utils.is_first() else contextlib.nullcontext():
         plan = utils.from_first(make_plan(gallery, folder, settings) if utils.is_first() else None)
         if plan['todo']:
-            rank = distributed.get_rank() if distributed.is_initialized() else 0
-            todo = plan['todo'][rank::distributed.get_world_size() if distributed.is_initialized() else 1]
+            rank, processes = utils.own_place()
+            todo = plan['todo'][rank::processes]
             write_journal(folder, settings, gallery, todo, [plan['found'][path] for path in todo], image_size, embed)
         utils.anywhere(False)  # all journals are there
         index = utils.from_first(finish(gallery, folder, settings, plan) if utils.is_first() else None)
@@ -373,7 +372,7 @@ def search(vectors, query, k, exclude=None):
     and indices, a block at a time, so in bounded memory. The processes of torchrun all call it with the same queries,
     and each searches a part of the gallery."""
     count = len(mapped(vectors))
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    rank, processes = utils.own_place()
     exclude = torch.full((len(query),), -1) if exclude is None else exclude
     available = count - int((exclude >= 0).any())
     if not 1 <= k <= available:

@@ -16,7 +16,6 @@ import time
 
 import numpy as np
 import torch
-from torch import distributed
 
 import approximate
 import calibration
@@ -97,7 +96,7 @@ def embedder(model, saved):
 
 def embed_shared(paths, saved, embed):
     """(vectors (Q, D), {place: why it cannot be read}) of image files; each process of torchrun embeds a part."""
-    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    rank, processes = utils.own_place()
     own = range(rank, len(paths), processes)
     vectors = torch.zeros(len(paths), saved['model_args']['ensemble_size'] * saved['model_args']['meta_class_size'])
     problems = {}

@@ -458,22 +458,31 @@ def class_sums(values, labels):
     return np.stack([np.bincount(classes, np.asarray(value)) for value in values.values()], axis=1), sizes
 
 
-def confidence_intervals(values, labels, resamples=1000, seed=0):
-    """95 % intervals of the means of values {measure: (N,)}: {measure: (low, high)}; (nan, nan) for one class.
+def resampled_means(sums, sizes, resamples=1000, seed=0):
+    """Means (resamples, measures) of what `class_sums` returns of two classes or more, and the two percentiles that
+    bound their 95 % interval.
 
     Bootstrap over the queries' classes, because images of a class are not independent: classes are drawn with
     replacement, and the mean is taken over the images of those drawn. The percentiles are widened for few classes
     (expanded percentile interval, Hesterberg, arXiv 1411.5279, section 5).
     """
-    sums, sizes = class_sums({name: value.cpu() for name, value in values.items()}, torch.as_tensor(labels).cpu())
     count = len(sizes)
-    if count == 1:
-        return dict.fromkeys(values, (math.nan, math.nan))
     rng = np.random.default_rng(seed)
     drawn = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)])
-    means = drawn @ sums / (drawn @ sizes)[:, None]
     share = stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf(0.025, count - 1))
-    return dict(zip(values, np.quantile(means, (share, 1 - share), axis=0).T.tolist()))
+    return drawn @ sums / (drawn @ sizes)[:, None], (share, 1 - share)
+
+
+def confidence_intervals(values, labels, resamples=1000, seed=0):
+    """95 % intervals of the means of values {measure: (N,)}: {measure: (low, high)}; (nan, nan) for one class.
+
+    They are percentiles of `resampled_means`.
+    """
+    sums, sizes = class_sums({name: value.cpu() for name, value in values.items()}, torch.as_tensor(labels).cpu())
+    if len(sizes) == 1:
+        return dict.fromkeys(values, (math.nan, math.nan))
+    means, shares = resampled_means(sums, sizes, resamples, seed)
+    return dict(zip(values, np.quantile(means, shares, axis=0).T.tolist()))
 
 
 def compare(values, others, labels, resamples=10_000, seed=0):

@@ -164,9 +164,14 @@ def exchange():
                               'goes on from what was saved, that of train.py with --resume') from error
 
 
+def own_place():
+    """(rank, number of processes) of this process."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
 def is_first():
     """Whether this is the process that speaks and writes."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return own_place()[0] == 0
 
 
 def leave_processes():
