@@ -1,29 +1,40 @@
-# make demo    install, draw the sample, train from scratch, answer a query
-# make test    everything that is tested
-# make lint    ruff
+# make demo        install, draw the sample, train from scratch, answer a query
+# make test        install and run every test
+# make test-fast   the tests that take seconds, in under 2 minutes
+# make lint        ruff: rules and format
+# make docs        write docs/flags.md from the scripts' arguments
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 DEMO = sample_uncropped_resnet18_4_16
 
-.PHONY: demo test lint
+.PHONY: demo test test-fast lint docs
 .SILENT: demo
 
 demo: $(VENV)/.installed
 	$(RUN) data_utils.py --data_name sample --image_size 64
 	rm -rf results/$(DEMO)_checkpoint
-	$(RUN) train.py --data_name sample --weights none --image_size 64 --ensemble_size 4 --meta_class_size 16 \
-		--batch_size 16 --lr 1e-3 --num_epochs 5 --recalls 1,2,4,8 --false_match_rate 0.05
-	$(RUN) inference.py --data_base $(DEMO)_data_base.pth --query_img_name data/sample/test/figure_41/figure_41_01.png
+	$(RUN) train.py --data_name sample --weights none --image_size 64 \
+		--ensemble_size 4 --meta_class_size 16 --batch_size 16 --lr 1e-3 \
+		--num_epochs 5 --recalls 1,2,4,8 --false_match_rate 0.05
+	$(RUN) inference.py --data_base $(DEMO)_data_base.pth \
+		--query_img_name data/sample/test/figure_41/figure_41_01.png
 	$(RUN) benchmarks/demo.py results/$(DEMO)
 	echo "contact sheet        results/figure_41_01/contact_sheet.png"
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest -q tests
 
+test-fast: $(VENV)/.installed
+	$(RUN) -m pytest -q -m "not slow" tests
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+docs: $(VENV)/.installed
+	$(RUN) docs/make_flags.py
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv "$(VENV)"

@@ -1,67 +1,80 @@
-"""Small helpers of both scripts: one-line errors, devices, the processes of torchrun, files whole or absent."""
+"""What the scripts share: one-line errors, argparse types, the choice of devices."""
+
 import argparse
 import atexit
 import contextlib
 import ctypes
 import io
-import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
-from datetime import timedelta
+import traceback
+from typing import NamedTuple
 
 import torch
-from torch import distributed
+
+from areir.errors import UserError
+from areir.processes import local_processes
+
+BUG = 'this is a bug in AREIR; please report it with the traceback above'
+OUT_OF_MEMORY = (
+    'the GPU has not enough memory: use a smaller --batch_size, or divide the heads '
+    'among more GPUs with torchrun'
+)
 
 
-def end_workers():
-    """End the loaders' processes: they leave SIGTERM to this one, which at its exit would wait for them."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in multiprocessing.active_children():
-        worker.kill()
+def run_script(main):
+    """Call main() and turn expected failures into one line on stderr.
 
-
-def run(main):
-    """Call main(); what it refuses becomes one line on stderr and exit code 2, an interruption one line and 130.
-
-    Of several processes the first one speaks, and another only where it alone fails.
+    UserError and OSError exit with 2 and their text, Ctrl-C with 130. Anything else is
+    a bug: it keeps its traceback. AREIR_DEBUG=1 keeps the traceback of every failure.
+    Of the processes of torchrun rank 0 speaks, and another one only if it fails alone.
     """
     script = os.path.basename(sys.argv[0])
     others = int(os.environ.get('RANK', 0)) > 0
-    held = io.StringIO()
+    usage = io.StringIO()  # what argparse writes in the other processes
     atexit.register(end_workers)
     try:
-        with contextlib.redirect_stderr(held) if others else contextlib.nullcontext():
+        with contextlib.redirect_stderr(usage) if others else contextlib.nullcontext():
             main()
         return
-    except (ValueError, OSError) as error:
-        # an error from a loader's worker process carries that process's traceback: its last line says it
-        text = str(error).strip()
-        if 'Original Traceback' in text:
-            text = text.split('\n')[-1].partition(': ')[2]
-        line, code = f'{script}: error: {text}', 2
-    except torch.OutOfMemoryError:
-        line, code = (f'{script}: error: the GPU has not enough memory: take a smaller --batch_size, or divide the '
-                      'heads among more GPUs with torchrun'), 2
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
+    except SystemExit as error:
+        line, code = usage.getvalue().strip(), error.code
+    except BaseException as error:
+        if os.environ.get('AREIR_DEBUG') == '1':
             raise
-        line, code = f'{script}: error: a process that decodes images was killed; out of memory? ({error})', 2
-    except KeyboardInterrupt as error:
-        line, code = f'{script}: interrupted; {error or "what was finished before is in place"}', 130
-    except SystemExit as error:  # argparse has written its line
-        line, code = held.getvalue().strip(), error.code
+        text, code = describe(error)
+        line = f'{script}: {text}'
     if others:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)  # torchrun ends this process meanwhile if the first one failed too
+        time.sleep(3)  # torchrun ends this process meanwhile if rank 0 failed too
     if line:
         print(line, file=sys.stderr)
     sys.exit(code)
+
+
+def describe(error):
+    """Return (line, exit code) for an exception; print the traceback of a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        return f'interrupted; {error or "what was finished before is kept"}', 130
+    if isinstance(error, torch.OutOfMemoryError):
+        return f'error: {OUT_OF_MEMORY}', 2
+    if isinstance(error, (UserError, OSError)):
+        return f'error: {str(error).strip()}', 2
+    if 'DataLoader worker' in str(error):
+        reason = str(error).splitlines()[0]
+        return f'error: a process that decodes images was killed ({reason})', 2
+    traceback.print_exception(error)
+    return f'error: {BUG}', 1
+
+
+def end_workers():
+    """Kill the loaders' processes, which ignore SIGTERM and would be waited for."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def positive(text):
@@ -75,221 +88,95 @@ def positive(text):
 def integers(text):
     """argparse type: '1,2,4' as [1, 2, 4], each once."""
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(',') if part.strip()))
+        numbers = [int(part) for part in text.split(',') if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a list of integers such as 1,2,4') from None
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of integers such as 1,2,4'
+        ) from None
+    return list(dict.fromkeys(numbers))
 
 
 def choose_devices(gpu_ids):
-    """(device, GPU ids in use) from the ids asked for; without one of them the CPU, with a notice.
+    """Return (device, ids of the GPUs in use); the CPU with a notice if none is there.
 
-    Of several processes on a machine each takes one GPU: that of its place in gpu_ids, if these suffice.
-    Raises ValueError if there are GPUs, but not one for each.
+    Of several processes on a machine each takes one GPU: the one at its place in
+    gpu_ids, if there are enough. Raises UserError if GPUs are there, but not one each.
     """
-    count, processes = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    count, processes = torch.cuda.device_count(), local_processes()
     if count and processes > 1:
         gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
         if max(gpus[:processes]) >= count:
-            raise ValueError(f'torchrun started {processes} processes here, and there are {count} GPUs: one each is '
-                             'needed (CUDA_VISIBLE_DEVICES= hides them all)')
+            raise UserError(
+                f'torchrun started {processes} processes here, but there are {count} '
+                'GPUs and each process needs one (CUDA_VISIBLE_DEVICES= hides them all)'
+            )
         gpu_ids = [gpus[int(os.environ['LOCAL_RANK'])]]
     present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
     if present != gpu_ids:
-        print(f'notice: --gpu_ids {",".join(map(str, gpu_ids))}: {count} GPUs here, '
-              f'running on {"GPU " + ",".join(map(str, present)) if present else "the CPU"}')
-    return torch.device('cuda', present[0]) if present else torch.device('cpu'), present
+        asked = ','.join(map(str, gpu_ids))
+        used = 'GPU ' + ','.join(map(str, present)) if present else 'the CPU'
+        print(f'notice: --gpu_ids {asked}: {count} GPUs here, running on {used}')
+    device = torch.device('cuda', present[0]) if present else torch.device('cpu')
+    return device, present
+
+
+class Hardware(NamedTuple):
+    """What training runs on, and in which precision."""
+
+    device: torch.device
+    gpus: list  # their ids; empty on the CPU
+    precision: str  # fp32 or bf16
+    native_bf16: bool
+
+    @property
+    def name(self):
+        """The GPU's name, or the number of the CPU's threads."""
+        if self.gpus:
+            return torch.cuda.get_device_name(self.device)
+        return f'CPU, {torch.get_num_threads()} threads'
+
+
+def choose_hardware(gpu_ids, precision):
+    """Return the Hardware for --gpu_ids and --precision."""
+    device, gpus = choose_devices(gpu_ids)
+    native = has_native_bf16(device)
+    if precision == 'auto':
+        precision = 'bf16' if native else 'fp32'
+    if len(gpus) > 1:
+        print(
+            f'notice: nn.DataParallel copies every head to {len(gpus)} GPUs in every '
+            f'step; torchrun --nproc_per_node {len(gpus)} train.py ... divides the '
+            'heads instead, which is faster and takes less memory'
+        )
+    return Hardware(device, gpus, precision, native)
+
+
+def local_device():
+    """Return this process's GPU if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    local_rank = int(os.environ.get('LOCAL_RANK', 0))
+    return torch.device('cuda', local_rank % torch.cuda.device_count())
 
 
 def has_native_bf16(device):
-    """Whether bfloat16 arithmetic is in the hardware, not emulated."""
+    """Whether the hardware computes in bfloat16 instead of emulating it."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))
+    names = ('avx512_bf16', 'amx_bf16', 'bf16')
+    return any(capabilities.get(name) for name in names)
 
 
 def keep_freed_memory():
-    """Tell glibc to keep freed memory for the next step instead of returning it: page faults cost a training step
-    on a CPU up to a third. Does nothing where there is no glibc."""
+    """Tell glibc to keep freed memory for the next step instead of returning it.
+
+    Page faults cost a training step on a CPU up to a third of its time. Does nothing
+    where there is no glibc.
+    """
+    settings = {'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
+    settings['M_TOP_PAD'] = (-2, 2**26)
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL('libc.so.6').mallopt
-        for parameter, value in ((-4, 0), (-1, 2 ** 31 - 1), (-2, 2 ** 26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        for parameter, value in settings.values():
             mallopt(parameter, value)
-
-
-def note_signals():
-    """A list that SIGTERM and Ctrl-C put their number into, so that who looks at it can end in good order."""
-    stop = []
-
-    def note(number, frame):
-        if not stop and is_first():
-            os.write(2, b'\nstopping after this batch, a checkpoint is written first\n')
-        stop.append(number)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return stop
-
-
-# The processes of torchrun
-
-
-def join_processes(cores):
-    """(rank, number of processes) as torchrun gives them, connected: nccl between GPUs, gloo between CPUs.
-
-    (0, 1) without torchrun. Only the first process keeps its stdout.
-    """
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    if world == 1:
-        return 0, 1
-    rank, local = int(os.environ['RANK']), int(os.environ['LOCAL_WORLD_SIZE'])
-    if rank:
-        sys.stdout = open(os.devnull, 'w')
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
-    else:
-        torch.set_num_threads(max(1, cores // local))  # torchrun says 1
-    # the others wait while the first evaluates; one that dies is noticed at once, whatever the timeout
-    distributed.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
-                                   timeout=timedelta(hours=4))
-    return rank, world
-
-
-@contextlib.contextmanager
-def exchange():
-    """What fails inside is another process's fault."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ConnectionError('another process of this run has ended, its message says why; the same command '
-                              'goes on from what was saved, that of train.py with --resume') from error
-
-
-def own_place():
-    """(rank, number of processes) of this process."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-
-
-def is_first():
-    """Whether this is the process that speaks and writes."""
-    return own_place()[0] == 0
-
-
-def leave_processes():
-    """Wait for all others and disconnect."""
-    if distributed.is_initialized():
-        anywhere(False)
-        distributed.destroy_process_group()
-
-
-def add_up(tensor):
-    """Sum a tensor over all processes, in place, and return it."""
-    if distributed.is_initialized():
-        with exchange():
-            distributed.all_reduce(tensor)
-    return tensor
-
-
-def gather(tensor):
-    """[tensor of process 0, of process 1, ...], all of one shape."""
-    if not distributed.is_initialized():
-        return [tensor]
-    found = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
-    with exchange():
-        distributed.all_gather(found, tensor)
-    return found
-
-
-def gather_values(value):
-    """[value of process 0, of process 1, ...], plain Python."""
-    if not distributed.is_initialized():
-        return [value]
-    found = [None] * distributed.get_world_size()
-    with exchange():
-        distributed.all_gather_object(found, value)
-    return found
-
-
-def from_first(value):
-    """The value that the first process has, plain Python; all wait for it here."""
-    if not distributed.is_initialized():
-        return value
-    values = [value]
-    with exchange():
-        distributed.broadcast_object_list(values)
-    return values[0]
-
-
-def anywhere(condition):
-    """Whether it is true in any process; all wait for each other here."""
-    return bool(add_up(torch.tensor(float(bool(condition)))))
-
-
-# Files
-
-
-def check_folder(folder):
-    """Make a folder. Raises OSError if it cannot be written, or if it is not one and the same for all processes."""
-    if is_first():
-        os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) if is_first() else contextlib.nullcontext() as probe:
-        if anywhere(not os.path.isdir(os.path.join(folder, from_first(os.path.basename(probe or ''))))):
-            raise OSError(f'{folder} is not one folder for all processes: the nodes must share it')
-
-
-def save(files):
-    """torch.save each {path: value} under a temporary name, then move all: what stands under `path` is whole.
-
-    Raises OSError naming the file that cannot be written.
-    """
-    for path, value in files.items():
-        try:
-            torch.save(value, path + '.part')
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            for left in files:
-                if os.path.isfile(left + '.part'):
-                    os.remove(left + '.part')
-            raise OSError(f'{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})') from error
-    for path in files:
-        os.replace(path + '.part', path)
-
-
-def save_text(text, path):
-    try:
-        # file names need not be UTF-8, and are written as they are
-        with open(path + '.part', 'w', encoding='utf-8', errors='surrogateescape', newline='') as file:
-            file.write(text)
-        os.replace(path + '.part', path)
-    except OSError as error:
-        if os.path.isfile(path + '.part'):
-            os.remove(path + '.part')
-        raise OSError(f'{path} cannot be written: {error.strerror}') from error
-
-
-def save_json(value, path):
-    save_text(json.dumps(value, indent=2, ensure_ascii=False) + '\n', path)
-
-
-def load(path):
-    """torch.load of plain tensors and containers, on the CPU; nothing in the file is executed.
-
-    Raises ValueError naming the file if it is missing, damaged or holds anything else.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f'{path}: no such file')
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch warns of some files before it refuses them
-            return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f'{path} is damaged or not a file of tensors ({type(error).__name__})') from error
-
-
-def git_commit():
-    """The commit of this code, with '+changes' if it was edited since; None outside a git checkout."""
-    def git(*command):
-        return subprocess.run(['git', '-C', os.path.dirname(os.path.abspath(__file__)), *command],
-                              capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--untracked-files=no') else '')
-    except (OSError, subprocess.CalledProcessError):
-        return None

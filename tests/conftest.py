@@ -1,8 +1,10 @@
-"""The scripts as a user has them, for all tests."""
+"""The scripts as a user has them, and the seeds of random tests."""
+
 import contextlib
 import importlib
 import io
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -14,66 +16,117 @@ import pytest
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPOSITORY)
 import utils
-from sample_data import draw_sample
+from areir.data.sample import draw_sample
+
+PROGRESS = ('Downloading', 'epoch', 'embedding', 'ranking', 'indexing')
+
+
+@pytest.fixture
+def seed():
+    """A seed of its own for each run of a random test; pytest prints it on failure.
+
+    AREIR_TEST_SEED repeats a run.
+    """
+    value = int(os.environ.get('AREIR_TEST_SEED', random.randrange(2**31)))
+    print(f'AREIR_TEST_SEED={value}')
+    return value
 
 
 class Project:
-    """A copy of the scripts with its own data and results, called from a folder beside it."""
+    """A copy of the scripts with its own data and results, called from elsewhere."""
 
     def __init__(self, root):
-        self.root, self.elsewhere = root, root.parent / 'elsewhere'
+        self.root = root
+        self.elsewhere = root.parent / 'elsewhere'
         self.elsewhere.mkdir()
         root.mkdir()
+        shutil.copytree(
+            os.path.join(REPOSITORY, 'areir'),
+            root / 'areir',
+            ignore=shutil.ignore_patterns('__pycache__'),
+        )
         for name in os.listdir(REPOSITORY):
             if name.endswith('.py'):
                 shutil.copy(os.path.join(REPOSITORY, name), root)
 
+    def roots(self, script):
+        """Return the flags that name the project's folders, relative to elsewhere."""
+        home = f'../{self.root.name}'
+        if script == 'evaluate.py':
+            return []
+        if script == 'data_utils.py':
+            return ['--data_root', f'{home}/data']
+        return ['--data_root', f'{home}/data', '--results_root', f'{home}/results']
+
     def run(self, script, *flags):
-        roots = ['--data_root', f'../{self.root.name}/data']
-        if script != 'data_utils.py':
-            roots += ['--results_root', f'../{self.root.name}/results']
-        return subprocess.run([sys.executable, f'../{self.root.name}/{script}', *roots, *map(str, flags)],
-                              cwd=self.elsewhere, capture_output=True, text=True)
+        """Run a script in a process of its own and return the CompletedProcess."""
+        command = [sys.executable, f'../{self.root.name}/{script}']
+        command += [*self.roots(script), *map(str, flags)]
+        return subprocess.run(
+            command, cwd=self.elsewhere, capture_output=True, text=True
+        )
 
     def succeed(self, script, *flags):
+        """Run a script that must succeed and return its stdout."""
         result = self.run(script, *flags)
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    def succeed_plain(self, script, *flags):
-        """Of a script that knows no roots."""
-        result = subprocess.run([sys.executable, self.root / script, *map(str, flags)], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+    def call(self, script, *flags):
+        """Run a script in this process; return (exit code, stdout, stderr).
+
+        It saves the seconds that a process needs to import torch.
+        """
+        output, errors = io.StringIO(), io.StringIO()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        code = 0
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.chdir(self.elsewhere)
+            arguments = [script, *self.roots(script), *map(str, flags)]
+            patch.setattr(sys, 'argv', arguments)
+            try:
+                module = importlib.import_module(script.removesuffix('.py'))
+                utils.run_script(module.main)
+            except SystemExit as end:
+                code = end.code or 0
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        return code, output.getvalue(), errors.getvalue()
 
     def refuse(self, script, *flags):
-        """The one line that a refused call prints. Called in this process, since so many are refused."""
-        roots = ['--data_root', f'../{self.root.name}/data', '--results_root', f'../{self.root.name}/results']
-        errors = io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end, \
-                contextlib.redirect_stderr(errors):
-            patch.chdir(self.elsewhere)
-            patch.setattr(sys, 'argv', [script, *roots, *map(str, flags)])
-            utils.run(importlib.import_module(script.removesuffix('.py')).main)
-        for number, handler in handlers.items():  # training has its own
-            signal.signal(number, handler)
-        assert end.value.code == 2
-        line, = [line for line in errors.getvalue().splitlines()  # beside progress bars
-                 if line and not line.startswith(('Downloading', 'epoch'))]
+        """Return the one line that a refused call prints, called in this process."""
+        code, _, errors = self.call(script, *flags)
+        assert code == 2, errors
+        lines = [line for line in errors.splitlines() if line]
+        (line,) = [line for line in lines if not line.startswith(PROGRESS)]
         assert line.startswith(f'{script}: error: ')
         return line
 
     def answer(self, *flags):
-        """(stdout, table) of a successful inference, whose contact sheet is its last word."""
+        """Return (folder, retrieved.csv) of a successful inference.py.
+
+        The last line of its output names the contact sheet.
+        """
         output = self.succeed('inference.py', *flags)
-        folder = os.path.dirname(os.path.join(self.elsewhere, output.splitlines()[-1].removeprefix('wrote ')))
+        sheet = output.splitlines()[-1].removeprefix('wrote ')
+        folder = os.path.dirname(os.path.join(self.elsewhere, sheet))
         return folder, pd.read_csv(os.path.join(folder, 'retrieved.csv'))
 
 
 def draw_small(project):
-    """Prepare a dataset `small` of 36 + 30 images of 32 pixels; the photos lie in data, so that they move with it."""
-    (project.root / 'data').mkdir()
-    draw_sample(str(project.root / 'data/photos'), train_classes=6, test_classes=5, images_per_class=6, side=32)
-    project.succeed('data_utils.py', '--data_name', 'small', '--data_path', project.root / 'data/photos',
-                    '--image_size', 32)
+    """Prepare the dataset `small`: 36 + 30 images of 32 pixels.
+
+    The photos lie in data, so that they move with it.
+    """
+    photos = project.root / 'data/photos'
+    photos.parent.mkdir()
+    draw_sample(
+        str(photos), train_classes=6, test_classes=5, images_per_class=6, side=32
+    )
+    flags = ['--data_name', 'small', '--data_path', photos, '--image_size', 32]
+    project.succeed('data_utils.py', *flags)

@@ -1,0 +1,1 @@
+"""What the scripts stand on: data, training, retrieval and output."""

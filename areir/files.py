@@ -1,0 +1,158 @@
+"""Atomic writes of files and folders, and checked loads of tensors.
+
+A file or folder is written under a temporary name beside its final one and moved
+when it is complete, so that no half-written file ever has its final name. Temporary
+names are unique: two processes that write the same file do not collide.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+import warnings
+
+import torch
+
+from areir.errors import UserError
+
+ABANDONED = 3600  # seconds after which nobody still writes a temporary file
+
+
+class WriteError(OSError):
+    """A file or folder that cannot be written."""
+
+    def __init__(self, path, error):
+        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        super().__init__(f'{path} cannot be written, is the disk full? ({reason})')
+
+    def __reduce__(self):  # a worker process hands it to its parent
+        return OSError, self.args
+
+
+def temporary_name(path):
+    """Return a unique hidden name beside `path`."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f'.{name}.{secrets.token_hex(6)}.part')
+
+
+def remove_leftovers(folder, name=None, older_than=ABANDONED):
+    """Remove what killed processes left of `name`, or of anything, in `folder`.
+
+    older_than: seconds since the last change. Younger ones may still be written.
+    """
+    wanted = re.compile(rf'\.{re.escape(name) if name else ".+"}\.[0-9a-f]{{12}}\.part')
+    for entry in os.listdir(folder or '.'):
+        path = os.path.join(folder, entry)
+        with contextlib.suppress(OSError):
+            if (
+                wanted.fullmatch(entry)
+                and time.time() - os.stat(path).st_mtime >= older_than
+            ):
+                remove(path)
+
+
+def remove(path):
+    """Remove a file or a folder if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+
+
+@contextlib.contextmanager
+def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
+    """Yield a temporary name; move what is written there to `path` at the end.
+
+    If the block fails, the temporary file, folder or link is removed and `path` stays
+    as it was. failures: the errors that become a WriteError, an OSError that names
+    `path`. torch and faiss report a full disk as a RuntimeError. tidy: first remove
+    what killed processes left of `path`, which lists its folder: pass False to write
+    thousands of files to one folder, and call `remove_leftovers` once.
+    """
+    temporary = temporary_name(path)
+    try:
+        if tidy:
+            remove_leftovers(*os.path.split(path))
+        yield temporary
+        is_folder = os.path.isdir(temporary) and not os.path.islink(temporary)
+        if is_folder and os.path.isdir(path):
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except WriteError:
+        raise
+    except failures as error:
+        raise WriteError(path, error) from error
+    finally:
+        remove(temporary)
+
+
+def write_text(path, text):
+    """Write a text file. File names in it need not be valid UTF-8."""
+    with (
+        atomic_path(path) as temporary,
+        open(
+            temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=''
+        ) as file,
+    ):
+        file.write(text)
+
+
+def write_json(path, value):
+    """Write a value as readable JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_table(path, table):
+    """Write a pandas table as CSV, without its index."""
+    write_text(path, table.to_csv(index=False))
+
+
+def write_tensors(values):
+    """torch.save each of {path: value}; move them only when all are complete."""
+    with contextlib.ExitStack() as stack:
+        for path, value in values.items():
+            torch.save(value, stack.enter_context(atomic_path(path)))
+
+
+@contextlib.contextmanager
+def atomic_folder(path, mark=None):
+    """Yield a temporary folder; move it to `path` when the block ends.
+
+    A folder that is already there is replaced if it holds the file `mark`, which
+    says that an earlier call wrote it. Raises UserError if it holds anything else.
+    """
+    present = os.path.lexists(path)
+    ours = (
+        mark and os.path.isfile(os.path.join(path, mark)) and not os.path.islink(path)
+    )
+    if present and not ours:
+        raise UserError(f'{path} was not written by this program: move it away')
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    with atomic_path(path, failures=OSError) as temporary:
+        os.mkdir(temporary)
+        yield temporary
+
+
+def load_tensors(path, mmap=False):
+    """torch.load plain tensors and containers on the CPU; nothing is executed.
+
+    mmap: map the tensors from the file instead of reading them.
+    Raises UserError naming the file if it is missing, damaged or holds objects.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch warns before it refuses a file
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged file
+        kind = type(error).__name__
+        raise UserError(
+            f'{path} is damaged or not a file of tensors ({kind})'
+        ) from error

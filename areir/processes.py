@@ -1,0 +1,170 @@
+"""The processes of torchrun: their ranks, what they exchange, and their signals.
+
+Without torchrun there is one process of rank 0, and every function here returns at
+once what that process alone would have.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from datetime import timedelta
+
+import torch
+from torch import distributed
+
+
+def available_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def local_processes():
+    """Return how many processes torchrun started on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
+def join():
+    """Connect the processes of torchrun: nccl between GPUs, gloo between CPUs.
+
+    Returns (rank, number of processes). Only rank 0 keeps its stdout.
+    """
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world == 1:
+        return 0, 1
+    rank = int(os.environ['RANK'])
+    if rank:
+        sys.stdout = open(os.devnull, 'w')
+    backend = 'gloo'
+    if torch.cuda.is_available():
+        backend = 'cpu:gloo,cuda:nccl'
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+    else:
+        # torchrun sets 1 thread
+        torch.set_num_threads(max(1, available_cores() // local_processes()))
+    # The others wait while rank 0 evaluates, which can take long. A process that dies
+    # is noticed at once, whatever the timeout.
+    distributed.init_process_group(backend, timeout=timedelta(hours=4))
+    return rank, world
+
+
+def leave():
+    """Wait for all processes, then disconnect."""
+    if distributed.is_initialized():
+        wait_for_all()
+        distributed.destroy_process_group()
+
+
+def rank_and_count():
+    """Return (rank, number of processes)."""
+    if distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def is_first():
+    """Whether this is rank 0, the process that prints and writes."""
+    return rank_and_count()[0] == 0
+
+
+@contextlib.contextmanager
+def failures_of_others():
+    """Re-raise a failed collective as ConnectionError: another rank has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(
+            'another process of this run has ended; its message says why. The same '
+            'command continues from what was saved (train.py needs --resume)'
+        ) from error
+
+
+def sum_over_all(tensor):
+    """Sum a tensor over all processes, in place, and return it."""
+    if distributed.is_initialized():
+        with failures_of_others():
+            distributed.all_reduce(tensor)
+    return tensor
+
+
+def gather(tensor):
+    """Return [tensor of rank 0, of rank 1, ...]; all have one shape."""
+    if not distributed.is_initialized():
+        return [tensor]
+    tensors = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    with failures_of_others():
+        distributed.all_gather(tensors, tensor)
+    return tensors
+
+
+def gather_objects(value):
+    """Return [value of rank 0, of rank 1, ...]; values are plain Python."""
+    if not distributed.is_initialized():
+        return [value]
+    values = [None] * distributed.get_world_size()
+    with failures_of_others():
+        distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value):
+    """Return rank 0's value, plain Python, in every process."""
+    if not distributed.is_initialized():
+        return value
+    values = [value]
+    with failures_of_others():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def any_process(condition):
+    """Whether the condition is true in any process. All wait for each other."""
+    return bool(sum_over_all(torch.tensor(float(bool(condition)))))
+
+
+def wait_for_all():
+    """Return when every process has come here."""
+    any_process(False)
+
+
+def check_shared_folder(folder):
+    """Make a folder to write to.
+
+    Raises OSError if it cannot be written, or is not the same for all processes.
+    """
+    probe = contextlib.nullcontext()
+    if is_first():
+        os.makedirs(folder, exist_ok=True)
+        probe = tempfile.TemporaryDirectory(dir=folder)
+    with probe as path:
+        name = from_first(os.path.basename(path or ''))
+        if any_process(not os.path.isdir(os.path.join(folder, name))):
+            raise OSError(
+                f'{folder} is not one folder for all processes: the nodes must share it'
+            )
+
+
+def catch_signals():
+    """Install handlers for SIGTERM and Ctrl-C that append to the returned list.
+
+    Callers poll the list to stop cleanly.
+    """
+    signals = []
+
+    def note(number, frame):
+        if not signals and is_first():
+            os.write(2, b'\nstopping after this batch; a checkpoint is written first\n')
+        signals.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return signals
+
+
+def ignore_signals(worker):
+    """Worker init of a DataLoader: leave signals to the process that started it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

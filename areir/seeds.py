@@ -1,0 +1,25 @@
+"""Independent random streams, all derived from one seed."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+TRUNK, HEAD, PARTITION, ORDER = range(4)  # what a stream is for
+
+
+def derive_seed(seed, purpose, index=0):
+    """Return an independent 64-bit seed for each (seed, purpose, index).
+
+    One head can so be drawn without drawing the others.
+    """
+    sequence = np.random.SeedSequence([seed, purpose, index])
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def random_stream(seed):
+    """Draw what is initialised inside from `seed`; leave the global state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
