@@ -1,0 +1,1 @@
+"""Images, the datasets' layouts and splits, and the embedded sample."""

@@ -1,0 +1,147 @@
+"""From image files to pixels: find them, decode them, resize and normalise them."""
+
+import os
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from areir.errors import UserError
+
+IMAGE_SUFFIXES = (
+    *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
+    *('.tif', '.tiff', '.ppm', '.pgm'),
+)
+
+# pillow runs another program for these, or only recognises them
+REFUSED_FORMATS = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')
+
+
+def image_formats():
+    """Return the names of the formats that are decoded, as pillow calls them."""
+    Image.init()
+    return [name for name in Image.ID if name not in REFUSED_FORMATS]
+
+
+def is_image(path):
+    """Whether a file is an image, by its suffix or, without one, by its first bytes."""
+    Image.init()
+    suffix = os.path.splitext(path)[1].lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind:
+        return kind in image_formats()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with Image.open(path, formats=image_formats()):
+                return True
+    except Exception:  # decoders raise many kinds
+        return False
+
+
+def load_image(path, box=None):
+    """Read an image as RGB, completely decoded.
+
+    The first frame is taken, EXIF orientation is applied, and transparency becomes
+    white. box: (left, top, right, bottom), cut out of the stored pixels before they
+    are turned, because the datasets' boxes were drawn on stored pixels.
+    Raises UserError naming the file if it is not a complete image.
+    """
+    try:
+        with (
+            warnings.catch_warnings(),
+            Image.open(path, formats=image_formats()) as image,
+        ):
+            warnings.simplefilter('ignore')  # about odd metadata
+            image.load()
+            if box:
+                image = image.crop(clamp_box(box, image.size))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
+    except Exception as error:  # decoders raise many kinds
+        raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
+
+
+def to_rgb(image):
+    """Convert an image of any mode to RGB, with transparency on white."""
+    if image.mode.startswith('I'):  # 16-bit grey, which pillow would clip at 255
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        white = Image.new('RGBA', image.size, 'white')
+        image = Image.alpha_composite(white, image)
+    return image.convert('RGB')
+
+
+def clamp_box(box, size):
+    """Cut a box to the part inside an image of `size` (width, height).
+
+    Raises UserError if no part of it is inside.
+    """
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[2], size[0]), min(box[3], size[1])
+    if left >= right or top >= bottom:
+        raise UserError(
+            f'box {box} is outside the image of {size[0]} x {size[1]}: '
+            'annotations and images do not belong together'
+        )
+    return left, top, right, bottom
+
+
+def resize(image, image_size):
+    """Squash an RGB image to uint8 (image_size, image_size, 3)."""
+    size = (image_size, image_size)
+    return np.array(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def to_pixels(image, image_size):
+    """Squash an RGB image to a uint8 tensor (3, image_size, image_size)."""
+    return torch.from_numpy(resize(image, image_size)).permute(2, 0, 1)
+
+
+def normalise(pixels, mean, std):
+    """Return uint8 pixels (N, 3, H, W) as floats, minus mean, divided by std."""
+    channels = (3, 1, 1)
+    mean = torch.tensor(mean, device=pixels.device).view(channels)
+    std = torch.tensor(std, device=pixels.device).view(channels)
+    return (pixels.float() / 255 - mean) / std
+
+
+def flip(images, mirrored):
+    """Mirror the images (N, 3, H, W) for which mirrored (N,) is true."""
+    mirrored = mirrored.to(images.device)[:, None, None, None]
+    return torch.where(mirrored, images.flip(3), images)
+
+
+def list_files(root, skip=(), problems=None):
+    """Return all files below root as sorted relative paths with '/'.
+
+    Links are followed, but never into a folder that contains them. Hidden and system
+    files and the folders `skip` of root are left out. problems: a dict that receives
+    {path: reason} for folders that cannot be read; without it they raise OSError.
+    """
+    return sorted(walk(root, '', frozenset(), skip, problems))
+
+
+def walk(folder, prefix, above, skip, problems):
+    """Yield the files of `list_files` below one folder; above: its real parents."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        if problems is None or not prefix:
+            raise
+        problems[prefix] = error.strerror
+        return
+    for entry in entries:
+        name = entry.name
+        if name.startswith('.') or name == '__MACOSX' or (not prefix and name in skip):
+            continue
+        if os.path.isdir(entry.path):
+            below = f'{prefix}{name}/'
+            yield from walk(entry.path, below, above | {real}, skip, problems)
+        else:
+            yield prefix + name

@@ -1,0 +1,111 @@
+"""From image files to embeddings: the dataset, its loader, and the loop over it."""
+
+import os
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from areir.data.images import load_image, normalise, to_pixels
+from areir.errors import UserError
+from areir.processes import (
+    available_cores,
+    ignore_signals,
+    is_first,
+    local_processes,
+)
+
+BATCH = 32  # images embedded at a time
+
+
+class ImageDataset(Dataset):
+    """Item i is (pixels, i, problem) of the image file paths[i].
+
+    pixels: uint8 (3, image_size, image_size). problem: '', or why the file cannot be
+    read; its pixels are then zeros.
+    """
+
+    def __init__(self, paths, image_size):
+        self.paths = paths
+        self.image_size = image_size
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        path = self.paths[index]
+        try:
+            return to_pixels(load_image(path), self.image_size), index, ''
+        except UserError as error:
+            problem = str(error).removeprefix(f'{path}: ')
+            blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+            return blank, index, problem if os.path.isfile(path) else 'gone'
+
+
+def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=False):
+    """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
+
+    batches: lists of indices, or a batch sampler; by default BATCH images at a time.
+    num_workers: processes that decode; by default the cores, fewer for few images.
+    """
+    if batches is None:
+        rows = list(range(len(paths)))
+        batches = [rows[start : start + BATCH] for start in rows[::BATCH]]
+    if num_workers is None:
+        cores = available_cores() // local_processes()
+        num_workers = min(cores, len(paths) // BATCH)
+    return DataLoader(
+        ImageDataset(paths, image_size),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        worker_init_fn=ignore_signals,
+    )
+
+
+class Embedder:
+    """Turns pixels into embeddings: normalises them and runs the network.
+
+    net: a module with embed(images (N, 3, H, W)) -> (N, D); mean, std: per channel;
+    image_size: pixels a side of what it was trained on.
+    """
+
+    def __init__(self, net, mean, std, image_size, device='cpu'):
+        self.net, self.device = net, device
+        self.mean, self.std, self.image_size = mean, std, image_size
+
+    def __call__(self, pixels):
+        """Return the embeddings (N, D) of uint8 pixels (N, 3, S, S)."""
+        images = normalise(pixels.to(self.device), self.mean, self.std)
+        return self.net.embed(images)
+
+
+def embed_batches(batches, embed, total, description):
+    """Embed the batches of a loader, with a progress bar.
+
+    batches: (pixels, indices, problems) as of `make_loader`; embed: from uint8 pixels
+    (N, 3, S, S) to vectors (N, D); total: the number of images.
+    Yields (indices, vectors (n, D) on the CPU, {index: problem}), without vectors for
+    unreadable images.
+    """
+    options = {'unit': 'img', 'delay': 1, 'leave': False, 'disable': not is_first()}
+    with tqdm(total=total, desc=description, **options) as bar:
+        for pixels, indices, problems in batches:
+            readable = torch.tensor([not problem for problem in problems])
+            vectors = torch.empty(0, 0)
+            if readable.any():
+                vectors = embed(pixels[readable]).float().cpu()
+            unreadable = zip(indices.tolist(), problems)
+            yield (
+                indices[readable].tolist(),
+                vectors,
+                {index: problem for index, problem in unreadable if problem},
+            )
+            bar.update(len(indices))
+
+
+def embed_files(paths, image_size, embed, description):
+    """Embed image files; yields as `embed_batches` does."""
+    loader = make_loader(paths, image_size)
+    yield from embed_batches(loader, embed, len(paths), description)
