@@ -1,0 +1,68 @@
+"""What an epoch reaches: its metrics, its score, and the threshold of a match."""
+
+from functools import cached_property
+
+from areir.retrieval.calibration import calibrate
+from areir.retrieval.intervals import confidence_intervals
+from areir.retrieval.metrics import measures, rank_positives, summary
+
+
+class Result:
+    """What an epoch reaches on the test classes, and what `--select` judges it by.
+
+    embeddings: {part: (N, E * M)} of all parts of the split but train. metrics: of the
+    test classes; val_metrics: recall@1, map@r, ... of the classes that --select val
+    holds out, else empty.
+    """
+
+    def __init__(self, experiment, epoch, embeddings):
+        self.split, self.recalls = experiment.split, experiment.recalls
+        self.select = experiment.args.select
+        self.false_match_rate = experiment.args.false_match_rate
+        self.device = experiment.hardware.device
+        self.epoch, self.embeddings = epoch, embeddings
+        self.ranks = self.rank(self.split.test_parts)
+        self.metrics = summary(self.ranks, self.recalls)
+        self.queries_without_positive = self.metrics.pop('queries_without_positive')
+        self.val_metrics = {}
+        if self.select == 'val':
+            self.val_metrics = summary(self.rank(['val']), [1])
+            del self.val_metrics['queries_without_positive']
+
+    def arguments(self, names):
+        """Return embeddings and labels of one part or of query and gallery."""
+        arguments = []
+        for name in names:
+            labels = self.split.parts[name].labels
+            arguments += [self.embeddings[name], labels]
+        return [values.to(self.device) for values in arguments]
+
+    def rank(self, names):
+        """Rank the images of one part, or the queries in the gallery."""
+        return rank_positives(*self.arguments(names))
+
+    @property
+    def score(self):
+        """What decides which epoch is kept; the last one is the highest for `last`."""
+        if self.select == 'val':
+            return self.val_metrics['recall@1']
+        if self.select == 'test':
+            return summary(self.ranks, [1])['recall@1']
+        return self.epoch
+
+    @cached_property
+    def intervals(self):
+        """95 % intervals of the metrics."""
+        values = measures(self.ranks, self.recalls)
+        return confidence_intervals(values, self.split.query.labels)
+
+    @cached_property
+    def calibration(self):
+        """The threshold of a match, set on classes that were not trained on.
+
+        These are the classes held out by --select val, else the test classes.
+        """
+        names = ['val'] if self.select == 'val' else self.split.test_parts
+        arguments = self.arguments(names)
+        arguments[::2] = [embeddings.float() for embeddings in arguments[::2]]
+        return calibrate(*arguments, false_match_rate=self.false_match_rate)

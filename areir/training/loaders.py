@@ -1,0 +1,140 @@
+"""The images of a run: batches to train on, and parts of the split to embed."""
+
+import os
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from areir.data.images import flip, normalise
+from areir.data.layouts import CROP_TYPES
+from areir.data.loading import embed_batches, make_loader
+from areir.data.splits import hold_out, load_split
+from areir.errors import UserError
+from areir.processes import gather, is_first, rank_and_count
+from areir.training import published
+from areir.training.batches import EpochSampler, InOrder, whole_batches
+
+TEST_BATCH = 64
+
+
+def load_data(args):
+    """Return the Split of the dataset, with classes held out for --select val."""
+    if args.crop_type == 'cropped' and args.data_name not in CROP_TYPES:
+        names = ' and '.join(CROP_TYPES)
+        print(f'notice: --crop_type cropped works for {names} only: using uncropped')
+        args.crop_type = 'uncropped'
+    split = load_split(args.data_root, args.data_name, args.crop_type)
+    if args.select != 'val':
+        return split
+    split = hold_out(split, args.seed)
+    if len(split.parts['val'].images) < 2:
+        raise UserError('--select val: the classes held out have no two images')
+    return split
+
+
+def usable_recalls(recalls, available):
+    """Return the K that `available` images allow. Raises UserError if none is left."""
+    dropped = [k for k in recalls if k > available]
+    if dropped:
+        names = ','.join(map(str, dropped))
+        print(f'notice: recall@{names} dropped: {available:,} images can be retrieved')
+    if len(dropped) == len(recalls):
+        raise UserError(f'--recalls: choose at least one from 1 to {available}')
+    return [k for k in recalls if k <= available]
+
+
+# Model
+
+
+def make_loaders(split, args, device):
+    """Return {part: DataLoader} of the training images and of those to embed."""
+    published_protocol = args.protocol == 'published'
+    test_batch = published.TEST_BATCH if published_protocol else TEST_BATCH
+    loaders = {}
+    for name, part in split.parts.items():
+        count = len(part.images)
+        sampler = InOrder(count, test_batch)
+        if name == 'train':
+            sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
+        paths = [os.path.join(split.folder, image) for image in part.images]
+        loaders[name] = make_loader(
+            paths,
+            args.image_size,
+            sampler,
+            args.num_workers,
+            pin_memory=device.type == 'cuda',
+        )
+    return loaders
+
+
+def to_images(pixels, info):
+    """Normalise uint8 pixels (N, 3, S, S) and lay them out for convolutions."""
+    images = normalise(pixels, info['mean'], info['std'])
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def training_batches(loader, meta_labels, info, device):
+    """Yield (images, meta-labels) of each batch that the epoch has left.
+
+    meta_labels: those of all training images, (images, heads of this process).
+    """
+    sampler = loader.batch_sampler
+    mirrored = sampler.mirrored[sampler.start :]
+    for batch, flips in zip(whole_batches(loader, device), mirrored):
+        pixels, indices, _ = batch
+        yield flip(to_images(pixels, info), flips), meta_labels[indices]
+
+
+def progress_bar(batches, sampler, description):
+    """Wrap the batches that an epoch has left in a progress bar of images."""
+    return tqdm(
+        batches,
+        desc=description,
+        total=len(sampler.batches),
+        initial=sampler.start,
+        unit='img',
+        unit_scale=sampler.batch_size,
+        disable=not is_first(),
+    )
+
+
+def embed_part(net, loader, info, dtype, signals, description):
+    """Embed the images of a loader with the heads of all processes.
+
+    dtype: of the result. Returns (images, E * M) in rank 0, an empty tensor elsewhere.
+    Raises KeyboardInterrupt once `signals` is not empty.
+    """
+    count = len(loader.dataset)
+    embeddings = torch.empty(0, dtype=dtype)
+    batches = whole_batches(loader, net.trunk.conv1.weight.device)
+    embed = partial(embed_with_all_heads, net, info)
+    for indices, vectors, _ in embed_batches(batches, embed, count, description):
+        if signals:
+            raise KeyboardInterrupt(
+                'the trained epoch is saved; the same command with --resume continues'
+            )
+        if is_first():
+            if not len(embeddings):
+                embeddings = torch.empty(count, vectors.shape[1], dtype=dtype)
+            embeddings[indices] = vectors.to(dtype)
+    return embeddings
+
+
+def embed_with_all_heads(net, info, pixels):
+    """Return the embeddings (N, E * M) of uint8 pixels in rank 0.
+
+    Each process embeds with its heads, rank r with heads r, r + processes, ...
+    """
+    rank, processes = rank_and_count()
+    own = net.embed(to_images(pixels, info))
+    own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, M)
+    most = -(-net.ensemble_size // processes)
+    padded = F.pad(own, (0, 0, 0, most - own.shape[1])).contiguous()
+    shares = gather(padded)
+    whole = own.new_empty(len(own), net.ensemble_size, own.shape[2])
+    for rank, share in enumerate(shares):
+        heads = len(range(rank, net.ensemble_size, processes))
+        whole[:, rank::processes] = share[:, :heads]
+    return whole.flatten(1)

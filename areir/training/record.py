@@ -1,0 +1,265 @@
+"""What a run writes and prints: CSV, model, database, provenance, and its lines."""
+
+import argparse
+import os
+import platform
+import secrets
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import numpy
+import pandas
+import PIL
+import scipy
+import torch
+import torchvision
+
+from areir.retrieval.intervals import known
+
+
+def git_commit():
+    """Return the commit of this code, with '+changes' if it was edited since.
+
+    None outside a git checkout.
+    """
+    try:
+        commit = git('rev-parse', 'HEAD')
+        changes = git('status', '--porcelain', '--untracked-files=no')
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ('+changes' if changes else '')
+
+
+def git(*command):
+    """Run git in the folder of this code and return its output."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(
+        ['git', '-C', folder, *command], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@dataclass
+class Experiment:
+    """What a run is made of: all that its records need beside the results.
+
+    split: areir.data.splits.Split; recalls: the K of recall@K; partition: int64
+    (E, classes); hardware: utils.Hardware; world: number of processes; parameters:
+    trainable parameters of the whole ensemble; commit: of this code.
+    """
+
+    args: argparse.Namespace
+    split: object
+    recalls: list
+    partition: torch.Tensor
+    hardware: object
+    world: int
+    parameters: int = 0
+    commit: str | None = field(default_factory=git_commit)
+
+
+# What is written
+
+
+def csv_row(experiment, progress, result, lr, seconds):
+    """Return the row of an epoch in <run>_results.csv."""
+    args, done = experiment.args, progress.done
+    val = {f'val_{name}': value for name, value in result.val_metrics.items()}
+    return {
+        'epoch': progress.epoch,
+        'train_loss': done.loss / done.batches,
+        'train_accuracy': done.accuracy / done.batches,
+        **{f'test_{name}': value for name, value in result.metrics.items()},
+        **val,
+        'lr': lr,
+        'seconds': seconds,
+        'data_wait': done.waited / max(done.seconds, 1e-9),
+        'protocol': args.protocol,
+        'select': args.select,
+    }
+
+
+def common_fields(args, result):
+    """Return what model and database both hold; one version ties them together."""
+    return {
+        'data_name': args.data_name,
+        'crop_type': args.crop_type,
+        'version': secrets.token_hex(8),
+        'epoch': result.epoch,
+        'protocol': args.protocol,
+        'select': args.select,
+        'ensemble_size': args.ensemble_size,
+        'calibration': result.calibration,
+    }
+
+
+def model_file(common, experiment, state_dict):
+    """Return the contents of <run>_model.pth."""
+    args, split = experiment.args, experiment.split
+    model_args = {
+        'model_type': args.model_type,
+        'ensemble_size': args.ensemble_size,
+        'meta_class_size': args.meta_class_size,
+        'with_se': args.with_se == 'yes',
+    }
+    return {
+        **common,
+        'state_dict': state_dict,
+        'partition': experiment.partition,
+        'classes': split.train.classes,
+        'model_args': model_args,
+        'mean': split.info['mean'],
+        'std': split.info['std'],
+        'image_size': args.image_size,
+    }
+
+
+def database_file(common, experiment, embeddings, run_name):
+    """Return the contents of <run>_data_base.pth.
+
+    embeddings: {part: (N, E * M)}. If queries are not the gallery, what belongs to
+    them has names that begin with query_.
+    """
+    args, split = experiment.args, experiment.split
+    data_root = os.path.realpath(args.data_root)
+    results_root = os.path.realpath(args.results_root)
+    database = {
+        **common,
+        'model': f'{run_name}_model.pth',
+        'classes': split.query.classes,
+        'data_root': os.path.relpath(data_root, results_root),
+    }
+    for name in split.test_parts:
+        prefix = 'query_' if name == 'query' else ''
+        database[f'{prefix}embeddings'] = embeddings[name]
+        database[f'{prefix}labels'] = split.parts[name].labels
+        database[f'{prefix}images'] = split.parts[name].images
+    return database
+
+
+def provenance(experiment, result):
+    """Return the contents of <run>_run.json."""
+    args, split = experiment.args, experiment.split
+    hardware, info = experiment.hardware, experiment.split.info
+    modules = (torch, torchvision, PIL, numpy, scipy, pandas)
+    versions = {module.__name__: module.__version__ for module in modules}
+    held_out = split.parts['val'].classes if 'val' in split.parts else []
+    return {
+        'command': sys.argv,
+        'arguments': vars(args),
+        'commit': experiment.commit,
+        'device': hardware.name,
+        'precision': hardware.precision,
+        'gpus': hardware.gpus,
+        'processes': experiment.world,
+        'parameters': experiment.parameters,
+        'protocol': args.protocol,
+        'select': args.select,
+        'versions': {'python': platform.python_version(), **versions},
+        'data': {
+            'counts': info['counts'],
+            'warnings': info['warnings'],
+            'layout': info['layout'],
+            'split_sha256': split.sha256,
+            'held_out': held_out,
+            'mean': info['mean'],
+            'std': info['std'],
+        },
+        'epoch': result.epoch,
+        'queries_without_positive': result.queries_without_positive,
+        'metrics': result.metrics,
+        'intervals': {name: known(pair) for name, pair in result.intervals.items()},
+        'calibration': result.calibration,
+    }
+
+
+# What is printed
+
+
+def describe(experiment, run_name, sampler, kept):
+    """Return the lines about what will run; kept: which epoch, in words."""
+    args, hardware = experiment.args, experiment.hardware
+    info = experiment.split.info
+    counts = ', '.join(
+        f'{name} {count:,} images of {classes:,} classes'
+        for name, (count, classes) in info['counts'].items()
+    )
+    se = 'se-' if args.with_se == 'yes' else ''
+    more = f' and {len(hardware.gpus) - 1} more' if len(hardware.gpus) > 1 else ''
+    world = f', {experiment.world} processes' if experiment.world > 1 else ''
+    native = '' if hardware.native_bf16 else 'not '
+    lines = [
+        f'run        {run_name}',
+        f'data       {args.data_name} ({args.crop_type}): {counts}',
+        *(f'           warning: {warning}' for warning in info['warnings']),
+        f'model      {se}{args.model_type}, {args.ensemble_size} heads of '
+        f'{args.meta_class_size} meta-classes, {experiment.parameters:,} parameters, '
+        f'weights: {args.weights}',
+        f'device     {hardware.name}{more}{world}, {hardware.precision} '
+        f'(bf16 is {native}native here)',
+        f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
+        f'{sampler.batch_size}, lr {args.lr}{held_out(experiment.split)}',
+        f'reported   protocol {args.protocol}, {kept}',
+    ]
+    if args.protocol != 'strict':
+        lines[-1] += '; not comparable with strict figures'
+    return '\n'.join(lines)
+
+
+def held_out(split):
+    """Return the note about classes that are held out, or nothing."""
+    if 'val' not in split.parts:
+        return ''
+    return f'; {len(split.parts["val"].classes)} classes held out'
+
+
+def epoch_line(experiment, row, result):
+    """Return the line about an epoch."""
+    args, metrics = experiment.args, result.metrics
+    recalls = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
+    figures = [
+        f'loss {row["train_loss"]:.4f}',
+        f'accuracy {row["train_accuracy"]:.2%}',
+        *recalls,
+        f'MAP@R {metrics["map@r"]:.2%}',
+    ]
+    if args.select == 'val':
+        figures.append(f'held out R@1 {result.score:.2%}')
+    figures.append(f'{row["seconds"]:.0f} s')
+    figures.append(f'{row["data_wait"]:.1%} of training waiting for images')
+    return f'epoch {result.epoch}/{args.num_epochs}: {", ".join(figures)}'
+
+
+def kept_line(result, kept):
+    """Return the line about the epoch that is kept; kept: which one, in words."""
+    k = result.recalls[0]
+    low, high = result.intervals[f'recall@{k}']
+    recall = result.metrics[f'recall@{k}']
+    return (
+        f'kept epoch {result.epoch}, {kept}: R@{k} {recall:.2%}, '
+        f'95 % interval {low:.2%} to {high:.2%}'
+    )
+
+
+def threshold_lines(calibration):
+    """Return the lines about the threshold of a match, or none."""
+    if not calibration:
+        return []
+    lines = [
+        'match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: '
+        '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
+        '{found:.2%} of the true ones found'.format(**calibration)
+    ]
+    if calibration['realised'] is not None:
+        line = (
+            'false matches on classes that did not set the threshold: {realised:.2%}, '
+            '95 % interval {realised_low:.2%} to {realised_high:.2%}'
+        ).format(**calibration)
+        if calibration['realised_low'] > calibration['false_match_rate']:
+            line += (
+                '; more than asked for: there are too few classes, or several classes '
+                'have similar images'
+            )
+        lines.append(line)
+    return lines

@@ -1,0 +1,250 @@
+"""One training run: its name, its settings, its progress, and the files it writes."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+
+import pandas as pd
+from tqdm import tqdm
+
+from areir import processes
+from areir.errors import UserError
+from areir.files import write_json, write_table, write_tensors
+from areir.training import checkpoints
+
+# flags that may differ when a run is resumed
+FREE = (
+    *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
+    *('resume', 'checkpoint_minutes'),
+)
+
+
+def run_name(args, extended):
+    """Return the name of a run; extended: heads that --extend takes over, or 0."""
+    backbone = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
+    sizes = f'{args.ensemble_size}_{args.meta_class_size}'
+    name = f'{args.data_name}_{args.crop_type}_{backbone}_{sizes}'
+    if args.protocol != 'strict':
+        name += f'_{args.protocol}'
+    elif args.select != 'last':
+        name += f'_select_{args.select}'
+    return name + (f'_from_{extended}' if extended else '')
+
+
+def run_settings(args, precision, split_sha256):
+    """Return what may not change when a run is resumed, as plain values."""
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    return {**settings, 'precision': precision, 'split_sha256': split_sha256}
+
+
+def warn_about_meta_classes(meta_class_size, classes):
+    """Print a notice if the number of meta-classes is unusual for these classes."""
+    if not classes / 46 <= meta_class_size <= classes / 2:
+        print(
+            f'notice: --meta_class_size {meta_class_size} for {classes:,} training '
+            'classes; 1/23 to 1/8 of them is usual, from scratch up to half'
+        )
+
+
+def refuse_idle_processes(heads, world):
+    """Raise UserError if torchrun started more processes than heads are trained."""
+    if world > heads:
+        raise UserError(
+            f'--ensemble_size: torchrun started {world} processes, and each needs one '
+            f'of the {heads} heads to train'
+        )
+
+
+@dataclass
+class EpochProgress:
+    """What an epoch has done: sums over its batches, and seconds."""
+
+    batches: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0  # for images
+
+    def add(self, loss, accuracy):
+        """Count one batch."""
+        self.batches += 1
+        self.loss += loss
+        self.accuracy += accuracy
+
+
+@dataclass
+class Progress:
+    """What a run has done: all of a checkpoint beside weights and optimizers."""
+
+    epoch: int = 1
+    done: EpochProgress = field(default_factory=EpochProgress)
+    rows: list = field(default_factory=list)  # of the CSV
+    best: float = -1  # score of the epoch that is kept
+    kept: str = ''  # the line about that epoch
+
+    def to_state(self, settings):
+        """Return the plain values that a checkpoint stores."""
+        return {
+            'settings': settings,
+            'epoch': self.epoch,
+            'done': asdict(self.done),
+            'rows': self.rows,
+            'best': self.best,
+            'kept': self.kept,
+        }
+
+    @classmethod
+    def from_state(cls, state):
+        """Return the Progress that a checkpoint stores."""
+        done = EpochProgress(**state['done'])
+        rows, best, kept = state['rows'], state['best'], state['kept']
+        return cls(state['epoch'], done, rows, best, kept)
+
+    def begin_epoch(self, epoch):
+        """Start an epoch, unless a checkpoint within it was restored."""
+        if epoch > self.epoch:
+            self.epoch = epoch
+            self.done = EpochProgress()
+
+
+class Run:
+    """Where a run writes, with which settings, and what it has written so far.
+
+    name: of its files below results_root; settings: those of
+    `run_settings`.
+    """
+
+    def __init__(self, name, results_root, settings):
+        self.name, self.settings = name, settings
+        self.prefix = os.path.join(results_root, name)
+
+    def path(self, ending):
+        """Return the path of one of the run's files."""
+        return f'{self.prefix}_{ending}'
+
+    def checkpoints(self):
+        """Return the run's checkpoints, the newest first."""
+        return checkpoints.list_checkpoints(self.path('checkpoint'))
+
+    def check_start(self, resume, num_epochs):
+        """Return whether there is anything to train.
+
+        Raises UserError if the run was interrupted and is not resumed, or if it is
+        finished and was run with other settings.
+        """
+        if self.checkpoints() and not resume:
+            raise UserError(
+                f'{self.name} was interrupted: continue with --resume, or remove '
+                f'{self.path("checkpoint")} to start again'
+            )
+        if resume and not self.checkpoints() and self.is_finished(num_epochs):
+            print(f'{self.name} is finished: nothing to do')
+            return False
+        return True
+
+    def is_finished(self, num_epochs):
+        """Whether all epochs are in the CSV. Raises UserError for other settings."""
+        json_path, csv_path = self.path('run.json'), self.path('results.csv')
+        if not os.path.isfile(json_path) or not os.path.isfile(csv_path):
+            return False
+        with open(json_path, encoding='utf-8') as file:
+            record = json.load(file)
+        saved = dict(record['arguments'], precision=record['precision'])
+        saved['split_sha256'] = record['data']['split_sha256']
+        self.refuse_other_settings(saved, json_path)
+        return len(pd.read_csv(csv_path)) == num_epochs
+
+    def refuse_other_settings(self, saved, source):
+        """Raise UserError naming the flag if the run began with other settings."""
+        for name, value in self.settings.items():
+            if saved.get(name) == value:
+                continue
+            if name == 'split_sha256':
+                raise UserError('the dataset has changed since this run began')
+            raise UserError(
+                f'--{name} {value}: {source} was begun with {saved.get(name)}'
+            )
+
+    def restore(self, trainer):
+        """Load the newest checkpoint that every process can read; return its Progress.
+
+        Raises UserError if its settings differ, or if none can be read.
+        """
+        for folder in self.checkpoints():
+            state, problem = self.read_state(folder)
+            if state:
+                problem = try_restore(trainer, folder, state)
+            if not processes.any_process(problem):
+                return Progress.from_state(state)
+            print(f'notice: {problem or "another process cannot read " + folder}')
+        raise UserError(
+            f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
+            'start again'
+        )
+
+    def read_state(self, folder):
+        """Return (state of a checkpoint, None) or (None, why it cannot be read).
+
+        Raises UserError if it was made with other settings.
+        """
+        try:
+            state = checkpoints.read_part(folder, 'state')
+        except UserError as error:
+            return None, error
+        self.refuse_other_settings(state['settings'], folder)
+        return state, None
+
+    def save_checkpoint(self, trainer, progress):
+        """Write a checkpoint, all processes together; return its folder."""
+        files = trainer.checkpoint()
+        if processes.is_first():
+            files['state'] = progress.to_state(self.settings)
+            if trainer.noise:
+                files['state']['noise'] = trainer.noise.get_state()
+        else:
+            del files['trunk']
+        root, batch = self.path('checkpoint'), progress.done.batches
+        return checkpoints.write(root, progress.epoch, batch, files)
+
+    def try_checkpoint(self, trainer, progress):
+        """Write a checkpoint; if that fails, warn and train on."""
+        try:
+            self.save_checkpoint(trainer, progress)
+        except ConnectionError:
+            raise
+        except OSError as error:
+            line = f'warning: {error}; the checkpoint before it is kept'
+            tqdm.write(line, file=sys.stderr)
+
+    def record(self, progress):
+        """Write the CSV: a row for each epoch so far."""
+        write_table(self.path('results.csv'), pd.DataFrame(progress.rows))
+
+    def keep(self, model, database, provenance):
+        """Write the model, its database and run.json of the epoch that is kept."""
+        write_tensors(
+            {self.path('model.pth'): model, self.path('data_base.pth'): database}
+        )
+        write_json(self.path('run.json'), provenance)
+
+    def calibration(self):
+        """Return the threshold of the epoch that was kept, or None."""
+        with open(self.path('run.json'), encoding='utf-8') as file:
+            return json.load(file)['calibration']
+
+    def remove_checkpoints(self):
+        """Remove the checkpoints of a finished run."""
+        shutil.rmtree(self.path('checkpoint'))
+
+
+def try_restore(trainer, folder, state):
+    """Load a checkpoint into the trainer; return why it cannot be read, or None."""
+    try:
+        trainer.restore(folder)
+    except (UserError, RuntimeError) as error:
+        return error
+    if trainer.noise:
+        trainer.noise.set_state(state['noise'])
+    return None

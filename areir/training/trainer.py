@@ -1,0 +1,143 @@
+"""The step of the ensemble, head by head, and the parts and optimizers it works on."""
+
+import torch
+from torch import distributed, nn
+from torch.nn import functional as F
+
+from areir.processes import sum_over_all
+from areir.training.checkpoints import read_part
+
+
+class Autocast(nn.Module):
+    """Runs a part of the model in the chosen precision.
+
+    It is a module because each thread of DataParallel must enter autocast itself.
+    """
+
+    def __init__(self, part, device, precision):
+        super().__init__()
+        self.part = part
+        self.device_type = device.type
+        self.enabled = precision == 'bf16'
+
+    def forward(self, inputs):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.enabled):
+            return self.part(inputs)
+
+
+def train_step(trunk, heads, optimizers, images, meta_labels, ensemble_size):
+    """Make one Adam step on the loss of the whole ensemble.
+
+    Heads share only the trunk's features, so each head runs forward, backward and its
+    optimizer step in turn; its activations and gradients are then freed. Gradients are
+    summed at the features and propagated once through the trunk. The result is the
+    gradient of `ensemble_loss` over all heads.
+
+    trunk, heads: modules of this process; optimizers: of the trunk, then of each head;
+    images (N, 3, H, W); meta_labels (N, heads of this process); ensemble_size: heads of
+    all processes. A trunk without gradients is left as it is.
+    Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
+    """
+    features = trunk(images)
+    trains_trunk = features.requires_grad
+    gradient = torch.zeros_like(features, dtype=torch.float32)
+    result = torch.zeros(2, dtype=torch.float64, device=images.device)
+    for head, optimizer, targets in zip(heads, optimizers[1:], meta_labels.T):
+        inputs = features.detach().requires_grad_(trains_trunk)
+        logits = head(inputs)  # (N, M)
+        loss = F.cross_entropy(logits.float(), targets) / ensemble_size
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if trains_trunk:
+            gradient += inputs.grad
+        correct = (logits.argmax(dim=1) == targets).double().mean()
+        result[0] += loss.detach()
+        result[1] += correct / ensemble_size
+    if trains_trunk:
+        features.backward(gradient.to(features.dtype))
+        sum_gradients(trunk)
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+    return result
+
+
+def sum_gradients(trunk):
+    """Sum the trunk's gradients, to which each process adds those of its heads."""
+    if not distributed.is_initialized():
+        return
+    gradients = [parameter.grad for parameter in trunk.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    summed = sum_over_all(flat).split([gradient.numel() for gradient in gradients])
+    for gradient, values in zip(gradients, summed):
+        gradient.copy_(values.view_as(gradient))
+
+
+class Trainer:
+    """The trunk and this process's heads, each with an Adam optimizer of its own.
+
+    model: an EnsembleModel on the device of `hardware`, which has device, precision
+    and gpus; more than one GPU run each part under nn.DataParallel. extended: the
+    first heads of the ensemble, which are not trained.
+    """
+
+    def __init__(self, model, lr, hardware, extended=0):
+        self.model, self.device = model, hardware.device
+        self.precision = hardware.precision
+        self.frozen_heads = sum(member < extended for member in model.members)
+        self.trained_heads = model.ensemble_size - extended  # in all processes
+        self.noise = None  # the generator of the published protocol
+        self.parts = {'trunk': model.trunk}
+        for member, head in zip(model.members, model.heads):
+            self.parts[f'head_{member:03d}'] = head
+        self.optimizers = {
+            name: torch.optim.Adam(part.parameters(), lr=lr, fused=True)
+            for name, part in self.parts.items()
+        }
+        runners = [
+            Autocast(part, self.device, self.precision) for part in self.parts.values()
+        ]
+        if len(hardware.gpus) > 1:
+            runners = [nn.DataParallel(part, hardware.gpus) for part in runners]
+        self.trunk, *heads = runners
+        self.heads = heads[self.frozen_heads :]
+
+    def count_parameters(self):
+        """Return the number of parameters of the whole ensemble."""
+        trunk, head = self.model.trunk, self.model.heads[0]
+        trunk_size = sum(parameter.numel() for parameter in trunk.parameters())
+        head_size = sum(parameter.numel() for parameter in head.parameters())
+        return trunk_size + self.model.ensemble_size * head_size
+
+    def begin_epoch(self, lr):
+        """Set the learning rate, and batch norm to training where weights train."""
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]['lr'] = lr
+        for part in self.parts.values():
+            part.train(next(part.parameters()).requires_grad)
+
+    def step(self, images, meta_labels):
+        """Train on images (N, 3, H, W) with the meta_labels (N, heads here)."""
+        trunk_optimizer, *head_optimizers = self.optimizers.values()
+        optimizers = [trunk_optimizer, *head_optimizers[self.frozen_heads :]]
+        meta_labels = meta_labels[:, self.frozen_heads :].to(self.device)
+        return train_step(
+            self.trunk, self.heads, optimizers, images, meta_labels, self.trained_heads
+        )
+
+    def checkpoint(self):
+        """Return {part: its weights and its optimizer's state}."""
+        return {
+            name: {
+                'weights': part.state_dict(),
+                'optimizer': self.optimizers[name].state_dict(),
+            }
+            for name, part in self.parts.items()
+        }
+
+    def restore(self, folder):
+        """Load this process's parts from a checkpoint."""
+        for name, part in self.parts.items():
+            saved = read_part(folder, name)
+            part.load_state_dict(saved['weights'])
+            self.optimizers[name].load_state_dict(saved['optimizer'])

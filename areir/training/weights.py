@@ -1,0 +1,141 @@
+"""Where training starts: ImageNet weights, a weight file, or a smaller ensemble."""
+
+import torch
+import torchvision
+
+from areir.errors import UserError
+from areir.files import load_tensors
+
+
+def imagenet_weights(model_type):
+    """Return torchvision's IMAGENET1K_V1 state dict, downloaded once into its cache.
+
+    Raises UserError saying what to do if it is not cached and cannot be downloaded.
+    """
+    weights = torchvision.models.get_model_weights(model_type).IMAGENET1K_V1
+    name = weights.url.rsplit('/', 1)[1]
+    cached = f'{torch.hub.get_dir()}/checkpoints/{name}'
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except Exception as error:  # offline, a broken cached file, a full disk
+        reason = str(error).strip().split('\n')[0]
+        raise UserError(
+            f'no ImageNet weights for {model_type} ({reason}): download {weights.url} '
+            f'to {cached}, or give --weights FILE, or --weights none to start from '
+            'random weights'
+        ) from error
+
+
+def load_weights(model, checkpoint):
+    """Copy weights into an EnsembleModel, in place.
+
+    checkpoint: a torchvision state dict, or the contents of a model file of train.py.
+    From a torchvision network the trunk and every head's layer2 to layer4 are taken;
+    squeeze-and-excitation and classifiers stay random. From an ensemble the trunk and
+    the first heads are taken, and the classifiers if meta_class_size is the same.
+    Raises UserError if names or shapes do not fit.
+    """
+    ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
+    state = checkpoint['state_dict'] if ours else checkpoint
+    if not is_state_dict(state):
+        raise misfit('not a state dict')
+    parts = {'trunk.': model.trunk}
+    parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
+    used = set()
+    for prefix, module in parts.items():
+        if ours:
+            own = {k: v for k, v in state.items() if k.startswith(prefix)}
+            used |= fill(module, own, prefix, optional=('fc.',))
+            refuse_spare(own.keys() - used)
+        else:
+            used |= fill(module, state, '', optional=('fc.', 'se.'))
+    if not ours:
+        refuse_spare(
+            name for name in state if name not in used and not name.startswith('fc.')
+        )
+
+
+def is_state_dict(value):
+    """Whether a value is a dict of tensors."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+
+
+def fill(module, state, prefix, optional):
+    """Load into module what state holds under prefix; return the names it used.
+
+    optional: the beginnings of names that may be missing. Classifiers of another size
+    are left out.
+    """
+    own = module.state_dict()
+    taken = {name: state[prefix + name] for name in own if prefix + name in state}
+    used = {prefix + name for name in taken}
+    if 'fc.weight' in taken and taken['fc.weight'].shape != own['fc.weight'].shape:
+        del taken['fc.weight'], taken['fc.bias']
+    for name, value in own.items():
+        if name in taken and taken[name].shape != value.shape:
+            shapes = f'{tuple(taken[name].shape)}, not {tuple(value.shape)}'
+            raise misfit(f'{prefix}{name} is {shapes}')
+        # old files lack num_batches_tracked, and nothing here reads it
+        needed = not name.startswith(optional) and 'num_batches_tracked' not in name
+        if name not in taken and needed:
+            raise misfit(f'{prefix}{name} is missing')
+    module.load_state_dict(taken, strict=False)
+    return used
+
+
+def refuse_spare(names):
+    """Raise UserError if there are weights that have no place in the model."""
+    for name in sorted(names):
+        raise misfit(f'{name} has no place')
+
+
+def misfit(reason):
+    """Return the error for weights that do not fit."""
+    return UserError(f'weights do not fit the model: {reason}')
+
+
+def freeze_first_heads(model, state_dict, heads):
+    """Copy the trunk and the first `heads` heads of a smaller ensemble; freeze them.
+
+    heads counts among the heads that this model holds.
+    """
+    parts = {'trunk': model.trunk}
+    for i in range(heads):
+        parts[f'heads.{model.members[i]}'] = model.heads[i]
+    for name, part in parts.items():
+        names = part.state_dict()
+        part.load_state_dict({key: state_dict[f'{name}.{key}'] for key in names})
+        part.requires_grad_(False)
+
+
+def read_base(args, split, partition):
+    """Return the contents of the model file of --extend, or None without it.
+
+    Raises UserError if its heads cannot be the first heads of this run.
+    """
+    if not args.extend:
+        return None
+    base = load_tensors(args.extend)
+    if not isinstance(base, dict) or 'model_args' not in base:
+        raise UserError(f'--extend {args.extend}: not a model of train.py')
+    saved = {**base, **base['model_args']}
+    wanted = {'with_se': args.with_se == 'yes'}
+    for name in ('model_type', 'meta_class_size', 'image_size', 'protocol'):
+        wanted[name] = getattr(args, name)
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f'--extend {args.extend}: --{name} is {value}, but that model has '
+                f'{saved.get(name)}'
+            )
+    heads = saved['ensemble_size']
+    if heads >= args.ensemble_size:
+        raise UserError(f'--extend {args.extend}: it has {heads} heads already')
+    same = torch.equal(base['partition'], partition[:heads])
+    if not same or base['classes'] != split.train.classes:
+        raise UserError(
+            f'--extend {args.extend}: trained with another --seed or on other classes'
+        )
+    return base
