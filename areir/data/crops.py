@@ -1,0 +1,103 @@
+"""Make the files beside a dataset's originals: links to images, and crops of them."""
+
+import os
+
+from PIL import Image
+
+from areir.data.images import load_image
+from areir.data.workers import parallel
+from areir.errors import UserError
+from areir.files import atomic_path, remove_leftovers, write_text
+
+MARK = '.fingerprint'  # in the folder of crops: which images and boxes they are from
+
+
+def write_link(target, link):
+    """Make `link` a symbolic link with exactly this target, unless it is already."""
+    if os.path.islink(link) and os.readlink(link) == target:
+        return
+    with atomic_path(link, tidy=False) as temporary:
+        os.symlink(target, temporary)
+
+
+def link_images(jobs):
+    """Make relative links to images. jobs: (image, link)."""
+    make_folders(link for _, link in jobs)
+    for image, link in jobs:
+        write_link(os.path.relpath(image, os.path.dirname(link)), link)
+
+
+def link_folder(source, link, data_root):
+    """Link to a folder of photos.
+
+    The link is relative if the photos are below data_root, so that both can be moved
+    together, and absolute otherwise.
+    """
+    target = os.path.realpath(source)
+    if target.startswith(os.path.realpath(data_root) + os.sep):
+        home = os.path.realpath(os.path.dirname(link))
+        target = os.path.relpath(target, home)
+    write_link(target, link)
+
+
+def make_folders(paths):
+    """Make the folders of files, and remove what killed processes left there."""
+    for folder in {os.path.dirname(path) for path in paths}:
+        os.makedirs(folder, exist_ok=True)
+        remove_leftovers(folder)
+
+
+def write_crop(job):
+    """Cut a box out of an image and write it without visible loss.
+
+    job: (image, target, box).
+    """
+    source, target, box = job
+    crop = load_image(source, box)
+    suffix = os.path.splitext(target)[1].lower()
+    kind = Image.registered_extensions().get(suffix, 'JPEG')
+    options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}
+    with atomic_path(target, failures=OSError, tidy=False) as temporary:
+        crop.save(temporary, format=kind, **options)
+
+
+def write_crops(pool, folder, jobs, fingerprint):
+    """Write crops below `folder`. jobs: (image, target, box).
+
+    Crops of an interrupted run are kept if the fingerprint in the file MARK is the
+    same. Otherwise they are removed first.
+    """
+    mark = os.path.join(folder, MARK)
+    if read_mark(mark) != fingerprint:
+        for _, target, _ in jobs:
+            if os.path.lexists(target):
+                os.remove(target)
+        os.makedirs(folder, exist_ok=True)
+        write_text(mark, fingerprint)
+    missing = [job for job in jobs if not os.path.isfile(job[1])]
+    make_folders(target for _, target, _ in missing)
+    parallel(pool, write_crop, missing, 'cropping')
+
+
+def read_mark(path):
+    """Return the fingerprint in a MARK file, or None if there is no such file."""
+    if not os.path.isfile(path):
+        return None
+    with open(path) as file:
+        return file.read()
+
+
+def refuse_foreign_links(paths, folder):
+    """Raise UserError if a file is in the place of a link below `folder`."""
+    for path in paths:
+        if os.path.lexists(path) and not os.path.islink(path):
+            raise UserError(f'{path} is not a link made here: move {folder} away')
+
+
+def refuse_foreign_crops(folder):
+    """Raise UserError if `folder` holds files but no MARK of `write_crops`."""
+    if not os.path.isdir(folder) or os.path.isfile(os.path.join(folder, MARK)):
+        return
+    # a killed process may have left a hidden temporary file
+    if any(not name.startswith(f'.{MARK}') for name in os.listdir(folder)):
+        raise UserError(f'{folder} was not written here: move it away')

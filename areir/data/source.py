@@ -1,0 +1,142 @@
+"""A dataset as it was extracted: where it is, what it holds, how it will be named."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from areir.data.images import list_files
+from areir.data.layouts import LAYOUTS, crop_types, has_boxes, read_folder
+from areir.data.splits import split_path
+from areir.data.verification import count_splits
+from areir.errors import UserError
+
+
+@dataclass
+class SourceDataset:
+    """The images of a dataset, and the paths of the files that are made of them."""
+
+    data_root: str
+    name: str
+    source: str  # the folder of the images
+    layout: str  # which of its forms the dataset has
+    records: list
+    left_out: list  # files in `source` that are not images of a class, sorted
+
+    @cached_property
+    def folder(self):
+        """Where the split files go."""
+        return os.path.join(self.data_root, self.name)
+
+    @cached_property
+    def in_place(self):
+        """Whether the images are in the dataset's own folder."""
+        return os.path.realpath(self.source) == os.path.realpath(self.folder)
+
+    @cached_property
+    def has_boxes(self):
+        return has_boxes(self.name)
+
+    @cached_property
+    def crop_types(self):
+        return crop_types(self.name)
+
+    @cached_property
+    def counts(self):
+        """{split: (images, classes)}"""
+        return count_splits(self.records)
+
+    @cached_property
+    def images(self):
+        """The path of each record's image."""
+        return [f'{self.source}/{record.path}' for record in self.records]
+
+    @cached_property
+    def boxes(self):
+        return [record.box for record in self.records]
+
+    def images_of(self, split):
+        """Return the paths of the images of one split."""
+        pairs = zip(self.images, self.records)
+        return [image for image, record in pairs if record.split == split]
+
+    def names(self, crop_type):
+        """Return each record's image as the split file names it."""
+        paths = [record.path for record in self.records]
+        if self.has_boxes:
+            common = os.path.commonpath([os.path.dirname(path) for path in paths])
+            return [f'{crop_type}/{os.path.relpath(path, common)}' for path in paths]
+        return paths if self.in_place else [f'images/{path}' for path in paths]
+
+    def targets(self, crop_type):
+        """Return the path of each record's link or crop."""
+        return [f'{self.folder}/{name}' for name in self.names(crop_type)]
+
+    def split_path(self, crop_type):
+        return split_path(self.data_root, self.name, crop_type)
+
+    def fingerprint(self, image_size, seed):
+        """Return a hash of everything that the split files depend on."""
+        stats = [os.stat(image) for image in self.images if os.path.isfile(image)]
+        stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        settings = [] if self.name in LAYOUTS else [image_size, seed]
+        text = json.dumps([settings, self.records, stats])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def find_source(data_root, name, data_path=None):
+    """Return the folder of a dataset's images.
+
+    Raises UserError if it is missing, or if the name belongs to another folder.
+    """
+    folder = os.path.join(data_root, name)
+    link = os.path.join(folder, 'images')  # to photos that are elsewhere
+    linked = os.path.islink(link)
+    source = data_path or (link if linked and name not in LAYOUTS else folder)
+    if not os.path.isdir(source):
+        raise UserError(f'{source}: no such folder')
+    taken = link if linked else folder
+    in_use = os.path.isdir(taken) and os.listdir(taken)
+    if data_path and in_use and not os.path.samefile(taken, data_path):
+        raise UserError(
+            f'{name} is already the name of {os.path.realpath(taken)}: choose another '
+            '--data_name'
+        )
+    return source
+
+
+def read_source(data_root, name, data_path=None, seed=0):
+    """Read the layout of a dataset and return it as a SourceDataset.
+
+    seed: draws the training classes of a folder that has no split of its own.
+    Raises UserError if the dataset's own files are incomplete.
+    """
+    source = find_source(data_root, name, data_path)
+    made_here = crop_types(name) if has_boxes(name) else ()
+    files = list_files(source, skip=made_here)
+    try:
+        if name in LAYOUTS:
+            layout, records = LAYOUTS[name].read(source, files)
+        else:
+            layout, records = read_folder(source, files, seed)
+    except UserError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise UserError(
+            f'{source}: its annotation files are incomplete or damaged: {error!r}'
+        ) from error
+    counts = count_splits(records)
+    if 'train' not in counts or len(counts) < 2:
+        present = ' and '.join(counts) or 'no'
+        raise UserError(
+            f'{source}: {present} images found; both training and test are needed'
+        )
+    left_out = [] if name in LAYOUTS else files_without_class(files, records)
+    return SourceDataset(data_root, name, source, layout, records, left_out)
+
+
+def files_without_class(files, records):
+    """Return the files, apart from split files, that no record names."""
+    left_out = set(files).difference(record.path for record in records)
+    return sorted(path for path in left_out if not path.endswith('_data_dicts.pth'))

@@ -1,0 +1,198 @@
+"""The splits of a prepared dataset: read them, number classes, hold classes out.
+
+A split file data/<name>/<crop_type>_data_dicts.pth is {'train': {label: [image, ...]},
+'test': {...}, 'info': {...}}; In-shop Clothes has query and gallery in place of test.
+Image paths are relative to data/<name>, so the folder can be moved.
+"""
+
+import hashlib
+import json
+import os
+import random
+from dataclasses import dataclass, replace
+
+import torch
+
+from areir.data.layouts import LAYOUTS
+from areir.errors import UserError
+from areir.files import load_tensors
+
+
+@dataclass
+class Part:
+    """The images of one part of a split."""
+
+    images: list  # relative to the dataset's folder
+    labels: torch.Tensor  # int64 (N,), positions in classes
+    classes: list  # the dataset's own labels, sorted
+
+    def __len__(self):
+        return len(self.images)
+
+    def of_classes(self, classes):
+        """Return the Part of only these classes, renumbered by their position."""
+        position = {label: index for index, label in enumerate(classes)}
+        images, labels = [], []
+        for image, index in zip(self.images, self.labels.tolist()):
+            label = self.classes[index]
+            if label in position:
+                images.append(image)
+                labels.append(position[label])
+        return Part(images, torch.tensor(labels, dtype=torch.int64), classes)
+
+
+@dataclass
+class Split:
+    """A prepared dataset with one crop type."""
+
+    folder: str  # the dataset's
+    info: dict  # what data_utils.py found out: counts, mean, std, warnings, ...
+    sha256: str  # of the parts as they are in the file
+    parts: dict  # {name: Part}: train and test, or train, query and gallery
+
+    @property
+    def train(self):
+        return self.parts['train']
+
+    @property
+    def query(self):
+        """The query images: all test images if there is no gallery."""
+        return self.parts['query' if 'query' in self.parts else 'test']
+
+    @property
+    def gallery(self):
+        """The images that are searched, or None if the queries search each other."""
+        return self.parts.get('gallery')
+
+    @property
+    def test_parts(self):
+        """The names of the test's parts: test, or query and gallery."""
+        return [name for name in self.parts if name not in ('train', 'val')]
+
+    @property
+    def available(self):
+        """How many images a query can retrieve."""
+        return len(self.gallery) if self.gallery else len(self.query) - 1
+
+
+def make_part(images_of, classes):
+    """Return the Part of {label: [image, ...]}, in the order of the labels."""
+    position = {label: index for index, label in enumerate(classes)}
+    images, labels = [], []
+    for label in sorted(images_of):
+        images += images_of[label]
+        labels += [position[label]] * len(images_of[label])
+    return Part(images, torch.tensor(labels, dtype=torch.int64), classes)
+
+
+def hold_out(split, seed):
+    """Return a Split with a fifth of the training classes, at least 2, as part 'val'.
+
+    Training keeps the other classes. They are drawn from the seed.
+    """
+    classes = list(split.train.classes)
+    random.Random(seed).shuffle(classes)
+    count = max(2, round(len(classes) / 5))
+    held, kept = sorted(classes[:count]), sorted(classes[count:])
+    train, val = split.train.of_classes(kept), split.train.of_classes(held)
+    return replace(split, parts={**split.parts, 'train': train, 'val': val})
+
+
+def split_path(data_root, name, crop_type):
+    """Return the path of a split file."""
+    return os.path.join(data_root, name, f'{crop_type}_data_dicts.pth')
+
+
+def read_split(path):
+    """Return the content of a split file. Raises UserError if it is not one."""
+    try:
+        content = load_tensors(path)
+        parts = [content[part] for part in content['info']['counts']]
+        whole = all(isinstance(part, dict) for part in parts)
+    except (UserError, LookupError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f'{path} is damaged or was written by other code: run data_utils.py again'
+        )
+    return content
+
+
+def is_prepared(path, fingerprint):
+    """Whether a split file was made from exactly these images and settings."""
+    try:
+        return read_split(path)['info'].get('fingerprint') == fingerprint
+    except (UserError, OSError):  # to be made again
+        return False
+
+
+def missing_files(folder, names):
+    """Return those of the relative paths that are no files."""
+    return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+
+
+def check_name(name):
+    """Raise UserError unless `name` can be the name of a folder below data."""
+    if not name or name.startswith('.') or os.path.basename(name) != name:
+        raise UserError(f'--data_name {name!r}: a plain folder name is needed')
+
+
+def prepared_names(data_root):
+    """Return {name: [crop_type, ...]} of all prepared datasets."""
+    prepared = {}
+    names = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
+    for name in names:
+        crop_types = [
+            crop_type
+            for crop_type in ('uncropped', 'cropped')
+            if os.path.isfile(split_path(data_root, name, crop_type))
+        ]
+        if crop_types:
+            prepared[name] = crop_types
+    return prepared
+
+
+def explain_missing(data_root, name, crop_type):
+    """Return the message for a dataset that is not prepared."""
+    listing = [
+        f'{prepared} ({", ".join(crop_types)})'
+        for prepared, crop_types in prepared_names(data_root).items()
+    ]
+    known = name in LAYOUTS or name == 'sample'
+    there = known or os.path.isdir(os.path.join(data_root, name))
+    flags = f'--data_name {name}' if there else f'--data_path DIR --data_name {name}'
+    return (
+        f'{name} ({crop_type}) is not prepared in {data_root}; prepared: '
+        f'{", ".join(listing) or "nothing"}. Run: python data_utils.py {flags}'
+    )
+
+
+def load_split(data_root, name, crop_type='uncropped'):
+    """Return the Split of a prepared dataset.
+
+    Raises UserError if it is not prepared, listing the datasets that are, if its file
+    is damaged, or if images are gone.
+    """
+    check_name(name)
+    folder = os.path.join(data_root, name)
+    path = split_path(data_root, name, crop_type)
+    if not os.path.isfile(path):
+        raise UserError(explain_missing(data_root, name, crop_type))
+    content = read_split(path)
+    info = content.pop('info')
+    sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    test_names = [part for part in info['counts'] if part != 'train']
+    test_classes = sorted({label for part in test_names for label in content[part]})
+    parts = {'train': make_part(content['train'], sorted(content['train']))}
+    for part in test_names:
+        parts[part] = make_part(content[part], test_classes)
+
+    images = [image for part in parts.values() for image in part.images]
+    missing = missing_files(folder, images)
+    if missing:
+        raise UserError(
+            f'{len(missing):,} images of {path} are gone, such as {missing[0]}: '
+            'run data_utils.py again'
+        )
+    return Split(folder, info, sha256, parts)

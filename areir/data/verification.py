@@ -1,0 +1,140 @@
+"""Check a dataset: is every image complete, and is the split as it should be?"""
+
+from collections import Counter, defaultdict
+
+from PIL import Image
+
+from areir.data.images import clamp_box, image_formats, load_image
+from areir.data.layouts import LAYOUTS
+from areir.data.workers import parallel
+from areir.errors import UserError
+
+SPLITS = ('train', 'test', 'query', 'gallery')
+
+
+def verify_image(job):
+    """Decode one image completely.
+
+    job: (path, box or None). Returns (problem or '', whether the box reaches beyond
+    the image).
+    """
+    path, box = job
+    try:
+        load_image(path, box)
+        if box is None:
+            return '', False
+        with Image.open(path, formats=image_formats()) as image:
+            return '', clamp_box(box, image.size) != tuple(box)
+    except UserError as error:
+        return str(error), False
+
+
+def verify_images(pool, name, jobs):
+    """Decode all images (path, box); return how many boxes reach beyond their image.
+
+    Raises UserError naming every image that cannot be read.
+    """
+    results = parallel(pool, verify_image, jobs, 'verifying')
+    problems = [problem for problem, _ in results if problem]
+    if problems:
+        raise UserError(
+            f'{name}: {len(problems):,} of {len(jobs):,} images cannot be read, so '
+            'nothing was written; replace these files and run again:\n  '
+            + '\n  '.join(problems)
+        )
+    return sum(beyond for _, beyond in results)
+
+
+def count_splits(records):
+    """Return {split: (images, classes)} in the order train, test, query, gallery."""
+    classes = defaultdict(set)
+    for record in records:
+        classes[record.split].add(record.label)
+    images = Counter(record.split for record in records)
+    return {
+        split: (images[split], len(classes[split]))
+        for split in SPLITS
+        if split in images
+    }
+
+
+def official_counts(name):
+    """Return {split: (images, classes)} as published, {} for an unknown dataset."""
+    return LAYOUTS[name].counts if name in LAYOUTS else {}
+
+
+def print_counts(name, counts):
+    """Print the counts of each split beside the official ones."""
+    official = official_counts(name)
+    header = f'{"split":<10}{"images":>10}{"classes":>10}'
+    print(header + (f'{"official":>12}{"":>8}' if official else ''))
+    for split in {**official, **counts}:
+        images, classes = counts.get(split, (0, 0))
+        row = f'{split:<10}{images:>10,}{classes:>10,}'
+        if split in official:
+            row += '{:>12,}{:>8,}'.format(*official[split])
+        print(row)
+
+
+def find_oddities(name, records, beyond=0):
+    """Return what is odd about a dataset as a list of sentences.
+
+    beyond: how many boxes reach beyond their image.
+    """
+    sizes = Counter((record.split, record.label) for record in records)
+    return [
+        *compare_counts(name, count_splits(records)),
+        *compare_with_known(name, len(records), beyond),
+        *find_hopeless_queries(sizes),
+        *find_shared_classes(sizes),
+    ]
+
+
+def compare_counts(name, counts):
+    """Yield the splits whose counts are not the official ones."""
+    for split, (images, classes) in official_counts(name).items():
+        present = counts.get(split, (0, 0))
+        if present != (images, classes):
+            yield (
+                f'{split} has {present[0]:,} images of {present[1]:,} classes, the '
+                f'official split {images:,} of {classes:,}'
+            )
+
+
+def compare_with_known(name, images, beyond):
+    """Yield the signs that a known dataset is not what its name says."""
+    layout = LAYOUTS.get(name)
+    if layout and images in layout.lookalikes:
+        yield f'{images:,} images: this is {layout.lookalikes[images]}'
+    if layout and layout.boxes_fit and beyond:
+        yield (
+            f'{beyond:,} boxes reach beyond their image and were clamped: annotations '
+            'and images may not belong together'
+        )
+
+
+def find_hopeless_queries(sizes):
+    """Yield the queries that always miss. sizes: {(split, label): images}."""
+    single = sum(split == 'test' and size == 1 for (split, _), size in sizes.items())
+    if single:
+        yield f'{single:,} test classes have a single image, whose query always misses'
+    lost = 0
+    for (split, label), size in sizes.items():
+        if split == 'query' and ('gallery', label) not in sizes:
+            lost += size
+    if lost:
+        yield (
+            f'{lost:,} queries have no image of their class in the gallery and always '
+            'miss'
+        )
+
+
+def find_shared_classes(sizes):
+    """Yield the number of classes in both training and test, if there are any."""
+    train = {label for split, label in sizes if split == 'train'}
+    test = {label for split, label in sizes if split != 'train'}
+    if train & test:
+        yield (
+            f'{len(train & test):,} classes are both in training and in the test: the '
+            'score is not for unseen classes'
+        )

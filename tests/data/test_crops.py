@@ -1,0 +1,177 @@
+"""Links and crops are atomic, kept while they are right, and never replace a user's."""
+
+import errno
+import os
+
+import pytest
+import torch
+from official import (
+    CARS,
+    image_size,
+    many_cars,
+    noise,
+    to_pixels,
+    tree,
+    write_car_folder,
+    write_image,
+)
+
+from areir.data import crops
+from areir.data.splits import load_split
+from areir.errors import UserError
+from data_utils import prepare
+
+REAL_CROP = crops.write_crop
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / 'data'
+
+
+def crop_or_interrupt(job):
+    """write_crop, interrupted at the 19th car; worker processes find it by name."""
+    if '000019' in job[0]:
+        raise KeyboardInterrupt
+    REAL_CROP(job)
+
+
+def crop_on_a_full_disk(job):
+    """write_crop that fails as on a full disk at the third car."""
+    if '000003' not in job[0]:
+        return REAL_CROP(job)
+    with crops.atomic_path(job[1]):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def save_half(value, path):
+    with open(path, 'wb') as file:
+        file.write(b'half of it')
+    raise KeyboardInterrupt
+
+
+def test_links_show_the_original_bytes(root):
+    write_car_folder(root)
+    prepare(root, 'car')
+    for name, _, _ in CARS:
+        link = root / 'car/uncropped' / name
+        original = root / 'car/car_ims' / name
+        assert link.is_symlink() and not os.path.isabs(os.readlink(link))
+        assert link.read_bytes() == original.read_bytes()
+
+
+def test_a_second_run_writes_nothing_until_something_changes(root, capsys):
+    rows = [(name.replace('jpg', 'png'), box, label) for name, box, label in CARS]
+    write_car_folder(root, rows)
+    prepare(root, 'car')
+    before = tree(root)
+    capsys.readouterr()
+    prepare(root, 'car')
+    assert 'nothing changed' in capsys.readouterr().out
+    assert tree(root) == before
+
+    write_image(root / 'car/car_ims/000004.png', noise(seed=99))
+    prepare(root, 'car')
+    assert 'nothing changed' not in capsys.readouterr().out
+    expected = to_pixels(noise(seed=99))[2:15, 1:20]
+    assert (to_pixels(root / 'car/cropped/000004.png') == expected).all()
+
+    write_car_folder(root, [*rows[:4], (rows[4][0], (2, 2, 5, 4), 196)])
+    prepare(root, 'car')  # with a corrected box
+    assert image_size(root / 'car/cropped/008055.png') == (4, 3)
+
+    (root / 'car/cropped/000001.png').unlink()
+    prepare(root, 'car')
+    assert image_size(root / 'car/cropped/000001.png') == (10, 8)
+
+
+@pytest.mark.parametrize(('where', 'complete'), [('cropping', 18), ('saving', 22)])
+def test_an_interrupted_run_goes_on(root, monkeypatch, where, complete):
+    write_car_folder(root, many_cars(22))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if where == 'cropping':
+            patch.setattr(crops, 'write_crop', crop_or_interrupt)
+        else:
+            patch.setattr(torch, 'save', save_half)
+        prepare(root, 'car')
+    assert not list((root / 'car').glob('*_data_dicts.pth'))
+    entries = tree(root / 'car/cropped').items()
+    kept = {path: entry for path, entry in entries if path.endswith('.jpg')}
+    assert len(kept) == complete
+    prepare(root, 'car')
+    after = tree(root / 'car/cropped')
+    assert {path: after[path] for path in kept} == kept  # they were not made again
+    for crop_type in ('cropped', 'uncropped'):
+        parts = load_split(root, 'car', crop_type).parts
+        assert sum(map(len, parts.values())) == 22
+    assert not list(root.rglob('.*.part'))
+
+
+def test_crops_of_earlier_boxes_do_not_survive_an_interrupted_run(root, monkeypatch):
+    write_car_folder(root, many_cars(22))
+    prepare(root, 'car')
+    write_car_folder(root, many_cars(22, box=(2, 2, 14, 12)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(crops, 'write_crop', crop_or_interrupt)
+        prepare(root, 'car')
+    prepare(root, 'car')
+    parts = load_split(root, 'car', 'cropped').parts.values()
+    images = [image for part in parts for image in part.images]
+    assert {image_size(root / 'car' / image) for image in images} == {(13, 11)}
+
+
+def test_a_full_disk_is_reported_with_the_crop_it_hit(root, monkeypatch):
+    write_car_folder(root)
+    with monkeypatch.context() as patch:
+        patch.setattr(crops, 'write_crop', crop_on_a_full_disk)
+        with pytest.raises(OSError, match=r'cropped/000003\.jpg .*written'):
+            prepare(root, 'car')
+    assert not (root / 'car/cropped/000003.jpg').exists()
+    assert not list(root.rglob('.*.part'))
+    prepare(root, 'car')
+    assert len(load_split(root, 'car', 'cropped').train) == 2
+
+
+@pytest.mark.parametrize('mine', ['uncropped/000001.jpg', 'cropped/000001.jpg'])
+def test_files_in_the_way_are_not_touched(root, mine):
+    rows = [('000001.jpg', (1, 1, 9, 9), 98), ('000002.jpg', (1, 1, 9, 9), 99)]
+    write_car_folder(root, rows)
+    write_image(root / 'car' / mine)
+    before = tree(root)
+    with pytest.raises(UserError, match=mine.split('/')[0]):
+        prepare(root, 'car')
+    assert tree(root) == before
+
+
+def test_what_a_killed_process_left_is_not_in_the_way(root):
+    write_car_folder(root)
+    crop_folder = root / 'car/cropped'
+    crop_folder.mkdir()
+    leftovers = ['..fingerprint.0123456789ab.part', '.000001.jpg.0123456789ab.part']
+    (crop_folder / leftovers[0]).write_text('half')
+    prepare(root, 'car')
+    (crop_folder / leftovers[1]).write_text('half')
+    os.utime(crop_folder / leftovers[1], (0, 0))  # long ago
+    (crop_folder / '000001.jpg').unlink()
+    prepare(root, 'car')
+    assert not (crop_folder / leftovers[1]).exists()
+    assert image_size(crop_folder / '000001.jpg') == (10, 8)
+
+
+@pytest.mark.parametrize('inside', [True, False])
+def test_a_link_to_a_folder_is_relative_if_both_move_together(tmp_path, inside):
+    data = tmp_path / 'data'
+    photos = (data if inside else tmp_path) / 'photos'
+    photos.mkdir(parents=True)
+    link = data / 'shoes/images'
+    link.parent.mkdir(parents=True)
+    link.symlink_to('elsewhere')  # of an earlier run
+    for _ in range(2):
+        crops.link_folder(str(photos), str(link), str(data))
+        expected = '../photos' if inside else str(photos)
+        assert os.readlink(link) == expected
+    link.unlink()
+    link.symlink_to(tmp_path)  # a folder that is there
+    crops.link_folder(str(photos), str(link), str(data))
+    assert link.resolve() == photos.resolve()
+    assert os.listdir(link.parent) == ['images']

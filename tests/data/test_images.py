@@ -1,0 +1,207 @@
+"""Images of every mode and state become RGB, or are refused by name."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from official import noise, to_pixels, write_classes, write_image, write_lines
+from PIL import Image
+
+from areir.data.images import (
+    clamp_box,
+    flip,
+    is_image,
+    list_files,
+    load_image,
+    normalise,
+)
+from areir.data.images import to_pixels as to_tensor
+from areir.errors import UserError
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def half_transparent():
+    """Red at the left, transparent red at the right."""
+    image = Image.new('RGBA', (4, 3), (255, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 2, 3))
+    return image
+
+
+def with_palette():
+    """Red at the left, blue at the right."""
+    image = Image.new('P', (4, 3), 1)
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.paste(0, (2, 0, 4, 3))
+    return image
+
+
+def transparent_grey():
+    grey = Image.new('L', (4, 3), 77)
+    return Image.merge('LA', (grey, Image.new('L', (4, 3), 0)))
+
+
+def deep_grey():
+    """16 bits: 0, 256, 32768, 65535 from left to right."""
+    return Image.fromarray(np.array([[0, 256, 32768, 65535]] * 3, dtype=np.uint16))
+
+
+# file, image, options of saving, colour at the left, colour at the right
+MODES = [
+    ('grey.png', Image.new('L', (4, 3), 77), {}, (77, 77, 77), (77, 77, 77)),
+    ('palette.png', with_palette(), {}, RED, BLUE),
+    ('hole.png', with_palette(), {'transparency': 0}, RED, WHITE),
+    ('rgba.png', half_transparent(), {}, RED, WHITE),
+    ('la.png', transparent_grey(), {}, WHITE, WHITE),
+    ('deep.png', deep_grey(), {}, (0, 0, 0), WHITE),
+    ('cmyk.jpg', Image.new('CMYK', (4, 3), (0, 255, 255, 0)), {}, RED, RED),
+]
+
+
+@pytest.mark.parametrize(('name', 'image', 'options', 'left', 'right'), MODES)
+def test_every_mode_becomes_rgb(tmp_path, name, image, options, left, right):
+    write_image(tmp_path / name, image, **options)
+    loaded = load_image(tmp_path / name)
+    assert (loaded.mode, loaded.size) == ('RGB', (4, 3))
+    tolerance = 3 if name == 'cmyk.jpg' else 0
+    for place, wanted in (((0, 1), left), ((3, 1), right)):
+        difference = np.subtract(loaded.getpixel(place), wanted)
+        assert np.abs(difference).max() <= tolerance
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    write_image(tmp_path / 'deep.png', deep_grey())
+    loaded = load_image(tmp_path / 'deep.png')
+    assert [loaded.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_orientation_is_applied_after_the_box_is_cut(tmp_path):
+    image, exif = noise((6, 4)), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    path = tmp_path / 'turned.png'
+    write_image(path, image, exif=exif)
+    stored = to_pixels(image)
+    assert (to_pixels(load_image(path)) == np.rot90(stored, -1)).all()
+    cut = to_pixels(load_image(path, (1, 0, 6, 2)))
+    assert (cut == np.rot90(stored[0:2, 1:6], -1)).all()
+
+
+@pytest.mark.parametrize('name', ['cut.jpg', 'cut.png', 'cut.gif'])
+def test_half_a_file_is_refused_by_name(tmp_path, name):
+    path = tmp_path / name
+    write_image(path, noise((64, 64)))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=name):
+        load_image(path)
+
+
+@pytest.mark.parametrize('content', [b'', b'<html>404</html>'])
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path, content):
+    (tmp_path / 'a.jpg').write_bytes(content)
+    with pytest.raises(UserError, match=r'a\.jpg'):
+        load_image(tmp_path / 'a.jpg')
+
+
+def test_an_absent_file_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match='absent'):
+        load_image(tmp_path / 'absent.png')
+
+
+def test_formats_that_run_another_program_are_refused(tmp_path):
+    noise().save(tmp_path / 'page.eps')
+    (tmp_path / 'page.eps').rename(tmp_path / 'page.png')
+    with pytest.raises(UserError, match=r'page\.png'):
+        load_image(tmp_path / 'page.png')
+    assert not is_image(tmp_path / 'page.eps')
+
+
+def test_is_image_looks_at_the_suffix_and_without_one_at_the_bytes(tmp_path):
+    write_image(tmp_path / 'photo.png')
+    (tmp_path / 'photo.png').rename(tmp_path / 'photo')
+    (tmp_path / 'text').write_text('not an image')
+    (tmp_path / 'damaged.JPG').write_bytes(b'')
+    (tmp_path / 'notes.txt').write_text('not an image')
+    names = ('photo', 'text', 'damaged.JPG', 'notes.txt')
+    assert [is_image(str(tmp_path / name)) for name in names] == [
+        *(True, False, True, False)
+    ]
+
+
+def test_boxes_are_clamped_to_the_image():
+    assert clamp_box((2, 3, 10, 9), (24, 18)) == (2, 3, 10, 9)
+    assert clamp_box((-1, -2, 30, 40), (24, 18)) == (0, 0, 24, 18)
+    with pytest.raises(UserError, match='box'):
+        clamp_box((24, 0, 30, 9), (24, 18))
+
+
+def test_pixels_are_squashed_to_a_square():
+    pixels = to_tensor(Image.new('RGB', (30, 10), (1, 2, 3)), 8)
+    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 8, 8))
+    assert (pixels == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
+
+
+def test_normalise():
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    images = normalise(pixels.expand(2, 3, 4, 4), (0.5, 0.1, 0.25), (0.25, 0.2, 0.5))
+    assert (images.shape, images.dtype) == ((2, 3, 4, 4), torch.float32)
+    expected = torch.tensor([-2.0, 0.5, 1.5])
+    torch.testing.assert_close(images[0, :, 0, 0], expected)
+
+
+def test_flip():
+    images = torch.arange(2 * 3 * 2 * 4).view(2, 3, 2, 4)
+    flipped = flip(images, torch.tensor([False, True]))
+    assert torch.equal(flipped[0], images[0])
+    assert flipped[1, 2, 1].tolist() == images[1, 2, 1].tolist()[::-1]
+
+
+def test_files_are_listed_in_order_without_hidden_and_system_files(tmp_path):
+    for name in ('b.png', 'a/z.txt', 'a/y.png', 'Ü ber/x.png', 'skipped/1.png'):
+        write_lines(tmp_path / name, ['x'])
+    for name in ('.DS_Store', 'a/._y.png', '.cache/1.png', '__MACOSX/1.png'):
+        write_lines(tmp_path / name, ['x'])
+    write_lines(tmp_path / 'a/skipped/2.png', ['x'])  # skipped only at the top
+    assert list_files(tmp_path, skip=('skipped',)) == sorted(
+        ['b.png', 'a/z.txt', 'a/y.png', 'a/skipped/2.png', 'Ü ber/x.png']
+    )
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    photos = tmp_path / 'photos'
+    write_classes(photos, ['a', 'b'], images=1)
+    write_classes(tmp_path / 'elsewhere', ['c'], images=1)
+    (photos / 'c').symlink_to(tmp_path / 'elsewhere/c')
+    (photos / 'a/top').symlink_to('..')  # a folder above
+    (photos / 'b/self').symlink_to('self')
+    (photos / 'b/gone').symlink_to('gone_since')
+    files = list_files(photos)
+    assert {'a/0.png', 'b/0.png', 'c/0.png'} <= set(files)
+    assert [path for path in files if 'top' in path] == []
+
+
+def test_folders_that_link_to_each_other_are_listed_once_inside_each(tmp_path):
+    write_classes(tmp_path, ['a', 'b'])
+    (tmp_path / 'a/to_b').symlink_to('../b')
+    (tmp_path / 'b/to_a').symlink_to('../a')
+    files = list_files(tmp_path)
+    assert {'a/0.png', 'a/1.png', 'b/0.png', 'b/1.png'} <= set(files)
+    assert len(files) <= 8  # none is a/to_b/to_a/..., which would never end
+
+
+def test_unreadable_folders_are_collected_or_raised(tmp_path, monkeypatch):
+    write_classes(tmp_path, ['a', 'b'], images=1)
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith('b'):
+            raise PermissionError(13, 'Permission denied', str(folder))
+        return real(folder)
+
+    monkeypatch.setattr('areir.data.images.os.scandir', scandir)
+    problems = {}
+    assert list_files(str(tmp_path), problems=problems) == ['a/0.png']
+    assert problems == {'b/': 'Permission denied'}
+    with pytest.raises(PermissionError):
+        list_files(str(tmp_path))

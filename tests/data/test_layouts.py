@@ -1,0 +1,366 @@
+"""The official layouts are read as they are, with their traps."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from official import (
+    CLOTHES,
+    CUBS,
+    image_size,
+    noise,
+    to_pixels,
+    tree,
+    write_car_csv,
+    write_car_devkit,
+    write_car_folder,
+    write_classes,
+    write_cub,
+    write_image,
+    write_isc,
+    write_lines,
+    write_sop,
+)
+from PIL import Image
+
+from areir.data.images import load_image
+from areir.data.layouts import CROP_TYPES, LAYOUTS, Layout, crop_types
+from areir.data.records import Record
+from areir.data.source import read_source
+from areir.errors import UserError
+from data_utils import get_parser, prepare
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / 'data'
+
+
+def load(root, name, crop_type='uncropped'):
+    """Return the content of a split file."""
+    path = root / name / f'{crop_type}_data_dicts.pth'
+    return torch.load(path, weights_only=True)
+
+
+def listed(split):
+    """Return all images of a split."""
+    labels = [split[part] for part in split['info']['counts']]
+    return [path for part in labels for images in part.values() for path in images]
+
+
+def of_split(records, split):
+    """Return {path: label} of the records of one split."""
+    return {record.path: record.label for record in records if record.split == split}
+
+
+def test_crop_types_depend_on_the_dataset():
+    assert list(CROP_TYPES) == ['car', 'cub']
+    assert crop_types('car') == crop_types('cub') == ('uncropped', 'cropped')
+    for name in ('sop', 'isc', 'mine'):
+        assert crop_types(name) == ('uncropped',)
+
+
+def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
+    def read_flowers(root, files):
+        names = [name for name in files if name.endswith('.png')]
+        splits = ['train' if name < 'c' else 'test' for name in names]
+        box = (2, 3, 12, 9)
+        pairs = zip(splits, names)
+        return 'flowers', [Record(split, name[0], name, box) for split, name in pairs]
+
+    flowers = Layout(
+        read=read_flowers,
+        counts={'train': (4, 2), 'test': (5, 2)},
+        mean=(0.1, 0.2, 0.3),
+        std=(0.4, 0.5, 0.6),
+        crop_types=('uncropped', 'cropped'),
+    )
+    monkeypatch.setitem(LAYOUTS, 'flowers', flowers)
+    write_classes(root / 'flowers')
+    prepare(root, 'flowers')
+    split = load(root, 'flowers', 'cropped')
+    assert split['train'] == {
+        label: [f'cropped/{label}/{n}.png' for n in (0, 1)] for label in 'ab'
+    }
+    assert image_size(root / 'flowers/cropped/a/0.png') == (10, 6)
+    assert split['info']['mean'] == (0.1, 0.2, 0.3)
+    (warning,) = split['info']['warnings']
+    assert warning.startswith('test has 4 images')
+    assert 'flowers' in get_parser().format_help()
+
+
+# CARS196
+
+
+def test_car_as_one_folder(root, capsys):
+    write_car_folder(root)
+    prepare(root, 'car')
+    split = load(root, 'car')
+    assert split['train'] == {
+        1: ['uncropped/000001.jpg'],
+        98: ['uncropped/000002.jpg'],
+    }
+    assert split['test'] == {
+        99: ['uncropped/000003.jpg'],
+        100: ['uncropped/000004.jpg'],
+        196: ['uncropped/008055.jpg'],
+    }
+    labels = [*split['train'], *split['test']]
+    assert {type(label) for label in labels} == {int}
+    cropped = load(root, 'car', 'cropped')
+    assert cropped['train'] == {
+        1: ['cropped/000001.jpg'],
+        98: ['cropped/000002.jpg'],
+    }
+    # the published statistics, and fewer images than officially
+    info = split['info']
+    assert info['mean'] == (0.4853, 0.4965, 0.4295)
+    assert info['std'] == (0.2237, 0.2193, 0.2568)
+    assert info['counts'] == {'train': (2, 2), 'test': (3, 3)}
+    train, test = info['warnings'][:2]
+    assert train.startswith('train') and '8,054 of 98' in train
+    assert test.startswith('test') and '8,131 of 98' in test
+    printed = capsys.readouterr().out
+    for warning in info['warnings']:
+        assert f'warning: car: {warning}' in printed
+
+
+def distance(source, found, corner, shift):
+    """Mean difference of `found` from the part of `source` at corner + shift."""
+    x, y = corner[0] - 1 + shift[0], corner[1] - 1 + shift[1]
+    height, width = found.shape[:2]
+    part = source[y : y + height, x : x + width]
+    height, width = part.shape[:2]
+    return np.abs(part - found[:height, :width]).mean()
+
+
+# 255 and 256: a sum or difference in uint8 would wrap
+@pytest.mark.parametrize(
+    ('name', 'box'),
+    [
+        ('000001.png', (1, 1, 255, 256)),
+        ('000002.png', (255, 254, 256, 255)),
+        ('000003.jpg', (101, 52, 255, 180)),
+    ],
+)
+def test_car_crops_are_exact_to_the_pixel(root, name, box):
+    image = noise((300, 280), seed=7)
+    write_image(root / 'car/car_ims' / name, image)
+    rows = [(name, box, 1), ('000009.jpg', (1, 1, 9, 9), 196)]
+    write_car_folder(root, rows)
+    prepare(root, 'car')
+    source = to_pixels(root / 'car/car_ims' / name)
+    crop = to_pixels(root / 'car/cropped' / name)
+    x1, y1, x2, y2 = box
+    assert crop.shape == (y2 - y1 + 1, x2 - x1 + 1, 3)
+    exact = distance(source, crop, (x1, y1), (0, 0))
+    assert exact == 0 if name.endswith('png') else exact < 4
+    for shift in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+        if x1 + shift[0] > 0 and y1 + shift[1] > 0:
+            assert distance(source, crop, (x1, y1), shift) > 40
+
+
+@pytest.mark.parametrize(
+    ('devkit', 'nested'), [('devkit/', False), ('', False), ('devkit/', True)]
+)
+def test_car_as_two_folders(root, devkit, nested):
+    write_car_devkit(root, devkit, nested)
+    prepare(root, 'car')
+    split = load(root, 'car', 'cropped')
+    train = 'cropped/cars_train/' + 'cars_train/' * nested
+    test = 'cropped/cars_test/' + 'cars_test/' * nested
+    assert split['train'] == {14: [f'{train}00001.jpg'], 2: [f'{test}00002.jpg']}
+    assert split['test'] == {190: [f'{train}00002.jpg'], 181: [f'{test}00001.jpg']}
+    # images of one name in both folders, each with the box of its own table
+    sizes = {path: image_size(root / 'car' / path) for path in listed(split)}
+    assert sizes == {
+        f'{train}00001.jpg': (10, 11),
+        f'{train}00002.jpg': (18, 15),
+        f'{test}00001.jpg': (20, 13),
+        f'{test}00002.jpg': (8, 3),
+    }
+    contents = set()
+    for path in listed(load(root, 'car')):
+        content = (root / 'car' / path).read_bytes()
+        original = path.removeprefix('uncropped/')
+        assert content == (root / 'car' / original).read_bytes()
+        contents.add(content)
+    assert len(contents) == 4
+
+
+def test_car_test_annotations_without_labels_are_refused(root):
+    write_car_devkit(root, labels=False)
+    before = tree(root)
+    with pytest.raises(UserError, match=r'cars_test_annos\.mat .*withlabels\.mat'):
+        prepare(root, 'car')
+    assert tree(root) == before
+
+
+def test_car_as_folders_of_class_names(root):
+    write_car_csv(root)
+    prepare(root, 'car')
+    split = load(root, 'car', 'cropped')
+    both = ['cropped/train/Car 1/00001.jpg', 'cropped/test/Car 1/00001.jpg']
+    assert split['train'] == {1: both}
+    van = 'Ram C-V Cargo Van Minivan 2012'
+    assert split['test'] == {
+        189: [f'cropped/train/{van}/00002.jpg'],
+        99: ['cropped/test/Car 99/00003.jpg'],
+    }
+    sizes = [image_size(root / 'car' / path) for path in both]
+    assert sizes == [(10, 8), (4, 4)]
+
+
+@pytest.mark.parametrize('name', ['names.csv', 'anno_test.csv'])
+def test_car_with_a_missing_table_is_refused(root, name):
+    write_car_csv(root)
+    (root / 'car' / name).unlink()
+    with pytest.raises(UserError, match=name):
+        read_source(root, 'car')
+
+
+def test_car_with_a_damaged_table_is_refused(root):
+    write_car_folder(root)
+    (root / 'car/cars_annos.mat').write_bytes(b'damaged')
+    with pytest.raises(UserError, match=r'cars_annos\.mat'):
+        read_source(root, 'car')
+
+
+@pytest.mark.parametrize('row', ['00001.jpg,3,2,12,9,x', '00001.jpg,3,2'])
+def test_car_with_a_damaged_row_is_refused(root, row):
+    write_car_csv(root)
+    write_lines(root / 'car/anno_train.csv', [row])
+    with pytest.raises(UserError, match=r'car: .*annotation files'):
+        read_source(root, 'car')
+
+
+# CUB-200-2011
+
+
+@pytest.mark.parametrize('folder', ['cub/CUB_200_2011', 'cub'])
+def test_cub(root, folder):
+    write_cub(root / folder)
+    prepare(root, 'cub')
+    split = load(root, 'cub', 'cropped')
+    expected = {label: [f'cropped/{path}'] for _, path, label, _ in CUBS}
+    assert split['train'] == {label: expected[label] for label in (1, 100)}
+    assert split['test'] == {label: expected[label] for label in (101, 200)}
+    crops = [Image.open(root / 'cub/cropped' / path) for _, path, _, _ in CUBS]
+    assert [crop.size for crop in crops] == [(10, 8), (24, 18), (10, 9), (7, 8)]
+    source = to_pixels(root / folder / 'images' / CUBS[0][1])
+    difference = to_pixels(crops[0]) - source[3:11, 2:12]  # 0-based, half-open
+    assert np.abs(difference).mean() < 4
+    assert to_pixels(crops[2]).min() > 250  # white: no black beyond its edge
+    assert crops[3].mode == 'RGB'
+    grey = to_pixels(load_image(root / 'cub' / load(root, 'cub')['test'][200][0]))
+    assert grey.shape == (18, 24, 3)
+    assert (grey == grey[..., :1]).all()
+    assert split['info']['mean'] == (0.4707, 0.4601, 0.4549)
+    assert split['info']['std'] == (0.2767, 0.2760, 0.2850)
+
+
+def test_cub_with_its_images_elsewhere(root, tmp_path):
+    write_cub(root / 'cub')
+    shutil.move(root / 'cub/images', tmp_path / 'disk')
+    (root / 'cub/images').symlink_to(tmp_path / 'disk')
+    assert len(read_source(root, 'cub').records) == 4
+
+
+def test_cub_image_without_a_box_is_named(root):
+    write_cub(root / 'cub')
+    write_lines(root / 'cub/bounding_boxes.txt', ['1 0.0 0.0 9.0 9.0'])
+    with pytest.raises(UserError, match=r'images\.txt: image 2 '):
+        read_source(root, 'cub')
+
+
+def test_a_line_with_missing_fields_is_named(root):
+    write_cub(root / 'cub')
+    write_lines(root / 'cub/bounding_boxes.txt', ['1 0.0 0.0 9.0 9.0', '2 0.0'])
+    with pytest.raises(UserError, match=r'bounding_boxes\.txt, line 2'):
+        read_source(root, 'cub')
+
+
+# Stanford Online Products, In-shop Clothes
+
+
+@pytest.mark.parametrize('folder', ['', 'Stanford_Online_Products/'])
+def test_sop(root, folder):
+    write_sop(root / 'sop' / folder)
+    prepare(root, 'sop')
+    split = load(root, 'sop')
+    assert split['train'] == {
+        1: [
+            f'{folder}bicycle_final/111085122871_0.JPG',
+            f'{folder}bicycle_final/111085122871_1.JPG',
+        ],
+        11318: [f'{folder}toaster_final/111085122871_0.JPG'],
+    }
+    lamp = f'{folder}lamp_final/271802113987_2.JPG'
+    assert split['test'] == {11319: [lamp], 22634: [f'{folder}fan_final/1_0.JPG']}
+    assert {type(label) for label in split['train']} == {int}
+    with Image.open(root / 'sop' / lamp) as stored:
+        assert (stored.format, stored.mode) == ('GIF', 'P')
+    gif = load_image(root / 'sop' / lamp)
+    assert gif.mode == 'RGB' and gif.getpixel((5, 5)) == (200, 30, 60)
+    assert split['info']['mean'] == (0.5807, 0.5396, 0.5044)
+    assert split['info']['std'] == (0.2901, 0.2974, 0.3095)
+    assert not (root / 'sop/uncropped').exists()  # 120,053 files stay where they are
+
+
+@pytest.mark.parametrize(
+    ('folder', 'table', 'images'),
+    [
+        ('', 'Eval/', 'Img/img'),
+        ('', '', 'img'),
+        ('', 'Eval/', 'img/img'),
+        ('', '', 'img_highres'),
+        ('In-shop Clothes Retrieval Benchmark/', 'Eval/', 'Img/img'),
+    ],
+)
+def test_isc(root, folder, table, images):
+    write_isc(root / 'isc' / folder, table, images)
+    prepare(root, 'isc')
+    split = load(root, 'isc')
+    assert set(split) == {'train', 'query', 'gallery', 'info'}
+    paths = [f'{folder}{images}/{path}' for path, _, _ in CLOTHES]
+    assert split['train'] == {'id_00000001': [paths[0]], 'id_00000002': [paths[1]]}
+    assert split['query'] == {'id_00000007': [paths[2]]}
+    assert split['gallery'] == {'id_00000007': paths[3:]}
+    query, gallery = (to_pixels(root / 'isc' / path) for path in paths[2:4])
+    assert (query != gallery).any()
+    assert split['info']['mean'] == (0.8324, 0.8109, 0.8041)
+    assert split['info']['std'] == (0.2206, 0.2378, 0.2444)
+    counts = {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
+    assert split['info']['counts'] == counts
+
+
+def test_isc_with_an_unknown_status_is_refused(root):
+    write_isc(root / 'isc')
+    lines = ['1', 'image_name item_id evaluation_status', 'img/a/1.jpg id_1 val']
+    write_lines(root / 'isc/Eval/list_eval_partition.txt', lines)
+    with pytest.raises(UserError, match=r"list_eval_partition\.txt: status 'val'"):
+        read_source(root, 'isc')
+
+
+@pytest.mark.parametrize(
+    ('name', 'missing'),
+    [
+        ('car', 'cars_annos.mat'),
+        ('cub', 'images.txt'),
+        ('sop', 'Ebay_train.txt'),
+        ('isc', 'list_eval_partition.txt'),
+    ],
+)
+def test_a_folder_without_its_list_is_refused(root, name, missing):
+    write_classes(root / name)
+    with pytest.raises(UserError, match=missing):
+        read_source(root, name)
+
+
+def test_a_list_without_its_images_is_refused(root):
+    write_sop(root / 'sop')
+    for folder in root.glob('sop/*_final'):
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match=r'Ebay_train\.txt names 3 images'):
+        read_source(root, 'sop')

@@ -1,0 +1,206 @@
+"""Split files are read, numbered, hashed, and refused if they are not whole."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from official import write_classes, write_isc
+
+from areir.data.splits import (
+    Part,
+    Split,
+    check_name,
+    hold_out,
+    is_prepared,
+    load_split,
+    make_part,
+    prepared_names,
+    read_split,
+    split_path,
+)
+from areir.errors import UserError
+from areir.files import write_tensors
+from data_utils import prepare
+
+
+@pytest.fixture
+def root(tmp_path):
+    return str(tmp_path / 'data')
+
+
+@pytest.fixture
+def shoes(root, tmp_path):
+    """A prepared dataset of 4 classes; returns its folder."""
+    folder = tmp_path / 'data/shoes'
+    write_classes(folder)
+    prepare(root, 'shoes', image_size=8)
+    return folder
+
+
+def test_images_and_labels_are_in_the_order_of_the_labels():
+    images_of = {'b': ['b1'], 'a': ['a2', 'a1']}
+    part = make_part(images_of, ['a', 'b'])
+    assert part.images == ['a2', 'a1', 'b1'] and part.labels.tolist() == [0, 0, 1]
+    part = make_part(images_of, ['b', 'x', 'a'])
+    assert part.images == ['a2', 'a1', 'b1'] and part.labels.tolist() == [2, 2, 0]
+    assert part.labels.dtype == torch.int64 and len(part) == 3
+
+
+def test_a_part_of_fewer_classes_is_renumbered():
+    part = make_part({1: ['a'], 10: ['b', 'c'], 9: ['d']}, [1, 9, 10])
+    fewer = part.of_classes([1, 10])
+    assert fewer.images == ['a', 'b', 'c'] and fewer.labels.tolist() == [0, 1, 1]
+    assert fewer.classes == [1, 10]
+
+
+def test_test_images_query_each_other(root, shoes):
+    split = load_split(root, 'shoes')
+    assert list(split.parts) == ['train', 'test']
+    assert split.query is split.parts['test'] and split.gallery is None
+    assert split.available == len(split.query) - 1 == 3
+    assert split.folder == str(shoes)
+    assert len(split.train.classes) == len(split.query.classes) == 2
+    assert not set(split.train.classes) & set(split.query.classes)
+    for part in split.parts.values():
+        for image, label in zip(part.images, part.labels):
+            assert image.startswith(f'{part.classes[label]}/')
+
+
+def test_queries_and_gallery_are_numbered_together(root, tmp_path):
+    write_isc(tmp_path / 'data/isc')
+    prepare(root, 'isc')
+    path = split_path(root, 'isc', 'uncropped')
+    content = read_split(path)
+    content['gallery']['id_00000001'] = content['train']['id_00000001']
+    write_tensors({path: content})
+    split = load_split(root, 'isc')
+    assert list(split.parts) == ['train', 'query', 'gallery']
+    assert (
+        split.query is split.parts['query'] and split.gallery is split.parts['gallery']
+    )
+    assert (
+        split.query.classes == split.gallery.classes == ['id_00000001', 'id_00000007']
+    )
+    assert split.query.labels.tolist() == [1]
+    assert split.gallery.labels.tolist() == [0, 1, 1]
+    assert split.available == 3
+
+
+def test_the_hash_is_that_of_the_parts_in_the_file(root, shoes):
+    content = read_split(split_path(root, 'shoes', 'uncropped'))
+    info = content.pop('info')
+    split = load_split(root, 'shoes')
+    text = json.dumps(content).encode()
+    assert split.sha256 == hashlib.sha256(text).hexdigest()
+    assert split.info == info and info['data_name'] == 'shoes'
+    assert hold_out(split, 0).sha256 == split.sha256
+
+
+def test_integers_are_sorted_as_numbers():
+    part = make_part({2: ['b'], 10: ['c'], 1: ['a']}, sorted({2: 0, 10: 0, 1: 0}))
+    assert part.classes == [1, 2, 10] and part.images == ['a', 'b', 'c']
+
+
+def whole(classes):
+    """A split of `classes` training classes with two images each."""
+    train = make_part(
+        {i: [f'{i}a', f'{i}b'] for i in range(classes)}, [*range(classes)]
+    )
+    test = Part(['x'], torch.tensor([0]), ['x'])
+    return Split('data', {}, 'hash', {'train': train, 'test': test})
+
+
+@pytest.mark.parametrize(
+    ('classes', 'held'), [(3, 2), (10, 2), (11, 2), (13, 3), (40, 8)]
+)
+def test_a_fifth_of_the_training_classes_is_held_out(classes, held):
+    split = hold_out(whole(classes), seed=3)
+    train, val = split.train, split.parts['val']
+    assert list(split.parts) == ['train', 'test', 'val']
+    assert len(val.classes) == held and len(train.classes) == classes - held
+    assert sorted([*train.classes, *val.classes]) == list(range(classes))
+    for part in (train, val):
+        assert part.classes == sorted(part.classes)
+        assert part.labels.tolist() == [i // 2 for i in range(len(part))]
+        expected = [f'{label}{name}' for label in part.classes for name in 'ab']
+        assert part.images == expected
+    assert len(whole(classes).train) == 2 * classes
+
+
+def test_the_seed_decides_what_is_held_out():
+    drawn = [tuple(hold_out(whole(40), seed).parts['val'].classes) for seed in range(5)]
+    assert drawn[0] == tuple(hold_out(whole(40), 0).parts['val'].classes)
+    assert len(set(drawn)) == 5
+    # as in earlier versions, whose runs can be resumed
+    assert drawn[0] == (0, 12, 15, 21, 27, 29, 34, 38)
+
+
+def test_absent_images_are_counted_and_named(root, shoes):
+    (shoes / 'a/0.png').unlink()
+    with pytest.raises(UserError, match=r'1 images of .* a/0\.png'):
+        load_split(root, 'shoes')
+
+
+def test_an_unprepared_dataset_is_refused_with_those_that_are(root, shoes):
+    with pytest.raises(
+        UserError, match=r'boots .*shoes \(uncropped\).*--data_path DIR'
+    ):
+        load_split(root, 'boots')
+    with pytest.raises(
+        UserError, match=r'shoes \(cropped\).*data_utils.py --data_name'
+    ):
+        load_split(root, 'shoes', 'cropped')
+    for name in ('car', 'sample'):
+        with pytest.raises(UserError, match=f'data_utils.py --data_name {name}$'):
+            load_split(root, name)
+
+
+@pytest.mark.parametrize('name', ['', '.', '../x', 'a/b', '.hidden', 'a/'])
+def test_names_that_are_no_plain_folder_names_are_refused(root, name):
+    with pytest.raises(UserError, match='--data_name'):
+        check_name(name)
+    with pytest.raises(UserError, match='--data_name'):
+        load_split(root, name)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {'train': {'a': ['a/0.png']}, 'test': {'b': ['b/0.png']}},  # without info
+        {'info': {'counts': {'train': (1, 1)}}},
+        {'train': ['a/0.png'], 'info': {'counts': {'train': (1, 1)}}},
+        {'info': []},
+        [1, 2],
+    ],
+)
+def test_files_of_other_code_are_refused_by_name(root, shoes, content):
+    path = split_path(root, 'shoes', 'uncropped')
+    write_tensors({path: content})
+    with pytest.raises(UserError, match=r'shoes/uncropped_data_dicts\.pth'):
+        load_split(root, 'shoes')
+    assert not is_prepared(path, 'fingerprint')
+
+
+def test_a_damaged_file_is_refused_by_name_and_prepared_again(root, shoes):
+    path = split_path(root, 'shoes', 'uncropped')
+    content = open(path, 'rb').read()
+    with open(path, 'wb') as file:
+        file.write(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r'shoes/uncropped_data_dicts\.pth'):
+        load_split(root, 'shoes')
+    prepare(root, 'shoes', image_size=8)
+    assert len(load_split(root, 'shoes').train) == 4
+
+
+def test_is_prepared_compares_the_fingerprint(root, shoes):
+    path = split_path(root, 'shoes', 'uncropped')
+    fingerprint = read_split(path)['info']['fingerprint']
+    assert is_prepared(path, fingerprint)
+    assert not is_prepared(path, 'other')
+    assert not is_prepared(path + 'absent', fingerprint)
+
+
+def test_prepared_datasets_are_listed(root, shoes):
+    assert prepared_names(root) == {'shoes': ['uncropped']}
+    assert prepared_names(root + '/absent') == {}

@@ -1,0 +1,153 @@
+"""Every unreadable image is named; odd splits are pointed out; statistics are exact."""
+
+import numpy as np
+import pytest
+from official import (
+    CARS,
+    image_size,
+    many_cars,
+    tree,
+    write_car_folder,
+    write_classes,
+)
+from PIL import Image
+
+from areir.data.records import Record
+from areir.data.splits import load_split
+from areir.data.verification import (
+    count_splits,
+    find_oddities,
+    print_counts,
+    verify_image,
+)
+from areir.errors import UserError
+from data_utils import prepare
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / 'data'
+
+
+def records(*pairs):
+    return [Record(split, label, 'x') for split, label in pairs]
+
+
+def test_all_unreadable_images_are_named_and_nothing_is_written(root):
+    rows = many_cars(18)
+    write_car_folder(root, rows)
+    folder = root / 'car/car_ims'
+    content = (folder / '000002.jpg').read_bytes()
+    (folder / '000002.jpg').write_bytes(content[: len(content) // 2])
+    (folder / '000005.jpg').write_bytes(b'')
+    (folder / '000009.jpg').write_text('<html>404</html>')
+    (folder / '000018.jpg').unlink()
+    before = tree(root)
+    with pytest.raises(UserError, match='4 of 18') as error:
+        prepare(root, 'car', num_workers=2)
+    named = [name for name, _, _ in rows if name in str(error.value)]
+    assert named == ['000002.jpg', '000005.jpg', '000009.jpg', '000018.jpg']
+    assert tree(root) == before
+
+
+def test_an_unreadable_image_elsewhere_is_named_and_nothing_is_written(root, tmp_path):
+    write_classes(tmp_path / 'photos')
+    (tmp_path / 'photos/b/1.png').write_bytes(b'')
+    with pytest.raises(UserError, match=r'b/1\.png'):
+        prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
+    assert not root.exists()
+
+
+def test_a_box_that_reaches_beyond_its_image_is_clamped_with_a_warning(root, capsys):
+    write_car_folder(root, [*CARS[:4], ('000005.jpg', (20, 10, 30, 40), 150)])
+    prepare(root, 'car')
+    # x from 20 to 24, y from 10 to 18
+    assert image_size(root / 'car/cropped/000005.jpg') == (5, 9)
+    warnings = load_split(root, 'car').info['warnings']
+    (warning,) = [text for text in warnings if 'beyond' in text]
+    assert warning.startswith('1 boxes')
+    assert f'warning: car: {warning}' in capsys.readouterr().out
+
+
+def test_a_box_outside_its_image_is_refused(root):
+    write_car_folder(root, [*CARS, ('000006.jpg', (25, 1, 30, 9), 150)])
+    before = tree(root)
+    with pytest.raises(UserError, match=r'000006\.jpg: box') as error:
+        prepare(root, 'car')
+    assert '000001.jpg' not in str(error.value)
+    assert tree(root) == before
+
+
+def test_verifying_one_image(tmp_path):
+    path = tmp_path / 'a.png'
+    Image.new('RGB', (24, 18)).save(path)
+    assert verify_image((path, None)) == ('', False)
+    assert verify_image((path, (0, 0, 24, 18))) == ('', False)
+    assert verify_image((path, (0, 0, 25, 18))) == ('', True)
+    problem, _ = verify_image((path, (24, 0, 30, 18)))
+    assert str(path) in problem and 'box' in problem
+
+
+def test_mean_and_deviation_are_exact(root, tmp_path):
+    photos = tmp_path / 'photos'
+    write_classes(photos, images=3, size=(31, 17))
+    prepare(root, 'shoes', photos, image_size=12)
+    split = load_split(root, 'shoes')
+    assert len(split.train) == 6
+    stack = []
+    for path in split.train.images:
+        with Image.open(root / 'shoes' / path) as image:
+            stack.append(image.resize((12, 12), Image.Resampling.BILINEAR))
+    pixels = np.stack(stack).astype(np.float64) / 255
+    np.testing.assert_allclose(split.info['mean'], pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(split.info['std'], pixels.std((0, 1, 2)), rtol=1e-12)
+
+
+def test_images_and_classes_are_counted_by_split():
+    pairs = [('gallery', 1), ('train', 2), ('query', 1), ('gallery', 1), ('train', 3)]
+    counts = count_splits(records(*pairs))
+    assert counts == {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
+    assert list(counts) == ['train', 'query', 'gallery']
+
+
+def test_counts_are_printed_beside_the_official_ones(capsys):
+    print_counts('cub', {'train': (3, 2)})
+    header, train, test = capsys.readouterr().out.splitlines()
+    assert header.split() == ['split', 'images', 'classes', 'official']
+    assert train.split() == ['train', '3', '2', '5,864', '100']
+    assert test.split() == ['test', '0', '0', '5,924', '100']
+    print_counts('shoes', {'train': (3, 2)})
+    header, train = capsys.readouterr().out.splitlines()
+    assert header.split() == ['split', 'images', 'classes']
+    assert train.split() == ['train', '3', '2']
+
+
+def test_cub_of_2010_is_recognised():
+    def hints(images):
+        warnings = find_oddities('cub', records(('train', 1)) * images)
+        return sum('2010' in warning for warning in warnings)
+
+    assert (hints(6033), hints(6032), hints(11788)) == (1, 0, 0)
+
+
+def test_odd_splits_are_pointed_out():
+    def oddities(*pairs):
+        return find_oddities('shoes', records(*pairs))
+
+    fine = [('train', 1), ('test', 2), ('test', 2)]
+    assert oddities(*fine) == []
+    assert oddities(('train', 1), ('query', 2), ('gallery', 2)) == []
+    (warning,) = oddities(*fine, ('test', 3))
+    assert 'single image' in warning
+    (warning,) = oddities(*fine, ('train', 2))
+    assert 'both in training and in the test' in warning
+    lost = [('train', 1), ('query', 2), ('query', 2), ('gallery', 3)]
+    assert '2 queries' in oddities(*lost)[0]
+
+
+def test_boxes_beyond_their_image_are_odd_only_where_they_should_fit():
+    def warnings(name):
+        return find_oddities(name, records(('train', 1)), beyond=3)
+
+    assert any('3 boxes' in warning for warning in warnings('car'))
+    assert not any('boxes' in warning for warning in warnings('cub'))
