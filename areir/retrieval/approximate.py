@@ -1,0 +1,192 @@
+"""An approximate index by faiss, for folders that are too large for exact search.
+
+Vectors are put into cells around centres, with one byte per number. A query looks into
+the nearest cells, and the candidates there are scored again with the original vectors.
+So scores are exact, but an image may be missed. How often that happens is measured
+against exact search.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from areir.errors import UserError
+from areir.files import atomic_path, write_json
+from areir.retrieval.index import locked
+from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
+from areir.retrieval.vectors_file import VectorsFile
+
+RECALL = 0.95  # share of the exact nearest images for which enough cells are searched
+CANDIDATES = 8  # scored again for each image asked for
+TOGETHER = 256  # queries at a time
+SAMPLE = 256  # queries with which recall is measured
+NEAREST = 8
+ADDED = 65536  # vectors added to faiss at a time
+VECTORS_PER_CELL = 39  # faiss asks for so many to place a centre
+MEASURED = ('cells', 'looked_into', 'recall', 'nearest', 'queries')
+
+
+def load_faiss():
+    """Import faiss. Raises UserError that says what to do if it is not installed."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            '--index faiss: faiss is not installed: pip install faiss-cpu, or leave '
+            '--index out for exact search'
+        ) from error
+    return faiss
+
+
+@dataclass
+class ApproximateIndex:
+    """An index of faiss, and the vectors that it was built from.
+
+    measured: {cells, looked_into, recall, nearest, queries}, as `measure` found them.
+    """
+
+    cells: object  # of faiss
+    vectors: VectorsFile
+    measured: dict
+
+    def search(self, query, k, exclude=None):
+        """Search as `VectorsFile.search` does, among the candidates that faiss finds.
+
+        A query with fewer candidates than k has scores of -inf and indices of -1 last.
+        """
+        if exclude is None:
+            exclude = torch.full((len(query),), -1)
+        batches = torch.arange(len(query)).split(TOGETHER)
+        keys = [self.search_batch(query[rows], k, exclude[rows]) for rows in batches]
+        best = torch.cat(keys)
+        missing = best == LAST
+        scores = to_scores(best).masked_fill(missing, -torch.inf)
+        return scores, to_indices(best).masked_fill(missing, -1)
+
+    def search_batch(self, query, k, exclude):
+        """Return the keys (Q, k) of the best candidates; LAST where there are fewer."""
+        count = min(len(self.vectors), CANDIDATES * k + 1)
+        candidates = torch.from_numpy(self.cells.search(query.numpy(), count)[1])
+        candidates[candidates == exclude[:, None]] = -1  # -1 marks a missing one
+        places = (candidates >= 0).nonzero(as_tuple=True)
+        images, columns = candidates[places].unique(return_inverse=True)
+        vectors = torch.from_numpy(self.vectors.rows()[images.numpy()])
+        scores = pair_scores(query, vectors, places[0], columns)
+        keys = torch.full((len(query), max(k, count)), LAST)
+        keys[places] = to_keys(scores, candidates[places])
+        return keys.sort(dim=1).values[:, :k]
+
+    def describe(self):
+        """Return a sentence about how well the index searches."""
+        measured = self.measured
+        return (
+            f'approximate index: {measured["looked_into"]} of {measured["cells"]} '
+            f'cells are searched; it finds {measured["recall"]:.2%} of the exact '
+            f'{measured["nearest"]} nearest of {measured["queries"]} images'
+        )
+
+
+def open_approximate(index_folder, vectors):
+    """Return the ApproximateIndex of a VectorsFile; build it if there is none yet."""
+    name = os.path.basename(vectors.path).removesuffix('.npy')
+    path = os.path.join(index_folder, f'{name}.faiss')
+    load_faiss()
+    with locked(index_folder):
+        try:
+            return read_approximate(path, vectors)
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError):
+            return build(path, vectors)  # there is none, or it is damaged
+        except AttributeError:  # another kind of index
+            return build(path, vectors)
+
+
+def read_approximate(path, vectors):
+    """Read an index and its measurements. Raises an error if they do not fit."""
+    with open(f'{path}.json', encoding='utf-8') as file:
+        saved = json.load(file)
+    measured = {name: saved[name] for name in MEASURED}
+    cells = load_faiss().read_index(path)
+    shape = len(vectors), vectors.dimensions, int(measured['cells'])
+    if (cells.ntotal, cells.d, cells.nlist) != shape:
+        raise ValueError('an index of other vectors')
+    if not (
+        1 <= measured['looked_into'] <= cells.nlist
+        and 0 <= measured['recall'] <= 1
+        and measured['nearest'] > 0
+        and measured['queries'] > 0
+    ):
+        raise ValueError('impossible measurements')
+    cells.nprobe = int(measured['looked_into'])
+    return ApproximateIndex(cells, vectors, measured)
+
+
+def build(path, vectors):
+    """Build an ApproximateIndex, choose how many cells it searches, and write it."""
+    rng = np.random.default_rng(0)
+    index = ApproximateIndex(build_cells(vectors, rng), vectors, {})
+    index.measured = measure(index, rng)
+    with atomic_path(path) as temporary:
+        load_faiss().write_index(index.cells, temporary)
+        write_json(f'{path}.json', index.measured)
+    return index
+
+
+def build_cells(vectors, rng):
+    """Return an index of faiss that holds all vectors."""
+    faiss = load_faiss()
+    count, dimensions = len(vectors), vectors.dimensions
+    number = max(1, min(int(4 * count**0.5), count // VECTORS_PER_CELL))
+    cells = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dimensions),
+        dimensions,
+        number,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
+    )
+    cells.cp.niter = 10
+    cells.cp.min_points_per_centroid = 1  # no warning about small folders
+    drawn = np.sort(rng.permutation(count)[: max(64 * number, 256)])
+    with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
+        cells.train(vectors.rows()[drawn])
+        for start in range(0, count, ADDED):
+            stop = min(start + ADDED, count)
+            cells.add(vectors.rows(start, stop))
+            bar.update(stop - start)
+    return cells
+
+
+def measure(index, rng):
+    """Double the cells that are searched until RECALL is reached.
+
+    Returns {cells, looked_into, recall, nearest, queries}; recall is the share of the
+    `nearest` exact nearest images of each of `queries` images.
+    """
+    count = len(index.vectors)
+    own = torch.from_numpy(np.sort(rng.permutation(count)[:SAMPLE]))
+    query = torch.from_numpy(index.vectors.rows()[own.numpy()])
+    if count == 1:
+        own = torch.full_like(own, -1)  # all that it can find is itself
+    nearest = min(NEAREST, max(1, count - 1))
+    exact = index.vectors.search(query, nearest, own)[1]
+    index.cells.nprobe = 1
+    recall = measure_recall(index, query, own, exact)
+    while recall < RECALL and index.cells.nprobe < index.cells.nlist:
+        index.cells.nprobe = min(index.cells.nlist, 2 * index.cells.nprobe)
+        recall = measure_recall(index, query, own, exact)
+    return {
+        'cells': index.cells.nlist,
+        'looked_into': index.cells.nprobe,
+        'recall': recall,
+        'nearest': nearest,
+        'queries': len(own),
+    }
+
+
+def measure_recall(index, query, own, exact):
+    """Return the share of the exact nearest images (Q, k) that the index finds."""
+    indices = index.search(query, exact.shape[1], own)[1]
+    return (indices[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()

@@ -1,0 +1,238 @@
+"""What is searched: the images of a database of train.py, or of a folder."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from areir.errors import UserError
+from areir.processes import from_first
+from areir.retrieval.calibration import threshold_for
+from areir.retrieval.folders import class_names
+from areir.retrieval.queries import Query, embed_shared, find_images
+from areir.retrieval.ranking import search
+
+
+class Threshold(NamedTuple):
+    """The score from which on two images match."""
+
+    score: float
+    calibrated: bool  # whether it was calibrated for collections of this size
+
+
+class Collection:
+    """Images that are searched, in one order.
+
+    name: what messages call it; folder: what the image paths are relative to; images:
+    paths; classes: the name of each image's class, or None; embeddings (N, D): a tensor
+    or a memory-mapped array; calibration: of the model, or None. A subclass adds
+    `search`, `load_model` and `embed`.
+    """
+
+    sizes = None  # bytes of the image files, if they are known
+
+    def __init__(self, name, folder, images, classes, embeddings, calibration):
+        self.name = name
+        self.folder = folder
+        self.images = images
+        self.classes = classes
+        self.embeddings = embeddings
+        self.calibration = calibration
+
+    def __len__(self):
+        return len(self.images)
+
+    @property
+    def threshold(self):
+        """The Threshold for this many images, or None if the model has none."""
+        if not self.calibration:
+            return None
+        return Threshold(*threshold_for(self.calibration, len(self)))
+
+    def search(self, queries, k, exclude):
+        """Return (scores, indices) as `ranking.search` does."""
+        raise NotImplementedError
+
+    def load_model(self):
+        """Return the TrainedModel that embeds further images."""
+        raise NotImplementedError
+
+    def embed(self, paths):
+        """Return (embeddings (N, D), {index: problem}) of image files."""
+        raise NotImplementedError
+
+    def path_of(self, index):
+        """Return the path of an image's file."""
+        return os.path.join(self.folder, self.images[index])
+
+    def class_of(self, index):
+        """Return the name of an image's class, or None."""
+        return self.classes[index]
+
+    def embedding_rows(self, start, stop):
+        """Return the embeddings of images start ... stop - 1, float32."""
+        return torch.as_tensor(np.asarray(self.embeddings[start:stop])).float()
+
+    def names(self):
+        """Return the names that an image may have here."""
+        return self.images
+
+    def locate(self, paths):
+        """Return a Query for each path.
+
+        Those of the collection carry their stored embedding. Raises UserError if a path
+        is neither a file nor an image of the collection.
+        """
+        positions = find_images(paths, self.images, self.folder, self.sizes)
+        return [self.query_at(*pair) for pair in zip(paths, positions)]
+
+    def query_at(self, path, index):
+        """Return the Query of a path that is the image `index`, or none if it is -1."""
+        if index >= 0:
+            return Query(
+                file=self.path_of(index),
+                name=self.images[index],
+                label=self.class_of(index),
+                index=index,
+                stored=True,
+                embedding=self.embedding_rows(index, index + 1)[0],
+            )
+        if not os.path.isfile(path):
+            raise UserError(
+                f'--query_img_name {path}: no such file, and no image of {self.name}'
+            )
+        return Query(file=path, name=path)
+
+
+class DatabaseCollection(Collection):
+    """The images of a database of train.py.
+
+    database: the contents of the file; path: the file; folder: as of `image_folder`;
+    open_model: returns the TrainedModel of a path. It is called only if an image
+    outside the database must be embedded; device: where it is embedded.
+    """
+
+    def __init__(self, database, path, folder, open_model, device):
+        classes = database['classes']
+        labels = database['labels'].tolist()
+        super().__init__(
+            'the database',
+            folder,
+            database['images'],
+            [classes[label] for label in labels],
+            database['embeddings'],
+            database.get('calibration'),
+        )
+        self.database, self.path = database, path
+        self.open_model, self.device = open_model, device
+        self.trained = None
+        # queries that are not part of what is searched, as In-shop Clothes has them
+        self.stored_queries = database.get('query_images', [])
+
+    def search(self, queries, k, exclude):
+        return search(queries, self.embeddings, k, exclude)
+
+    def names(self):
+        return [*self.images, *self.stored_queries]
+
+    def locate(self, paths):
+        positions = find_images(paths, self.images, self.folder)
+        stored = find_images(paths, self.stored_queries, self.folder)
+        queries = []
+        for path, index, number in zip(paths, positions, stored):
+            if index < 0 and number >= 0:
+                queries.append(self.stored_query(number))
+            else:
+                queries.append(self.query_at(path, index))
+        return queries
+
+    def stored_query(self, number):
+        """Return the Query whose embedding the database keeps at `number`."""
+        name = self.stored_queries[number]
+        label = self.database['query_labels'][number]
+        return Query(
+            file=os.path.join(self.folder, name),
+            name=name,
+            label=self.database['classes'][label],
+            stored=True,
+            embedding=self.database['query_embeddings'][number].float(),
+        )
+
+    def load_model(self):
+        """Return the TrainedModel beside the database.
+
+        Raises UserError if it is missing or belongs to another run or epoch.
+        """
+        if self.trained:
+            return self.trained
+        folder = os.path.dirname(self.path)
+        path = os.path.join(folder, self.database['model'])
+        if not os.path.isfile(path):
+            raise UserError(
+                f'{path}: no such file; the model is needed for an image that is not '
+                'in the database'
+            )
+        trained = self.open_model(path)
+        if trained.version != self.database['version']:
+            raise UserError(
+                f'{path} does not fit {self.path}: they were not written by the same '
+                'epoch of one run'
+            )
+        dimensions = self.embeddings.shape[1]
+        if trained.dimensions != dimensions:
+            raise UserError(
+                f'{path} does not fit {self.path}: embeddings of '
+                f'{trained.dimensions} and {dimensions} numbers'
+            )
+        self.trained = trained
+        return trained
+
+    def embed(self, paths):
+        trained = self.load_model()
+        embedder = trained.embedder(self.device)
+        return embed_shared(paths, embedder, trained.dimensions)
+
+
+class FolderCollection(Collection):
+    """The images of a folder, by its index.
+
+    index: areir.retrieval.index.Index; trained: the TrainedModel; embedder: its
+    Embedder. Searches from disk, and with torchrun each process searches its share.
+    """
+
+    def __init__(self, folder, index, trained, embedder):
+        super().__init__(
+            folder,
+            folder,
+            index.paths,
+            class_names(index.paths),
+            index.vectors.rows(),
+            trained.calibration,
+        )
+        self.index = index
+        self.sizes = index.sizes
+        self.trained, self.embedder = trained, embedder
+
+    def search(self, queries, k, exclude):
+        return self.index.vectors.search(queries, k, exclude)
+
+    def load_model(self):
+        return self.trained
+
+    def embed(self, paths):
+        return embed_shared(paths, self.embedder, self.trained.dimensions)
+
+
+class ApproximateCollection(FolderCollection):
+    """A folder that rank 0 searches by an ApproximateIndex; other ranks have None."""
+
+    def __init__(self, folder, index, trained, embedder, approximate):
+        super().__init__(folder, index, trained, embedder)
+        self.approximate = approximate
+
+    def search(self, queries, k, exclude):
+        answer = None
+        if self.approximate:
+            answer = self.approximate.search(queries, k, exclude)
+        return from_first(answer)

@@ -1,0 +1,61 @@
+"""What is in a folder of images: its images, their sizes and times, their classes."""
+
+import os
+
+from areir.data.images import IMAGE_SUFFIXES, is_image, list_files
+
+# inference.py writes one of these into each of its folders
+OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
+SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
+
+
+def list_pictures(folder, problems):
+    """Return `list_files` of a folder without what inference.py has written below it.
+
+    problems: a dict that receives {path: reason} for folders that cannot be read.
+    """
+    files = list_files(folder, problems=problems)
+    own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
+    return [path for path in files if os.path.dirname(path) not in own]
+
+
+def is_own_file(path):
+    """Whether a file tells that inference.py has written its folder."""
+    return os.path.basename(path) in OWN_FILES
+
+
+def scan(folder):
+    """Look at all files below a folder but what inference.py has written there.
+
+    Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
+    that cannot be read, and the number of other files.
+    """
+    images, problems, others = {}, {}, 0
+    for path in list_pictures(folder, problems):
+        file = os.path.join(folder, path)
+        try:
+            seen = os.stat(file)
+        except OSError as error:  # a broken link, or gone since
+            if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+                problems[path] = error.strerror
+            continue
+        if os.path.isfile(file) and is_image(file):
+            images[path] = [seen.st_size, seen.st_mtime_ns]
+        else:
+            others += 1
+    return images, problems, others
+
+
+def class_names(paths):
+    """Return the class of every path, or None.
+
+    It is the first folder of the path, if there are at least two such folders. The
+    folders train, test, query and gallery are skipped if nothing lies beside them.
+    """
+    parts = [path.split('/') for path in paths]
+    if {names[0] for names in parts} <= SPLIT_FOLDERS:
+        parts = [names[1:] for names in parts]
+    classes = [names[0] if len(names) > 1 else None for names in parts]
+    if len(set(classes) - {None}) < 2:
+        return [None] * len(paths)
+    return classes

@@ -1,0 +1,247 @@
+"""The index of a folder of images: built once, updated, searched from disk.
+
+    results/<folder>_<hash>_<model>_index/
+        index.pth           settings, paths, what was seen of every file, and the name
+                            of the vectors
+        vectors_<token>.npy (images, dimensions) float32, in the order of the paths
+        journal_<token>.*   while images are embedded; see journal.py
+        lock                held by the process that changes the index
+
+Vectors are appended to a journal as they come. When all are there, old and new ones are
+copied into a new file of vectors, and index.pth, which names it, is replaced. So the
+index on disk is never partial and always equals one built from scratch.
+"""
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+
+import filelock
+
+from areir import processes
+from areir.errors import UserError
+from areir.files import remove_leftovers
+from areir.retrieval.folders import scan
+from areir.retrieval.index_table import IndexTable, read_table
+from areir.retrieval.journal import read_journals, write_journal
+from areir.retrieval.vectors_file import VectorsFile, write_vectors
+
+
+@dataclass
+class Index:
+    """The images of a folder and their vectors, in the order of the paths."""
+
+    folder: str  # of the index
+    paths: list  # relative to the folder of the images, sorted
+    sizes: list  # bytes
+    vectors: VectorsFile
+    problems: dict  # {path: why it cannot be read}
+    embedded: int  # images embedded by this update
+    removed: int  # images that are gone since the last one
+
+
+@dataclass
+class Plan:
+    """What an update has to do."""
+
+    images: dict  # {path: [size, mtime_ns]} of the images that are there
+    problems: dict  # {path: why a folder or link cannot be read}
+    table: IndexTable  # of the earlier index, or None
+    todo: list  # paths of the images to embed
+
+
+def update_index(folder, index_folder, settings, image_size, embed):
+    """Bring the index of a folder up to date and return it as an Index.
+
+    Only images that are new or changed, by size or time, are embedded. settings: what
+    vectors depend on, plain values; if they have changed, all images are embedded, with
+    a notice. embed: as of `embed_files`. All processes of torchrun call this together,
+    and each embeds its share. Raises UserError if the folder is missing or has no
+    readable image, OSError if it vanishes or the index cannot be written; what was
+    embedded until then is kept in the journal.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f'--gallery {folder}: no such folder')
+    first = processes.is_first()
+    if first:
+        os.makedirs(index_folder, exist_ok=True)
+    with locked(index_folder) if first else contextlib.nullcontext():
+        plan = make_plan(folder, index_folder, settings) if first else None
+        plan = processes.from_first(plan)
+        if plan.todo:
+            rank, count = processes.rank_and_count()
+            share = {path: plan.images[path] for path in plan.todo[rank::count]}
+            write_journal(index_folder, settings, folder, share, image_size, embed)
+        processes.wait_for_all()  # all journals are complete
+        index = finish(folder, index_folder, settings, plan) if first else None
+        index = processes.from_first(index)
+        index.vectors = VectorsFile(index.vectors)
+        processes.wait_for_all()  # all have opened the vectors
+        return index
+
+
+@contextlib.contextmanager
+def locked(index_folder):
+    """Hold the lock of an index; wait while another process changes the index."""
+    lock = filelock.FileLock(os.path.join(index_folder, 'lock'))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f'another process is at work on {index_folder}: waiting for it')
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# The plan
+
+
+def make_plan(folder, index_folder, settings):
+    """Compare a folder with its index and journals; return the Plan."""
+    images, problems, others = scan(folder)
+    if not images:
+        raise UserError(f'--gallery {folder}: no images in it')
+    if others:
+        print(f'notice: {others:,} files of {folder} are not images and are skipped')
+    table = read_table(index_folder)
+    if table and (why := table.stale_because(settings)):
+        print(
+            f'notice: the index of {folder} is stale, so all images are embedded '
+            f'again: {why}'
+        )
+        table = None
+    journal = read_journals(index_folder, settings)
+    known = files_seen(table, journal)
+    todo = [path for path, seen in images.items() if known.get(path) != seen]
+    if journal.vectors and todo:
+        count = len(journal.vectors)
+        print(f'notice: continuing from {count:,} images of an interrupted build')
+    return Plan(images, problems, table, todo)
+
+
+def files_seen(table, journal):
+    """Return {path: [size, mtime_ns]} of every image that need not be read again."""
+    seen = {}
+    if table:
+        seen |= dict(zip(table.paths, table.seen))
+        seen |= {path: problem[0] for path, problem in table.problems.items()}
+    seen |= {path: vector.seen for path, vector in journal.vectors.items()}
+    seen |= {path: problem[0] for path, problem in journal.problems.items()}
+    return seen
+
+
+# The end of an update
+
+
+def finish(folder, index_folder, settings, plan):
+    """Put the index together from the earlier one and the journals.
+
+    It is written if anything has changed. Returns the Index with the path of its
+    vectors in place of the open file.
+    """
+    if not os.path.isdir(folder):
+        raise OSError(
+            f'{folder} vanished while it was read; what was embedded is kept, and the '
+            'same command continues'
+        )
+    journal = read_journals(index_folder, settings)
+    sources = find_sources(index_folder, plan, journal)
+    unreadable = find_unreadable(plan, journal, sources)
+    if not sources:
+        example = next(iter([*unreadable, *plan.images]))
+        raise UserError(
+            f'--gallery {folder}: none of its {len(plan.images):,} images can be read, '
+            f'such as {example}'
+        )
+    paths = sorted(sources)
+    seen = [plan.images[path] for path in paths]
+    table = plan.table
+    contents = paths, seen, unreadable
+    if not table or contents != (table.paths, table.seen, table.problems):
+        table = IndexTable(
+            settings=settings,
+            gallery=os.path.realpath(folder),
+            paths=paths,
+            seen=seen,
+            problems=unreadable,
+            vectors=f'vectors_{secrets.token_hex(8)}.npy',
+            dimensions=find_dimensions(plan, journal),
+        )
+        vectors_path = os.path.join(index_folder, table.vectors)
+        rows = [sources[path] for path in paths]
+        write_vectors(vectors_path, rows, table.dimensions)
+        table.write(index_folder)
+    remove_old_files(index_folder, table.vectors)
+    return Index(
+        folder=index_folder,
+        paths=paths,
+        sizes=[size for size, _ in seen],
+        vectors=os.path.join(index_folder, table.vectors),
+        problems=all_problems(plan, sources, unreadable),
+        embedded=sum(path in journal.vectors for path in plan.todo),
+        removed=count_removed(plan),
+    )
+
+
+def find_sources(index_folder, plan, journal):
+    """Return {path: (file, row)} of the vectors of all images that are up to date."""
+    sources = {}
+    if plan.table:
+        file = os.path.join(index_folder, plan.table.vectors)
+        for row, path in enumerate(plan.table.paths):
+            if plan.images.get(path) == plan.table.seen[row]:
+                sources[path] = file, row
+    for path, vector in journal.vectors.items():
+        if plan.images.get(path) == vector.seen:
+            sources[path] = vector.file, vector.row
+    return sources
+
+
+def find_unreadable(plan, journal, sources):
+    """Return {path: (seen, reason)} of the images that cannot be read."""
+    problems = (
+        plan.table.problems | journal.problems if plan.table else journal.problems
+    )
+    return {
+        path: (seen, reason)
+        for path, (seen, reason) in problems.items()
+        if plan.images.get(path) == seen and path not in sources
+    }
+
+
+def find_dimensions(plan, journal):
+    """Return how many numbers a vector has."""
+    if plan.table:
+        return plan.table.dimensions
+    return next(iter(journal.vectors.values())).dimensions
+
+
+def all_problems(plan, sources, unreadable):
+    """Return {path: reason} of everything that is not in the index."""
+    problems = dict(plan.problems)
+    problems |= {path: reason for path, (_, reason) in unreadable.items()}
+    for path in plan.images:
+        if path not in sources and path not in unreadable:
+            problems[path] = 'gone while it was read'
+    return problems
+
+
+def count_removed(plan):
+    """Return how many images of the earlier index are gone."""
+    if not plan.table:
+        return 0
+    return len(set(plan.table.paths).difference(plan.images))
+
+
+def remove_old_files(index_folder, vectors):
+    """Remove journals, leftovers, and all vectors but the file `vectors`."""
+    remove_leftovers(index_folder, older_than=0)  # the lock is held
+    kept = vectors.removesuffix('.npy')
+    for name in os.listdir(index_folder):
+        if name.startswith(('journal_', 'vectors_')) and not name.startswith(kept):
+            # Windows does not remove a file that another process reads
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(index_folder, name))

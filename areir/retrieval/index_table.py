@@ -1,0 +1,85 @@
+"""The table of an index: which images it holds, and what was seen of their files."""
+
+import hashlib
+import os
+from dataclasses import asdict, dataclass
+
+from areir.errors import UserError
+from areir.files import load_tensors, write_tensors
+from areir.retrieval.vectors_file import VectorsFile
+
+
+@dataclass
+class IndexTable:
+    """The contents of index.pth, in the order of the paths."""
+
+    settings: dict  # what the vectors depend on
+    gallery: str  # the folder of the images
+    paths: list  # relative to it, sorted
+    seen: list  # [size, mtime_ns] of each
+    problems: dict  # {path: (seen, why it cannot be read)}
+    vectors: str  # the name of the .npy file
+    dimensions: int
+
+    def check(self, index_folder):
+        """Raise UserError unless the table and its vectors fit together."""
+        vectors = VectorsFile(os.path.join(index_folder, self.vectors))
+        seen = self.seen + [seen for seen, _ in self.problems.values()]
+        paths = [*self.paths, *self.problems]
+        if not (
+            (len(vectors), vectors.dimensions) == (len(self.paths), self.dimensions)
+            and len(self.seen) == len(self.paths)
+            and isinstance(self.settings, dict)
+            and all(len(pair) == 2 for pair in seen)
+            and all(isinstance(path, str) for path in paths)
+        ):
+            raise UserError('its parts do not fit')
+
+    def write(self, index_folder):
+        """Write the table to index.pth."""
+        write_tensors({os.path.join(index_folder, 'index.pth'): asdict(self)})
+
+    def stale_because(self, settings):
+        """Return why the table is of no use for these settings, or ''."""
+        changes = [
+            f'{name} was {self.settings.get(name)} and is {value}'
+            for name, value in settings.items()
+            if self.settings.get(name) != value
+        ]
+        return ', '.join(changes)
+
+
+def read_table(index_folder):
+    """Return the IndexTable of an index, or None if there is none.
+
+    A damaged one is None too, with a notice.
+    """
+    path = os.path.join(index_folder, 'index.pth')
+    if not os.path.isfile(path):
+        return None
+    try:
+        saved = load_tensors(path)
+        table = IndexTable(
+            settings=saved['settings'],
+            gallery=saved.get('gallery', ''),
+            paths=saved['paths'],
+            seen=saved['seen'],
+            problems=saved['problems'],
+            vectors=os.path.basename(saved['vectors']),
+            dimensions=saved['dimensions'],
+        )
+        table.check(index_folder)
+        return table
+    except Exception as error:  # a damaged value fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        print(f'notice: {path} is damaged ({reason}): the index is built again')
+        return None
+
+
+def index_path(folder, model_path, results_root):
+    """Return where the index of a folder for a model is."""
+    real = os.path.realpath(folder)
+    name = os.path.basename(real)[:60] or 'root'
+    place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
+    model = os.path.basename(model_path).removesuffix('.pth').removesuffix('_model')
+    return os.path.join(results_root, f'{name}_{place}_{model[:100]}_index')

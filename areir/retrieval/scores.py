@@ -1,0 +1,218 @@
+"""The score of a pair of embeddings, and the order of images that follows from it.
+
+The score is the dot product of two embeddings: their float32 values are multiplied and
+summed in float64, and the sum is rounded to float32. Images of a gallery are ordered by
+score, then by their index.
+
+Whole tiles of scores come from float32 products, which are fast, but whose last bits
+depend on shapes and hardware. They differ from the scores by at most `tolerance`. Where
+that difference could change the outcome of a comparison, the scores themselves are
+computed.
+"""
+
+import math
+from contextlib import contextmanager
+from numbers import Integral
+
+import torch
+
+from areir.errors import UserError
+
+TILE = 1024  # images a side of a tile of scores
+CHUNK = 384  # most dimensions summed by one product; bounds its rounding error
+WORKSPACE = 2**21  # numbers widened to float64 at a time
+LAST = 2**63 - 1  # a key behind those of all images
+LARGEST = 1e38  # a score that float32 still holds
+
+
+# Checks
+
+
+def check_embeddings(name, embeddings):
+    """Raise UserError unless embeddings is a non-empty matrix, finite in float32.
+
+    name: what the message calls them. It lists the first rows that are not finite.
+    """
+    if not isinstance(embeddings, torch.Tensor):
+        kind = type(embeddings).__name__
+        raise UserError(f'{name} must be a tensor, not {kind}')
+    if embeddings.dim() != 2 or not embeddings.numel():
+        shape = tuple(embeddings.shape)
+        raise UserError(
+            f'{name} must be a non-empty (images, dimensions) matrix, not {shape}'
+        )
+    if not torch.is_floating_point(embeddings):
+        raise UserError(f'{name} must be floating point, not {embeddings.dtype}')
+    blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
+    finite = [torch.isfinite(block.float()).all(dim=1) for block in blocks]
+    bad = (~torch.cat(finite)).nonzero().flatten().tolist()
+    if bad:
+        rows = ', '.join(map(str, bad[:10]))
+        raise UserError(f'{name} holds NaN or infinity in {len(bad)} images: {rows}')
+
+
+def check_pair(query, gallery, tile, norm=None):
+    """Check that query and gallery fit together and that tile is a size.
+
+    norm: an upper bound on the gallery's norms. If given, the gallery is not scanned.
+    Returns the largest product of a query's and a gallery image's norm, which bounds
+    the scores. Raises UserError if an argument does not fit, or float32 could not hold
+    the scores.
+    """
+    check_embeddings('query', query)
+    largest_query = largest_norm(query)
+    if norm is None:
+        check_embeddings('gallery', gallery)
+        norm = largest_norm(gallery)
+    if not isinstance(tile, Integral) or tile < 1:
+        raise UserError(f'tile = {tile}: choose an integer of at least 1')
+    if query.shape[1] != gallery.shape[1]:
+        raise UserError(
+            f'query has {query.shape[1]} dimensions, gallery {gallery.shape[1]}'
+        )
+    if largest_query * norm > LARGEST:
+        raise UserError(
+            'query and gallery: scores beyond float32, normalise the embeddings'
+        )
+    return largest_query * norm
+
+
+def largest_norm(embeddings):
+    """Return the largest norm of a row, computed in float64."""
+    blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
+    norms = [torch.linalg.vector_norm(block.double(), dim=1) for block in blocks]
+    return max(norm.max().item() for norm in norms)
+
+
+# Scores
+
+
+@contextmanager
+def full_precision(device):
+    """Compute float32 products in float32, even under autocast, TF32 or bfloat16."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = 'ieee'
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before):
+            backend.fp32_precision = precision
+
+
+def rows_at_once(numbers):
+    """Return how many rows of so many numbers may be widened at a time."""
+    return max(1, WORKSPACE // max(1, numbers))
+
+
+def chunk_count(dimensions):
+    """Return into how many chunks `products` divides the dimensions."""
+    return math.ceil(dimensions / CHUNK)
+
+
+def tolerance(dimensions, bound, dtype):
+    """Return the largest difference between `products` in dtype and the score.
+
+    bound: product of the two norms. A sum of n products is off by at most n unit
+    roundoffs times that bound, in whatever order it is taken (Higham, Accuracy and
+    Stability of Numerical Algorithms, section 3.1). The other roundings are those of
+    the pairwise sum in `pair_scores`, of its result, and of the number that the
+    score is compared with.
+    """
+    info = torch.finfo(dtype)
+    chunks = chunk_count(dimensions)
+    roundings = math.ceil(dimensions / chunks) + chunks
+    roundings += dimensions.bit_length() + 4
+    return 1.01 * roundings * info.eps / 2 * bound + dimensions * info.tiny
+
+
+def products(query, gallery, rows, columns, dtype):
+    """Return the dot products (..., n, m) of query[rows] and gallery[columns].
+
+    The embeddings are converted to dtype chunk by chunk.
+    """
+    chunks = chunk_count(query.shape[1])
+    total = None
+    for left, right in zip(query.chunk(chunks, dim=1), gallery.chunk(chunks, dim=1)):
+        left = left[rows].float().to(dtype)  # (..., n, d)
+        right = right[columns].float().to(dtype).mT  # (..., d, m)
+        if total is None:
+            total = left @ right
+        elif total.dim() == 2:
+            total.addmm_(left, right)
+        else:
+            total.baddbmm_(left, right)
+    return total
+
+
+def pair_scores(query, gallery, rows, columns):
+    """Return the scores (n,) of the pairs query[rows], gallery[columns], float32.
+
+    The products are added in one fixed order, so the result depends on nothing else.
+    """
+    scores = torch.empty(len(rows), dtype=torch.float32, device=query.device)
+    pairs = torch.arange(len(rows), device=query.device)
+    for batch in pairs.split(rows_at_once(query.shape[1])):
+        terms = query[rows[batch]].float().double()
+        terms.mul_(gallery[columns[batch]].float().double())
+        while terms.shape[1] > 1:
+            half = (terms.shape[1] + 1) // 2
+            terms[:, : terms.shape[1] - half] += terms[:, half:]
+            terms = terms[:, :half]
+        scores[batch] = terms[:, 0].float()
+    return scores
+
+
+def round_products(total, query, gallery, rows, columns, error):
+    """Return the scores of pairs from their float64 products `total`.
+
+    rows, columns: the pairs; they broadcast to the shape of total. error: by how much
+    total may be off. Where that could change the rounding to float32, the score is
+    computed by `pair_scores`.
+    """
+    scores = total.float()
+    unsure = (total - error).float() != (total + error).float()
+    unsure_rows = rows.expand_as(total)[unsure]
+    unsure_columns = columns.expand_as(total)[unsure]
+    scores[unsure] = pair_scores(query, gallery, unsure_rows, unsure_columns)
+    return scores
+
+
+def tile_scores(query, gallery, rows, columns, i, j, error):
+    """Return the scores (p,) of the pairs rows[i], columns[j] of a tile.
+
+    error: the tolerance of float64 products, as in `round_products`.
+    """
+    few = len(i) * 100 < len(rows) * len(columns)
+    if few:
+        return pair_scores(query, gallery, rows[i], columns[j])
+    total = products(query, gallery, rows, columns, torch.float64)[i, j]
+    return round_products(total, query, gallery, rows[i], columns[j], error)
+
+
+# Keys: a score and an index in one integer
+
+
+def to_keys(scores, index):
+    """Return int64 keys of finite scores and gallery indices.
+
+    Ascending keys are in the order of retrieval: by score, then by index.
+    """
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0 into 0
+    # the bits of two floats of one sign are ordered like the floats
+    descending = torch.where(bits < 0, bits & 0x7FFFFFFF, -bits)
+    return (descending << 31) + index
+
+
+def to_scores(keys):
+    """Return the scores of keys, float32."""
+    bits = keys >> 31
+    magnitude = bits.abs().to(torch.int32).view(torch.float32)
+    return magnitude * torch.where(bits > 0, -1, 1)
+
+
+def to_indices(keys):
+    """Return the gallery indices of keys, int64."""
+    return keys & (2**31 - 1)

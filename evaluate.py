@@ -1,0 +1,234 @@
+"""Evaluate embeddings exactly, anybody's, with 95 % intervals over classes.
+
+python evaluate.py FILE                    # recall@k, MAP@R and R-precision
+python evaluate.py FILE --compare OTHER    # and the difference to another result
+
+FILE is a database of train.py, or a .npz or .pt file that holds `embeddings` and
+`labels`; if the queries are apart, also `query_embeddings` and `query_labels`.
+"""
+
+import argparse
+import json
+import os
+import sys
+
+import torch
+
+from areir.errors import UserError
+from areir.retrieval.embeddings_file import match_queries, rank_file
+from areir.retrieval.intervals import compare, confidence_intervals, known
+from areir.retrieval.metrics import check_ks, measures, summary
+from utils import integers, run_script
+
+KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
+EXCLUDED = 'not comparable with strict figures'
+
+
+def get_parser():
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description='Evaluate embeddings, exactly, with 95 % intervals over classes.',
+    )
+    parser.add_argument(
+        'file',
+        help='a database of train.py, or a .npz or .pt file that holds embeddings and '
+        'labels; if the queries are apart from the gallery, also query_embeddings and '
+        'query_labels',
+    )
+    measured = parser.add_argument_group('what is measured')
+    measured.add_argument(
+        '--recalls',
+        type=listed_integers,
+        help='K of Recall@K [default value is '
+        f"'{','.join(map(str, KS))}', up to the number of images]",
+    )
+    measured.add_argument(
+        '--compare',
+        metavar='OTHER',
+        help='a second file of the same images, to compare with',
+    )
+    measured.add_argument(
+        '--evaluate_heads',
+        type=listed_integers,
+        default=[],
+        metavar='1,2,4',
+        help='Recall@1 of the first 1, 2, 4 heads of a database of train.py',
+    )
+    output = parser.add_argument_group('output and device')
+    output.add_argument('--json', action='store_true', help='print JSON')
+    output.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu or cuda [default value is cuda if there is a GPU, else cpu]',
+    )
+    return parser
+
+
+def listed_integers(text):
+    """argparse type: at least one integer."""
+    numbers = integers(text)
+    if not numbers:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of integers such as 1,2,4'
+        )
+    return numbers
+
+
+def get_args():
+    parser = get_parser()
+    args = parser.parse_args()
+    try:
+        torch.empty(0, device=args.device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f'--device {args.device}: {str(error).splitlines()[0]}')
+    return args
+
+
+def main():
+    args = get_args()
+    report = evaluate_file(args)
+    write(report, print_json if args.json else print_report)
+
+
+# The report
+
+
+def evaluate_file(args):
+    """Return the report as a dict, which --json prints as it is."""
+    result = rank_file(args.file, args.device)
+    ks = args.recalls or [k for k in KS if k <= result.available]
+    check_ks(ks, result.available)
+    values = measures(result.ranks, ks)
+    intervals = confidence_intervals(values, result.labels)
+    report = {
+        'file': args.file,
+        'queries': len(result.labels),
+        'classes': len(result.labels.unique()),
+        'dimensions': result.dimensions,
+        'how': result.how,
+        **result.notes,
+        'metrics': summary(result.ranks, ks),
+        'intervals': {name: known(limits) for name, limits in intervals.items()},
+    }
+    if args.evaluate_heads:
+        report['heads'] = {
+            heads: recall_of_heads(args, heads) for heads in args.evaluate_heads
+        }
+    if args.compare is not None:
+        other = rank_file(args.compare, args.device)
+        order = match_queries(result, other)
+        other_values = measures(other.ranks, ks)
+        others = {name: value[order] for name, value in other_values.items()}
+        report['other'] = {
+            'file': args.compare,
+            **other.notes,
+            'metrics': summary(other.ranks, ks),
+        }
+        report['difference'] = difference(values, others, result.labels)
+    return report
+
+
+def recall_of_heads(args, heads):
+    """Return Recall@1 of the first `heads` heads, with its interval."""
+    result = rank_file(args.file, args.device, heads)
+    hits = measures(result.ranks, [1])['recall@1']
+    interval = confidence_intervals({'recall@1': hits}, result.labels)['recall@1']
+    return {'recall@1': hits.mean().item(), 'interval': known(interval)}
+
+
+def difference(values, others, labels):
+    """Return {metric: {difference, low, high, p}} of `intervals.compare`."""
+    names = ('difference', 'low', 'high', 'p')
+    compared = compare(values, others, labels)
+    return {
+        metric: dict(zip(names, known(numbers))) for metric, numbers in compared.items()
+    }
+
+
+# Printing
+
+
+def write(report, printer):
+    """Print the report. Raises UserError if the disk is full.
+
+    A reader such as `| head` may stop reading early.
+    """
+    try:
+        printer(report)
+        sys.stdout.flush()
+    except OSError as error:
+        # what is still buffered must not fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f'the report cannot be written: {error}') from error
+
+
+def print_json(report):
+    print(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def print_report(report):
+    print(
+        f'{report["file"]}: {report["queries"]:,} images of {report["classes"]:,} '
+        f'classes, {report["dimensions"]:,} dimensions; {report["how"]}'
+    )
+    print_warning(report)
+    if 'other' in report:
+        print_warning(report['other'])
+    print_metrics(report)
+    if 'heads' in report:
+        print_heads(report['heads'])
+    if 'other' in report:
+        print_comparison(report)
+
+
+def percent(value):
+    return '       -' if value is None else f'{value:8.2%}'
+
+
+def percents(values):
+    return ' '.join(map(percent, values))
+
+
+def print_warning(result):
+    """Warn if the result is not of the strict protocol, or selected on test classes."""
+    protocol, select = result.get('protocol'), result.get('select')
+    if protocol in (None, 'strict') and select != 'test':
+        return
+    print(
+        f'{result["file"]}: protocol {protocol or "unknown"}, epoch selected by '
+        f'{select or "unknown"}: {EXCLUDED}'
+    )
+
+
+def print_metrics(report):
+    metrics = report['metrics']
+    print(f'{"":<14}{"":>8}   95 % interval (classes)')
+    for name, interval in report['intervals'].items():
+        print(f'{name:<14}{percent(metrics[name])}   {percents(interval)}')
+    rank, without = metrics['mean_rank'], metrics['queries_without_positive']
+    print(f'{"mean rank":<14}{rank:8.1f}   of the nearest image of the class')
+    print(f'{"no positive":<14}{without:8,}   queries, counted as misses')
+
+
+def print_heads(rows):
+    print('\nrecall@1 of the first heads')
+    for heads, row in rows.items():
+        print(f'{heads:<14}{percent(row["recall@1"])}   {percents(row["interval"])}')
+
+
+def print_comparison(report):
+    other = report['other']
+    print(f'\ncompared with {other["file"]}, on the same queries')
+    columns = f'{"":<14}{"other":>8}{"difference":>12}'
+    print(f'{columns}   95 % interval (classes)        p')
+    for name, row in report['difference'].items():
+        print(
+            f'{name:<14}{percent(other["metrics"][name])}'
+            f'{percent(row["difference"]):>12}   '
+            f'{percents([row["low"], row["high"]])}{row["p"]:14.4f}'
+        )
+
+
+if __name__ == '__main__':
+    run_script(main)

@@ -1,0 +1,96 @@
+"""The approximate index: its scores are exact, and its recall is measured."""
+
+import json
+import sys
+
+import pytest
+import torch
+from photos import random_vectors
+
+from areir.errors import UserError
+from areir.retrieval import approximate
+
+
+@pytest.fixture
+def faiss():
+    return pytest.importorskip('faiss', reason='faiss is optional')
+
+
+@pytest.fixture
+def vectors_3000(tmp_path, faiss):
+    return random_vectors(tmp_path, 3000)
+
+
+def test_without_faiss_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'faiss', None)
+    with pytest.raises(UserError, match=r'--index faiss: .*pip install faiss-cpu'):
+        approximate.load_faiss()
+
+
+def test_scores_are_exact_and_recall_is_as_measured(tmp_path, vectors_3000):
+    stored, vectors = vectors_3000
+    index = approximate.open_approximate(str(tmp_path), stored)
+    measured = index.measured
+    assert measured['recall'] >= approximate.RECALL
+    assert 1 <= measured['looked_into'] <= measured['cells']
+    own = torch.arange(100)
+    scores, indices = index.search(vectors[:100], 8, own)
+    exact_scores, exact = stored.search(vectors[:100], 8, own)
+    recall = (indices[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
+    assert recall > 0.9 and not (indices == own[:, None]).any()
+    same = indices[:, 0] == exact[:, 0]
+    assert torch.equal(scores[same, 0], exact_scores[same, 0])
+    pairs = vectors[:100, None].double() * vectors[indices].double()
+    torch.testing.assert_close(scores, pairs.sum(dim=2).float())
+    assert (scores.diff(dim=1) <= 0).all()
+
+
+def test_it_is_read_from_its_file(tmp_path, vectors_3000, monkeypatch):
+    stored, vectors = vectors_3000
+    first = approximate.open_approximate(str(tmp_path), stored)
+    monkeypatch.setattr(approximate, 'build', None)
+    again = approximate.open_approximate(str(tmp_path), stored)
+    expected = first.search(vectors[:100], 8)
+    for one, other in zip(again.search(vectors[:100], 8), expected):
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_one_is_built_again(tmp_path, vectors_3000, faiss):
+    stored, _ = vectors_3000
+    measured = approximate.open_approximate(str(tmp_path), stored).measured
+    table = tmp_path / 'vectors.faiss.json'
+    damages = (
+        '[1]',
+        '{"looked_into": 1}',
+        json.dumps({**measured, 'looked_into': 0}),
+        json.dumps({**measured, 'recall': 'x'}),
+    )
+    for damage in damages:
+        table.write_text(damage)
+        index = approximate.open_approximate(str(tmp_path), stored)
+        assert index.measured == measured == json.loads(table.read_text())
+    (tmp_path / 'vectors.faiss').write_bytes(b'damaged')
+    assert approximate.open_approximate(str(tmp_path), stored).measured == measured
+    other = str(tmp_path / 'vectors.faiss')
+    faiss.write_index(faiss.IndexFlatIP(6), other)
+    index = approximate.open_approximate(str(tmp_path), stored)
+    assert index.cells.ntotal == 3000 and index.measured == measured
+
+
+@pytest.mark.parametrize('count', [1, 2, 9, 40])
+def test_a_small_one(tmp_path, faiss, count):
+    stored, vectors = random_vectors(tmp_path, count)
+    index = approximate.open_approximate(str(tmp_path), stored)
+    scores, indices = index.search(vectors, min(8, count))
+    exact = stored.search(vectors, min(8, count))
+    if index.measured['recall'] == 1:
+        assert torch.equal(indices, exact[1]) and torch.equal(scores, exact[0])
+
+
+def test_missing_candidates_are_marked(tmp_path, faiss):
+    stored, vectors = random_vectors(tmp_path, 400)
+    index = approximate.open_approximate(str(tmp_path), stored)
+    index.cells.nprobe = 1
+    scores, indices = index.search(vectors[:5], 400)
+    assert (indices[:, -1] == -1).all() and (scores[:, -1] == -torch.inf).all()
+    assert ((indices == -1) == (scores == -torch.inf)).all()

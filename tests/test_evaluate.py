@@ -1,0 +1,270 @@
+"""The script evaluate.py: what it prints, compares and refuses."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+
+import evaluate
+import utils
+from areir import retrieval
+from areir.retrieval.intervals import compare, confidence_intervals
+from areir.retrieval.metrics import measures, rank_positives
+
+COUNT = 24
+EMBEDDINGS = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(COUNT) % 5
+TEXTS = [f'class {"edcba"[label]}' for label in LABELS]
+IMAGES = [f'{number}.png' for number in range(COUNT)]
+SCRIPT = os.path.join(REPOSITORY, 'evaluate.py')
+
+
+class RunsWhenUnpickled:
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+@pytest.fixture
+def save(tmp_path, monkeypatch):
+    """Save EMBEDDINGS and LABELS with changes in a file; return its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def saved(name, **changed):
+        entries = {'embeddings': EMBEDDINGS, 'labels': LABELS, **changed}
+        if name.endswith('.npz'):
+            np.savez(name, **{key: np.asarray(value) for key, value in entries.items()})
+        else:
+            torch.save(entries, name)
+        return name
+
+    return saved
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the script in this process; return its output."""
+
+    def called(*flags):
+        monkeypatch.setattr(sys, 'argv', ['evaluate.py', *map(str, flags)])
+        utils.run_script(evaluate.main)
+        captured = capsys.readouterr()
+        assert not captured.err
+        return captured.out
+
+    return called
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """Call the script, which must refuse; return its one line."""
+
+    def refused(*flags):
+        monkeypatch.setattr(sys, 'argv', ['evaluate.py', *map(str, flags)])
+        with pytest.raises(SystemExit) as end:
+            utils.run_script(evaluate.main)
+        captured = capsys.readouterr()
+        assert end.value.code == 2 and not captured.out
+        (line,) = captured.err.splitlines()
+        assert line.startswith('evaluate.py: error: ')
+        return line
+
+    return refused
+
+
+def run(*flags, **keywords):
+    command = [sys.executable, SCRIPT, *flags]
+    return subprocess.run(command, capture_output=True, text=True, **keywords)
+
+
+# Printing
+
+
+def test_the_usual_recalls_up_to_the_number_of_images(save, call):
+    metrics = json.loads(call(save('file.pt'), '--json'))['metrics']
+    recalls = [name for name in metrics if name.startswith('recall')]
+    assert recalls == [f'recall@{k}' for k in (1, 2, 4, 8, 10, 20)]
+
+
+def test_json_holds_what_the_functions_return(save, call):
+    report = json.loads(call(save('file.pt'), '--json', '--recalls', '1,2'))
+    values = measures(rank_positives(EMBEDDINGS, LABELS), [1, 2])
+    intervals = confidence_intervals(values, LABELS)
+    assert report == {
+        'file': 'file.pt',
+        'queries': COUNT,
+        'classes': 5,
+        'dimensions': 6,
+        'how': 'each queries all others, itself excluded by its index',
+        'metrics': retrieval.evaluate(EMBEDDINGS, LABELS, [1, 2]),
+        'intervals': {name: list(limits) for name, limits in intervals.items()},
+    }
+
+
+def test_json_has_null_for_the_intervals_of_one_class(save, call):
+    output = call(save('file.pt', labels=[3] * COUNT), '--json')
+    assert 'NaN' not in output
+    assert json.loads(output)['intervals']['map@r'] == [None, None]
+    assert 'nan' not in call('file.pt').lower()
+
+
+def test_table(save, call):
+    save('file.pt', embeddings=torch.eye(4).repeat(2, 1), labels=torch.arange(8) % 4)
+    lines = call('file.pt', '--recalls', '1').splitlines()
+    assert lines[0].startswith('file.pt: 8 images of 4 classes, 4 dimensions')
+    rows = {line[:14].strip(): line[14:].split() for line in lines}
+    for name in ('recall@1', 'map@r', 'r_precision'):
+        assert rows[name] == ['100.00%'] * 3
+    assert rows['mean rank'][0] == '1.0' and rows['no positive'][0] == '0'
+
+
+@pytest.mark.parametrize(
+    ('notes', 'marked'),
+    [
+        ({'protocol': 'strict', 'select': 'last'}, False),
+        ({}, False),
+        ({'protocol': 'loose'}, True),
+        ({'protocol': 'strict', 'select': 'test'}, True),
+        ({'select': 'test'}, True),
+    ],
+)
+def test_results_of_another_protocol_are_marked(notes, marked, save, call):
+    output = call(save('file.pt', **notes))
+    assert ('not comparable' in output) == marked
+
+
+def test_recall_of_the_first_heads(save, call, refusal):
+    flags = ('--evaluate_heads', '1,2,3')
+    heads = json.loads(call(save('file.pt', ensemble_size=3), '--json', *flags))
+    for count in (1, 2, 3):
+        expected = retrieval.evaluate(EMBEDDINGS[:, : 2 * count], LABELS, [1])
+        row = heads['heads'][str(count)]
+        assert row['recall@1'] == pytest.approx(expected['recall@1'])
+    assert 'recall@1 of the first heads' in call('file.pt', *flags)
+    assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
+
+
+# Comparing
+
+
+def test_comparison_of_the_same_images_in_another_order(save, call):
+    other = EMBEDDINGS + 0.7 * EMBEDDINGS.flip(0)
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
+    texts, images = [TEXTS[i] for i in order], [IMAGES[i] for i in order]
+    save('file.pt', images=IMAGES)
+    save('same.npz', embeddings=other, images=IMAGES)
+    save('shuffled.npz', embeddings=other[order], labels=texts, images=images)
+    flags = ('file.pt', '--json', '--recalls', '1,5', '--compare')
+    same, shuffled = (
+        json.loads(call(*flags, f'{name}.npz')) for name in ('same', 'shuffled')
+    )
+    ours = measures(rank_positives(EMBEDDINGS, LABELS), [1, 5])
+    theirs = measures(rank_positives(other, LABELS), [1, 5])
+    expected = compare(ours, theirs, LABELS)
+    for name, row in same['difference'].items():
+        assert row == pytest.approx(shuffled['difference'][name])
+        assert tuple(row.values()) == pytest.approx(expected[name])
+        difference = same['metrics'][name] - same['other']['metrics'][name]
+        assert row['difference'] == pytest.approx(difference)
+    assert same['metrics'] == shuffled['metrics']
+    assert same['other']['metrics'] == retrieval.evaluate(other, LABELS, [1, 5])
+
+
+def test_comparison_with_itself(save, call):
+    report = json.loads(call(save('file.pt'), '--json', '--compare', 'file.pt'))
+    for row in report['difference'].values():
+        assert row == {'difference': 0, 'low': 0, 'high': 0, 'p': 1}
+    assert 'compared with file.pt' in call('file.pt', '--compare', 'file.pt')
+
+
+def test_comparison_with_other_images_is_refused(save, refusal):
+    save('file.pt', images=IMAGES)
+    save('other.pt', images=[*IMAGES[1:], 'another.png'])
+    line = refusal('file.pt', '--compare', 'other.pt')
+    assert 'file.pt and other.pt' in line
+
+
+def test_an_empty_name_to_compare_with_is_no_comparison(save, refusal):
+    assert 'no such file' in refusal(save('file.pt'), '--compare', '')
+
+
+def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
+    save('file.pt')
+    save('other.pt', embeddings=EMBEDDINGS * torch.nan)
+    assert 'other.pt: ' in refusal('file.pt', '--compare', 'other.pt')
+    assert 'missing.pt' in refusal('file.pt', '--compare', 'missing.pt')
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ('flags', 'offender'),
+    [
+        (['--recalls', '1,24'], 'recall@24'),
+        (['--recalls', '0'], 'recall@0'),
+        (['--recalls', '-1'], 'recall@-1'),
+        (['--recalls', 'one'], '--recalls'),
+        (['--recalls', '1.5'], '--recalls'),
+        (['--recalls', ','], '--recalls'),
+        (['--device', 'toaster'], '--device toaster'),
+        (['--unknown'], '--unknown'),
+    ],
+)
+def test_flags_that_do_not_fit(flags, offender, save, refusal):
+    assert offender in refusal(save('file.pt'), *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_cuda_without_a_gpu(save, refusal):
+    assert '--device cuda: ' in refusal(save('file.pt'), '--device', 'cuda')
+
+
+def test_no_file(refusal):
+    assert 'file' in refusal()
+
+
+@pytest.mark.parametrize('name', ['file.pt', 'file.npz'])
+def test_a_pickle_is_refused_and_not_executed(name, save, refusal):
+    save(name)
+    with open(name, 'wb') as file:
+        pickle.dump({'embeddings': RunsWhenUnpickled(), 'labels': [1]}, file)
+    assert refusal(name).startswith(f'evaluate.py: error: {name}: ')
+    assert not os.path.exists('executed')
+
+
+# In a process
+
+
+def test_the_command_from_another_folder(save):
+    save('file.npz', labels=TEXTS)
+    result = run('file.npz', '--json', '--recalls', '1,23')
+    assert result.returncode == 0 and not result.stderr
+    metrics = json.loads(result.stdout)['metrics']
+    assert metrics == retrieval.evaluate(EMBEDDINGS, LABELS, [1, 23])
+
+
+def test_a_refusal_is_one_line(save):
+    save('file.pt')
+    result = run('file.pt', '--recalls', '0')
+    assert result.returncode == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith('evaluate.py: error: recall@0')
+
+
+def test_output_that_cannot_be_written(save):
+    command = [sys.executable, SCRIPT, save('file.pt')]
+    pipe = subprocess.PIPE
+    with open('/dev/full', 'w') as full:
+        result = subprocess.run(command, stdout=full, stderr=pipe, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert 'cannot be written' in line
+    gone = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    gone.stdout.close()
+    assert gone.stderr.read() == '' and gone.wait() == 0
