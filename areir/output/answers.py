@@ -1,0 +1,215 @@
+"""The answers to queries: a table, a contact sheet, and the images themselves."""
+
+import os
+from dataclasses import dataclass
+
+import pandas as pd
+from PIL import ImageOps
+from tqdm import tqdm
+
+from areir.data.images import load_image
+from areir.files import atomic_folder, write_table
+from areir.output.heat_maps import draw_heat_maps
+from areir.output.sheets import COLOURS, contact_sheet, thumbnail
+from areir.retrieval.queries import Query
+
+SHEETS = 100  # contact sheets drawn at most
+LARGEST_JPEG = 60_000  # pixels a side; the format ends at 65,535
+MARK = 'retrieved.csv'  # tells a folder that an earlier call wrote
+
+
+@dataclass
+class Answer:
+    """The images retrieved for a query."""
+
+    query: Query
+    score: float  # of the nearest image
+    matched: bool  # whether it reaches the threshold, or there is none
+    labels: list  # the class of each image, or None
+    table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
+
+    def rights(self):
+        """Return for each image whether it is of the query's class.
+
+        None where one of the classes is not known.
+        """
+        wanted = self.query.label
+        return [
+            None if wanted is None or label is None else label == wanted
+            for label in self.labels
+        ]
+
+
+def make_answer(query, scores, indices, collection):
+    """Return the Answer of one row of search results; indices of -1 are left out."""
+    indices = [index for index in indices if index >= 0]
+    labels = [collection.class_of(index) for index in indices]
+    table = pd.DataFrame(
+        {
+            'rank': range(1, len(indices) + 1),
+            'path': [collection.path_of(index) for index in indices],
+            'class': labels,
+            'score': scores[: len(indices)],
+        }
+    )
+    threshold = collection.threshold
+    if threshold:
+        table['match'] = table['score'] >= threshold.score
+    matched = not threshold or scores[0] >= threshold.score
+    return Answer(query, scores[0], matched, labels, table)
+
+
+def verdict(answer, collection):
+    """Return the sentence that tells whether the nearest image is a match."""
+    if not collection.threshold:
+        return 'no threshold: the model has none; train again to give it one'
+    threshold, calibrated = collection.threshold
+    measured = collection.calibration
+    if answer.matched:
+        text = f'match: the nearest scores {answer.score:.3f}, the threshold is'
+    else:
+        text = f'no match: the nearest scores {answer.score:.3f}, '
+        text += 'below the threshold of'
+    beyond = '' if calibrated else f', set for {measured["sizes"][-1]:,} at most'
+    return (
+        f'{text} {threshold:.3f} ({measured["false_match_rate"]:.2%} false matches '
+        f'asked for, among {len(collection):,} images{beyond})'
+    )
+
+
+# Drawing
+
+
+def draw_answer(answer):
+    """Return (contact sheet, [query, retrieved images ...] as RGB)."""
+    query = answer.query
+    images = [load_image(query.file)]
+    thumbnails = [thumbnail(images[0], 'black', 1)]
+    title = 'query' if answer.matched else 'query: no match'
+    captions = [(title, 'class unknown' if query.label is None else str(query.label))]
+    rows = answer.table.itertuples()
+    for row, label, right in zip(rows, answer.labels, answer.rights()):
+        images.append(load_image(row.path))
+        thumbnails.append(thumbnail(images[-1], COLOURS[right], 5))
+        text = os.path.basename(row.path) if label is None else str(label)
+        captions.append((f'{row.rank}: {row.score:.3f}', text))
+    return contact_sheet(thumbnails, captions), images
+
+
+def save_jpeg(image, path):
+    """Write an image as JPEG; one that is too large for the format is reduced."""
+    image = image.copy()
+    image.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
+    image.save(path, quality=95)
+
+
+def save_images(answer, images, folder):
+    """Write the query and the retrieved images, in frames, to a folder."""
+    save_jpeg(images[0], os.path.join(folder, 'query.jpg'))
+    table = answer.table
+    digits = len(str(len(table)))
+    for rank, score, image, right in zip(
+        table['rank'], table['score'], images[1:], answer.rights()
+    ):
+        width = max(3, max(image.size) // 40)
+        framed = ImageOps.expand(image, width, COLOURS[right])
+        name = f'{rank:0{digits}d}_{score:.4f}.jpg'
+        save_jpeg(framed, os.path.join(folder, name))
+
+
+# One query
+
+
+def answer_name(query, collection):
+    """Return the name of an answer's folder: that of the query without its suffix.
+
+    If the collection holds the query and other images of the same name, the folders of
+    the query come before it.
+    """
+    name = os.path.basename(query.name)
+    if query.stored:
+        names = [os.path.basename(image) for image in collection.names()]
+        if names.count(name) > 1:
+            name = query.name.replace('/', '_')
+    return os.path.splitext(name)[0]
+
+
+def write_answer(answer, collection, results_root, heat_maps=False):
+    """Write and print the answer to one query; return the path of its contact sheet.
+
+    Raises UserError if its folder is there and was not written by an earlier call.
+    """
+    target = os.path.join(results_root, answer_name(answer.query, collection))
+    with atomic_folder(target, MARK) as folder:
+        sheet, images = draw_answer(answer)
+        save_images(answer, images, folder)
+        if heat_maps:
+            captions = [
+                (f'{rank}: {score:.3f}', os.path.basename(path))
+                for rank, score, path in answer.table[['rank', 'score', 'path']].values
+            ]
+            maps = draw_heat_maps(images, captions, collection.load_model())
+            maps.save(os.path.join(folder, 'heat_maps.png'))
+        sheet.save(os.path.join(folder, 'contact_sheet.png'))
+        write_table(os.path.join(folder, MARK), answer.table)
+    print_answer(answer, collection)
+    if heat_maps:
+        print(f'wrote {os.path.join(target, "heat_maps.png")}')
+    return os.path.join(target, 'contact_sheet.png')
+
+
+def print_answer(answer, collection):
+    """Print the query, the table and the verdict."""
+    query = answer.query
+    label = 'class unknown' if query.label is None else query.label
+    print(f'query {query.file} ({label})')
+    table = answer.table.dropna(axis=1, how='all')
+    print(table.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
+    print(verdict(answer, collection))
+
+
+# Many queries
+
+
+def write_answers(answers, collection, query_folder, results_root):
+    """Write the answers to the queries of a folder; return the path of their table.
+
+    It is one table, and a contact sheet for each of the first SHEETS queries.
+    """
+    name = os.path.basename(os.path.abspath(query_folder))
+    target = os.path.join(results_root, f'{name}_answers')
+    with atomic_folder(target, MARK) as folder:
+        tables = []
+        for number, answer in enumerate(
+            tqdm(answers, desc='drawing', unit='query', delay=1), 1
+        ):
+            table = answer.table.copy()
+            table.insert(0, 'query', answer.query.file)
+            tables.append(table)
+            if number <= SHEETS:
+                sheet, _ = draw_answer(answer)
+                sheet.save(
+                    os.path.join(folder, sheet_name(number, answer, query_folder))
+                )
+        write_table(os.path.join(folder, MARK), pd.concat(tables))
+    print_matches(answers, collection)
+    if len(answers) > SHEETS:
+        print(f'notice: contact sheets are drawn for the first {SHEETS} queries')
+    return os.path.join(target, MARK)
+
+
+def sheet_name(number, answer, query_folder):
+    """Return the file name of the contact sheet of one query of a folder."""
+    path = os.path.relpath(answer.query.file, query_folder).replace(os.sep, '_')
+    name = os.path.splitext(path)[0]
+    return f'{number:03d}_{name[:100]}.png'
+
+
+def print_matches(answers, collection):
+    """Print how many queries have a match, if there is a threshold."""
+    if collection.threshold:
+        matches = sum(bool(answer.matched) for answer in answers)
+        print(
+            f'{len(answers):,} queries: {matches:,} with a match at or above '
+            f'{collection.threshold.score:.3f}, {len(answers) - matches:,} with none'
+        )

@@ -1,0 +1,83 @@
+"""Heat maps: the regions that make two images similar."""
+
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+
+from areir.data.images import normalise, to_pixels
+from areir.output.sheets import sheet, thumbnail
+
+CELLS = 7  # least cells a side of the features that are looked at
+TILES = 4  # thumbnails in a row: two pairs
+
+
+def similarity_maps(model, images):
+    """Return what each region of two images adds to their similarity.
+
+    images: a pair, normalised (2, 3, H, W); model: an EnsembleModel. Returns heat
+    (2, h, w) from 0 to 1, averaged over heads.
+
+    For each head, take the gradient of the cosine of the two images' logits with
+    respect to the features of each, multiply it by the features, sum over channels and
+    keep what is positive: Grad-CAM (arXiv 1610.02391) on the similarity. The gradient
+    is not averaged over the picture first, which makes no difference on layer4 and
+    keeps the map faithful before it (HiResCAM, arXiv 2011.08891). The features are
+    those of the last layer with at least CELLS cells a side: layer4 for images of 256
+    pixels, layer2 for those of 64.
+    """
+    model = model.eval()
+    with torch.no_grad():
+        features = model.trunk(images)
+    heat = 0
+    for head in model.heads:
+        heat += head_heat(head, features) / len(model.heads)
+    return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+
+
+@torch.enable_grad()
+def head_heat(head, features):
+    """Return the heat (2, h, w) of one head; features: of the trunk, for two images."""
+    first = features.detach().requires_grad_()
+    second = head.se(head.layer2(first))
+    third = head.layer3(second)
+    fourth = head.layer4(third)
+    logits = head.fc(fourth.mean(dim=(2, 3)))
+    seen = first
+    for layer in (second, third, fourth):
+        if min(layer.shape[2:]) >= CELLS:
+            seen = layer
+    similarity = F.cosine_similarity(logits[0], logits[1], dim=0)
+    (gradient,) = torch.autograd.grad(similarity, seen)
+    return F.relu((gradient * seen).sum(dim=1)).detach()
+
+
+def overlay(image, heat):
+    """Colour an RGB image from red to yellow with its heat; dim it where heat is low.
+
+    heat: an array (h, w) from 0 to 1.
+    """
+    heat = Image.fromarray((heat * 255).astype('uint8'))
+    heat = heat.resize(image.size, Image.Resampling.BICUBIC)
+    glow = ImageOps.colorize(heat, 'black', 'yellow', (220, 30, 30))
+    black = Image.new('RGB', image.size, 'black')
+    dimmed = Image.blend(image.convert('L').convert('RGB'), black, 0.35)
+    mask = heat.point(lambda value: min(255, 2 * value))
+    return Image.composite(Image.blend(image, glow, 0.4), dimmed, mask)
+
+
+def draw_heat_maps(images, captions, trained):
+    """Draw a sheet of pairs: the query and a retrieved image, each under its heat.
+
+    images: RGB, the query first; captions: of the retrieved images; trained: a
+    TrainedModel.
+    """
+    pixels = [to_pixels(image, trained.image_size) for image in images]
+    tiles, texts = [], []
+    for number in range(1, len(images)):
+        pair = torch.stack([pixels[0], pixels[number]])
+        pair = normalise(pair, trained.mean, trained.std)
+        query_heat, heat = similarity_maps(trained.model, pair).numpy()
+        for image, image_heat in ((images[0], query_heat), (images[number], heat)):
+            tiles.append(thumbnail(overlay(image, image_heat), 'black', 1))
+        texts += [('query', ''), captions[number - 1]]
+    return sheet(tiles, texts, min(len(tiles), TILES))

@@ -1,0 +1,76 @@
+"""Thumbnails, and sheets of them."""
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+# frames of images of the right class, of a wrong one, and where that is not known
+COLOURS = {True: (0, 150, 70), False: (205, 35, 45), None: (135, 135, 135)}
+THUMBNAIL = 192  # pixels a side
+GAP = 14
+CAPTION = 42  # pixels for its two lines
+LINE = 18
+FONT_SIZE = 15
+COLUMNS = 8  # images in a row
+
+
+def thumbnail(image, colour, width):
+    """Fit an image into a white square of THUMBNAIL pixels with a coloured frame.
+
+    width: of the frame, in pixels.
+    """
+    side = THUMBNAIL - 2 * width
+    scale = side / max(image.size)
+    size = [max(1, round(length * scale)) for length in image.size]
+    fitted = image.resize(size, Image.Resampling.LANCZOS)
+    square = Image.new('RGB', (side, side), 'white')
+    square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
+    return ImageOps.expand(square, width, colour)
+
+
+def sheet(thumbnails, captions, columns, apart=0):
+    """Draw thumbnails in rows, each above its caption of two lines.
+
+    thumbnails: images, or None for an empty place; apart: pixels after the first
+    column.
+    """
+    rows = -(-len(thumbnails) // columns)
+    step_x, step_y = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
+    size = GAP + columns * step_x + apart, GAP + rows * step_y
+    picture = Image.new('RGB', size, 'white')
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT_SIZE)
+    for index, (image, caption) in enumerate(zip(thumbnails, captions)):
+        row, column = divmod(index, columns)
+        x = GAP + column * step_x + (apart if column else 0)
+        y = GAP + row * step_y
+        if image:
+            picture.paste(image, (x, y))
+        for line, text in enumerate(caption):
+            text = shorten(text, draw, font)
+            place = x + THUMBNAIL / 2, y + THUMBNAIL + 4 + LINE * line
+            draw.text(place, text, 'black', font, anchor='ma')
+    return picture
+
+
+def shorten(text, draw, font):
+    """Return a text that fits below a thumbnail, in one line."""
+    text = ' '.join(text.split()).encode('utf-8', 'replace').decode()
+    while len(text) > 2 and draw.textlength(text, font) > THUMBNAIL:
+        text = text[:-2] + '…'
+    return text
+
+
+def contact_sheet(thumbnails, captions):
+    """Draw an answer: the query at the left, the retrieved images in rows beside it.
+
+    The query comes first in both lists.
+    """
+    columns = min(COLUMNS, len(thumbnails) - 1)
+    images = [thumbnails[0]]
+    texts = [captions[0]]
+    for place in range(1, len(thumbnails)):
+        if place > 1 and (place - 1) % columns == 0:  # nothing below the query
+            images.append(None)
+            texts.append(())
+        images.append(thumbnails[place])
+        texts.append(captions[place])
+    return sheet(images, texts, columns + 1, apart=GAP)

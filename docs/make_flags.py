@@ -1,0 +1,92 @@
+"""Write docs/flags.md: the flags of all scripts, from their argparse parsers.
+
+python docs/make_flags.py
+"""
+
+import argparse
+import importlib
+import os
+import re
+import sys
+
+DOCS = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(DOCS))
+from areir.files import write_text
+
+SCRIPTS = ('data_utils', 'train', 'inference', 'evaluate', 'model')
+
+# defaults that depend on the machine on which this script runs
+MACHINE = {
+    ('data_utils', '--num_workers'): 'all cores',
+    ('evaluate', '--device'): '`cuda` if there is a GPU, else `cpu`',
+}
+
+HEADER = """# Flags
+
+This page is written by `make docs` from the scripts themselves; do not edit it. Every
+script prints the same list for `--help`.
+"""
+
+# a help text ends in '[default value is 8]', '[default: 8]', or '(default: 8)'
+DEFAULT = re.compile(r'\s*[\[(]default(?: value)?(?: is|:)?\s*(.*?)[\])]\s*$')
+
+
+def expanded_help(action, parser):
+    """Return (the help text without its default, the default as that text has it)."""
+    values = dict(vars(action), prog=parser.prog)
+    text = (action.help or '') % values
+    stated = DEFAULT.search(text)
+    if stated is None:
+        return text, None
+    return text[: stated.start()], stated.group(1)
+
+
+def default_of(script, action, stated):
+    """Return the default of a flag as a cell of the table."""
+    for flag in action.option_strings:
+        if (script, flag) in MACHINE:
+            return MACHINE[script, flag]
+    value = action.default
+    if isinstance(value, list):
+        separator = ' ' if action.nargs else ','
+        return f'`{separator.join(map(str, value))}`' if value else ''
+    if value is None or isinstance(value, bool):
+        return (stated or '').replace("'", '')
+    return f'`{value}`'
+
+
+def row(script, parser, action):
+    """Return one flag as a row of a Markdown table."""
+    text, stated = expanded_help(action, parser)
+    if action.choices:
+        choices = ', '.join(f'`{choice}`' for choice in action.choices)
+        text = f'{text} ({choices})'
+    name = ', '.join(action.option_strings) or action.dest
+    cells = [f'`{name}`', default_of(script, action, stated), text]
+    return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
+
+
+def section(script):
+    """Return the section of a script: a table for each of its argument groups."""
+    parser = importlib.import_module(script).get_parser()
+    lines = [f'## {script}.py', '', parser.description]
+    for group in parser._action_groups:
+        actions = [
+            action
+            for action in group._group_actions
+            if not isinstance(action, argparse._HelpAction)
+        ]
+        if actions:
+            lines += ['', f'**{group.title}**', '']
+            lines += ['| flag | default | meaning |', '|---|---|---|']
+            lines += [row(script, parser, action) for action in actions]
+    return '\n'.join(lines) + '\n'
+
+
+def flags_page():
+    """Return the text of docs/flags.md."""
+    return '\n'.join([HEADER, *map(section, SCRIPTS)])
+
+
+if __name__ == '__main__':
+    write_text(os.path.join(DOCS, 'flags.md'), flags_page())

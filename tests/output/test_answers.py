@@ -1,0 +1,218 @@
+"""The answers to queries: names, tables, verdicts, and what is drawn."""
+
+import os
+
+import pandas as pd
+import pytest
+from PIL import Image
+from toy import ToyCollection, draw_noise, on_circle
+from trained import CALIBRATION, save_model
+
+from areir.errors import UserError
+from areir.output import answers
+from areir.output.sheets import COLOURS
+from areir.retrieval.queries import Query, find_queries, search_queries
+from model import TrainedModel
+
+PATHS = ['a/1.png', 'a/2.png', 'b/1.png', 'b/4.png', '5.png']
+CLASSES = ['a', 'a', 'b', 'b', None]
+
+
+@pytest.fixture
+def collection(tmp_path):
+    vectors = on_circle(0, 10, 20, 40, 110)
+    folder = tmp_path / 'photos'
+    return ToyCollection(folder, PATHS, vectors, CLASSES, CALIBRATION)
+
+
+def answers_to(name, collection, k):
+    queries = find_queries(str(name), collection)
+    results = search_queries(queries, collection, k)
+    return [answers.make_answer(query, *row, collection) for query, row in results]
+
+
+def answer_to(name, collection, k=4):
+    (answer,) = answers_to(name, collection, k)
+    return answer
+
+
+def outside(tmp_path, degrees, name='own.png'):
+    """Return the Query of an image outside the collection."""
+    draw_noise(tmp_path / name, 99)
+    path = str(tmp_path / name)
+    return Query(file=path, name=path, embedding=on_circle(degrees)[0])
+
+
+def answer_outside(query, collection, k=4):
+    ((_, row),) = search_queries([query], collection, k)
+    return answers.make_answer(query, *row, collection)
+
+
+def frame_colour(path):
+    """Return which of COLOURS the frame of an image has: True, False or None."""
+    with Image.open(path) as image:
+        pixel = image.getpixel((1, 1))
+    return min(COLOURS, key=lambda right: distance(COLOURS[right], pixel))
+
+
+def distance(colour, other):
+    return sum(abs(one - two) for one, two in zip(colour, other))
+
+
+# The table and the verdict
+
+
+def test_an_answer_is_a_table_in_the_order_of_scores(collection, tmp_path):
+    answer = answer_to('a/1.png', collection)
+    table = answer.table
+    assert list(table) == ['rank', 'path', 'class', 'score', 'match']
+    assert table['rank'].tolist() == [1, 2, 3, 4]
+    paths = [f'{tmp_path}/photos/{path}' for path in PATHS[1:]]
+    assert table['path'].tolist() == paths
+    assert table['class'].tolist()[:3] == ['a', 'b', 'b'] and table['class'].isna()[3]
+    assert answer.rights() == [True, False, False, None]
+    assert table['score'][0] == answer.score == pytest.approx(0.9848, abs=1e-4)
+    threshold = collection.threshold.score
+    assert table['match'].tolist() == (table['score'] >= threshold).tolist()
+    assert answer.matched and 0 < table['match'].sum() < 4
+
+
+def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
+    threshold = f'{collection.threshold.score:.3f}'
+    text = answers.verdict(answer_to('a/1.png', collection), collection)
+    assert text.startswith('match: ') and '0.985' in text and threshold in text
+    assert '1.00%' in text and 'among 5 images' in text
+    query = outside(tmp_path, 170)
+    answer = answer_outside(query, collection)
+    text = answers.verdict(answer, collection)
+    assert text.startswith('no match: ') and not answer.matched
+    assert answer.rights() == [None] * 4 and not answer.table['match'].any()
+    collection.calibration = {**CALIBRATION, 'sizes': [1, 3]}
+    assert 'set for 3 at most' in answers.verdict(answer, collection)
+
+
+def test_without_a_threshold_there_is_no_verdict(collection):
+    collection.calibration = None
+    answer = answer_to('a/1.png', collection)
+    assert list(answer.table) == ['rank', 'path', 'class', 'score'] and answer.matched
+    assert answers.verdict(answer, collection).startswith('no threshold')
+
+
+def test_missing_images_are_left_out(collection):
+    (query,) = find_queries('5.png', collection)
+    row = [0.5, -float('inf')], [2, -1]
+    assert len(answers.make_answer(query, *row, collection).table) == 1
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'), [('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')]
+)
+def test_the_folder_is_named_after_the_query(collection, name, expected):
+    """With its folders, if other images have the same name."""
+    (query,) = find_queries(name, collection)
+    assert answers.answer_name(query, collection) == expected
+
+
+def test_the_folder_of_an_image_from_outside_has_its_name(collection, tmp_path):
+    query = outside(tmp_path, 3, '1.png')
+    assert answers.answer_name(query, collection) == '1'
+
+
+# The files
+
+
+def write(answer, collection, tmp_path, heat_maps=False):
+    results = str(tmp_path / 'results')
+    return answers.write_answer(answer, collection, results, heat_maps)
+
+
+def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
+    sheet = write(answer_to('a/1.png', collection), collection, tmp_path)
+    assert sheet == f'{tmp_path}/results/a_1/contact_sheet.png'
+    folder = os.path.dirname(sheet)
+    table = pd.read_csv(os.path.join(folder, 'retrieved.csv'))
+    images = [
+        f'{rank}_{score:.4f}.jpg' for rank, score in zip(table['rank'], table['score'])
+    ]
+    files = ['contact_sheet.png', 'query.jpg', 'retrieved.csv', *images]
+    assert sorted(os.listdir(folder)) == sorted(files)
+    colours = [frame_colour(os.path.join(folder, name)) for name in images]
+    assert colours == [True, False, False, None]
+    output = capsys.readouterr().out
+    assert f'query {tmp_path}/photos/a/1.png (a)' in output
+    assert '\nmatch: ' in output and table['path'][0] in output
+
+
+def test_ranks_in_names_have_as_many_digits_as_they_need(tmp_path):
+    paths = [f'{number}.png' for number in range(12)]
+    collection = ToyCollection(tmp_path / 'photos', paths, on_circle(*range(12)))
+    sheet = write(answer_to('0.png', collection, 11), collection, tmp_path)
+    assert any(name.startswith('01_') for name in os.listdir(os.path.dirname(sheet)))
+
+
+def test_a_shorter_answer_replaces_the_longer(collection, tmp_path):
+    for number in (4, 2):
+        answer = answer_to('a/1.png', collection, number)
+        folder = os.path.dirname(write(answer, collection, tmp_path))
+        assert len(os.listdir(folder)) == number + 3
+
+
+def test_a_folder_of_someone_else_is_left_alone(collection, tmp_path):
+    mine = tmp_path / 'results/a_1/mine.txt'
+    mine.parent.mkdir(parents=True)
+    mine.write_text('mine')
+    with pytest.raises(UserError, match=f'{mine.parent} .*move it away'):
+        write(answer_to('a/1.png', collection), collection, tmp_path)
+    assert mine.read_text() == 'mine' and len(os.listdir(mine.parent)) == 1
+
+
+def test_images_beyond_what_jpeg_holds_are_reduced(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (66_000, 40), 'red').save(tmp_path / 'photos/wide.png')
+    paths = ['wide.png', 'other.png']
+    collection = ToyCollection(tmp_path / 'photos', paths, on_circle(0, 10))
+    write(answer_to('wide.png', collection, 1), collection, tmp_path)
+    with Image.open(tmp_path / 'results/wide/query.jpg') as image:
+        assert image.width == 60_000
+
+
+def test_heat_maps_are_drawn(collection, tmp_path, capsys):
+    save_model(tmp_path / 'toy_model.pth')
+    trained = TrainedModel(str(tmp_path / 'toy_model.pth'))
+    collection.load_model = lambda: trained
+    write(answer_to('a/1.png', collection, 2), collection, tmp_path, heat_maps=True)
+    path = tmp_path / 'results/a_1/heat_maps.png'
+    with Image.open(path) as image:
+        assert image.width > 4 * 192 > 2 * image.height > 2 * 192
+    assert str(path) in capsys.readouterr().out
+
+
+# Many queries
+
+
+def test_many_answers_share_a_table(collection, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(answers, 'SHEETS', 3)
+    folder = tmp_path / 'photos'
+    many = answers_to(folder, collection, 2)
+    results = str(tmp_path / 'results')
+    path = answers.write_answers(many, collection, str(folder), results)
+    assert path == f'{results}/photos_answers/retrieved.csv'
+    table = pd.read_csv(path)
+    columns = ['query', 'rank', 'path', 'class', 'score', 'match']
+    assert list(table) == columns and len(table) == 10
+    queries = [f'{folder}/{name}' for name in sorted(PATHS)]
+    assert table['query'].tolist() == [name for name in queries for _ in range(2)]
+    sheets = sorted(name for name in os.listdir(os.path.dirname(path)) if 'png' in name)
+    assert sheets == ['001_5.png', '002_a_1.png', '003_a_2.png']
+    output = capsys.readouterr().out
+    matches = sum(answer.matched for answer in many)
+    assert f'5 queries: {matches} with a match' in output and 0 < matches < 5
+    assert f'{5 - matches} with none' in output and 'first 3 queries' in output
+
+
+def test_many_answers_without_a_threshold(collection, tmp_path, capsys):
+    collection.calibration = None
+    many = answers_to(tmp_path / 'photos', collection, 2)
+    folder = str(tmp_path / 'photos')
+    answers.write_answers(many, collection, folder, str(tmp_path / 'results'))
+    assert 'match' not in capsys.readouterr().out

@@ -1,0 +1,243 @@
+"""The page that shows a run, of a small database that is made here."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from pages import (
+    CALIBRATION,
+    HOSTILE,
+    RUN,
+    SPACE,
+    check_page,
+    make_database,
+    page_text,
+    some_images,
+    write,
+)
+
+from areir.errors import UserError
+from areir.output.formats import share
+from areir.retrieval import evaluate
+
+SECTIONS = ['Curves', 'Heads', 'Classes', 'Queries', 'Scores', 'Provenance']
+
+
+@pytest.fixture(scope='module')
+def database(tmp_path_factory):
+    return make_database(tmp_path_factory.mktemp('database'))
+
+
+def body(page):
+    return page.split('</style>')[1]
+
+
+def test_page(tmp_path):
+    database = {**make_database(tmp_path), 'calibration': CALIBRATION}
+    page = write(tmp_path, database)
+    outline = check_page(page)
+    text = outline.visible()
+    recall = evaluate(database['embeddings'], database['labels'], [1])['recall@1']
+    assert f'Recall@1 is {share(recall)}' in text and 'protocol strict' in text
+    assert '24 images of 4 classes' in text
+    assert '0.750' in text and '18 images' in text and share(0.5) in text
+    assert share(0.02) in text and 'Not comparable' not in text
+    assert not outline.having('role', 'note')
+    parts = 'train: 10 images of 5 classes; test: 24 images of 4 classes'
+    assert parts in text and 'cafe' in text and '2.500' in text
+    assert page == write(tmp_path, database)  # nothing is drawn by chance
+
+
+def test_sections(tmp_path, database):
+    outline = check_page(write(tmp_path, database))
+    ids = [section.lower() for section in SECTIONS]
+    links = [link for link in outline.all('href', 'a') if link != '#main']
+    assert links == [f'#{key}' for key in ids]
+    assert outline.all('id', 'section') == ids
+    labels = outline.all('aria-labelledby', 'section')
+    assert labels == [f'{key}-title' for key in ids]
+    tables = {region['aria-label'] for region in outline.having('role', 'region')}
+    assert {'Every epoch', 'Arguments', 'Shares of scores'} <= tables
+
+
+def test_colours_are_defined_for_light_and_dark(tmp_path, database):
+    page = write(tmp_path, database)
+    style = page.split('<style>')[1].split('</style>')[0]
+    assert 'prefers-color-scheme: dark' in style and '&' not in style
+    used = set(re.findall(r'var\((--\w+)\)', page))
+    light, dark = (style.split(':root')[place].split('}')[0] for place in (1, 2))
+    for variable in used:
+        assert f'{variable}:' in light and f'{variable}:' in dark
+
+
+def test_right_and_wrong_are_told_by_sign_and_text(tmp_path):
+    outline = check_page(write(tmp_path, make_database(tmp_path)))
+    classes = outline.all('class', 'figure')
+    text = ''.join(outline.text)
+    beside = 3  # signs in the legend and in both charts
+    assert text.count('✓') - beside == classes.count('tile right') > 0
+    assert text.count('✗') - beside == classes.count('tile wrong') > 0
+    kinds = [alt.partition(':')[0] for alt in outline.all('alt', 'img')]
+    for kind in ('right', 'wrong', 'query'):
+        assert kinds.count(kind) == classes.count(f'tile {kind}')
+
+
+def test_hostile_names(tmp_path):
+    classes = (HOSTILE, '\u202eevil\udcff', '</style></title><b>', '&lt;')
+    database = make_database(tmp_path, classes)
+    missing = f'{HOSTILE.replace("/", "_")}.png'
+    database['images'][3] = missing  # so its name is shown
+    (tmp_path / f'{RUN}_results.csv').write_text(f'epoch,{HOSTILE}\n1,2\n')
+    page = write(tmp_path, database)
+    text = ''.join(check_page(page).text)
+    assert HOSTILE in text and '</style></title><b>' in text
+    assert '&lt;script&gt;alert(&#34;1&#34;)' in page and '&amp;lt;' in page
+    assert not re.search(r'<(script|b>evil|img src=x)', page)
+    assert '\ufffd' in text
+
+
+def test_missing_images(tmp_path):
+    database = make_database(tmp_path)
+    shutil.rmtree(tmp_path / 'test/0')
+    (tmp_path / database['images'][7]).write_bytes(b'no image')
+    outline = check_page(write(tmp_path, database))
+    unreadable = {'0.png', '1.png', '2.png', '3.png', '4.png', '5.png', '7.png'}
+    assert outline.having('class', 'gone') and unreadable & set(outline.text)
+
+
+@pytest.mark.parametrize('content, reason', [(None, 'missing'), ('{"a": ', 'damaged')])
+def test_files_beside_the_database(tmp_path, database, content, reason):
+    names = [f'{RUN}_results.csv', f'{RUN}_run.json']
+    for name in names:
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    text = page_text(tmp_path, database, beside=False)
+    assert all(f'{name} is {reason}' in text for name in names)
+    assert 'not recorded' in text
+
+
+@pytest.mark.parametrize(
+    'run',
+    [
+        {},
+        {'data': [], 'arguments': 3, 'command': 'x'},
+        {'data': {'counts': {'train': 5}, 'warnings': 'w'}},
+        {
+            'command': [None, {}],
+            'versions': None,
+            'data': None,
+            'arguments': {'a': None, 'b': [True, 1.5, {'c': []}]},
+        },
+    ],
+)
+def test_odd_provenance(tmp_path, database, run):
+    (tmp_path / f'{RUN}_run.json').write_text(json.dumps(run))
+    check_page(write(tmp_path, database, beside=False))
+
+
+def test_csv_of_one_epoch_and_infinite_loss(tmp_path):
+    (tmp_path / f'{RUN}_results.csv').write_text(
+        'epoch,train_loss,train_accuracy,val_recall@1\n1,inf,0.5,0.25\n'
+    )
+    page = write(tmp_path, make_database(tmp_path), beside=False)
+    text = check_page(page).visible()
+    assert f'{share(0.5)} at epoch 1, {share(0.5)} at epoch 1' in text
+    assert 'held-out' in text
+    assert not re.search(r'\b(nan|inf)\b', body(page).split('<img')[0])
+
+
+def test_charts_tell_their_numbers(tmp_path, database):
+    outline = check_page(write(tmp_path, database))
+    text = outline.visible()
+    assert f'R@1 {share(0.5)} at epoch 1, {share(0.6)} at epoch 3' in text
+    assert 'Training loss, by epoch 2.500 at epoch 1, 1.000 at epoch 3' in text
+    svgs = [found for name, found in outline.tags if name == 'svg']
+    assert len(svgs) == 7  # 4 of curves, 1 of heads, 2 of scores
+
+
+def test_numbers_of_the_curves(tmp_path, database):
+    page = write(tmp_path, database)
+    rows = re.findall(r'<tr>.*?</tr>', page.split('Every epoch')[2], re.DOTALL)
+    cells = re.findall(r'<t[hd][^>]*>([^<]*)</t[hd]>', rows[3])
+    assert cells == ['3', '1.000', '', share(0.6), share(1), share(0.2)]
+
+
+@pytest.mark.parametrize('epoch, is_marked', [(2, True), (3, False)])
+def test_the_kept_epoch(tmp_path, database, epoch, is_marked):
+    text = page_text(tmp_path, {**database, 'epoch': epoch})
+    assert f'epoch {epoch}' in text and ('dashed line' in text) == is_marked
+
+
+def test_gallery_of_its_own(tmp_path):
+    whole = make_database(tmp_path)
+    gallery, query = (some_images(whole, slice(start, None, 2)) for start in (0, 1))
+    query = {f'query_{name}': values for name, values in query.items()}
+    database = {**whole, **gallery, **query}
+    text = page_text(tmp_path, database)
+    metrics = evaluate(
+        database['query_embeddings'],
+        database['query_labels'],
+        [1],
+        database['embeddings'],
+        database['labels'],
+    )
+    assert f'Recall@1 is {share(metrics["recall@1"])}' in text
+    assert '12 images of 4 classes search a gallery of 12' in text
+
+
+UNCHECKED = {'realised': None, 'realised_low': None, 'realised_high': None}
+
+
+@pytest.mark.parametrize('calibration', [None, {**CALIBRATION, **UNCHECKED}])
+def test_without_calibration(tmp_path, database, calibration):
+    text = page_text(tmp_path, {**database, 'calibration': calibration})
+    assert ('has no threshold' in text) == (calibration is None)
+    assert ('too few classes to check' in text) == (calibration is not None)
+    if calibration is None:
+        with_none = write(tmp_path, {**database, 'calibration': None})
+        assert write(tmp_path, database) == with_none
+
+
+@pytest.mark.parametrize(
+    'protocol, select', [('published', 'test'), ('strict', 'test'), (None, None)]
+)
+def test_warning(tmp_path, database, protocol, select):
+    database = {**database, 'protocol': protocol, 'select': select}
+    outline = check_page(write(tmp_path, database))
+    text = outline.visible()
+    assert outline.having('role', 'note') and 'Not comparable' in text
+    assert ('flatters' in text) == (select == 'test')
+    assert ('random weight' in text) == (protocol == 'published')
+
+
+def test_a_perfect_run(tmp_path):
+    text = page_text(tmp_path, make_database(tmp_path, noise=0.0))
+    assert 'No query that has a right image is answered by a wrong one' in text
+    assert 'There are none' in text
+
+
+def test_classes_of_one_image(tmp_path, database):
+    classes = list(map(str, range(24)))
+    database = {**database, 'labels': torch.arange(24), 'classes': classes}
+    assert '24 queries have no right image' in page_text(tmp_path, database)
+
+
+def test_a_single_class(tmp_path, database):
+    one_class = {**database, 'labels': torch.zeros(24, dtype=torch.int64)}
+    page = write(tmp_path, one_class)
+    assert 'no interval' in check_page(page).visible()
+    assert 'there is no wrong image' in page and not re.search(r'>\W*inf\b', page)
+
+
+def test_few_images(tmp_path, database):
+    check_page(write(tmp_path, {**database, **some_images(database, slice(2))}))
+    with pytest.raises(UserError, match=f'{RUN}_data_base'):
+        write(tmp_path, {**database, **some_images(database, slice(1))})
+
+
+def test_numbers_are_not_broken(tmp_path, database):
+    """A percentage and its sign stay on one line."""
+    text = body(write(tmp_path, database)).replace('stroke-width', '')
+    assert SPACE in text and not re.search(r'\d %', text)

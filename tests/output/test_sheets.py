@@ -1,0 +1,61 @@
+"""Thumbnails and sheets."""
+
+import pytest
+from PIL import Image
+
+from areir.output.sheets import (
+    CAPTION,
+    COLOURS,
+    COLUMNS,
+    GAP,
+    THUMBNAIL,
+    contact_sheet,
+    sheet,
+    thumbnail,
+)
+
+STEP_X, STEP_Y = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
+
+
+@pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1), (300, 200)])
+@pytest.mark.parametrize('right', COLOURS)
+def test_images_of_any_shape_fit_into_a_thumbnail(size, right):
+    image = thumbnail(Image.new('RGB', size, 'blue'), COLOURS[right], 5)
+    assert image.size == (THUMBNAIL, THUMBNAIL)
+    assert image.getpixel((1, 1)) == COLOURS[right]
+    colours = {colour for _, colour in image.getcolors()}
+    assert (0, 0, 255) in colours
+
+
+@pytest.mark.parametrize('count', [1, 2, 8, 9, 16, 17])
+def test_the_query_of_a_contact_sheet_is_beside_the_rows(count):
+    """The query is red, retrieved images are blue, and below the query is nothing."""
+    red = Image.new('RGB', (THUMBNAIL, THUMBNAIL), 'red')
+    blue = Image.new('RGB', (THUMBNAIL, THUMBNAIL), 'blue')
+    captions = [(f'{number}: a', 'b') for number in range(count + 1)]
+    picture = contact_sheet([red] + [blue] * count, captions)
+    columns = min(count, COLUMNS)
+    rows = -(-count // COLUMNS)
+    assert picture.size == (2 * GAP + (columns + 1) * STEP_X, GAP + rows * STEP_Y)
+    for row in range(rows):
+        y = GAP + row * STEP_Y + 10
+        first = picture.getpixel((GAP + 10, y))
+        assert first == ((255, 0, 0) if row == 0 else (255, 255, 255))
+        for column in range(columns):
+            x = 2 * GAP + (column + 1) * STEP_X + 10
+            there = row * COLUMNS + column < count
+            colour = (0, 0, 255) if there else (255, 255, 255)
+            assert picture.getpixel((x, y)) == colour
+
+
+def test_a_query_without_answers_is_drawn_alone():
+    picture = contact_sheet([Image.new('RGB', (9, 9), 'red')], [('query', '')])
+    assert picture.size[1] == GAP + STEP_Y
+
+
+@pytest.mark.parametrize('text', ['x' * 400, 'a\nb\tc', 'caf\udce9', '写真' * 60, ''])
+def test_captions_of_any_text_are_drawn(text):
+    picture = sheet([Image.new('RGB', (9, 9))], [(text, text)], 1)
+    assert picture.size == (GAP + STEP_X, GAP + STEP_Y)
+    margin = picture.crop((0, GAP + THUMBNAIL, GAP - 1, picture.height))
+    assert margin.getextrema() == ((255, 255),) * 3  # nothing beside the thumbnail

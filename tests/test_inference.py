@@ -1,0 +1,350 @@
+"""inference.py on a folder of the user's, with a model of random weights."""
+
+import os
+import pickle
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trained
+from conftest import Project
+from PIL import Image
+
+from areir.data.images import list_files
+from areir.data.sample import draw_sample
+from areir.files import load_tensors
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A project with 16 figures of 4 classes and a model."""
+    project = Project(tmp_path_factory.mktemp('own') / 'my project')
+    (project.root / 'results').mkdir()
+    project.model = project.root / 'results/toy_model.pth'
+    project.saved = trained.save_model(project.model)
+    figures = str(project.root / 'figures')
+    sizes = {'train_classes': 2, 'test_classes': 2, 'images_per_class': 4}
+    draw_sample(figures, **sizes, side=trained.SIDE)
+    return project
+
+
+@pytest.fixture
+def photos(project, tmp_path):
+    """Photos without class folders, two of them nested; 16 in all."""
+    folder = tmp_path / 'photos'
+    (folder / 'deep/er').mkdir(parents=True)
+    for number, path in enumerate(sorted(project.root.glob('figures/*/*/*.png'))):
+        shutil.copy(path, folder / ('deep/er' if number > 13 else '') / path.name)
+    return folder
+
+
+@pytest.fixture
+def flags(project, tmp_path):
+    return ['--results_root', tmp_path / 'results', '--model', project.model]
+
+
+@pytest.fixture
+def ask(project, flags):
+    """Call inference.py in this process and return what it prints."""
+
+    def called(*more):
+        code, output, errors = project.call('inference.py', *flags, *more)
+        assert code == 0, errors
+        return output
+
+    return called
+
+
+@pytest.fixture
+def refuse(project, flags):
+    return lambda *more: project.refuse('inference.py', *flags, *more)
+
+
+def retrieved(tmp_path, name):
+    return pd.read_csv(tmp_path / 'results' / name / 'retrieved.csv')
+
+
+def test_a_query_from_outside(project, photos, tmp_path, ask):
+    own = tmp_path / 'own.png'
+    shutil.copy(photos / 'figure_1_01.png', own)
+    question = ['--gallery', photos, '--query_img_name', own, '--retrieval_num', 16]
+    output = ask(*question)
+    assert '\nmatch: the nearest scores 1.000' in output
+    assert '16 images, 16 embedded now' in output
+    (times,) = [line for line in output.splitlines() if line.startswith('times: ')]
+    for stage in ('model', 'index', 'embedding', 'search', 'drawing'):
+        assert f'{stage} ' in times
+    last = output.splitlines()[-1]
+    assert last == f'wrote {tmp_path}/results/own/contact_sheet.png'
+    assert os.path.isfile(last.removeprefix('wrote '))
+    table = retrieved(tmp_path, 'own')
+    assert table['rank'].tolist() == list(range(1, 17)) and table['class'].isna().all()
+    assert table['path'][0] == str(photos / 'figure_1_01.png')
+
+    # brute force; bf16 where the hardware has it, so scores are near
+    paths = [str(photos / path) for path in list_files(photos)]
+    query, images = (
+        trained.embed(project.saved, [own]),
+        trained.embed(project.saved, paths),
+    )
+    expected = dict(zip(paths, (query @ images.T)[0].tolist()))
+    scores = [expected[path] for path in table['path']]
+    assert table['score'].tolist() == pytest.approx(scores, abs=0.03)
+    threshold = 0.5 + 0.4 * np.log(16) / np.log(100)
+    assert table['match'].tolist() == (table['score'] >= threshold).tolist()
+    assert '0 embedded now' in ask(*question)
+
+
+def test_an_image_of_the_folder_does_not_find_itself(photos, tmp_path, ask):
+    nested = photos / 'deep/er' / os.listdir(photos / 'deep/er')[0]
+    (tmp_path / 'link.png').symlink_to(nested)
+    for query in (photos / 'figure_1_01.png', tmp_path / 'link.png'):
+        ask('--gallery', photos, '--query_img_name', query, '--retrieval_num', 15)
+        table = retrieved(tmp_path, query.resolve().stem)
+        names = [os.path.basename(path) for path in table['path']]
+        assert len(names) == 15 and query.resolve().name not in names
+
+
+def test_no_match_shows_the_nearest_anyway(photos, tmp_path, ask):
+    strict = {**trained.CALIBRATION, 'thresholds': [0.99999, 0.99999]}
+    trained.save_model(tmp_path / 'strict_model.pth', calibration=strict)
+    Image.effect_noise((32, 32), 90).convert('RGB').save(tmp_path / 'noise.png')
+    model = ['--model', tmp_path / 'strict_model.pth']
+    output = ask(
+        '--gallery', photos, '--query_img_name', tmp_path / 'noise.png', *model
+    )
+    assert 'no match: the nearest scores' in output
+    table = retrieved(tmp_path, 'noise')
+    assert len(table) == 8 and not table['match'].any()
+
+
+def test_a_folder_of_queries(photos, tmp_path, ask):
+    queries = tmp_path / 'queries'
+    (queries / 'more').mkdir(parents=True)
+    shutil.copy(photos / 'figure_1_01.png', queries / 'one.png')
+    shutil.copy(photos / 'figure_2_01.png', queries / 'more/two.png')
+    (queries / 'broken.jpg').write_text('no image')
+    (queries / 'notes.txt').write_text('no image')
+    question = ['--query_img_name', queries, '--retrieval_num', 3, '--heat_maps']
+    output = ask('--gallery', photos, *question)
+    assert f'{queries}/broken.jpg is left out: cannot identify image' in output
+    assert 'notice: --heat_maps' in output and '2 queries: 2 with' in output
+    table = retrieved(tmp_path, 'queries_answers')
+    names = [f'{queries}/more/two.png'] * 3 + [f'{queries}/one.png'] * 3
+    assert table['query'].tolist() == names
+    nearest = [os.path.basename(path) for path in table['path'][::3]]
+    assert nearest == ['figure_2_01.png', 'figure_1_01.png']
+    assert len(list((tmp_path / 'results/queries_answers').glob('*.png'))) == 2
+
+
+def test_answers_inside_the_folder_are_not_searched(photos, ask):
+    for _ in range(3):
+        own = ['--results_root', photos / 'results']
+        query = photos / 'figure_1_01.png'
+        output = ask('--gallery', photos, *own, '--query_img_name', query)
+        assert ': 16 images' in output
+
+
+def test_every_image_against_the_rest(photos, tmp_path, ask):
+    shutil.copy(photos / 'figure_3_02.png', photos / 'deep/copy.png')
+    question = ['--query_img_name', photos, '--retrieval_num', 16]
+    output = ask('--gallery', photos, *question)
+    path = tmp_path / 'results/photos_pairs/pairs.csv'
+    assert output.splitlines()[-1] == f'wrote {path}' and '1 identical, ' in output
+    pairs = pd.read_csv(path)
+    assert pairs['kind'][0] == 'identical' and path.with_name('pairs.png').is_file()
+
+    # every pair that reaches the threshold
+    (index,) = (tmp_path / 'results').glob('photos_*_index')
+    table = load_tensors(str(index / 'index.pth'))
+    vectors = torch.from_numpy(np.load(index / table['vectors']))
+    threshold = 0.5 + 0.4 * np.log(17) / np.log(100)
+    near = ((vectors @ vectors.T).triu(1) >= threshold).nonzero().tolist()
+    paths = [str(photos / path) for path in table['paths']]
+    expected = {(paths[one], paths[other]) for one, other in near}
+    assert set(zip(pairs['path'], pairs['other_path'])) == expected
+    assert len(pairs) == len(expected)
+
+
+def test_without_a_threshold_only_duplicates_are_compared(photos, tmp_path, ask):
+    trained.save_model(tmp_path / 'older_model.pth', calibration=None)
+    model = ['--model', tmp_path / 'older_model.pth']
+    output = ask('--gallery', photos, '--query_img_name', photos, *model)
+    assert 'notice: the model has no threshold' in output
+    assert '0 identical, ' in output and 'same item' not in output
+
+
+def test_class_folders_are_the_classes(project, tmp_path, ask):
+    figures = project.root / 'figures'
+    query = figures / 'test/figure_3/figure_3_02.png'
+    output = ask('--gallery', figures, '--query_img_name', query, '--retrieval_num', 15)
+    counts = retrieved(tmp_path, 'figure_3_02')['class'].value_counts()
+    assert '(figure_3)' in output and sorted(counts.tolist()) == [3, 4, 4, 4]
+
+
+def test_heat_maps_are_drawn(photos, tmp_path, ask):
+    query = photos / 'figure_1_01.png'
+    question = ['--query_img_name', query, '--heat_maps', '--retrieval_num', 3]
+    output = ask('--gallery', photos, *question)
+    path = f'{tmp_path}/results/figure_1_01/heat_maps.png'
+    assert os.path.isfile(path) and f'wrote {path}' in output
+
+
+def test_export(photos, tmp_path, ask):
+    output = ask('--gallery', photos, '--export', tmp_path / 'out')
+    vectors = np.load(tmp_path / 'out/vectors.npy')
+    table = pd.read_csv(tmp_path / 'out/images.csv')
+    assert vectors.shape == (16, 6)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(16), abs=1e-5)
+    assert table['path'].tolist() == list_files(photos)
+    assert 'vectors.npy' in output and '--query_img_name' in output.splitlines()[-1]
+
+
+def test_faiss(photos, tmp_path, ask):
+    pytest.importorskip('faiss', reason='faiss is optional')
+    question = ['--gallery', photos, '--query_img_name', photos / 'figure_1_01.png']
+    output = ask(*question, '--index', 'faiss')
+    assert 'of the exact 8 nearest of 16 images' in output
+    approximate = retrieved(tmp_path, 'figure_1_01')
+    ask(*question)
+    pd.testing.assert_frame_equal(approximate, retrieved(tmp_path, 'figure_1_01'))
+
+
+def test_faiss_that_is_not_installed(photos, refuse, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'faiss', None)
+    assert '--index faiss' in refuse('--gallery', photos, '--index', 'faiss')
+
+
+def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
+    path = tmp_path / 'x_model.pth'
+    question = ['--gallery', photos, '--model', path]
+    trained.save_model(path, seed=1)
+    ask(*question)
+    trained.save_model(path, seed=2)
+    output = ask(*question)
+    assert 'stale' in output and 'model was v1 and is v2' in output
+    assert '16 embedded now' in output
+    trained.save_model(path, seed=2, image_size=48)
+    assert 'image_size was 32 and is 48' in ask(*question)
+    trained.save_model(path, seed=2, image_size=48, mean=[0.4] * 3)
+    assert 'preprocessing was' in ask(*question)
+
+
+def test_the_index_says_what_it_is(photos, tmp_path, ask):
+    """The values that earlier versions wrote, so that their indexes are read."""
+    ask('--gallery', photos)
+    (folder,) = (tmp_path / 'results').glob('photos_*_toy_index')
+    table = load_tensors(str(folder / 'index.pth'))
+    assert table['gallery'] == os.path.realpath(photos)
+    assert table['settings'] == {
+        'model': 'v0',
+        'image_size': 32,
+        'preprocessing': '(1, [0.5, 0.5, 0.5], [0.25, 0.25, 0.25])',
+    }
+    assert table['paths'] == list_files(photos) and table['dimensions'] == 6
+
+
+def test_the_newest_model_is_taken(project, photos, tmp_path):
+    results = tmp_path / 'results'
+    results.mkdir()
+    for age, name in enumerate('ba'):
+        path = results / f'{name}_model.pth'
+        trained.save_model(path, seed=age)
+        os.utime(path, (1000 - age, 1000 - age))
+    question = ['--results_root', results, '--gallery', photos]
+    _, output, _ = project.call('inference.py', *question)
+    assert 'b_model.pth, the newest of 2: --model chooses' in output
+
+
+def test_an_image_that_cannot_be_read_is_listed(photos, ask):
+    (photos / 'broken.jpg').write_text('no image')
+    Image.new('1', (20_000, 20_000)).save(photos / 'huge.png')
+    for _ in range(2):
+        output = ask('--gallery', photos)
+        assert f'{photos}/broken.jpg is left out: cannot identify image' in output
+        assert f'{photos}/huge.png is left out: Image size (400000000' in output
+        assert '2 left out' in output
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        (['--gallery', 'nowhere'], '--gallery nowhere: '),
+        (['--gallery', '{0}/empty'], 'empty: no images'),
+        (['--gallery', '{0}/bad'], 'none of its 2 images'),
+        (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: '),
+        (['--query_img_name', '{0}/bad/1.jpg'], 'bad/1.jpg: cannot identify'),
+        (['--query_img_name', '{0}/bad'], 'bad/1.jpg: cannot identify'),
+        (['--query_img_name', '{0}/empty'], 'empty: no images'),
+        (['--query_img_name', '{0}/huge.png'], 'huge.png: '),
+        (
+            ['--retrieval_num', '17', '--query_img_name', '{0}/one.png'],
+            '--retrieval_num 17: {0}/photos has 16 images',
+        ),
+        (['--query_img_name', ''], '--query_img_name: empty'),
+        (['--model', 'nowhere.pth'], '--model nowhere.pth: '),
+        (['--model', '{0}/one.png'], 'one.png is damaged'),
+        (['--results_root', '{0}/one.png'], 'one.png'),
+        (['--report'], '--report: '),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'bad').mkdir()
+    for name in ('1.jpg', '2.png'):
+        (tmp_path / 'bad' / name).write_text('no image')
+    shutil.copy(photos / 'figure_1_01.png', tmp_path / 'one.png')
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
+    flags = [flag.format(tmp_path) for flag in flags]
+    assert text.format(tmp_path) in refuse('--gallery', photos, *flags)
+    results = tmp_path / 'results'
+    left = list(results.iterdir()) if results.exists() else []
+    assert all(path.name.endswith('_index') for path in left)
+
+
+def test_faiss_needs_a_folder(refuse):
+    assert '--index faiss' in refuse('--index', 'faiss')
+
+
+def test_a_single_image(photos, tmp_path, refuse, ask):
+    folder = tmp_path / 'one'
+    folder.mkdir()
+    shutil.copy(photos / 'figure_1_01.png', folder)
+    gallery = ['--gallery', folder]
+    line = refuse(*gallery, '--query_img_name', folder)
+    assert 'one: a single image' in line
+    line = refuse(*gallery, '--query_img_name', folder / 'figure_1_01.png')
+    assert '--retrieval_num' in line and 'has 0 images' in line
+    assert '1 images' in ask(*gallery)
+
+
+class Executes:
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+def test_a_model_that_would_execute_something_is_refused(
+    project, photos, tmp_path, refuse
+):
+    with open(tmp_path / 'evil_model.pth', 'wb') as file:
+        pickle.dump({'state_dict': Executes()}, file)
+    evil = {**project.saved, 'calibration': Executes()}
+    torch.save(evil, tmp_path / 'evil_too_model.pth')
+    torch.save([1, 2], tmp_path / 'list_model.pth')
+    for name in ('evil_model.pth', 'evil_too_model.pth', 'list_model.pth'):
+        line = refuse('--gallery', photos, '--model', tmp_path / name)
+        assert name in line and 'damaged' in line
+    assert not (project.elsewhere / 'executed').exists()
+
+
+def test_nothing_trained_yet_says_what_to_do(project, tmp_path, photos):
+    root = ['--results_root', tmp_path / 'none']
+    for flags in ([], ['--gallery', photos], ['--report']):
+        line = project.refuse('inference.py', *root, *flags)
+        assert 'nothing is trained yet' in line and 'train.py' in line

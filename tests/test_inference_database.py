@@ -1,0 +1,222 @@
+"""inference.py on a database of train.py, with a model of random weights."""
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trained
+from conftest import Project
+from PIL import Image
+
+from areir.data.sample import draw_sample
+
+NAME = 'toy_data_base.pth'
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A project whose dataset `toy` has two classes of four images.
+
+    Its images are links to the photos, as data_utils.py makes them.
+    """
+    project = Project(tmp_path_factory.mktemp('database') / 'my project')
+    results = project.root / 'results'
+    results.mkdir()
+    project.saved = trained.save_model(results / 'toy_model.pth')
+    photos = project.root / 'data/photos'
+    sizes = {'train_classes': 2, 'test_classes': 2, 'images_per_class': 4}
+    draw_sample(str(photos), **sizes, side=trained.SIDE)
+    toy = project.root / 'data/toy'
+    for path in (photos / 'test').glob('*/*.png'):
+        link = toy / 'images/test' / path.parent.name / path.name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(path, link.parent))
+    project.database = trained.save_database(
+        results / NAME, toy, project.saved, 'toy_model.pth', data_root='../data'
+    )
+    project.photos = photos
+    return project
+
+
+@pytest.fixture
+def answer(project):
+    """Call inference.py; return (folder of the answer, its table, the output)."""
+
+    def called(query, *flags):
+        question = ['--data_base', NAME, '--query_img_name', query, *flags]
+        code, output, errors = project.call('inference.py', *question)
+        assert code == 0, errors
+        sheet = output.splitlines()[-1].removeprefix('wrote ')
+        folder = os.path.dirname(os.path.join(project.elsewhere, sheet))
+        return folder, pd.read_csv(os.path.join(folder, 'retrieved.csv')), output
+
+    return called
+
+
+def test_a_database_image_is_answered(project, answer):
+    query = f'../{project.root.name}/data/toy/images/test/figure_3/figure_3_03.png'
+    folder, table, output = answer(query, '--retrieval_num', 7)
+    assert os.path.basename(folder) == 'figure_3_03'
+    assert table['rank'].tolist() == list(range(1, 8))
+    assert table['score'].is_monotonic_decreasing and table['path'].nunique() == 7
+    assert 'figure_3_03.png' not in [os.path.basename(path) for path in table['path']]
+    assert (table['class'] == 'figure_3').sum() == 3
+    assert 'model' not in output.partition('times: ')[2]  # it is not loaded
+    assert os.path.isfile(os.path.join(project.elsewhere, table['path'][0]))
+    _, by_name, _ = answer('toy/images/test/figure_3/figure_3_03.png')
+    assert by_name['path'].tolist() == table['path'].tolist()
+
+
+def test_an_image_from_outside_is_embedded(project, answer, tmp_path):
+    own = tmp_path / 'meine Schöne.png'
+    shutil.copy(project.photos / 'test/figure_3/figure_3_03.png', own)
+    folder, table, output = answer(own)
+    assert len(table) == 8 and os.path.basename(folder) == 'meine Schöne'
+    assert os.path.basename(table['path'][0]) == 'figure_3_03.png'
+    assert table['score'][0] == pytest.approx(1, abs=1e-3)
+    assert 'class unknown' in output
+    assert 'database ' in output.partition('times: ')[2]
+    for stage in ('model ', 'embedding ', 'search ', 'drawing '):
+        assert stage in output.partition('times: ')[2]
+
+
+def test_an_image_under_another_name_is_still_of_the_database(
+    project, answer, tmp_path
+):
+    (tmp_path / 'link.png').symlink_to(project.photos / 'test/figure_3/figure_3_03.png')
+    folder, table, _ = answer(tmp_path / 'link.png', '--retrieval_num', 7)
+    assert os.path.basename(folder) == 'figure_3_03'
+    assert (table['class'] == 'figure_3').sum() == 3
+
+
+@pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1)])
+def test_images_of_any_shape_are_answered(answer, tmp_path, size):
+    Image.new('RGB', size, 'red').save(tmp_path / 'thin.png')
+    folder, _, _ = answer(tmp_path / 'thin.png')
+    with Image.open(os.path.join(folder, 'contact_sheet.png')) as sheet:
+        assert sheet.width > 9 * 192
+
+
+def test_linked_results_still_find_the_images(project, answer, tmp_path):
+    (tmp_path / 'deep').mkdir()
+    (tmp_path / 'deep/linked').symlink_to(project.root / 'results')
+    query = project.photos / 'test/figure_3/figure_3_03.png'
+    linked = ['--results_root', tmp_path / 'deep/linked']
+    code, _, errors = project.call(
+        'inference.py', '--data_base', NAME, *linked, '--query_img_name', query
+    )
+    assert code == 0, errors
+
+
+def test_a_moved_project_still_answers(project, answer):
+    moved = project.root.parent / 'moved project'
+    project.root.rename(moved)
+    original, project.root = project.root, moved
+    try:
+        query = moved / 'data/toy/images/test/figure_3/figure_3_03.png'
+        _, table, _ = answer(query)
+        assert len(table) == 7
+        for path in table['path']:
+            assert os.path.isfile(project.elsewhere / path)
+    finally:
+        project.root = original
+        moved.rename(original)
+
+
+def test_the_database_alone_answers_for_its_images(project, answer, tmp_path):
+    alone = tmp_path / 'alone_data_base.pth'
+    shutil.copy(project.root / 'results' / NAME, alone)
+    query = project.photos / 'test/figure_3/figure_3_03.png'
+    _, table, _ = answer(query, '--data_base', alone)
+    assert len(table) == 7
+    other = project.photos / 'train/figure_1/figure_1_01.png'
+    flags = ['--data_base', alone, '--query_img_name', other]
+    assert f'{tmp_path}/toy_model.pth: ' in project.refuse('inference.py', *flags)
+
+
+def test_a_folder_of_queries_and_an_export(project, tmp_path):
+    folder = project.photos / 'test'
+    flags = ['--data_base', NAME, '--query_img_name', folder]
+    flags += ['--export', tmp_path / 'out', '--retrieval_num', 2]
+    code, output, errors = project.call('inference.py', *flags)
+    assert code == 0, errors
+    assert '8 queries: ' in output
+    written = project.root / 'results/test_answers/retrieved.csv'
+    assert len(pd.read_csv(written)) == 16
+    vectors = np.load(tmp_path / 'out/vectors.npy')
+    assert np.array_equal(vectors, project.database['embeddings'])
+
+
+def test_heat_maps_load_the_model(project, answer):
+    query = project.photos / 'test/figure_4/figure_4_01.png'
+    folder, _, _ = answer(query, '--heat_maps', '--retrieval_num', 2)
+    assert os.path.isfile(os.path.join(folder, 'heat_maps.png'))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: '),
+        (['--query_img_name', '../my project/train.py'], 'train.py: cannot identify'),
+        (['--data_base', 'other.pth'], f'--data_base other.pth: .*: {NAME}'),
+        (['--data_base', '../my project/train.py'], 'train.py is damaged'),
+        (['--data_base', 'toy_model.pth'], '--data_base toy_model.pth: not a database'),
+        (['--retrieval_num', '0'], 'argument --retrieval_num: 0'),
+        (['--retrieval_num', 'many'], 'argument --retrieval_num'),
+        (['--retrieval_num', '8'], '--retrieval_num 8: .* 7 images'),
+        (['--data_root', 'nowhere'], '--data_root'),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(project, flags, text):
+    query = project.photos / 'test/figure_3/figure_3_03.png'
+    question = ['--data_base', NAME, '--query_img_name', query, *flags]
+    line = project.refuse('inference.py', *question)
+    for part in text.split('.*'):
+        assert part in line
+
+
+def test_a_model_of_another_run_is_refused(project, tmp_path):
+    shutil.copy(project.root / 'results' / NAME, tmp_path)
+    other = {**project.saved, 'version': 'another'}
+    torch.save(other, tmp_path / 'toy_model.pth')
+    query = project.photos / 'train/figure_1/figure_1_01.png'
+    flags = ['--data_base', tmp_path / NAME, '--query_img_name', query]
+    line = project.refuse('inference.py', *flags)
+    assert f'{tmp_path}/toy_model.pth does not fit {tmp_path}/{NAME}' in line
+
+
+@pytest.mark.parametrize('mode', ['answer', 'report'])
+@pytest.mark.parametrize(
+    'changed', [{'calibration': {'x': 1}}, {'labels': torch.full((8,), 9)}]
+)
+def test_a_damaged_database_is_refused(project, tmp_path, mode, changed):
+    torch.save({**project.database, **changed}, tmp_path / 'bad_data_base.pth')
+    query = project.photos / 'test/figure_3/figure_3_03.png'
+    what = ['--report'] if mode == 'report' else ['--query_img_name', query]
+    flags = ['--results_root', tmp_path, '--data_base', 'bad_data_base.pth', *what]
+    line = project.refuse('inference.py', *flags)
+    assert '--data_base bad_data_base.pth: damaged (' in line
+
+
+def test_a_run_is_reported(project):
+    """The page of a run; its contents are tested in test_report.py."""
+    flags = ['--data_base', NAME, '--report']
+    code, output, errors = project.call('inference.py', *flags)
+    assert code == 0, errors
+    page = project.root / 'results/toy_report.html'
+    assert output.splitlines()[-1].endswith('my project/results/toy_report.html')
+    text = page.read_text()
+    assert text.lower().startswith('<!doctype html>') and 'figure_4' in text
+
+
+def test_a_run_without_its_images_is_reported_with_a_notice(project, tmp_path):
+    shutil.copy(project.root / 'results' / NAME, tmp_path)
+    flags = ['--data_base', NAME, '--report', '--results_root', tmp_path]
+    code, output, errors = project.call(
+        'inference.py', *flags, '--data_root', 'nowhere'
+    )
+    assert code == 0, errors
+    assert '--data_root' in output and (tmp_path / 'toy_report.html').is_file()

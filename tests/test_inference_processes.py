@@ -1,0 +1,100 @@
+"""inference.py in processes of its own: file names of any bytes, and torchrun."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import trained
+from conftest import Project
+
+from areir.data.sample import draw_sample
+
+pytestmark = pytest.mark.slow
+
+# small blocks, so that each process has blocks of its own
+SMALL_BLOCKS = """
+import sys
+sys.path.insert(0, {root!r})
+import inference, utils
+from areir.retrieval import vectors_file
+vectors_file.BLOCK = 3
+utils.run_script(inference.main)
+"""
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp('processes') / 'my project')
+    (project.root / 'results').mkdir()
+    project.model = project.root / 'results/toy_model.pth'
+    trained.save_model(project.model)
+    return project
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """16 photos without class folders."""
+    sizes = {'train_classes': 2, 'test_classes': 2, 'images_per_class': 4}
+    draw_sample(str(tmp_path / 'figures'), **sizes, side=trained.SIDE)
+    (tmp_path / 'photos').mkdir()
+    for path in tmp_path.glob('figures/*/*/*.png'):
+        shutil.copy(path, tmp_path / 'photos')
+    return tmp_path / 'photos'
+
+
+def test_names_of_any_bytes(photos, tmp_path, project):
+    raw = os.path.join(os.fsencode(photos), b'caf\xe9 <b>.png')
+    shutil.copy(os.fsencode(photos / 'figure_1_01.png'), raw)
+    command = [sys.executable, project.root / 'inference.py']
+    command += ['--results_root', tmp_path / 'results', '--model', project.model]
+    command += ['--gallery', photos, '--query_img_name', photos / 'figure_1_01.png']
+    result = subprocess.run(command, capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / 'results/figure_1_01/retrieved.csv').read_bytes()
+    assert b'caf\xe9 <b>.png' in table  # as the file system has it
+
+
+def run_torchrun(script, processes, flags, cwd):
+    """Run a script under torchrun and return its stdout."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--master_port', '0']
+    command += ['--nproc_per_node', str(processes), '--rdzv_backend', 'c10d']
+    command += ['--rdzv_endpoint', 'localhost:0', script, *flags]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    result = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize('kind', ['exact', 'faiss'])
+def test_two_processes_equal_one(project, photos, tmp_path, kind):
+    """With queries from a folder, the folder itself, and one of its images."""
+    if kind == 'faiss':
+        pytest.importorskip('faiss', reason='faiss is optional')
+    shutil.copytree(photos, tmp_path / 'queries')
+    script = tmp_path / 'small_blocks.py'
+    script.write_text(SMALL_BLOCKS.format(root=str(project.root)))
+    queries = [tmp_path / 'queries', photos, photos / 'figure_1_01.png']
+    files = ['queries_answers/retrieved.csv', 'photos_pairs/pairs.csv']
+    files.append('figure_1_01/retrieved.csv')
+    tables = {}
+    for processes in (1, 2):
+        results = tmp_path / f'results {processes}'
+        for query in queries if kind == 'exact' else queries[:1]:
+            flags = ['--results_root', results, '--model', project.model]
+            flags += ['--gallery', photos, '--query_img_name', query]
+            flags += ['--retrieval_num', 5, '--index', kind]
+            output = run_torchrun(script, processes, flags, tmp_path)
+            assert output.count('times: ') == 1
+        written = files if kind == 'exact' else files[:1]
+        tables[processes] = [pd.read_csv(results / name) for name in written]
+    for one, two in zip(tables[1], tables[2]):
+        pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-5)
