@@ -58,14 +58,18 @@ def run_script(main):
 def describe(error):
     """Return (line, exit code) for an exception; print the traceback of a bug."""
     if isinstance(error, KeyboardInterrupt):
-        return f'interrupted; {error or "what was finished before is kept"}', 130
+        text = str(error) or 'what was finished before is kept'
+        return f'interrupted; {text}', 130
     if isinstance(error, torch.OutOfMemoryError):
         return f'error: {OUT_OF_MEMORY}', 2
     if isinstance(error, (UserError, OSError)):
         return f'error: {str(error).strip()}', 2
     if 'DataLoader worker' in str(error):
         reason = str(error).splitlines()[0]
-        return f'error: a process that decodes images was killed ({reason})', 2
+        return (
+            'error: a process that decodes images was killed, is the memory full? '
+            f'({reason})'
+        ), 2
     traceback.print_exception(error)
     return f'error: {BUG}', 1
 

@@ -25,7 +25,7 @@ class WriteError(OSError):
     """A file or folder that cannot be written."""
 
     def __init__(self, path, error):
-        reason = getattr(error, 'strerror', None) or str(error).splitlines()[0]
+        reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
         super().__init__(f'{path} cannot be written, is the disk full? ({reason})')
 
     def __reduce__(self):  # a worker process hands it to its parent
@@ -112,10 +112,15 @@ def write_table(path, table):
 
 
 def write_tensors(values):
-    """torch.save each of {path: value}; move them only when all are complete."""
+    """torch.save each of {path: value}; move them only when all are complete.
+
+    Equal values give equal bytes: given a path, torch.save would store its name.
+    """
     with contextlib.ExitStack() as stack:
         for path, value in values.items():
-            torch.save(value, stack.enter_context(atomic_path(path)))
+            temporary = stack.enter_context(atomic_path(path))
+            with open(temporary, 'wb') as file:
+                torch.save(value, file)
 
 
 @contextlib.contextmanager
@@ -149,9 +154,9 @@ def load_tensors(path, mmap=False):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except OSError:
-        raise
     except Exception as error:  # torch raises many kinds for a damaged file
+        if isinstance(error, OSError) and error.filename:
+            raise  # the file cannot be opened
         kind = type(error).__name__
         raise UserError(
             f'{path} is damaged or not a file of tensors ({kind})'

@@ -1,46 +1,72 @@
-"""Recall@1 on a run's unseen classes by raw pixels, by the untrained network and by the trained one.
+"""Measure Recall@1 on unseen classes: by raw pixels, untrained and trained network.
 
     python benchmarks/demo.py results/sample_uncropped_resnet18_4_16
 
-All three embed the same test images at the same size and go through the same evaluation.
+Run `make demo` before. All three embed the same test images at the same size and are
+evaluated alike. Takes 10 seconds on 2 cores.
 """
+
 import json
 import os
-import sys
 
 import torch
+from common import embed_all, get_run
 from torch.nn import functional as F
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-import data_utils
 import utils
-from model import EnsembleModel
-from retrieval import evaluate
+from areir.data.loading import Embedder
+from areir.retrieval import evaluate
+from areir.retrieval.databases import image_folder, load_database
+from model import EnsembleModel, TrainedModel
+
+
+class RawPixels:
+    """Embeds images (N, 3, H, W) by their pixels, as unit vectors."""
+
+    def embed(self, images):
+        return F.normalize(images.flatten(1), dim=1)
+
+
+def untrained_model(run):
+    """Return the EnsembleModel that a run from scratch began with."""
+    with open(f'{run}_run.json', encoding='utf-8') as file:
+        arguments = json.load(file)['arguments']
+    return EnsembleModel(
+        arguments['model_type'],
+        arguments['ensemble_size'],
+        arguments['meta_class_size'],
+        arguments['with_se'] == 'yes',
+        arguments['seed'],
+    )
+
+
+def embed_test_images(run, database, path):
+    """Return {what embeds them: embeddings (N, D)} of the images of a database."""
+    folder = image_folder(database, path, None)
+    paths = [os.path.join(folder, image) for image in database['images']]
+    trained = TrainedModel(f'{run}_model.pth')
+    settings = trained.mean, trained.std, trained.image_size
+    pixels = Embedder(RawPixels(), *settings)
+    untrained = Embedder(untrained_model(run), *settings)
+    return {
+        'raw pixels': embed_all(paths, pixels),
+        'untrained network': embed_all(paths, untrained),
+        'trained network': database['embeddings'],
+    }
 
 
 def main():
-    if len(sys.argv) != 2:
-        raise ValueError('give the run, for example results/sample_uncropped_resnet18_4_16')
-    database, saved = (utils.load(f'{sys.argv[1]}_{part}.pth') for part in ('data_base', 'model'))
-    with open(f'{sys.argv[1]}_run.json', encoding='utf-8') as file:
-        arguments = json.load(file)['arguments']
-    folder = os.path.join(os.path.dirname(sys.argv[1]), database['data_root'], database['data_name'])
-    untrained = EnsembleModel(**saved['model_args'], seed=arguments['seed'])
-
-    pixels, embeddings = [], []
-    dataset = data_utils.ImageDataset([os.path.join(folder, image) for image in database['images']],
-                                      saved['image_size'])
-    for batch, _ in torch.utils.data.DataLoader(dataset, batch_size=64):
-        images = data_utils.normalise(batch, saved['mean'], saved['std'])
-        pixels.append(F.normalize(images.flatten(1), dim=1))
-        embeddings.append(untrained.embed(images))
-    classes = len(database['labels'].unique())
-    print(f'\n{len(database["labels"]):,} images of {classes} classes that training never saw')
-    for name, vectors in (('raw pixels', torch.cat(pixels)), ('untrained network', torch.cat(embeddings)),
-                          ('trained network', database['embeddings'])):
-        recall = evaluate(vectors, database['labels'], [1])['recall@1']
+    run = get_run(__doc__.split('\n')[0])
+    path = f'{run}_data_base.pth'
+    database, path = load_database(path, os.path.dirname(path))
+    embeddings = embed_test_images(run, database, path)
+    labels = database['labels']
+    classes = len(torch.unique(labels))
+    print(f'\n{len(labels):,} images of {classes} classes that training never saw')
+    for name, vectors in embeddings.items():
+        recall = evaluate(vectors, labels, [1])['recall@1']
         print(f'{name:<20}Recall@1 {recall:>8.2%}')
 
 
 if __name__ == '__main__':
-    utils.run(main)
+    utils.run_script(main)

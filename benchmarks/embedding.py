@@ -1,84 +1,123 @@
-"""Time of embedding images for evaluation: ours (batch norm folded, bf16, channels last) and the plain fp32 model.
+"""Measure the time of embedding images: the plain fp32 model, and ours step by step.
 
-    python benchmarks/embedding.py                     # 8 heads of resnet18, 64 images
-    python benchmarks/embedding.py --ensemble_size 48 --model_type resnet50
+    python benchmarks/embedding.py         # 8 heads of resnet18, 64 images: 5 minutes
+    python benchmarks/embedding.py --ensemble_size 48 --model_type resnet50   # 4 hours
 
-Every measurement is a process of its own; the ways take turns. The cosine is the lowest of any image's two embeddings.
+Ours folds each batch norm into its convolution and computes channels last, in bf16
+where the hardware has it. Every measurement is a process of its own, and the ways take
+turns. The cosine is that of an image's two embeddings, by the plain model and by the
+way, the lowest of 4 images. Times are of 2 cores.
 """
+
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
+from functools import partial
 
+import common
 import torch
 from torch.nn import functional as F
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-from evaluation import cpu_name, resident
 
 import utils
 from model import MODEL_TYPES, EnsembleModel, folded
 
 WAYS = ('plain', 'channels_last', 'autocast', 'folded_fp32', 'ours')
+META_CLASS_SIZE = 12
+COMPARED = 4  # images whose embeddings are compared
+
+
+def random_images(count, image_size):
+    """Return normalised images (count, 3, image_size, image_size) of noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, image_size, image_size, generator=generator)
+
+
+def settled_model(model_type, ensemble_size, images):
+    """Return a random EnsembleModel with batch statistics as after training."""
+    model = EnsembleModel(model_type, ensemble_size, META_CLASS_SIZE)
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval()
+
+
+def prepare(way, model, images):
+    """Return (network, images) as a way runs them."""
+    if way == 'plain':
+        return model, images
+    net = model.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    if way == 'folded_fp32':
+        net = folded(model, torch.float32)
+    if way == 'ours':
+        native = utils.has_native_bf16(torch.device('cpu'))
+        net = folded(model, torch.bfloat16 if native else torch.float32)
+    return net, images
 
 
 def measure(args):
-    """Run one way in this process and print what it took as JSON."""
-    if args.measure != 'plain':
+    """Embed in one way; return seconds, the lowest cosine and the peak memory in MB."""
+    way = args.measure
+    if way != 'plain':
         utils.keep_freed_memory()
-    model = EnsembleModel(args.model_type, args.ensemble_size, 12).eval()
-    images = torch.randn(args.images, 3, args.image_size, args.image_size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():  # statistics of training, not those of a new network
-        model.train()
-        model(images[:4])
-        model.eval()
-    wanted = model.embed(images[:4])
-    narrow = torch.bfloat16 if utils.has_native_bf16(torch.device('cpu')) else torch.float32
-    net = model
-    if args.measure != 'plain':
-        net = model.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    if args.measure in ('folded_fp32', 'ours'):
-        net = folded(model, narrow if args.measure == 'ours' else torch.float32)
-    with torch.autocast('cpu', torch.bfloat16, enabled=args.measure == 'autocast'):
-        cosine = F.cosine_similarity(net.embed(images[:4]), wanted).min().item()
+    images = random_images(args.images, args.image_size)
+    model = settled_model(args.model_type, args.ensemble_size, images[:COMPARED])
+    expected = model.embed(images[:COMPARED])
+    net, images = prepare(way, model, images)
+    with torch.autocast('cpu', torch.bfloat16, enabled=way == 'autocast'):
+        embeddings = net.embed(images[:COMPARED])  # warms up, too
         started = time.perf_counter()
         net.embed(images)
         seconds = time.perf_counter() - started
-    print(json.dumps({'seconds': seconds, 'cosine': cosine, 'megabytes': resident('VmHWM')}))
+    cosine = F.cosine_similarity(embeddings, expected).min().item()
+    megabytes = common.memory('VmHWM')
+    return {'seconds': seconds, 'cosine': cosine, 'megabytes': megabytes}
+
+
+def measure_way(args, way):
+    """Measure one way in a process of its own."""
+    names = ('model_type', 'ensemble_size', 'images', 'image_size')
+    flags = common.flags_of(args, names)
+    return common.measure_apart(__file__, [f'--measure={way}', *flags])
+
+
+def print_table(runs, images):
+    seconds = common.median_seconds(runs)
+    print(f'{"":<16}{"ms an image":>12}{"faster":>8}{"cosine":>10}{"MB":>9}')
+    for way, results in runs.items():
+        megabytes = common.highest(results, 'megabytes')
+        cosine = min(result['cosine'] for result in results)
+        print(
+            f'{way:<16}{1000 * seconds[way] / images:>12.1f}'
+            f'{seconds["plain"] / seconds[way]:>8.2f}'
+            f'{cosine:>10.6f}{megabytes:>9,.0f}'
+        )
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    default = '[default: %(default)s]'
+    add('--model_type', default='resnet18', choices=MODEL_TYPES)
+    add('--ensemble_size', type=int, default=8, help=f'heads {default}')
+    add('--images', type=int, default=64, help=f'embedded at once {default}')
+    add('--image_size', type=int, default=256, help=f'pixels a side {default}')
+    common.add_rounds(parser)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--model_type', default='resnet18', choices=MODEL_TYPES)
-    parser.add_argument('--ensemble_size', type=int, default=8, help='heads [default: %(default)s]')
-    parser.add_argument('--images', type=int, default=64, help='embedded at once [default: %(default)s]')
-    parser.add_argument('--image_size', type=int, default=256, help='pixels a side [default: %(default)s]')
-    parser.add_argument('--rounds', type=int, default=3, help='the median of so many counts [default: %(default)s]')
-    parser.add_argument('--measure', choices=WAYS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = get_args()
     if args.measure:
-        measure(args)
+        print(json.dumps(measure(args)))
         return
-    runs = {way: [] for way in WAYS}
-    for _ in range(args.rounds):
-        for way in WAYS:
-            done = subprocess.run([sys.executable, __file__, '--measure', way, '--model_type', args.model_type,
-                                   *(f'--{name}={getattr(args, name)}' for name in
-                                     ('ensemble_size', 'images', 'image_size'))], capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f'{way}: {(done.stderr.strip().splitlines() or ["out of memory?"])[-1]}')
-            runs[way].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}; se-{args.model_type}, '
-          f'{args.ensemble_size} heads, {args.images} images of {args.image_size} px')
-    print(f'{"":<16}{"ms an image":>12}{"faster":>8}{"cosine":>10}{"MB":>9}')
-    medians = {way: sorted(run['seconds'] for run in results)[len(results) // 2] for way, results in runs.items()}
-    for way, results in runs.items():
-        print(f'{way:<16}{1000 * medians[way] / args.images:>12.1f}{medians["plain"] / medians[way]:>8.2f}'
-              f'{min(run["cosine"] for run in results):>10.6f}{max(run["megabytes"] for run in results):>9,.0f}')
+    runs = common.take_turns(WAYS, args.rounds, partial(measure_way, args))
+    machine = common.describe_machine()
+    print(
+        f'{machine}; se-{args.model_type}, {args.ensemble_size} heads, '
+        f'{args.images} images of {args.image_size} px'
+    )
+    print_table(runs, args.images)
 
 
 if __name__ == '__main__':
-    main()
+    utils.run_script(main)

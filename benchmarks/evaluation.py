@@ -1,171 +1,239 @@
-"""Time and memory of Recall@1,10,100,1000 of N images: ours and what people reach for. Prints a table.
+"""Measure time and memory of Recall@1,10,100,1000: ours and what people reach for.
 
-    python benchmarks/evaluation.py                                              # 6,000 images of 48 x 12 dimensions
-    python benchmarks/evaluation.py --sizes 60502 --class_size 5 --methods ours,product,faiss
-    python benchmarks/evaluation.py --sizes 5000,10000,20000,40000,60502 --class_size 5 --methods ours
-    python benchmarks/evaluation.py --sizes 10000 --meta_class_size 500 --class_size 5 --methods ours,product
+    python benchmarks/evaluation.py                # 6,000 images of 48 x 12 dimensions
+    python benchmarks/evaluation.py --sizes 60502 --class_size 5 \
+        --methods ours,product,faiss
+    python benchmarks/evaluation.py --sizes 5000,10000,20000,40000,60502 \
+        --class_size 5 --methods ours
+    python benchmarks/evaluation.py --sizes 10000 --meta_class_size 500 \
+        --class_size 5 --methods ours,product
 
-Every measurement is a process of its own; methods take turns. Memory is the peak beyond the embeddings. Times are
-printed only where all methods found the same recall. faiss and pml need `pip install -r benchmarks/requirements.txt`.
+They take 4, 7, 4 and 5 minutes on 2 cores. Every measurement is a process of its own,
+and the methods take turns. Memory is the peak beyond the embeddings. Times are printed
+only if all methods find the same recall. faiss and pml need
+`pip install -r benchmarks/requirements.txt`.
 """
+
 import argparse
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
+from functools import partial
 
+import common
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-import retrieval
+import utils
+from areir.errors import UserError
+from areir.retrieval import evaluate
 
 KS = (1, 10, 100, 1000)
+WARM_UP = 1100  # images
+ROWS = 1024  # of the product at a time
 
 
 def synthetic(size, class_size, ensemble_size, meta_class_size):
-    """Embeddings (size, E, M) as the model makes them, of classes that overlap, and labels in random order."""
+    """Return embeddings (size, E, M) as the model makes them, and labels (size,).
+
+    Classes overlap, and their images are in random order.
+    """
     generator = torch.Generator().manual_seed(0)
-    labels = (torch.arange(size) // class_size)[torch.randperm(size, generator=generator)]
-    centres = torch.randn(int(labels.max()) + 1, ensemble_size * meta_class_size, generator=generator)
-    embeddings = torch.randn(size, ensemble_size * meta_class_size, generator=generator)
+    order = torch.randperm(size, generator=generator)
+    labels = (torch.arange(size) // class_size)[order]
+    dimensions = ensemble_size * meta_class_size
+    classes = int(labels.max()) + 1
+    centres = torch.randn(classes, dimensions, generator=generator)
+    embeddings = torch.randn(size, dimensions, generator=generator)
     for rows in torch.arange(size).split(1000):
         embeddings[rows] += 0.38 * centres[labels[rows]]
-    embeddings = F.normalize(embeddings.view(size, ensemble_size, meta_class_size), dim=2)
+    embeddings = embeddings.view(size, ensemble_size, meta_class_size)
+    embeddings = F.normalize(embeddings, dim=2)
     return embeddings.div_(math.sqrt(ensemble_size)), labels
 
 
-def recall_of(neighbours, labels):
-    """Recall at KS of neighbours (N, k), the query not among them."""
-    right = labels[neighbours] == labels[:, None]
-    return {f'recall@{k}': right[:, :k].any(dim=1).double().mean().item() for k in KS}
+# Methods: from embeddings (N, E, M) and labels (N,) to {metric: value}
 
 
 def ours(embeddings, labels):
-    """Everything that train.py reports: recall, MAP@R, R-precision."""
-    return retrieval.evaluate(embeddings.flatten(1), labels, KS)
+    """Compute all that train.py reports: recall, MAP@R and R-precision."""
+    return evaluate(embeddings.flatten(1), labels, KS)
 
 
 def released(embeddings, labels):
-    """As the code released with the method does: a similarity tensor of all heads, its mean, the nearest."""
+    """Compute a similarity tensor of all heads, as the released code does."""
     heads = embeddings.transpose(0, 1)
-    similarity = (heads @ heads.mT).mean(dim=0)
-    return recall_of(similarity.fill_diagonal_(-torch.inf).topk(max(KS)).indices, labels)
+    return recall_of_similarity((heads @ heads.mT).mean(dim=0), labels)
 
 
 def topk(embeddings, labels):
-    """topk on the full matrix of similarities."""
+    """Take the largest of the full matrix of similarities."""
     embeddings = embeddings.flatten(1)
-    similarity = embeddings @ embeddings.T
-    return recall_of(similarity.fill_diagonal_(-torch.inf).topk(max(KS)).indices, labels)
+    return recall_of_similarity(embeddings @ embeddings.T, labels)
 
 
 def product(embeddings, labels):
-    """The full matrix of similarities alone, 1,024 rows at a time, thrown away."""
+    """Compute the full matrix of similarities alone, in blocks that are thrown away."""
     embeddings = embeddings.flatten(1)
-    for rows in embeddings.split(1024):
+    for rows in embeddings.split(ROWS):
         rows @ embeddings.T
     return {}
 
 
-def faiss(embeddings, labels):
-    import faiss as library
+def by_faiss(embeddings, labels):
+    """Search with faiss for one image more, since each finds itself."""
+    import faiss
+
     embeddings = embeddings.flatten(1).numpy()
-    index = library.IndexFlatIP(embeddings.shape[1])
+    index = faiss.IndexFlatIP(embeddings.shape[1])
     index.add(embeddings)
-    found = torch.from_numpy(index.search(embeddings, max(KS) + 1)[1])
-    itself = found == torch.arange(len(found))[:, None]
+    neighbours = torch.from_numpy(index.search(embeddings, max(KS) + 1)[1])
+    itself = neighbours == torch.arange(len(neighbours))[:, None]
     itself[~itself.any(dim=1), -1] = True
-    return recall_of(found[~itself].view(len(found), max(KS)), labels)
+    others = neighbours[~itself].view(len(neighbours), max(KS))
+    return recall_of(others, labels)
 
 
-def pml(embeddings, labels):
-    """Precision at 1 is recall at 1; it has no recall at other K."""
+def by_pml(embeddings, labels):
+    """Ask pytorch-metric-learning, which has no recall beyond K = 1."""
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    calculator = AccuracyCalculator(include=('precision_at_1', 'r_precision', 'mean_average_precision_at_r'),
-                                    k='max_bin_count')
-    found = calculator.get_accuracy(embeddings.flatten(1), labels)
-    return {'recall@1': found['precision_at_1'], 'map@r': found['mean_average_precision_at_r'],
-            'r_precision': found['r_precision']}
+
+    names = {
+        'recall@1': 'precision_at_1',
+        'map@r': 'mean_average_precision_at_r',
+        'r_precision': 'r_precision',
+    }
+    calculator = AccuracyCalculator(include=names.values(), k='max_bin_count')
+    values = calculator.get_accuracy(embeddings.flatten(1), labels)
+    return {ours: values[theirs] for ours, theirs in names.items()}
 
 
-METHODS = {function.__name__: function for function in (ours, released, topk, product, faiss, pml)}
+METHODS = {
+    'ours': ours,
+    'released': released,
+    'topk': topk,
+    'product': product,
+    'faiss': by_faiss,
+    'pml': by_pml,
+}
 
 
-def resident(field):
-    """VmRSS (now) or VmHWM (peak) of this process in MB; Linux."""
-    with open('/proc/self/status', encoding='ascii') as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+def recall_of_similarity(similarity, labels):
+    """Return the recall at KS of a matrix of similarities (N, N), without the query."""
+    similarity.fill_diagonal_(-torch.inf)
+    return recall_of(similarity.topk(max(KS)).indices, labels)
 
 
-def measure(method, *size):
-    """Run one method in this process and print what it took as JSON."""
-    warm, warm_labels = synthetic(1100, *size[1:])
-    METHODS[method](warm, warm_labels)
-    embeddings, labels = synthetic(*size)
-    with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
-        file.write('5')  # the peak starts here
-    before, started = resident('VmRSS'), time.perf_counter()
-    found = METHODS[method](embeddings, labels)
+def recall_of(neighbours, labels):
+    """Return the recall at KS of neighbours (N, k), the query not among them."""
+    right = labels[neighbours] == labels[:, None]
+    hits = {k: right[:, :k].any(dim=1) for k in KS}
+    return {f'recall@{k}': hit.double().mean().item() for k, hit in hits.items()}
+
+
+# Measurements
+
+
+def measure(method, size, class_size, ensemble_size, meta_class_size):
+    """Run a method; return its seconds, megabytes beyond the embeddings, metrics."""
+    shape = class_size, ensemble_size, meta_class_size
+    METHODS[method](*synthetic(WARM_UP, *shape))
+    embeddings, labels = synthetic(size, *shape)
+    common.reset_peak()
+    before, started = common.memory('VmRSS'), time.perf_counter()
+    metrics = METHODS[method](embeddings, labels)
     seconds = time.perf_counter() - started
-    print(json.dumps({'seconds': seconds, 'megabytes': resident('VmHWM') - before, 'found': found}))
+    megabytes = common.memory('VmHWM') - before
+    return {'seconds': seconds, 'megabytes': megabytes, 'metrics': metrics}
 
 
-def cpu_name():
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-        names = [line.split(':', 1)[1].strip() for line in file if line.startswith('model name')]
-    return names[0] if names else platform.machine()
+def measure_method(args, size, method):
+    """Run a method in a process of its own."""
+    names = ('class_size', 'ensemble_size', 'meta_class_size')
+    flags = [f'--measure={method}', f'--sizes={size}']
+    flags += common.flags_of(args, names)
+    try:
+        return common.measure_apart(__file__, flags)
+    except UserError as error:
+        raise UserError(f'{method} with {size:,} images: {error}') from error
+
+
+def check_agreement(runs, size):
+    """Exit with one line if a method differs in a metric from the first method."""
+    first = next(iter(runs.values()))[0]['metrics']
+    for method, results in runs.items():
+        metrics = results[0]['metrics']
+        for name in metrics.keys() & first.keys():
+            # other methods round scores by tile, so a tie may fall the other way
+            if abs(metrics[name] - first[name]) > 2 / size:
+                sys.exit(
+                    f'{method} with {size:,} images: {name} is {metrics[name]}, '
+                    f'not {first[name]}'
+                )
+
+
+def print_header(args):
+    dimensions = args.ensemble_size * args.meta_class_size
+    machine = common.describe_machine()
+    print(f'{machine}; {dimensions:,} dimensions, classes of {args.class_size}')
+    recalls = ','.join(map(str, KS))
+    print(
+        f'{"images":>8}  {"method":<10}{"seconds":>9}{"x ours":>8}{"MB":>10}'
+        f'   recall@{recalls}'
+    )
+
+
+def print_rows(runs, size):
+    seconds = common.median_seconds(runs)
+    first = next(iter(seconds.values()))
+    for method, results in runs.items():
+        megabytes = common.highest(results, 'megabytes')
+        values = [results[0]['metrics'].get(f'recall@{k}') for k in KS]
+        cells = ['-' if value is None else f'{value:.4f}' for value in values]
+        print(
+            f'{size:>8,}  {method:<10}{seconds[method]:>9.2f}'
+            f'{seconds[method] / first:>8.1f}'
+            f'{megabytes:>10,.0f}   {" ".join(cells)}',
+            flush=True,
+        )
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    default = '[default: %(default)s]'
+    add(
+        '--sizes',
+        type=utils.integers,
+        default='6000',
+        help=f'numbers of images {default}',
+    )
+    add('--class_size', type=int, default=60, help=f'images of a class {default}')
+    add('--ensemble_size', type=int, default=48, help=f'heads {default}')
+    add('--meta_class_size', type=int, default=12, help=f'numbers of a head {default}')
+    add('--methods', default=','.join(METHODS), help=default)
+    common.add_rounds(parser)
+    args = parser.parse_args()
+    args.methods = args.methods.split(',')
+    if not set(args.methods) <= set(METHODS):
+        parser.error(f'--methods: choose from {", ".join(METHODS)}')
+    return args
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--sizes', default='6000', help='numbers of images [default: %(default)s]')
-    parser.add_argument('--class_size', type=int, default=60, help='images of a class [default: %(default)s]')
-    parser.add_argument('--ensemble_size', type=int, default=48, help='heads [default: %(default)s]')
-    parser.add_argument('--meta_class_size', type=int, default=12, help='dimensions of a head [default: %(default)s]')
-    parser.add_argument('--methods', default=','.join(METHODS), help='[default: %(default)s]')
-    parser.add_argument('--rounds', type=int, default=3, help='the median of so many counts [default: %(default)s]')
-    parser.add_argument('--measure', help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    sizes = [(int(size), args.class_size, args.ensemble_size, args.meta_class_size) for size in args.sizes.split(',')]
+    args = get_args()
     if args.measure:
-        measure(args.measure, *sizes[0])
+        shape = args.class_size, args.ensemble_size, args.meta_class_size
+        print(json.dumps(measure(args.measure, args.sizes[0], *shape)))
         return
-    methods = args.methods.split(',')
-    if not set(methods) <= set(METHODS):
-        parser.error(f'--methods: choose from {", ".join(METHODS)}')
-
-    print(f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}; '
-          f'{args.ensemble_size * args.meta_class_size:,} dimensions, classes of {args.class_size}')
-    print(f'{"images":>8}  {"method":<10}{"seconds":>9}{"x ours":>8}{"MB":>10}   recall@{",".join(map(str, KS))}')
-    for size in sizes:
-        runs = {method: [] for method in methods}
-        for _ in range(args.rounds):
-            for method in methods:
-                command = [sys.executable, __file__, '--measure', method, '--sizes', str(size[0]), '--class_size',
-                           str(size[1]), '--ensemble_size', str(size[2]), '--meta_class_size', str(size[3])]
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    lines = done.stderr.strip().splitlines() or [f'ended by signal {-done.returncode}, out of memory?']
-                    sys.exit(f'{method} with {size[0]:,} images: {lines[-1]}')
-                runs[method].append(json.loads(done.stdout.splitlines()[-1]))
-        reference = runs[methods[0]][0]['found']
-        for method, results in runs.items():
-            for name, value in results[0]['found'].items():
-                # the other methods round scores by tile: a tie may fall the other way
-                if name in reference and abs(value - reference[name]) > 2 / size[0]:
-                    sys.exit(f'{method} with {size[0]:,} images: {name} is {value}, not {reference[name]}')
-        medians = {method: sorted(run['seconds'] for run in results)[len(results) // 2]
-                   for method, results in runs.items()}
-        for method, results in runs.items():
-            found = [results[0]['found'].get(f'recall@{k}') for k in KS]
-            print(f'{size[0]:>8,}  {method:<10}{medians[method]:>9.2f}{medians[method] / medians[methods[0]]:>8.1f}'
-                  f'{max(run["megabytes"] for run in results):>10,.0f}   '
-                  + ' '.join('-' if value is None else f'{value:.4f}' for value in found), flush=True)
+    print_header(args)
+    for size in args.sizes:
+        measure_one = partial(measure_method, args, size)
+        runs = common.take_turns(args.methods, args.rounds, measure_one)
+        check_agreement(runs, size)
+        print_rows(runs, size)
 
 
 if __name__ == '__main__':
-    main()
+    utils.run_script(main)

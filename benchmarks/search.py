@@ -1,178 +1,285 @@
-"""Search in galleries of growing size: ours, exact and approximate, from a file, and faiss in memory. Prints a table.
+"""Measure search in growing galleries: ours from a file, and faiss in memory.
 
-    python benchmarks/search.py                                     # 10,000, 100,000 and 1,000,000 x 576
-    python benchmarks/search.py --sizes 10000 --methods exact,flat
+    python benchmarks/search.py       # 10,000, 100,000 and 1,000,000 x 576: 25 minutes
+    python benchmarks/search.py --sizes 10000 --methods exact,flat   # 30 seconds
 
-Every measurement is a process of its own; methods take turns. Times are of queries one at a time and 256 together, the
-8 nearest of each, the median of several calls; the file is read once before, so it lies in the system's cache. Memory
-is the peak of anonymous memory, building included, and of mapped pages of the file, beyond torch itself. Recall is of
-the exact 8 nearest. faiss needs `pip install -r benchmarks/requirements.txt`.
+Ours is exact or approximate. Every measurement is a process of its own. Times are of
+queries one at a time and of 256 together, for the 8 nearest of each, the median of
+several calls. The file is read once before, so it lies in the system's cache. Memory is
+the peak of anonymous memory, building included, and of mapped pages of the file, both
+beyond torch itself. Recall is the share of the exact 8 nearest. All methods but exact
+need `pip install -r benchmarks/requirements.txt`. Times are of 2 cores.
 """
+
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 
+import common
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
-import approximate
-import gallery
+import utils
+from areir.errors import UserError
+from areir.retrieval.approximate import RECALL, measure_recall, open_approximate
+from areir.retrieval.vectors_file import VectorsFile
 
-HEADS, META, LATENT = 48, 12, 32
-NEAREST, TOGETHER = 8, 256
-METHODS = {'exact': 'ours, exact, from the file', 'approximate': 'ours, --index faiss',
-           'flat': 'faiss.IndexFlatIP, in memory', 'ivf': 'faiss.IndexIVFFlat, in memory'}
+HEADS, META_CLASS_SIZE = 48, 12
+SURFACE = 32  # dimensions near which all vectors lie
+CLASS_SIZE = 10
+WRITTEN = 10_000  # vectors at a time
+NEAREST = 8
+QUERIES = 256
+CALLS = {'single': (1, 9), 'together': (QUERIES, 3)}  # queries of a call, calls
+METHODS = {
+    'exact': 'ours, exact, from the file',
+    'approximate': 'ours, --index faiss',
+    'flat': 'faiss.IndexFlatIP, in memory',
+    'ivf': 'faiss.IndexIVFFlat, in memory',
+}
 
 
-def embeddings(labels, seed):
-    """Of the model's form, (n, 576), every head's part of one length: images lie around the centre of their class, and
-    all near a surface of 32 dimensions, as what a network has learnt does."""
+# Synthetic galleries
+
+
+def random_vectors(*shape, seed):
     generator = torch.Generator().manual_seed(seed)
-    surface = torch.randn(LATENT, HEADS * META, generator=torch.Generator().manual_seed(0)) / LATENT ** 0.5
-    names, place = labels.unique(return_inverse=True)
-    centres = torch.stack([torch.randn(LATENT, generator=torch.Generator().manual_seed(10 + label))
-                           for label in names.tolist()])
-    rows = (centres[place] + 0.5 * torch.randn(len(labels), LATENT, generator=generator)) @ surface
-    rows += 0.3 * torch.randn(rows.shape, generator=generator)
-    return F.normalize(rows.view(len(rows), HEADS, META), dim=2).flatten(1) / HEADS ** 0.5
+    return torch.randn(*shape, generator=generator)
+
+
+def make_embeddings(labels, seed):
+    """Return embeddings (n, 576) of the model's form for images with these labels.
+
+    Images lie around the centre of their class, and all near a surface of few
+    dimensions, as the embeddings of a trained network do.
+    """
+    dimensions = HEADS * META_CLASS_SIZE
+    surface = random_vectors(SURFACE, dimensions, seed=0) / SURFACE**0.5
+    names, classes = labels.unique(return_inverse=True)
+    centres = [random_vectors(SURFACE, seed=10 + name) for name in names.tolist()]
+    generator = torch.Generator().manual_seed(seed)
+    places = 0.5 * torch.randn(len(labels), SURFACE, generator=generator)
+    places += torch.stack(centres)[classes]
+    vectors = places @ surface
+    vectors += 0.3 * torch.randn(vectors.shape, generator=generator)
+    heads = F.normalize(vectors.view(-1, HEADS, META_CLASS_SIZE), dim=2)
+    return heads.flatten(1) / HEADS**0.5
+
+
+def queries_path(path):
+    return f'{path}.queries.npy'
 
 
 def write_gallery(path, size):
-    """Vectors of classes of 10 in a .npy file, and queries of the same classes beside it."""
+    """Write vectors to a .npy file, and queries of the same classes beside it."""
+    header = {'descr': '<f4', 'fortran_order': False}
+    header['shape'] = size, HEADS * META_CLASS_SIZE
     with open(path, 'wb') as file:
-        np.lib.format.write_array_header_1_0(file, {'descr': '<f4', 'fortran_order': False,
-                                                    'shape': (size, HEADS * META)})
-        for start in range(0, size, 10_000):
-            labels = torch.arange(start, min(start + 10_000, size)) // 10
-            file.write(embeddings(labels, 1_000_000 + start).numpy().tobytes())
-    labels = torch.randint(size // 10, (TOGETHER,), generator=torch.Generator().manual_seed(1))
-    np.save(f'{path}.queries.npy', embeddings(labels, 2))
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, size, WRITTEN):
+            labels = torch.arange(start, min(start + WRITTEN, size)) // CLASS_SIZE
+            vectors = make_embeddings(labels, 1_000_000 + start)
+            file.write(vectors.numpy().tobytes())
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(size // CLASS_SIZE, (QUERIES,), generator=generator)
+    np.save(queries_path(path), make_embeddings(labels, 2))
 
 
-class Peak(threading.Thread):
-    """The peaks of anonymous and of file memory (MB) while it runs, from the system every 5 ms."""
+# What is compared; each has search(query, k, exclude=None) -> (scores, indices)
+
+
+class FaissIndex:
+    """An index of faiss in memory."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def search(self, query, k, exclude=None):
+        scores, indices = self.index.search(query.numpy(), k)
+        return torch.from_numpy(scores), torch.from_numpy(indices)
+
+
+def open_method(method, vectors, queries):
+    """Return (what searches a VectorsFile by this method, the cells it looks into)."""
+    if method == 'exact':
+        return vectors, ''
+    if method == 'approximate':
+        index = open_approximate(os.path.dirname(vectors.path), vectors)
+        return index, f'{index.measured["looked_into"]}/{index.measured["cells"]}'
+    import faiss
+
+    stored = np.load(vectors.path, mmap_mode='r')
+    if method == 'flat':
+        index = faiss.IndexFlatIP(vectors.dimensions)
+        add_vectors(index, stored)
+        return FaissIndex(index), ''
+    index = train_ivf(stored)
+    add_vectors(index, stored)
+    search_enough_cells(index, vectors, queries)
+    return FaissIndex(index), f'{index.nprobe}/{index.nlist}'
+
+
+def add_vectors(index, stored, block=65536):
+    for start in range(0, len(stored), block):
+        index.add(stored[start : start + block])
+
+
+def train_ivf(stored):
+    """Return an empty IndexIVFFlat with as many cells as ours has."""
+    import faiss
+
+    count, dimensions = stored.shape
+    cells = max(1, min(int(4 * count**0.5), count // 39))
+    index = faiss.IndexIVFFlat(
+        faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT
+    )
+    drawn = np.random.default_rng(0).permutation(count)[: 64 * cells]
+    index.train(stored[np.sort(drawn)])
+    return index
+
+
+def search_enough_cells(index, vectors, queries):
+    """Double the cells that are searched until RECALL is reached, as ours does."""
+    exact = vectors.search(queries, NEAREST)[1]
+    while (
+        measure_recall(FaissIndex(index), queries, None, exact) < RECALL
+        and index.nprobe < index.nlist
+    ):
+        index.nprobe = min(index.nlist, 2 * index.nprobe)
+
+
+# Measurements
+
+
+class PeakMemory(threading.Thread):
+    """Looks at the memory of this process every 5 ms while it runs.
+
+    peak: {'anonymous': MB, 'file': MB} beyond what there was before.
+    """
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.start_at, self.peak, self.running = self.read(), {'anonymous': 0, 'file': 0}, True
+        self.before = self.read()
+        self.peak = dict.fromkeys(self.before, 0)
+        self.running = True
 
-    @staticmethod
-    def read():
-        with open('/proc/self/status') as status:
-            found = dict(line.split(':', 1) for line in status)
-        return {name: int(found[key].split()[0]) / 1024
-                for name, key in (('anonymous', 'RssAnon'), ('file', 'RssFile'))}
+    def read(self):
+        return {'anonymous': common.memory('RssAnon'), 'file': common.memory('RssFile')}
 
     def run(self):
         while self.running:
             for name, value in self.read().items():
-                self.peak[name] = max(self.peak[name], value - self.start_at[name])
+                beyond = value - self.before[name]
+                self.peak[name] = max(self.peak[name], beyond)
             time.sleep(0.005)
+
+    def stop(self):
+        self.running = False
+        self.join()
+
+
+def queries_per_second(searcher, queries, batch, calls):
+    """Return the median rate of `calls` searches of `batch` queries each."""
+    seconds = []
+    for call in range(calls):
+        start = call * batch % QUERIES
+        query = queries[start : start + batch]
+        started = time.perf_counter()
+        searcher.search(query, NEAREST)
+        seconds.append(time.perf_counter() - started)
+    return batch / common.median(seconds)
 
 
 def measure(method, path):
-    """One measurement, in this process, as a dict."""
-    queries = torch.from_numpy(np.load(f'{path}.queries.npy'))
+    """Build, search, and return what that took."""
+    queries = torch.from_numpy(np.load(queries_path(path)))
     np.load(path, mmap_mode='r').sum()  # read once
-    if method in ('flat', 'ivf', 'approximate'):
-        import faiss
+    vectors = VectorsFile(path)
+    if method != 'exact':
+        import faiss  # here, so that its import is not part of building
+
         faiss.omp_set_num_threads(torch.get_num_threads())
-    peak = Peak()
-    peak.start()
+    memory_used = PeakMemory()
+    memory_used.start()
     started = time.perf_counter()
-    result = {}
-    if method == 'exact':
-        def find(query):
-            return gallery.search(path, query, NEAREST)[1]
-    elif method == 'approximate':
-        index, found = approximate.opened(os.path.dirname(path), path)
-        result['cells'] = f'{found["looked_into"]}/{found["cells"]}'
+    searcher, cells = open_method(method, vectors, queries)
+    result = {'build': time.perf_counter() - started, 'cells': cells}
+    searcher.search(queries[:2], NEAREST)  # warms up
+    for name, (batch, calls) in CALLS.items():
+        result[name] = queries_per_second(searcher, queries, batch, calls)
+    memory_used.stop()
+    exact = vectors.search(queries, NEAREST)[1]
+    recall = measure_recall(searcher, queries, None, exact)
+    return {**result, **memory_used.peak, 'recall': recall}
 
-        def find(query):
-            return approximate.nearest(index, path, query, NEAREST)[1]
-    else:
-        stored = np.load(path, mmap_mode='r')
-        if method == 'flat':
-            index = faiss.IndexFlatIP(stored.shape[1])
-        else:
-            cells = max(1, min(int(4 * len(stored) ** 0.5), len(stored) // 39))
-            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(stored.shape[1]), stored.shape[1], cells,
-                                       faiss.METRIC_INNER_PRODUCT)
-            index.train(stored[np.sort(np.random.default_rng(0).permutation(len(stored))[:64 * cells])])
-        for start in range(0, len(stored), 65536):
-            index.add(stored[start:start + 65536])
-        if method == 'ivf':  # as many cells as 95 % recall takes, like ours
-            exact = gallery.search(path, queries, NEAREST)[1]
-            while (exact[:, :, None] == torch.from_numpy(index.search(queries.numpy(), NEAREST)[1])[:, None]).any(
-                    dim=1).double().mean() < approximate.RECALL and index.nprobe < cells:
-                index.nprobe = min(cells, 2 * index.nprobe)
-            result['cells'] = f'{index.nprobe}/{cells}'
 
-        def find(query):
-            return torch.from_numpy(index.search(query.numpy(), NEAREST)[1])
-    result['build'] = time.perf_counter() - started
+def print_header():
+    print(common.describe_machine())
+    print(
+        f'{"images":>10}  {"":<30}{"build s":>9}{"1 query/s":>11}{"256 query/s":>13}'
+        f'{"anon MB":>9}{"file MB":>9}{"recall":>9}  cells',
+        flush=True,
+    )
 
-    find(queries[:2])
-    for name, batch, calls in (('single', 1, 9), ('together', TOGETHER, 3)):
-        times = []
-        for call in range(calls):
-            query = queries[call * batch % TOGETHER:][:batch]
-            started = time.perf_counter()
-            found = find(query)
-            times.append(time.perf_counter() - started)
-        result[name] = batch / sorted(times)[calls // 2]
-    peak.running = False
-    result |= peak.peak
-    exact = gallery.search(path, queries, NEAREST)[1]
-    result['recall'] = (found[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
-    return result
+
+def print_row(size, method, path):
+    """Measure a method in a process of its own and print its row."""
+    beginning = f'{size:>10,}  {METHODS[method]:<30}'
+    try:
+        result = common.measure_apart(__file__, ['--measure', method, path])
+    except UserError as error:
+        print(f'{beginning} failed: {error}')
+        return
+    print(
+        f'{beginning}{result["build"]:>9.1f}{result["single"]:>11.1f}'
+        f'{result["together"]:>13.1f}{result["anonymous"]:>9,.0f}'
+        f'{result["file"]:>9,.0f}{result["recall"]:>9.2%}  {result["cells"]}',
+        flush=True,
+    )
+
+
+def get_args():
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS, description='Measure search in galleries.'
+    )
+    add = parser.add_argument
+    default = '[default: %(default)s]'
+    sizes = '10000,100000,1000000'
+    add('--sizes', type=utils.integers, default=sizes, help=f'images {default}')
+    add('--methods', default=','.join(METHODS), help=default)
+    add(
+        '--folder',
+        help='where the galleries are written, 2.3 GB for 1,000,000 '
+        '[default: temporary]',
+    )
+    add('--measure', nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description='Measure search in galleries.')
-    parser.add_argument('--sizes', default='10000,100000,1000000', help='images [default: %(default)s]')
-    parser.add_argument('--methods', default=','.join(METHODS), help='[default: %(default)s]')
-    parser.add_argument('--folder', help='where the galleries are written, 2.3 GB for 1,000,000 [default: temporary]')
-    parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = get_args()
     if args.measure:
         print(json.dumps(measure(*args.measure)))
         return
-    with open('/proc/cpuinfo') as file:
-        name = next((line.split(': ')[1].strip() for line in file if line.startswith('model name')), '')
-    print(f'{name or platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}')
-    print(f'{"images":>10}  {"":<30}{"build s":>9}{"1 query/s":>11}{"256 query/s":>13}{"anon MB":>9}{"file MB":>9}'
-          f'{"recall":>9}  cells', flush=True)
+    print_header()
     folder = args.folder or tempfile.mkdtemp(prefix='areir-search-')
     os.makedirs(folder, exist_ok=True)
     try:
-        for size in map(int, args.sizes.split(',')):
+        for size in args.sizes:
             path = os.path.join(folder, f'vectors_{size}.npy')
-            if not os.path.isfile(f'{path}.queries.npy'):
+            if not os.path.isfile(queries_path(path)):
                 write_gallery(path, size)
             for method in args.methods.split(','):
-                done = subprocess.run([sys.executable, __file__, '--measure', method, path], capture_output=True,
-                                      text=True)
-                if done.returncode:
-                    print(f'{size:>10,}  {METHODS[method]:<30} failed: {done.stderr.strip().splitlines()[-1:]}')
-                    continue
-                found = json.loads(done.stdout.splitlines()[-1])
-                print(f'{size:>10,}  {METHODS[method]:<30}{found["build"]:>9.1f}{found["single"]:>11.1f}'
-                      f'{found["together"]:>13.1f}{found["anonymous"]:>9,.0f}{found["file"]:>9,.0f}'
-                      f'{found["recall"]:>9.2%}  {found.get("cells", "")}', flush=True)
+                print_row(size, method, path)
     finally:
         if not args.folder:
             shutil.rmtree(folder)
 
 
 if __name__ == '__main__':
-    main()
+    utils.run_script(main)

@@ -130,3 +130,36 @@ def draw_small(project):
     )
     flags = ['--data_name', 'small', '--data_path', photos, '--image_size', 32]
     project.succeed('data_utils.py', *flags)
+
+
+@pytest.fixture(scope='session')
+def small(tmp_path_factory):
+    """A project with the prepared dataset `small`, for tests that leave it as it is."""
+    project = Project(tmp_path_factory.mktemp('small') / 'my project')
+    draw_small(project)
+    return project
+
+
+@pytest.fixture(scope='session')
+def slim(small, tmp_path_factory):
+    """The same project with a slim backbone in its model.py: training takes seconds.
+
+    Its scripts are slim in processes of their own. Tests that call them in this
+    process take the fixture `slim_backbone`, too.
+    """
+    from slim import OVERRIDE
+
+    project = Project(tmp_path_factory.mktemp('slim') / 'my project')
+    shutil.copytree(small.root / 'data', project.root / 'data', symlinks=True)
+    tests = os.path.dirname(os.path.abspath(__file__))
+    with open(project.root / 'model.py', 'a') as file:
+        file.write(OVERRIDE.format(tests=tests))
+    return project
+
+
+@pytest.fixture
+def slim_backbone(monkeypatch):
+    """Make the models of this process slim."""
+    from slim import use_slim_backbone
+
+    use_slim_backbone(monkeypatch)

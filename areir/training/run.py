@@ -149,12 +149,18 @@ class Run:
         json_path, csv_path = self.path('run.json'), self.path('results.csv')
         if not os.path.isfile(json_path) or not os.path.isfile(csv_path):
             return False
-        with open(json_path, encoding='utf-8') as file:
-            record = json.load(file)
-        saved = dict(record['arguments'], precision=record['precision'])
-        saved['split_sha256'] = record['data']['split_sha256']
+        try:
+            with open(json_path, encoding='utf-8') as file:
+                record = json.load(file)
+            saved = dict(record['arguments'], precision=record['precision'])
+            saved['split_sha256'] = record['data']['split_sha256']
+            epochs = len(pd.read_csv(csv_path))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f'{json_path} or {csv_path} is damaged: remove both to start again'
+            ) from error
         self.refuse_other_settings(saved, json_path)
-        return len(pd.read_csv(csv_path)) == num_epochs
+        return epochs == num_epochs
 
     def refuse_other_settings(self, saved, source):
         """Raise UserError naming the flag if the run began with other settings."""
@@ -191,7 +197,7 @@ class Run:
         """
         try:
             state = checkpoints.read_part(folder, 'state')
-        except UserError as error:
+        except (UserError, OSError) as error:
             return None, error
         self.refuse_other_settings(state['settings'], folder)
         return state, None
@@ -243,7 +249,7 @@ def try_restore(trainer, folder, state):
     """Load a checkpoint into the trainer; return why it cannot be read, or None."""
     try:
         trainer.restore(folder)
-    except (UserError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # torch raises all three
         return error
     if trainer.noise:
         trainer.noise.set_state(state['noise'])

@@ -1,0 +1,205 @@
+"""The processes of torchrun: alone, in a group of one, and two of them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from torch import distributed
+
+from areir import processes
+
+
+@pytest.fixture
+def group():
+    """A group of one process: collectives run, nobody else is needed."""
+    store = distributed.HashStore()
+    distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def check_alone():
+    """Check what every function returns if there is one process."""
+    assert processes.rank_and_count() == (0, 1) and processes.is_first()
+    numbers = torch.tensor([1.0, 2.0])
+    assert processes.sum_over_all(numbers) is numbers
+    assert numbers.tolist() == [1, 2]
+    (gathered,) = processes.gather(numbers)
+    assert torch.equal(gathered, numbers)
+    assert processes.gather_objects({'a': 1}) == [{'a': 1}]
+    assert processes.from_first('text') == 'text'
+    assert processes.any_process(True) and not processes.any_process(None)
+    assert processes.any_process(OSError()) and not processes.any_process(0)
+    processes.wait_for_all()
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    assert processes.join() == (0, 1)
+    assert not distributed.is_initialized()
+    check_alone()
+    processes.leave()
+
+
+def test_a_group_of_one(group):
+    check_alone()
+    processes.leave()
+    assert not distributed.is_initialized()
+
+
+def test_the_environment_of_torchrun(monkeypatch):
+    monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
+    assert processes.local_processes() == 1
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    assert processes.local_processes() == 4
+    assert 1 <= processes.available_cores() <= os.cpu_count()
+
+
+def test_a_failed_collective_means_that_another_process_has_ended():
+    resume = pytest.raises(ConnectionError, match='--resume')
+    with resume, processes.failures_of_others():
+        raise RuntimeError('Connection closed by peer')
+    with pytest.raises(KeyError), processes.failures_of_others():
+        raise KeyError('a bug of our own')
+
+
+def test_a_folder_to_write_to_is_made(tmp_path):
+    processes.check_shared_folder(str(tmp_path / 'deep/results'))
+    assert os.listdir(tmp_path / 'deep/results') == []
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(OSError, match='file'):
+        processes.check_shared_folder(str(tmp_path / 'file'))
+
+
+def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, 'any_process', lambda condition: True)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        processes.check_shared_folder(str(tmp_path))
+
+
+@pytest.fixture
+def handlers():
+    """Put the handlers of signals back afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_signals_are_noted_and_announced_once(handlers, capfd):
+    signals = processes.catch_signals()
+    assert signals == []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    assert signals == [signal.SIGTERM, signal.SIGINT]
+    assert capfd.readouterr().err.count('checkpoint') == 1
+
+
+def test_other_processes_note_signals_in_silence(handlers, capfd, monkeypatch):
+    monkeypatch.setattr(processes, 'rank_and_count', lambda: (1, 2))
+    signals = processes.catch_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert signals == [signal.SIGTERM] and capfd.readouterr().err == ''
+
+
+def test_workers_leave_signals_to_their_parent(handlers):
+    processes.ignore_signals(0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+
+
+PAIR = """
+    import os
+    import sys
+    sys.path.insert(0, {repository!r})
+    import torch
+    from areir import processes
+    from areir.files import WriteError
+    from areir.training import checkpoints
+
+    rank, world = processes.join()
+    print('only rank 0 prints')
+    assert (rank, world) == (int(os.environ['RANK']), 2)
+    assert processes.rank_and_count() == (rank, 2)
+    assert processes.is_first() == (rank == 0)
+    summed = processes.sum_over_all(torch.tensor([1.0, rank]))
+    assert summed.tolist() == [2, 1]
+    shares = processes.gather(torch.tensor([rank]))
+    assert torch.cat(shares).tolist() == [0, 1]
+    assert processes.gather_objects(('rank', rank)) == [('rank', 0), ('rank', 1)]
+    assert processes.from_first('first' if rank == 0 else None) == 'first'
+    assert processes.any_process(rank == 1)
+    assert not processes.any_process(False)
+    processes.check_shared_folder('shared')
+    try:
+        processes.check_shared_folder(f'own_{{rank}}')
+        raise AssertionError
+    except OSError as error:
+        assert 'own_' in str(error)
+
+    # a checkpoint of both processes, and one that rank 1 cannot write
+    names = [['state', 'trunk', 'head_000'], ['head_001']]
+    files = {{name: {{'rank': rank}} for name in names[rank]}}
+    folder = checkpoints.write('shared/run', 1, 1, files)
+    assert len(os.listdir(folder)) == 4
+    if rank == 1:
+        files = {{'absent/head_001': 1}}
+    try:
+        checkpoints.write('shared/run', 1, 2, files)
+        raise AssertionError
+    except WriteError as error:
+        assert 'epoch_0001_batch_000002' in str(error)
+    processes.wait_for_all()  # rank 0 removes what is left
+    assert os.listdir('shared/run') == ['epoch_0001_batch_000001']
+
+    if sys.argv[1] == 'leave':
+        processes.leave()
+        assert not torch.distributed.is_initialized()
+    elif rank == 0:
+        try:
+            processes.wait_for_all()
+            raise AssertionError
+        except ConnectionError as error:
+            print('rank 1 has ended', error)
+    sys.stdout.flush()
+    os._exit(0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('end', ['leave', 'die'])
+def test_two_processes(tmp_path, end):
+    script = tmp_path / 'pair.py'
+    script.write_text(textwrap.dedent(PAIR.format(repository=REPOSITORY)))
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port), 'WORLD_SIZE': '2'}
+    running = []
+    for rank in ('0', '1'):
+        local = {'RANK': rank, 'LOCAL_RANK': rank, 'LOCAL_WORLD_SIZE': '2'}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, script, end],
+                cwd=tmp_path,
+                env={**os.environ, **place, **local},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=120) for process in running]
+    for process, (_, errors) in zip(running, outputs):
+        assert process.returncode == 0, errors
+    assert outputs[0][0].startswith('only rank 0 prints')
+    assert ('rank 1 has ended' in outputs[0][0]) == (end == 'die')
+    assert outputs[1][0] == ''

@@ -1,0 +1,382 @@
+"""train.py as a user runs it: what it says, writes, keeps and refuses."""
+
+import json
+import math
+import os
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from train_runs import FLAGS, RUN, assert_same_run, read, read_table, train
+
+import train as train_module
+from areir.data.images import load_image, normalise, to_pixels
+from areir.retrieval import evaluate
+from model import EnsembleModel
+
+FILES = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
+
+
+@pytest.fixture(scope='module')
+def trained(small):
+    """A project with one run of two epochs; `output` is what the run printed."""
+    flags = ['--num_epochs', 2, '--num_workers', 0]
+    small.output = small.succeed('train.py', *FLAGS, *flags)
+    yield small
+    shutil.rmtree(small.root / 'results')
+
+
+# What a run says and writes
+
+
+@pytest.mark.slow
+def test_training_says_what_runs(trained):
+    weights = EnsembleModel('resnet18', 3, 3).parameters()
+    for text in (
+        'train 36 images of 6 classes, test 30 images of 5 classes',
+        '3 heads of 3 meta-classes',
+        f'{sum(weight.numel() for weight in weights):,} parameters',
+        '2 epochs of 4 batches of 8',
+        'recall@1000 dropped: 29 images can be retrieved',
+        'epoch 2/2: loss',
+        'fp32',
+        f'{RUN}_',
+    ):
+        assert text in trained.output
+
+
+@pytest.mark.slow
+def test_training_writes_its_files(trained):
+    results = trained.root / 'results'
+    assert sorted(os.listdir(results)) == [f'{RUN}_{name}' for name in FILES]
+    table = pd.read_csv(results / f'{RUN}_results.csv')
+    recalls = ['test_recall@1', 'test_recall@2', 'test_recall@4']
+    measures = [*recalls, 'test_map@r', 'test_r_precision', 'test_mean_rank']
+    training = ['epoch', 'train_loss', 'train_accuracy']
+    rest = ['lr', 'seconds', 'data_wait', 'protocol', 'select']
+    assert list(table.columns) == [*training, *measures, *rest]
+    assert table['epoch'].tolist() == [1, 2]
+    assert table['lr'].tolist() == [1e-4, 1e-5]
+
+    database = read(results, 'data_base')
+    again = evaluate(database['embeddings'], database['labels'], [1, 2, 4])
+    assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])
+    run = json.loads((results / f'{RUN}_run.json').read_text())
+    assert run['protocol'] == 'strict'
+    assert run['metrics']['map@r'] == pytest.approx(again['map@r'])
+    for name, (low, high) in run['intervals'].items():
+        assert low <= run['metrics'][name] <= high
+    assert run['arguments']['meta_class_size'] == 3
+    assert run['data']['counts']['test'] == [30, 5]
+
+
+@pytest.mark.slow
+def test_the_model_file_rebuilds_the_database(trained):
+    results = trained.root / 'results'
+    saved, database = read(results, 'model'), read(results, 'data_base')
+    model = EnsembleModel(**saved['model_args'])
+    model.load_state_dict(saved['state_dict'])
+    folder = trained.root / 'data/small'
+    images = [load_image(str(folder / image)) for image in database['images']]
+    pixels = torch.stack([to_pixels(image, saved['image_size']) for image in images])
+    embeddings = model.embed(normalise(pixels, saved['mean'], saved['std']))
+    torch.testing.assert_close(embeddings, database['embeddings'], rtol=0, atol=1e-5)
+    assert saved['partition'].shape == (3, 6)
+    assert saved['version'] == database['version']
+
+
+@pytest.mark.slow
+def test_a_refused_call_of_a_process(trained):
+    """Seen from outside once: exit code, one line, nothing else."""
+    result = trained.run('train.py', *FLAGS, '--meta_class_size', 7)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith('train.py: error: meta_class_size 7')
+
+
+# Flags that change a run; the network is slim from here on
+
+
+def test_the_same_command_gives_the_same_numbers(slim, slim_backbone, tmp_path):
+    """With other numbers of workers, into another folder, from a model of ours."""
+    train(slim, tmp_path / 'start', '--num_epochs', 1, '--num_workers', 0)
+    model = tmp_path / 'start' / f'{RUN}_model.pth'
+    for workers in (0, 2):
+        flags = ['--weights', model, '--num_workers', workers]
+        train(slim, tmp_path / str(workers), *flags)
+    assert_same_run(tmp_path / '0', tmp_path / '2')
+    (tmp_path / 'fresh').mkdir()
+    train(slim, tmp_path / 'fresh', '--num_workers', 0)
+    loss = read_table(tmp_path / 'fresh')['train_loss'][0]
+    assert read_table(tmp_path / '0')['train_loss'][0] != loss
+
+
+def test_precision_changes_the_numbers_little(slim, slim_backbone, tmp_path):
+    """bf16 and a database of float16 round the same embeddings in another way."""
+    flags = ['--num_workers', 0, '--num_epochs', 1]
+    train(slim, tmp_path / 'fp32', *flags)
+    train(slim, tmp_path / 'bf16', *flags, '--precision', 'bf16', '--store', 'fp16')
+    database = read(tmp_path / 'bf16', 'data_base')
+    assert database['embeddings'].dtype == torch.float16
+    exact = read(tmp_path / 'fp32', 'data_base')['embeddings']
+    cosines = torch.cosine_similarity(database['embeddings'].float(), exact)
+    assert cosines.min() > 0.99
+
+    file = tmp_path / 'bf16' / f'{RUN}_data_base.pth'
+    code, report, errors = slim.call('evaluate.py', file, '--recalls', '1')
+    assert code == 0, errors
+    recall = read_table(tmp_path / 'bf16')['test_recall@1'].iloc[-1]
+    assert f'{recall:.2%}' in report
+
+
+def test_heads_can_be_counted_off(slim, slim_backbone, tmp_path):
+    train(slim, tmp_path, '--num_workers', 0, '--num_epochs', 1)
+    flags = ['--evaluate_heads', '1,3', '--recalls', '1']
+    file = tmp_path / f'{RUN}_data_base.pth'
+    code, report, errors = slim.call('evaluate.py', file, *flags)
+    assert code == 0, errors
+    whole = report.splitlines()[2].split()[1]
+    rows = [line.split() for line in report.splitlines() if line[:1].isdecimal()]
+    assert [row[0] for row in rows] == ['1', '3'] and rows[1][1] == whole
+
+
+@pytest.mark.parametrize(
+    ('flags', 'suffix', 'measure'),
+    [
+        (['--select', 'val'], '_select_val', 'val_recall@1'),
+        (['--select', 'test'], '_select_test', 'test_recall@1'),
+        (['--protocol', 'published'], '_published', 'test_recall@1'),
+    ],
+)
+def test_the_best_epoch_is_kept_under_its_own_name(
+    slim, slim_backbone, tmp_path, flags, suffix, measure
+):
+    run = f'small_uncropped_resnet18_3_2{suffix}'
+    training = ['--num_epochs', 4, '--lr', '3e-3', '--num_workers', 0]
+    output = train(slim, tmp_path, *training, '--meta_class_size', 2, *flags)
+    table = pd.read_csv(tmp_path / f'{run}_results.csv')
+    provenance = json.loads((tmp_path / f'{run}_run.json').read_text())
+    database, saved = read(tmp_path, 'data_base', run), read(tmp_path, 'model', run)
+    best = int(table[measure].idxmax())
+    assert len(table) == 4
+    assert provenance['epoch'] == database['epoch'] == saved['epoch'] == best + 1
+    assert f'kept epoch {best + 1}' in output
+    again = evaluate(database['embeddings'], database['labels'], [1])
+    recall = provenance['metrics']['recall@1']
+    assert table['test_recall@1'][best] == recall == pytest.approx(again['recall@1'])
+    published, held = suffix == '_published', 2 if suffix == '_select_val' else 0
+    for record in (provenance, database, saved, table.iloc[0]):
+        assert record['protocol'] == ('published' if published else 'strict')
+        assert record['select'] == ('val' if held else 'test')
+    assert ('not comparable' in output) == published
+    names = {f'figure_{number:02d}' for number in range(1, 7)}
+    held_out = names - set(saved['classes'])
+    assert held_out == set(provenance['data']['held_out']) and len(held_out) == held
+    # the threshold is set on the classes held out if there are any
+    assert provenance['calibration']['classes'] == (held or 5)
+    assert all(path.name.startswith(f'{run}_') for path in tmp_path.iterdir())
+
+
+def test_names_without_se_and_with_another_crop_type(slim, slim_backbone, tmp_path):
+    flags = ['--with_se', 'no', '--crop_type', 'cropped', '--num_epochs', 1]
+    output = train(slim, tmp_path, *flags, '--num_workers', 0)
+    assert '--crop_type cropped works for car and cub only' in output
+    name = 'small_uncropped_resnet18_no_se_3_3_model.pth'
+    assert (tmp_path / name).is_file()
+
+
+def test_queries_search_the_gallery(slim, slim_backbone, tmp_path):
+    """A dataset of train, query and gallery; the shop's items are the figures."""
+    shop = tmp_path / 'shop'
+    for path in sorted((slim.root / 'data/photos').rglob('*.png')):
+        part, figure, name = path.relative_to(slim.root / 'data/photos').parts
+        number = int(name[-6:-4])
+        if part == 'test':
+            part = 'query' if number <= 2 else 'gallery'
+        (shop / part / figure).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, shop / part / figure)
+    root = tmp_path / 'data'
+    flags = ['--data_root', root, '--data_name', 'shop', '--image_size', 32]
+    code, _, errors = slim.call('data_utils.py', *flags, '--data_path', shop)
+    assert code == 0, errors
+    train(slim, tmp_path, *flags, '--num_epochs', 1, '--num_workers', 0)
+    run = RUN.replace('small', 'shop')
+    database = read(tmp_path, 'data_base', run)
+    assert len(database['query_images']) == 10 and len(database['images']) == 20
+    calibration = database['calibration']
+    assert (calibration['queries'], calibration['gallery_size']) == (10, 16)
+    names = ('query_embeddings', 'query_labels', 'embeddings', 'labels')
+    query, query_labels, gallery, labels = (database[name] for name in names)
+    again = evaluate(query, query_labels, [1], gallery, labels)
+    recall = read_table(tmp_path, run)['test_recall@1'].iloc[-1]
+    assert recall == pytest.approx(again['recall@1'])
+
+
+def test_the_learning_rate_is_that_of_multi_step_lr():
+    for num_epochs in (1, 2, 3, 5, 10, 20, 30):
+        milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        for epoch in range(1, num_epochs + 1):
+            rate = train_module.learning_rate(1e-4, epoch, num_epochs)
+            assert rate == pytest.approx(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+
+
+# More heads
+
+
+@pytest.fixture(scope='module')
+def base(slim, tmp_path_factory):
+    """Results of a finished run of three heads."""
+    from slim import use_slim_backbone
+
+    results = tmp_path_factory.mktemp('base')
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        train(slim, results, '--num_workers', 0, '--num_epochs', 2)
+    return results
+
+
+def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
+    flags = ['--ensemble_size', 5, '--num_epochs', 2, '--num_workers', 0]
+    train(slim, tmp_path, *flags, '--extend', base / f'{RUN}_model.pth')
+    run = 'small_uncropped_resnet18_5_3_from_3'
+    old, grown = read(base, 'model'), read(tmp_path, 'model', run)
+    assert torch.equal(old['partition'], grown['partition'][:3])
+    weights = grown['state_dict']
+    for name, value in old['state_dict'].items():  # and the buffers of batch norm
+        assert torch.equal(value, weights[name]), name
+    fresh = EnsembleModel('resnet18', 5, 3, seed=0).state_dict()
+    for name in ('3.fc.weight', '4.layer2.0.weight', '4.layer2.1.running_mean'):
+        name = f'heads.{name}'
+        assert not torch.equal(weights[name], fresh[name]), name
+    first = read(base, 'data_base')['embeddings'] * math.sqrt(3)
+    second = read(tmp_path, 'data_base', run)['embeddings'] * math.sqrt(5)
+    assert torch.allclose(first, second[:, :9], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        ([], '3 heads'),
+        (['--ensemble_size', 4, '--seed', 1], '--seed'),
+        (['--ensemble_size', 4, '--meta_class_size', 2], '--meta_class_size is 2'),
+        (['--ensemble_size', 4, '--image_size', 64], '--image_size is 64'),
+    ],
+)
+def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
+    model = base / f'{RUN}_model.pth'
+    line = slim.refuse('train.py', *FLAGS, '--extend', model, *flags)
+    assert text in line and str(model) in line
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        (['--data_name', 'unknown'], 'small (uncropped)'),
+        (['--data_name', '../data/small'], "--data_name '../data/small'"),
+        (['--batch_size', '1'], '--batch_size 1'),
+        (['--data_name', 'cub', '--crop_type', 'cropped'], 'cub (cropped)'),
+        (['--meta_class_size', '7'], 'meta_class_size 7'),
+        (['--recalls', '30,40'], '--recalls'),
+        (['--recalls', '1,x'], 'argument --recalls'),
+        (['--recalls', '0'], '--recalls'),
+        (['--recalls', ''], '--recalls'),
+        (['--batch_size', '0'], 'argument --batch_size'),
+        (['--model_type', 'vgg16'], 'argument --model_type'),
+        (['--gpu_ids', 'all'], 'argument --gpu_ids'),
+        (['--protocol', 'published', '--select', 'last'], '--select'),
+        (['--select', 'val', '--meta_class_size', '5'], 'meta_class_size 5'),
+        (['--lr', '-1'], '--lr -1.0'),
+        (['--seed', '-1'], '--seed -1'),
+        (['--seed', str(2**63)], f'--seed {2**63}'),
+        (['--num_workers', '-1'], '--num_workers'),
+        (['--checkpoint_minutes', '-1'], '--checkpoint_minutes'),
+        (['--checkpoint_minutes', 'nan'], '--checkpoint_minutes'),
+        (['--false_match_rate', '0'], '--false_match_rate 0.0'),
+        (['--false_match_rate', '1'], '--false_match_rate 1.0'),
+        (['--weights', 'nowhere.pth'], 'nowhere.pth'),
+        (['--weights', '../my project/train.py'], 'train.py is damaged'),
+    ],
+)
+def test_training_refuses_in_one_line(slim, flags, text):
+    assert text in slim.refuse('train.py', *FLAGS, *flags)
+    results = slim.root / 'results'
+    assert not results.exists() or os.listdir(results) == []
+
+
+def test_weights_of_a_database_are_refused(slim, base, slim_backbone):
+    database = base / f'{RUN}_data_base.pth'
+    line = slim.refuse('train.py', *FLAGS, '--weights', database)
+    assert 'weights do not fit the model' in line
+
+
+def test_missing_imagenet_weights_offline(slim, slim_backbone, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing listens there
+    line = slim.refuse('train.py', *FLAGS, '--weights', 'imagenet')
+    assert 'resnet18-' in line and str(tmp_path) in line and '--weights none' in line
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_image_damaged_after_preparation_is_named(
+    slim, slim_backbone, tmp_path, workers
+):
+    shutil.copytree(slim.root / 'data', tmp_path / 'data', symlinks=True)
+    damaged = tmp_path / 'data/photos/train/figure_02/figure_02_02.png'
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    roots = ['--data_root', tmp_path / 'data', '--results_root', tmp_path]
+    line = slim.refuse('train.py', *FLAGS, *roots, '--num_workers', workers)
+    assert 'figure_02_02.png: ' in line
+
+
+def test_results_that_cannot_be_written_are_refused_before_training(
+    slim, slim_backbone, tmp_path
+):
+    (tmp_path / 'file').write_text('x')
+    flags = ['--results_root', tmp_path / 'file', '--num_workers', 0]
+    assert str(tmp_path / 'file') in slim.refuse('train.py', *FLAGS, *flags)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(slim, slim_backbone, tmp_path):
+    """It names the last checkpoint, which is there after every batch here."""
+    flags = ['--lr', '1e30', '--checkpoint_minutes', '1e-9', '--num_workers', 0]
+    line = slim.refuse('train.py', *FLAGS, *flags, '--results_root', tmp_path)
+    assert 'epoch 1, batch ' in line and '--lr' in line
+    assert f'{tmp_path / RUN}_checkpoint' in line
+
+
+def test_flags_have_their_defaults():
+    args = vars(train_module.get_parser().parse_args([]))
+    assert args == {
+        'data_name': 'car',
+        'crop_type': 'uncropped',
+        'data_root': 'data',
+        'image_size': 256,
+        'num_workers': None,
+        'model_type': 'resnet18',
+        'with_se': 'yes',
+        'ensemble_size': 48,
+        'meta_class_size': 12,
+        'weights': 'imagenet',
+        'extend': None,
+        'batch_size': 8,
+        'num_epochs': 20,
+        'lr': 1e-4,
+        'seed': 0,
+        'precision': 'auto',
+        'gpu_ids': [0, 1],
+        'resume': False,
+        'checkpoint_minutes': 15,
+        'protocol': 'strict',
+        'select': None,
+        'recalls': [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000],
+        'false_match_rate': 0.01,
+        'store': 'fp32',
+        'results_root': 'results',
+    }

@@ -1,0 +1,159 @@
+"""Runs of train.py in processes of their own, and the comparison of two runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from areir.files import load_tensors
+from areir.training.checkpoints import list_checkpoints
+
+FLAGS = [
+    *('--data_name', 'small', '--weights', 'none', '--image_size', '32'),
+    *('--ensemble_size', '3', '--meta_class_size', '3', '--batch_size', '8'),
+    *('--num_epochs', '3', '--num_workers', '1', '--recalls', '1,2,4,1000'),
+    *('--precision', 'fp32'),
+]
+RUN = 'small_uncropped_resnet18_3_3'
+BATCHES = 4  # of an epoch
+EVERY_BATCH = ['--checkpoint_minutes', '1e-9']
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
+
+
+def command(project, results, *flags, processes=1):
+    """Return the command of a run that writes to the folder `results`."""
+    python = [sys.executable]
+    if processes > 1:
+        python += [*TORCHRUN, str(processes)]
+    roots = ['--data_root', project.root / 'data', '--results_root', results]
+    words = [*python, project.root / 'train.py', *FLAGS, *roots, *flags]
+    return [str(word) for word in words]
+
+
+def start(project, results, *flags, processes=1):
+    """Start a run in a group of processes of its own."""
+    return subprocess.Popen(
+        command(project, results, *flags, processes=processes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    """Return the stdout of a run that must succeed."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def train(project, results, *flags):
+    """Run train.py to its end in this process; return its stdout."""
+    flags = [*FLAGS, '--results_root', results, *flags]
+    code, output, errors = project.call('train.py', *flags)
+    assert code == 0, errors
+    return output
+
+
+def checkpoints(results, run=RUN):
+    """Return the checkpoints of a run, the newest first."""
+    return list_checkpoints(str(results / f'{run}_checkpoint'))
+
+
+def batches_done(folder):
+    """Return how many batches a run had trained on when it wrote a checkpoint."""
+    _, epoch, _, batch = os.path.basename(folder).split('_')
+    return (int(epoch) - 1) * BATCHES + int(batch)
+
+
+def wait_for_checkpoint(process, results, batches=1):
+    """Return the first checkpoint of a run that holds at least so many batches."""
+    for _ in range(6000):
+        folders = checkpoints(results)
+        if folders and batches_done(folders[0]) >= batches:
+            return folders[0]
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    raise AssertionError('no checkpoint')
+
+
+def wait_for_first_batch(process):
+    """Return what a run writes to stderr until it has trained on a batch."""
+    text = ''
+    while 'loss=' not in text:
+        piece = os.read(process.stderr.fileno(), 10_000).decode()
+        assert piece, text
+        text += piece
+    return text
+
+
+def children(process):
+    """Return the process ids of a process's children."""
+    listing = subprocess.run(
+        ['pgrep', '-P', str(process.pid)], capture_output=True, text=True
+    )
+    return [int(pid) for pid in listing.stdout.split()]
+
+
+def kill_run(process):
+    """Kill a run and all its processes with SIGKILL; those of torchrun too."""
+    workers = children(process)
+    os.killpg(process.pid, signal.SIGKILL)
+    for worker in workers:
+        try:
+            os.killpg(worker, signal.SIGKILL)  # torchrun's have groups of their own
+        except ProcessLookupError:
+            continue
+    process.communicate()
+
+
+def read_table(results, run=RUN):
+    """Return the CSV of a run without what depends on the time."""
+    table = pd.read_csv(results / f'{run}_results.csv')
+    return table.drop(columns=['seconds', 'data_wait'])
+
+
+def read(results, name, run=RUN):
+    """Return the contents of a run's model or data_base."""
+    return load_tensors(results / f'{run}_{name}.pth')
+
+
+def assert_same_run(first, second, run=RUN):
+    """Check that CSV, weights, partition and embeddings of two runs are equal."""
+    tables = read_table(first, run), read_table(second, run)
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    models = read(first, 'model', run), read(second, 'model', run)
+    assert models[0]['epoch'] == models[1]['epoch']
+    assert torch.equal(models[0]['partition'], models[1]['partition'])
+    weights = [model['state_dict'] for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    databases = read(first, 'data_base', run), read(second, 'data_base', run)
+    assert torch.equal(databases[0]['embeddings'], databases[1]['embeddings'])
+    assert not os.path.exists(second / f'{run}_checkpoint')
+
+
+def assert_almost_same_run(first, second):
+    """Check that two runs are equal to the rounding of float32."""
+    tables = read_table(first), read_table(second)
+    pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=1e-5)
+    models = read(first, 'model'), read(second, 'model')
+    assert torch.equal(models[0]['partition'], models[1]['partition'])
+    weights = [model['state_dict'] for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        # where a gradient is nothing but rounding, Adam makes a whole step of it
+        close = torch.allclose(value, weights[1][name], rtol=1e-3, atol=1e-4)
+        assert close, name
+    embeddings = [
+        read(results, 'data_base')['embeddings'] for results in (first, second)
+    ]
+    assert F.cosine_similarity(*embeddings).min() > 0.99999
+    assert not os.path.exists(second / f'{RUN}_checkpoint')

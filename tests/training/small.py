@@ -1,0 +1,62 @@
+"""A trainer of a tiny ensemble, batches for it, and a run, without any files."""
+
+import torch
+from torch import nn
+
+import utils
+from areir.seeds import random_stream
+from areir.training.run import Run
+from areir.training.trainer import Trainer
+
+HARDWARE = utils.Hardware(torch.device('cpu'), [], 'fp32', False)
+SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc'}
+
+
+class TinyEnsemble(nn.Module):
+    """A trunk and heads of one layer each, with the attributes of EnsembleModel."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.ensemble_size, self.members = heads, list(range(heads))
+        with random_stream(1):
+            self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+            self.heads = nn.ModuleList(self.make_head() for _ in range(heads))
+
+    def make_head(self):
+        norm = nn.BatchNorm2d(8)
+        return nn.Sequential(
+            norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+
+
+def make_trainer(heads=3, extended=0):
+    """Return a Trainer of a TinyEnsemble with 4 meta-classes."""
+    return Trainer(TinyEnsemble(heads), 1e-3, HARDWARE, extended)
+
+
+def make_run(root, **settings):
+    """Return a Run below root that was begun with SETTINGS."""
+    return Run('small', str(root), {**SETTINGS, **settings})
+
+
+def random_batches(count, heads=3, seed=0):
+    """Return batches of 4 images of 64 pixels with their meta-labels (4, heads)."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 4, 3, 64, 64, generator=generator)
+    meta_labels = torch.randint(4, (count, 4, heads), generator=generator)
+    return list(zip(images, meta_labels))
+
+
+def train(trainer, batches):
+    """Train on the batches."""
+    trainer.begin_epoch(1e-3)
+    for images, meta_labels in batches:
+        trainer.step(images, meta_labels)
+
+
+def equal_weights(one, other):
+    """Whether two models have the same weights and buffers, bit for bit."""
+    others = other.state_dict()
+    return all(
+        torch.equal(value, others[name]) for name, value in one.state_dict().items()
+    )

@@ -1,0 +1,160 @@
+"""A checkpoint is whole or absent, and the one before it is kept."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from areir import processes
+from areir.errors import UserError
+from areir.files import WriteError, temporary_name
+from areir.training import checkpoints
+
+FILES = {'state': {'epoch': 1}, 'trunk': {'weights': {'a': torch.ones(3)}}}
+
+
+def names(root):
+    return [os.path.basename(path) for path in checkpoints.list_checkpoints(root)]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return str(tmp_path / 'run_checkpoint')
+
+
+def test_without_a_folder_there_are_no_checkpoints(root):
+    assert checkpoints.list_checkpoints(root) == []
+
+
+def test_the_newest_is_listed_first_and_other_names_are_not(root):
+    order = ['epoch_0002_batch_000001', 'epoch_0001_batch_1234567']
+    order += ['epoch_0001_batch_000010', 'epoch_0001_batch_000009']
+    others = ['partial', 'epoch_0003_batch_1', '.epoch_0003_batch_000001.part']
+    for name in order + others:
+        os.makedirs(os.path.join(root, name))
+    assert names(root) == order
+
+
+def test_what_is_written_can_be_read(root):
+    folder = checkpoints.write(root, 3, 120, FILES)
+    assert folder == os.path.join(root, 'epoch_0003_batch_000120')
+    assert sorted(os.listdir(folder)) == ['state.pth', 'trunk.pth']
+    assert checkpoints.read_part(folder, 'state') == {'epoch': 1}
+    weights = checkpoints.read_part(folder, 'trunk')['weights']
+    assert torch.equal(weights['a'], torch.ones(3))
+
+
+def test_files_are_plain_tensors(root):
+    folder = checkpoints.write(root, 1, 1, FILES)
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        assert isinstance(torch.load(path, weights_only=True), dict)
+
+
+def test_the_last_two_are_kept(root):
+    for batch in range(1, 5):
+        checkpoints.write(root, 1, batch, FILES)
+    assert names(root) == ['epoch_0001_batch_000004', 'epoch_0001_batch_000003']
+
+
+def test_a_checkpoint_that_is_there_is_not_written_again(root):
+    folder = checkpoints.write(root, 1, 1, FILES)
+    assert checkpoints.write(root, 1, 1, {'other': 1}) == folder
+    assert sorted(os.listdir(folder)) == ['state.pth', 'trunk.pth']
+
+
+def test_leftovers_are_removed_at_the_next_checkpoint(root):
+    os.makedirs(root)
+    leftover = temporary_name(os.path.join(root, 'epoch_0001_batch_000001'))
+    os.makedirs(leftover)
+    checkpoints.write(root, 1, 2, FILES)
+    assert os.listdir(root) == ['epoch_0001_batch_000002']
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(28, 'No space left on device'),
+        RuntimeError('PytorchStreamWriter failed writing file'),
+    ],
+)
+def test_a_full_disk_leaves_the_checkpoint_before(root, monkeypatch, error):
+    checkpoints.write(root, 1, 1, FILES)
+    save = torch.save
+
+    def full_disk(value, path):
+        save(value, path)
+        if 'trunk' in path:
+            raise error
+
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(WriteError, match='epoch_0001_batch_000002') as failed:
+        checkpoints.write(root, 1, 2, FILES)
+    assert str(error.args[-1]) in str(failed.value)
+    assert os.listdir(root) == ['epoch_0001_batch_000001']
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / 'file').write_text('x')
+    with pytest.raises(WriteError, match='file'):
+        checkpoints.write(str(tmp_path / 'file'), 1, 1, FILES)
+
+
+def test_a_failure_in_another_process_is_one_here(root, monkeypatch):
+    """The second wait, after the files are written, tells of the failure."""
+    answers = iter([False, False, True])
+    monkeypatch.setattr(processes, 'any_process', lambda condition: next(answers))
+    with pytest.raises(WriteError, match='another process'):
+        checkpoints.write(root, 1, 1, FILES)
+    assert os.listdir(root) == []
+
+
+def test_a_process_that_has_ended_is_not_a_full_disk(root, monkeypatch):
+    answers = iter([False, False])
+
+    def any_process(condition):
+        for answer in answers:
+            return answer
+        raise ConnectionError('another process has ended')
+
+    monkeypatch.setattr(processes, 'any_process', any_process)
+    with pytest.raises(ConnectionError, match='another process has ended'):
+        checkpoints.write(root, 1, 1, FILES)
+    assert os.listdir(root) == []
+
+
+def test_a_bug_in_the_files_is_no_full_disk(root):
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        checkpoints.write(root, 1, 1, {'state': (number for number in range(3))})
+    assert checkpoints.list_checkpoints(root) == []
+
+
+@pytest.mark.parametrize('damage', ['half', 'absent'])
+def test_damaged_parts_are_refused_by_name(root, damage):
+    folder = checkpoints.write(root, 1, 1, FILES)
+    path = os.path.join(folder, 'trunk.pth')
+    if damage == 'half':
+        os.truncate(path, os.path.getsize(path) // 2)
+    else:
+        os.remove(path)
+    with pytest.raises(UserError, match=r'trunk\.pth'):
+        checkpoints.read_part(folder, 'trunk')
+
+
+def test_the_whole_model_is_mapped_from_its_parts(root):
+    parts = {
+        'trunk': {'conv.weight': torch.arange(3)},
+        'head_000': {'fc.weight': torch.arange(4), 'fc.bias': torch.arange(5)},
+        'head_001': {'fc.weight': torch.arange(6), 'fc.bias': torch.arange(7)},
+    }
+    files = {name: {'weights': weights} for name, weights in parts.items()}
+    folder = checkpoints.write(root, 1, 1, files)
+    weights = checkpoints.model_weights(folder, 2)
+    assert {name: len(value) for name, value in weights.items()} == {
+        'trunk.conv.weight': 3,
+        'heads.0.fc.weight': 4,
+        'heads.0.fc.bias': 5,
+        'heads.1.fc.weight': 6,
+        'heads.1.fc.bias': 7,
+    }

@@ -1,0 +1,328 @@
+"""Training head by head gives the numbers of the plain loop, with less memory."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from areir.training import trainer as trainer_module
+from areir.training.trainer import Autocast, Trainer, sum_gradients, train_step
+from model import EnsembleModel, assign_meta_classes, ensemble_loss
+from utils import Hardware
+
+CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
+META_LABELS = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 0], [1, 3, 3]])
+
+
+def random_images(count=4, side=32, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, side, side, generator=generator, dtype=dtype)
+
+
+def parts_of(model):
+    return [model.trunk, *model.heads]
+
+
+def adam(parts, lr=1e-3):
+    return [torch.optim.Adam(part.parameters(), lr=lr, fused=True) for part in parts]
+
+
+def assert_equal_weights(first, second):
+    weights = second.state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
+# The step
+
+
+def test_three_steps_are_those_of_the_joint_loop(slim_backbone):
+    """One Adam over everything and one backward of the whole loss, in float64.
+
+    There the rounding of the loss and of the features' gradient, which stay float32,
+    does not grow.
+    """
+    joint = EnsembleModel('resnet18', 3, 4, seed=1).double().train()
+    ours, before = copy.deepcopy(joint), copy.deepcopy(joint.state_dict())
+    partition = assign_meta_classes(10, 4, 3, seed=1)
+    single, several = (
+        torch.optim.Adam(joint.parameters(), lr=1e-3),
+        adam(parts_of(ours)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        images = random_images(4, 64, step, torch.float64)
+        labels = torch.randint(10, (4,), generator=generator)
+        meta_labels = partition[:, labels].T
+        logits = joint(images)
+        # `ensemble_loss` computes in float32; here it is written out
+        losses = [F.cross_entropy(logits[:, e], meta_labels[:, e]) for e in range(3)]
+        loss = sum(losses) / 3
+        single.zero_grad()
+        loss.backward()
+        single.step()
+        result = train_step(ours.trunk, ours.heads, several, images, meta_labels, 3)
+        accuracy = (logits.argmax(dim=2) == meta_labels).double().mean().item()
+        assert result[0].item() == pytest.approx(loss.item(), abs=1e-6)
+        assert result[1].item() == pytest.approx(accuracy)
+    weights = ours.state_dict()
+    for name, value in joint.state_dict().items():  # and the buffers of batch norm
+        moved = (value - before[name]).double().norm()
+        assert (value - weights[name]).double().norm() <= 1e-4 * moved, name
+    assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+class Notes:
+    """An optimizer that only notes the gradients of a module."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def step(self):
+        self.gradients = [weight.grad.clone() for weight in self.module.parameters()]
+
+    def zero_grad(self):
+        pass
+
+
+@pytest.mark.parametrize('model_type', ['resnet18', 'resnet50'])
+def test_the_gradient_is_that_of_the_joint_loop(model_type):
+    model = EnsembleModel(model_type, 3, 4, seed=1).train()
+    images = random_images(4, 64)
+    ensemble_loss(model(images), META_LABELS).backward()
+    parts = parts_of(model)
+    wanted = [[weight.grad.clone() for weight in part.parameters()] for part in parts]
+    model.zero_grad()
+    notes = [Notes(part) for part in parts]
+    train_step(model.trunk, model.heads, notes, images, META_LABELS, 3)
+    for gradients, note in zip(wanted, notes):
+        for gradient, noted in zip(gradients, note.gradients):
+            assert (gradient - noted).norm() <= 1e-4 * gradient.norm()
+
+
+class SavedSizes:
+    """Counts the numbers that autograd keeps for backward, and their peak."""
+
+    def __init__(self):
+        self.alive = self.peak = 0
+
+    def add(self, size):
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+    def pack(self, tensor):
+        return SavedTensor(tensor, self)
+
+
+class SavedTensor:
+    """A tensor kept for backward; tells `sizes` of its life."""
+
+    def __init__(self, tensor, sizes):
+        self.tensor, self.sizes = tensor, sizes
+        sizes.add(tensor.numel())
+
+    def __del__(self):
+        self.sizes.add(-self.tensor.numel())
+
+
+def unpack(saved):
+    return saved.tensor
+
+
+def test_one_head_of_activations_is_alive_at_a_time():
+    model = EnsembleModel('resnet18', 6, 4).train()
+    images, meta_labels = random_images(4), torch.zeros(4, 6, dtype=torch.int64)
+    optimizers = adam(parts_of(model))
+    joint, ours = SavedSizes(), SavedSizes()
+    with torch.autograd.graph.saved_tensors_hooks(joint.pack, unpack):
+        ensemble_loss(model(images), meta_labels).backward()
+    with torch.autograd.graph.saved_tensors_hooks(ours.pack, unpack):
+        train_step(model.trunk, model.heads, optimizers, images, meta_labels, 6)
+    assert ours.peak < 0.45 * joint.peak
+    assert joint.alive == ours.alive == 0
+
+
+def test_gradients_of_a_head_are_freed_before_the_next(slim_backbone):
+    model = EnsembleModel('resnet18', 3, 4).train()
+
+    class Counting(torch.optim.SGD):
+        def step(self):
+            heads = [head.fc.weight.grad is not None for head in model.heads]
+            counts.append(sum(heads))
+            super().step()
+
+    counts = []
+    optimizers = [Counting(part.parameters(), lr=0.1) for part in parts_of(model)]
+    train_step(model.trunk, model.heads, optimizers, random_images(), META_LABELS, 3)
+    assert counts == [1, 1, 1, 0]  # of the three heads, then of the trunk
+
+
+@pytest.mark.parametrize('processes', [2, 3])
+def test_heads_of_several_processes_sum_to_the_same_gradient(
+    slim_backbone, monkeypatch, processes
+):
+    """Each process has the trunk and its heads; the trunk's gradients are summed."""
+    whole = EnsembleModel('resnet18', 3, 4, seed=1).train()
+    images = random_images()
+    note = Notes(whole.trunk)
+    heads = [Notes(head) for head in whole.heads]
+    whole_result = train_step(
+        whole.trunk, whole.heads, [note, *heads], images, META_LABELS, 3
+    )
+    trunk_sum, result_sum = 0, 0
+    for rank in range(processes):
+        members = list(range(rank, 3, processes))
+        own = EnsembleModel('resnet18', 3, 4, seed=1, members=members).train()
+        notes = [Notes(part) for part in parts_of(own)]
+        labels = META_LABELS[:, members]
+        result_sum += train_step(own.trunk, own.heads, notes, images, labels, 3)
+        trunk_sum += torch.cat([grad.flatten() for grad in notes[0].gradients])
+    wanted = torch.cat([gradient.flatten() for gradient in note.gradients])
+    assert torch.allclose(trunk_sum, wanted, rtol=1e-4, atol=1e-6)
+    assert result_sum.tolist() == pytest.approx(whole_result.tolist())
+
+
+def test_the_summed_gradient_is_put_back_in_place(slim_backbone, monkeypatch):
+    trunk = EnsembleModel('resnet18', 1, 4).trunk
+    for number, parameter in enumerate(trunk.parameters()):
+        parameter.grad = torch.full_like(parameter, number)
+    monkeypatch.setattr(trainer_module.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(trainer_module, 'sum_over_all', lambda flat: 2 * flat)
+    sum_gradients(trunk)
+    for number, parameter in enumerate(trunk.parameters()):
+        assert (parameter.grad == 2 * number).all()
+
+
+# Precision and DataParallel
+
+
+def test_bf16_runs_the_part_in_bfloat16_and_trains_float32(slim_backbone):
+    hardware = CPU._replace(precision='bf16')
+    trainer = Trainer(EnsembleModel('resnet18', 3, 4), 1e-3, hardware)
+    trainer.begin_epoch(1e-3)
+    assert trainer.trunk(random_images()).dtype == torch.bfloat16
+    loss, accuracy = trainer.step(random_images(), META_LABELS).tolist()
+    assert 0.5 < loss < 3 and 0 <= accuracy <= 1
+    for name, value in trainer.model.state_dict().items():
+        assert value.dtype in (torch.float32, torch.int64), name
+
+
+def test_data_parallel_on_a_cpu_is_the_module():
+    """As far as a CPU can run it: without GPUs nn.DataParallel calls its module."""
+    model = EnsembleModel('resnet18', 2, 4).train()
+    plain = copy.deepcopy(model)
+    wrapped = [
+        nn.DataParallel(Autocast(part, torch.device('cpu'), 'fp32'))
+        for part in parts_of(model)
+    ]
+    labels = META_LABELS[:, :2]
+    for net, (trunk, *heads) in ((model, wrapped), (plain, parts_of(plain))):
+        sgd = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts_of(net)]
+        train_step(trunk, heads, sgd, random_images(), labels, 2)
+    assert_equal_weights(model, plain)
+
+
+def test_several_gpus_are_data_parallel(slim_backbone):
+    hardware = CPU._replace(gpus=[0, 1])
+    trainer = Trainer(EnsembleModel('resnet18', 2, 4), 1e-3, hardware)
+    assert isinstance(trainer.trunk, nn.DataParallel)
+    assert all(isinstance(head, nn.DataParallel) for head in trainer.heads)
+    one = Trainer(trainer.model, 1e-3, CPU._replace(gpus=[1]))
+    assert isinstance(one.trunk, Autocast)
+
+
+# The trainer
+
+
+def make_trainer(seed=1, extended=0, members=None, lr=1e-3):
+    model = EnsembleModel('resnet18', 3, 4, seed=seed, members=members)
+    for head in model.heads[: sum(member < extended for member in model.members)]:
+        head.requires_grad_(False)
+    if extended:
+        model.trunk.requires_grad_(False)
+    return Trainer(model, lr, CPU, extended)
+
+
+def train_batches(trainer, numbers):
+    for number in numbers:
+        trainer.step(random_images(seed=number), META_LABELS.roll(number, 0))
+
+
+def save(trainer, folder):
+    for name, value in trainer.checkpoint().items():
+        torch.save(value, folder / f'{name}.pth')
+
+
+def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
+    trainer = make_trainer()
+    plain = copy.deepcopy(trainer.model).train()
+    trainer.begin_epoch(1e-3)
+    result = trainer.step(random_images(), META_LABELS)
+    optimizers = adam(parts_of(plain))
+    wanted = train_step(
+        plain.trunk, plain.heads, optimizers, random_images(), META_LABELS, 3
+    )
+    assert torch.equal(result, wanted)
+    assert_equal_weights(plain, trainer.model)
+
+
+def test_a_resumed_trainer_equals_an_uninterrupted_one(slim_backbone, tmp_path):
+    whole, killed, resumed = make_trainer(), make_trainer(), make_trainer(seed=9)
+    for trainer in (whole, killed, resumed):
+        trainer.begin_epoch(1e-3)
+    train_batches(whole, range(6))
+    train_batches(killed, range(3))
+    save(killed, tmp_path)
+    resumed.restore(str(tmp_path))
+    train_batches(resumed, range(3, 6))
+    assert_equal_weights(whole.model, resumed.model)
+
+
+def test_any_number_of_processes_reads_the_parts(slim_backbone, tmp_path):
+    whole = make_trainer()
+    train_batches(whole, range(2))
+    save(whole, tmp_path)
+    own = make_trainer(seed=9, members=[1])
+    own.restore(str(tmp_path))
+    assert list(own.parts) == ['trunk', 'head_001']
+    assert_equal_weights(own.model.heads[0], whole.model.heads[1])
+    first = own.optimizers['head_001'].state_dict()['state'][0]
+    wanted = whole.optimizers['head_001'].state_dict()['state'][0]
+    assert torch.equal(first['exp_avg'], wanted['exp_avg'])
+
+
+def test_an_epoch_sets_the_rate_of_every_optimizer(slim_backbone):
+    trainer = make_trainer()
+    trainer.model.eval()
+    trainer.begin_epoch(0.5)
+    for optimizer in trainer.optimizers.values():
+        assert [group['lr'] for group in optimizer.param_groups] == [0.5]
+    assert all(module.training for module in trainer.parts['trunk'].modules())
+    assert all(module.training for module in trainer.parts['head_002'].modules())
+
+
+def test_parameters_are_those_of_the_whole_ensemble(slim_backbone):
+    counted = sum(weight.numel() for weight in make_trainer().model.parameters())
+    assert make_trainer().count_parameters() == counted
+    assert make_trainer(members=[1]).count_parameters() == counted
+
+
+@pytest.mark.parametrize('members', [None, [0, 2], [2]])
+def test_frozen_heads_and_their_trunk_stay_as_they_are(slim_backbone, members):
+    trainer = make_trainer(extended=2, members=members)
+    before = copy.deepcopy(trainer.model)
+    trainer.begin_epoch(1e-3)
+    labels = META_LABELS[:, trainer.model.members]
+    loss, accuracy = trainer.step(random_images(), labels).tolist()
+    assert 0.5 < loss < 3 and 0 <= accuracy <= 1  # the mean over trained heads
+    assert trainer.trained_heads == 1
+    assert trainer.frozen_heads == len(trainer.model.members) - 1
+    assert_equal_weights(before.trunk, trainer.model.trunk)
+    for old, new in zip(before.heads[:-1], trainer.model.heads):
+        assert_equal_weights(old, new)  # and the buffers of batch norm
+    new, old = trainer.model.heads[-1], before.heads[-1]
+    assert not torch.equal(new.fc.weight, old.fc.weight)
+    mean, earlier = new.layer2[1].running_mean, old.layer2[1].running_mean
+    assert not torch.equal(mean, earlier)
