@@ -18,12 +18,12 @@ import time
 
 import pandas as pd
 import torch
-from areir.output.curves import draw_curves
 
 import utils
 from areir import processes
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.output.curves import draw_curves
 from areir.training import record
 from areir.training.checkpoints import model_weights
 from areir.training.evaluation import Result

@@ -146,7 +146,7 @@ def test_no_circles():
 
 @pytest.mark.parametrize('path', sorted(ROOT.glob('areir/**/*.py')), ids=name_of)
 def test_nothing_runs_on_import(path):
-    """A module defines things: no loops, calls or prints of its own at its top level."""
+    """The top level of a module only defines things: no loops, calls or prints."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign)
     for node in ast.parse(path.read_text()).body:
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
