@@ -7,6 +7,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+# one test process per core, each with one thread: more would wait for each other
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
 DEMO = sample_uncropped_resnet18_4_16
 
 .PHONY: demo test test-fast lint docs
@@ -24,10 +26,10 @@ demo: $(VENV)/.installed
 	echo "contact sheet        results/figure_41_01/contact_sheet.png"
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest -q tests
+	$(PYTEST) tests
 
 test-fast: $(VENV)/.installed
-	$(RUN) -m pytest -q -m "not slow" tests
+	$(PYTEST) -m "not slow" tests
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -163,3 +163,16 @@ def slim_backbone(monkeypatch):
     from slim import use_slim_backbone
 
     use_slim_backbone(monkeypatch)
+
+
+@pytest.fixture(scope='session')
+def trained_sample(tmp_path_factory):
+    """A project with the sample dataset, trained for a minute; see trained.SAMPLE_RUN.
+
+    Tests leave it as it is.
+    """
+    from trained import train_sample
+
+    project = Project(tmp_path_factory.mktemp('sample') / 'my project')
+    train_sample(project)
+    return project

@@ -57,44 +57,44 @@ def test_names_of_any_bytes(photos, tmp_path, project):
     assert b'caf\xe9 <b>.png' in table  # as the file system has it
 
 
-def run_torchrun(script, processes, flags, cwd):
-    """Run a script under torchrun and return its stdout."""
+def run_torchrun(script, flags, cwd):
+    """Run a script in two processes under torchrun and return its stdout."""
     command = [sys.executable, '-m', 'torch.distributed.run', '--master_port', '0']
-    command += ['--nproc_per_node', str(processes), '--rdzv_backend', 'c10d']
+    command += ['--nproc_per_node', '2', '--rdzv_backend', 'c10d']
     command += ['--rdzv_endpoint', 'localhost:0', script, *flags]
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     result = subprocess.run(
         list(map(str, command)),
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=environment,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        timeout=180,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 
 
-@pytest.mark.parametrize('kind', ['exact', 'faiss'])
-def test_two_processes_equal_one(project, photos, tmp_path, kind):
-    """With queries from a folder, the folder itself, and one of its images."""
-    if kind == 'faiss':
+@pytest.mark.parametrize(
+    ('query', 'index', 'file'),
+    [
+        ('queries', 'exact', 'queries_answers/retrieved.csv'),
+        ('queries', 'faiss', 'queries_answers/retrieved.csv'),
+        ('photos', 'exact', 'photos_pairs/pairs.csv'),
+        ('photos/figure_1_01.png', 'exact', 'figure_1_01/retrieved.csv'),
+    ],
+)
+def test_two_processes_equal_one(project, photos, tmp_path, query, index, file):
+    if index == 'faiss':
         pytest.importorskip('faiss', reason='faiss is optional')
     shutil.copytree(photos, tmp_path / 'queries')
     script = tmp_path / 'small_blocks.py'
     script.write_text(SMALL_BLOCKS.format(root=str(project.root)))
-    queries = [tmp_path / 'queries', photos, photos / 'figure_1_01.png']
-    files = ['queries_answers/retrieved.csv', 'photos_pairs/pairs.csv']
-    files.append('figure_1_01/retrieved.csv')
-    tables = {}
-    for processes in (1, 2):
-        results = tmp_path / f'results {processes}'
-        for query in queries if kind == 'exact' else queries[:1]:
-            flags = ['--results_root', results, '--model', project.model]
-            flags += ['--gallery', photos, '--query_img_name', query]
-            flags += ['--retrieval_num', 5, '--index', kind]
-            output = run_torchrun(script, processes, flags, tmp_path)
-            assert output.count('times: ') == 1
-        written = files if kind == 'exact' else files[:1]
-        tables[processes] = [pd.read_csv(results / name) for name in written]
-    for one, two in zip(tables[1], tables[2]):
-        pd.testing.assert_frame_equal(one, two, check_exact=False, atol=1e-5)
+    flags = ['--model', project.model, '--gallery', photos, '--index', index]
+    flags += ['--query_img_name', tmp_path / query, '--retrieval_num', 5]
+    one, two = tmp_path / 'results 1', tmp_path / 'results 2'
+    code, _, errors = project.call('inference.py', *flags, '--results_root', one)
+    assert code == 0, errors
+    output = run_torchrun(script, [*flags, '--results_root', two], tmp_path)
+    assert output.count('times: ') == 1
+    tables = [pd.read_csv(results / file) for results in (one, two)]
+    pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-5)

@@ -63,17 +63,11 @@ def test_parameter_table(variant, expected):
     model_type, with_se, meta_class_size = variant
     trunk, head, total = count_parameters(model_type, 48, meta_class_size, with_se)
     assert (total, trunk + 48 * head) == (expected, expected)
+    heads = 48 if model_type == 'resnet18' else 3  # 48 deeper ones take seconds
     with torch.device('meta'):
-        model = EnsembleModel(model_type, 3, meta_class_size, with_se)
+        model = EnsembleModel(model_type, heads, meta_class_size, with_se)
     counted = sum(parameter.numel() for parameter in model.parameters())
-    assert counted == trunk + 3 * head
-
-
-def test_parameters_of_a_whole_model_are_those_of_the_table():
-    with torch.device('meta'):
-        model = EnsembleModel('resnet18', 48, 12, with_se=True)
-    counted = sum(parameter.numel() for parameter in model.parameters())
-    assert counted == PARAMETERS['resnet18', True, 12]
+    assert counted == trunk + heads * head
 
 
 def printed_rows(monkeypatch, capsys, *flags):

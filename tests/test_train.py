@@ -15,14 +15,14 @@ from areir.data.images import load_image, normalise, to_pixels
 from areir.retrieval import evaluate
 from model import EnsembleModel
 
+SHORT = ['--num_epochs', 2, '--num_workers', 0]
 FILES = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
 
 
 @pytest.fixture(scope='module')
 def trained(small):
     """A project with one run of two epochs; `output` is what the run printed."""
-    flags = ['--num_epochs', 2, '--num_workers', 0]
-    small.output = small.succeed('train.py', *FLAGS, *flags)
+    small.output = small.succeed('train.py', *FLAGS, *SHORT)
     yield small
     shutil.rmtree(small.root / 'results')
 
@@ -57,7 +57,7 @@ def test_training_writes_its_files(trained):
     rest = ['lr', 'seconds', 'data_wait', 'protocol', 'select']
     assert list(table.columns) == [*training, *measures, *rest]
     assert table['epoch'].tolist() == [1, 2]
-    assert table['lr'].tolist() == [1e-4, 1e-5]
+    assert table['lr'].tolist() == [1e-4, 1e-6]
 
     database = read(results, 'data_base')
     again = evaluate(database['embeddings'], database['labels'], [1, 2, 4])
@@ -97,42 +97,46 @@ def test_a_refused_call_of_a_process(trained):
 # Flags that change a run; the network is slim from here on
 
 
-def test_the_same_command_gives_the_same_numbers(slim, slim_backbone, tmp_path):
+@pytest.fixture(scope='module')
+def base(slim, tmp_path_factory):
+    """Results of a finished run of two epochs."""
+    from slim import use_slim_backbone
+
+    results = tmp_path_factory.mktemp('base')
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        train(slim, results, *SHORT)
+    return results
+
+
+def test_the_same_command_gives_the_same_numbers(slim, slim_backbone, base, tmp_path):
     """With other numbers of workers, into another folder, from a model of ours."""
-    train(slim, tmp_path / 'start', '--num_epochs', 1, '--num_workers', 0)
-    model = tmp_path / 'start' / f'{RUN}_model.pth'
+    weights = ['--weights', base / f'{RUN}_model.pth']
     for workers in (0, 2):
-        flags = ['--weights', model, '--num_workers', workers]
+        flags = [*SHORT, *weights, '--num_workers', workers]
         train(slim, tmp_path / str(workers), *flags)
     assert_same_run(tmp_path / '0', tmp_path / '2')
-    (tmp_path / 'fresh').mkdir()
-    train(slim, tmp_path / 'fresh', '--num_workers', 0)
-    loss = read_table(tmp_path / 'fresh')['train_loss'][0]
-    assert read_table(tmp_path / '0')['train_loss'][0] != loss
+    losses = [read_table(folder)['train_loss'][0] for folder in (tmp_path / '0', base)]
+    assert losses[0] != losses[1]
 
 
-def test_precision_changes_the_numbers_little(slim, slim_backbone, tmp_path):
+def test_precision_changes_the_numbers_little(slim, slim_backbone, base, tmp_path):
     """bf16 and a database of float16 round the same embeddings in another way."""
-    flags = ['--num_workers', 0, '--num_epochs', 1]
-    train(slim, tmp_path / 'fp32', *flags)
-    train(slim, tmp_path / 'bf16', *flags, '--precision', 'bf16', '--store', 'fp16')
-    database = read(tmp_path / 'bf16', 'data_base')
+    train(slim, tmp_path, *SHORT, '--precision', 'bf16', '--store', 'fp16')
+    database, exact = read(tmp_path, 'data_base'), read(base, 'data_base')
     assert database['embeddings'].dtype == torch.float16
-    exact = read(tmp_path / 'fp32', 'data_base')['embeddings']
-    cosines = torch.cosine_similarity(database['embeddings'].float(), exact)
-    assert cosines.min() > 0.99
-
-    file = tmp_path / 'bf16' / f'{RUN}_data_base.pth'
+    pair = database['embeddings'].float(), exact['embeddings']
+    assert torch.cosine_similarity(*pair).min() > 0.99
+    file = tmp_path / f'{RUN}_data_base.pth'
     code, report, errors = slim.call('evaluate.py', file, '--recalls', '1')
     assert code == 0, errors
-    recall = read_table(tmp_path / 'bf16')['test_recall@1'].iloc[-1]
+    recall = read_table(tmp_path)['test_recall@1'].iloc[-1]
     assert f'{recall:.2%}' in report
 
 
-def test_heads_can_be_counted_off(slim, slim_backbone, tmp_path):
-    train(slim, tmp_path, '--num_workers', 0, '--num_epochs', 1)
+def test_heads_can_be_counted_off(slim, base):
     flags = ['--evaluate_heads', '1,3', '--recalls', '1']
-    file = tmp_path / f'{RUN}_data_base.pth'
+    file = base / f'{RUN}_data_base.pth'
     code, report, errors = slim.call('evaluate.py', file, *flags)
     assert code == 0, errors
     whole = report.splitlines()[2].split()[1]
@@ -227,21 +231,9 @@ def test_the_learning_rate_is_that_of_multi_step_lr():
 # More heads
 
 
-@pytest.fixture(scope='module')
-def base(slim, tmp_path_factory):
-    """Results of a finished run of three heads."""
-    from slim import use_slim_backbone
-
-    results = tmp_path_factory.mktemp('base')
-    with pytest.MonkeyPatch.context() as patch:
-        use_slim_backbone(patch)
-        train(slim, results, '--num_workers', 0, '--num_epochs', 2)
-    return results
-
-
 def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
-    flags = ['--ensemble_size', 5, '--num_epochs', 2, '--num_workers', 0]
-    train(slim, tmp_path, *flags, '--extend', base / f'{RUN}_model.pth')
+    flags = ['--ensemble_size', 5, '--extend', base / f'{RUN}_model.pth']
+    train(slim, tmp_path, *SHORT, *flags)
     run = 'small_uncropped_resnet18_5_3_from_3'
     old, grown = read(base, 'model'), read(tmp_path, 'model', run)
     assert torch.equal(old['partition'], grown['partition'][:3])

@@ -171,7 +171,8 @@ def measure(index, rng):
     if count == 1:
         own = torch.full_like(own, -1)  # all that it can find is itself
     nearest = min(NEAREST, max(1, count - 1))
-    exact = index.vectors.search(query, nearest, own)[1]
+    # only rank 0 builds an index
+    exact = index.vectors.search(query, nearest, own, shared=False)[1]
     index.cells.nprobe = 1
     recall = measure_recall(index, query, own, exact)
     while recall < RECALL and index.cells.nprobe < index.cells.nlist:

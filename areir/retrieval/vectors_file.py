@@ -54,18 +54,19 @@ class VectorsFile:
         # torch wants memory that it may write to, so it is mapped copy-on-write
         return np.memmap(self.file, np.float32, 'c', offset, shape)
 
-    def search(self, query, k, exclude=None):
+    def search(self, query, k, exclude=None, shared=True):
         """Search as `ranking.search` does, a block of vectors at a time.
 
-        The results are the same, and memory is bounded. All processes of torchrun call
-        this with the same queries, and each searches its share of the blocks.
+        The results are the same, and memory is bounded. shared: all processes of
+        torchrun call this with the same queries, and each searches its share of the
+        blocks. Otherwise, one process may call it alone.
         """
         if exclude is None:
             exclude = torch.full((len(query),), -1)
         check_k(k, self.count - int((exclude >= 0).any()))
         edges = self.block_edges(k)
         blocks = range(len(edges) - 1)
-        rank, processes = rank_and_count()
+        rank, processes = rank_and_count() if shared else (0, 1)
         best = torch.full((len(query), k), LAST)
         for block in tqdm(
             blocks[rank::processes],
@@ -78,7 +79,8 @@ class VectorsFile:
             start, stop = edges[block], edges[block + 1]
             keys = self.search_block(query, k, exclude, start, stop)
             best = smallest(torch.cat([best, keys], dim=1), k)
-        best = smallest(torch.cat(gather(best), dim=1), k)
+        if shared:
+            best = smallest(torch.cat(gather(best), dim=1), k)
         return to_scores(best), to_indices(best)
 
     def block_edges(self, k):

@@ -56,10 +56,11 @@ def load_weights(model, checkpoint):
 
 
 def is_state_dict(value):
-    """Whether a value is a dict of tensors."""
+    """Whether a value is a dict of named tensors."""
     if not isinstance(value, dict):
         return False
-    return all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    named = all(isinstance(name, str) for name in value)
+    return named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
 
 
 def fill(module, state, prefix, optional):
@@ -72,7 +73,8 @@ def fill(module, state, prefix, optional):
     taken = {name: state[prefix + name] for name in own if prefix + name in state}
     used = {prefix + name for name in taken}
     if 'fc.weight' in taken and taken['fc.weight'].shape != own['fc.weight'].shape:
-        del taken['fc.weight'], taken['fc.bias']
+        del taken['fc.weight']
+        taken.pop('fc.bias', None)
     for name, value in own.items():
         if name in taken and taken[name].shape != value.shape:
             shapes = f'{tuple(taken[name].shape)}, not {tuple(value.shape)}'
@@ -110,6 +112,14 @@ def freeze_first_heads(model, state_dict, heads):
         part.requires_grad_(False)
 
 
+def is_model_file(value):
+    """Whether a value has all that --extend needs of a model file."""
+    if not isinstance(value, dict) or not isinstance(value.get('model_args'), dict):
+        return False
+    whole = {'state_dict', 'partition', 'classes'} <= value.keys()
+    return whole and 'ensemble_size' in value['model_args']
+
+
 def read_base(args, split, partition):
     """Return the contents of the model file of --extend, or None without it.
 
@@ -118,7 +128,7 @@ def read_base(args, split, partition):
     if not args.extend:
         return None
     base = load_tensors(args.extend)
-    if not isinstance(base, dict) or 'model_args' not in base:
+    if not is_model_file(base):
         raise UserError(f'--extend {args.extend}: not a model of train.py')
     saved = {**base, **base['model_args']}
     wanted = {'with_se': args.with_se == 'yes'}

@@ -91,6 +91,14 @@ def test_classifiers_of_another_size_stay_random(ensemble):
     assert torch.equal(target.heads[1].fc.weight, own)
 
 
+def test_a_classifier_of_another_size_may_lack_its_bias(ensemble):
+    state = ensemble.state_dict()
+    del state['heads.0.fc.bias']
+    target = EnsembleModel('resnet18', 1, 6)
+    load_weights(target, {'state_dict': state})
+    assert target.heads[0].fc.weight.shape[0] == 6
+
+
 MISFITS = {
     'too few heads': (('resnet18', 4, 4), 'heads.3.'),
     'blocks without a place': (('resnet18', 2, 4, False), '.se.'),
@@ -115,7 +123,16 @@ def test_other_torchvision_networks_are_refused(model_type):
 
 
 @pytest.mark.parametrize(
-    'weights', [{}, [1, 2], torch.zeros(3), {'state_dict': [1]}, {'conv1.weight': 1}]
+    'weights',
+    [
+        {},
+        [1, 2],
+        torch.zeros(3),
+        {1: torch.zeros(3)},
+        {'state_dict': [1]},
+        {'state_dict': {1: torch.zeros(3)}},
+        {'conv1.weight': 1},
+    ],
 )
 def test_what_is_no_state_dict_is_refused(weights):
     with pytest.raises(UserError, match='weights do not fit the model: '):
@@ -252,7 +269,17 @@ def test_a_base_of_another_seed_or_other_classes_is_refused(base):
         extend(base, classes=CLASSES[::-1])
 
 
-@pytest.mark.parametrize('content', [[1, 2], {'state_dict': {}}])
+NO_BASES = [
+    [1, 2],
+    {'state_dict': {}},
+    {**BASE, 'model_args': 5},
+    {**BASE, 'model_args': {}},
+    {name: value for name, value in BASE.items() if name != 'partition'},
+    {name: value for name, value in BASE.items() if name != 'classes'},
+]
+
+
+@pytest.mark.parametrize('content', NO_BASES)
 def test_a_base_that_is_no_model_file_is_refused(tmp_path, content):
     path = tmp_path / 'other.pth'
     write_tensors({str(path): content})

@@ -1,0 +1,330 @@
+"""Runs that are killed, stopped or out of disk space, and go on as if nothing happened.
+
+The network is slim, so that a batch and a checkpoint take milliseconds.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import pytest
+import torch
+from slim import use_slim_backbone
+from train_runs import (
+    EVERY_BATCH,
+    FLAGS,
+    RUN,
+    assert_same_run,
+    checkpoints,
+    command,
+    finish,
+    read,
+    read_table,
+    start,
+    train,
+    wait_for_checkpoint,
+    wait_for_first_batch,
+)
+
+from areir import processes
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(slim, tmp_path_factory):
+    """Results of a run that nothing disturbs."""
+    results = tmp_path_factory.mktemp('uninterrupted')
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        train(slim, results)
+    return results
+
+
+@pytest.fixture(scope='module')
+def interrupted(slim, tmp_path_factory):
+    """Results of a run that was killed with two checkpoints written.
+
+    The last one is of the second epoch.
+    """
+    results = tmp_path_factory.mktemp('interrupted')
+    process = start(slim, results, *EVERY_BATCH)
+    wait_for_checkpoint(process, results, 5)
+    process.kill()
+    process.communicate()
+    assert len(checkpoints(results)) == 2
+    return results
+
+
+@pytest.fixture
+def results(interrupted, tmp_path):
+    """A copy of the interrupted run, to go on with."""
+    shutil.copytree(interrupted, tmp_path / 'results')
+    return tmp_path / 'results'
+
+
+# Killed
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(slim, slim_backbone, uninterrupted, results, seed):
+    """SIGKILL wherever the run happens to be; a checkpoint after every batch."""
+    moments = random.Random(seed)
+    for _ in range(2):
+        process = start(slim, results, '--resume', *EVERY_BATCH, '--num_epochs', 3)
+        if moments.random() < 0.7:
+            wait_for_first_batch(process)
+            time.sleep(moments.uniform(0, 0.5))
+        else:
+            time.sleep(moments.uniform(0, 5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    train(slim, results, '--resume', *EVERY_BATCH)
+    assert_same_run(uninterrupted, results)
+
+
+class Killed(Exception):
+    """Ends a run in this process where SIGKILL would."""
+
+
+def kill_after_move(patch, number):
+    """Let the run die at its next os.replace number `number`, before it moves."""
+    moves = []
+    replace = os.replace
+
+    def replace_or_die(source, target):
+        moves.append(target)
+        if len(moves) == number:
+            raise Killed
+        replace(source, target)
+
+    patch.setattr(os, 'replace', replace_or_die)
+
+
+@pytest.mark.parametrize('seed_of_moments', range(2))
+def test_a_death_between_any_two_files(
+    slim, slim_backbone, uninterrupted, tmp_path, seed, seed_of_moments
+):
+    """The run dies in turn before it moves this or that file to its name."""
+    moments = random.Random(seed + seed_of_moments)
+    flags = [*FLAGS, '--results_root', tmp_path, '--resume', *EVERY_BATCH]
+    for _ in range(4):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_after_move(patch, moments.randint(1, 12))
+            code, _, errors = slim.call('train.py', *flags, '--num_workers', 0)
+        if code == 0:  # it had fewer files left to move
+            break
+        assert 'Killed' in errors
+    train(slim, tmp_path, '--resume', *EVERY_BATCH)
+    assert_same_run(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+def test_signals_save_first(slim, slim_backbone, uninterrupted, tmp_path):
+    """SIGTERM and Ctrl-C within an epoch; no other checkpoint is written in it."""
+    flags = ['--num_epochs', 3, '--batch_size', 8]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(slim, tmp_path, *flags, '--resume')
+        wait_for_first_batch(process)
+        os.killpg(process.pid, number)  # workers that decode images get it, too
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 130, errors
+        last = errors.splitlines()[-1]
+        assert last.startswith('train.py: interrupted; ') and '--resume' in last
+        assert checkpoints(tmp_path)[0] in last or 'epoch is saved' in last
+        assert 'Traceback' not in errors
+    output = train(slim, tmp_path, '--resume', '--num_workers', 0)
+    assert 'resumed    epoch' in output
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def stop_at(patch, batches):
+    """Let a signal arrive while the run trains on batch number `batches`."""
+    import train as train_module
+
+    signals = []
+    step = train_module.Trainer.step
+
+    def step_and_stop(trainer, *arguments):
+        steps.append(1)
+        if len(steps) == batches:
+            signals.append(signal.SIGTERM)
+        return step(trainer, *arguments)
+
+    steps = []
+    patch.setattr(train_module.Trainer, 'step', step_and_stop)
+    patch.setattr(processes, 'catch_signals', lambda: signals)
+
+
+@pytest.mark.parametrize('batches', [1, 3, 4, 6])
+def test_a_signal_stops_after_its_batch(
+    slim, slim_backbone, uninterrupted, tmp_path, batches
+):
+    flags = [*FLAGS, '--results_root', tmp_path, '--num_workers', 0]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, batches)
+        code, _, errors = slim.call('train.py', *flags)
+    assert code == 130
+    folder = checkpoints(tmp_path)[0]
+    epoch, batch = divmod(batches - 1, 4)
+    name = f'epoch_{epoch + 1:04d}_batch_{batch + 1:06d}'
+    assert os.path.basename(folder) == name and folder in errors.splitlines()[-1]
+    assert 'resumed    epoch' in train(slim, tmp_path, '--resume')
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_a_signal_while_embedding_keeps_the_trained_epoch(
+    slim, slim_backbone, uninterrupted, tmp_path
+):
+    import train as train_module
+
+    signals = []
+
+    def embed_and_stop(*arguments):
+        signals.append(signal.SIGINT)
+        return embed_part(*arguments)
+
+    embed_part = train_module.embed_part
+    flags = [*FLAGS, '--results_root', tmp_path, '--num_workers', 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, 'catch_signals', lambda: signals)
+        patch.setattr(train_module, 'embed_part', embed_and_stop)
+        code, _, errors = slim.call('train.py', *flags)
+    assert code == 130 and '--resume' in errors.splitlines()[-1]
+    (folder,) = checkpoints(tmp_path)
+    assert os.path.basename(folder) == 'epoch_0001_batch_000004'
+    train(slim, tmp_path, '--resume', '--num_workers', 0)
+    assert_same_run(uninterrupted, tmp_path)
+
+
+# Damaged checkpoints and other settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['head_001', 'state'])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    slim, slim_backbone, uninterrupted, results, name
+):
+    newest, older = checkpoints(results)
+    damaged = os.path.join(newest, f'{name}.pth')
+    os.truncate(damaged, os.path.getsize(damaged) // 2)
+    assert f'{name}.pth is damaged' in train(slim, results, '--resume')
+    assert_same_run(uninterrupted, results)
+    assert not os.path.exists(older)
+
+
+@pytest.mark.slow
+def test_no_readable_checkpoint(slim, slim_backbone, results):
+    for folder in checkpoints(results):
+        os.truncate(os.path.join(folder, 'trunk.pth'), 1000)
+    flags = ['--resume', '--results_root', results]
+    line = slim.refuse('train.py', *FLAGS, *flags)
+    assert f'{results / RUN}_checkpoint' in line
+    assert len(checkpoints(results)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        ([], '--resume'),
+        (['--resume', '--lr', '3e-4'], '--lr 0.0003'),
+        (['--resume', '--batch_size', '4'], '--batch_size 4'),
+        (['--resume', '--precision', 'bf16'], '--precision bf16'),
+        (['--resume', '--num_epochs', '7'], '--num_epochs 7'),
+    ],
+)
+def test_flags_that_contradict_the_checkpoint(
+    slim, slim_backbone, interrupted, flags, text
+):
+    before = checkpoints(interrupted)
+    flags = [*flags, '--results_root', interrupted]
+    assert text in slim.refuse('train.py', *FLAGS, *flags)
+    assert checkpoints(interrupted) == before
+
+
+@pytest.mark.slow
+def test_checkpoints_load_as_plain_tensors(interrupted):
+    for folder in checkpoints(interrupted):
+        names = ['head_000', 'head_001', 'head_002', 'state', 'trunk']
+        assert sorted(os.listdir(folder)) == [f'{name}.pth' for name in names]
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            assert isinstance(torch.load(path, weights_only=True), dict)
+
+
+def test_a_finished_run_is_not_run_again(slim, uninterrupted):
+    before = (uninterrupted / f'{RUN}_model.pth').stat().st_mtime
+    assert f'{RUN} is finished' in train(slim, uninterrupted, '--resume')
+    assert (uninterrupted / f'{RUN}_model.pth').stat().st_mtime == before
+    flags = ['--resume', '--seed', '1', '--results_root', uninterrupted]
+    assert '--seed 1' in slim.refuse('train.py', *FLAGS, *flags)
+
+
+def test_resume_without_a_checkpoint_begins(
+    slim, slim_backbone, uninterrupted, tmp_path
+):
+    train(slim, tmp_path, '--resume', '--num_workers', 0)
+    assert_same_run(uninterrupted, tmp_path)
+
+
+# A full disk
+
+
+@pytest.mark.slow
+def test_a_full_disk_loses_nothing(slim, results):
+    """No file may be larger than 50 kB.
+
+    Checkpoints within the epoch are warned of; that of its end is needed.
+    """
+    before = checkpoints(results)
+    words = command(slim, results, *EVERY_BATCH, '--resume')
+    limit = ['bash', '-c', 'ulimit -f 50; exec "$@"', 'bash']
+    limited = subprocess.run([*limit, *words], capture_output=True, text=True)
+    lines = limited.stderr.replace('\r', '\n').splitlines()
+    lines = [line for line in lines if 'img/s' not in line and line.strip()]
+    assert limited.returncode == 2 and lines[-1].startswith('train.py: error: ')
+    assert 'epoch_0002_batch_000004' in lines[-1] and 'disk' in lines[-1]
+    assert any(line.startswith('warning: ') for line in lines[:-1])
+    assert 'Traceback' not in limited.stderr
+    assert checkpoints(results)[0] == before[0]
+    assert all(
+        name.startswith('epoch_') for name in os.listdir(f'{results / RUN}_checkpoint')
+    )
+
+
+# The epoch that is kept, and the noise
+
+
+@pytest.mark.parametrize(
+    ('flags', 'run'),
+    [
+        (['--select', 'val'], 'small_uncropped_resnet18_3_2_select_val'),
+        (['--protocol', 'published'], 'small_uncropped_resnet18_3_2_published'),
+    ],
+)
+def test_the_best_epoch_and_the_noise_survive(
+    slim, slim_backbone, tmp_path, flags, run
+):
+    """The run is stopped in its second epoch; the best one may be the first."""
+    flags = [*flags, '--lr', '3e-3', '--meta_class_size', 2, '--num_workers', 0]
+    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
+    train(slim, whole, *flags)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 6)
+        roots = ['--results_root', stopped]
+        assert slim.call('train.py', *FLAGS, *flags, *roots)[0] == 130
+    train(slim, stopped, *flags, '--resume')
+    tables = read_table(whole, run), read_table(stopped, run)
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert_same_run(whole, stopped, run)
+    first, second = read(whole, 'data_base', run), read(stopped, 'data_base', run)
+    assert first['epoch'] == second['epoch']
+
+
+@pytest.mark.slow
+def test_a_run_in_a_process_equals_one_in_this_process(slim, uninterrupted, tmp_path):
+    finish(start(slim, tmp_path))
+    assert_same_run(uninterrupted, tmp_path)
