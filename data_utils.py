@@ -47,10 +47,10 @@ def get_parser():
              'there')
     add = parser.add_argument_group('preparation').add_argument
     add('--image_size', type=utils.positive, default=256,
-        help='pixels a side at which the mean and standard deviation of your own '
+        help='pixels per side at which the mean and standard deviation of your own '
              'dataset are computed [default value is %(default)s]')
     add('--seed', type=int, default=0,
-        help='draws the training half of your own dataset '
+        help='seed that draws the training half of your own dataset '
              '[default value is %(default)s]')
     add('--num_workers', type=utils.positive, default=available_cores(),
         help='processes that read images [default is the number of cores]')
@@ -153,7 +153,7 @@ def refuse_foreign_files(dataset):
 
 
 def find_statistics(pool, dataset, image_size):
-    """Return (mean, std) of the training images; of known datasets, as published."""
+    """Return (mean, std) of the training images, for known datasets those of LAYOUTS."""
     if dataset.name in LAYOUTS:
         layout = LAYOUTS[dataset.name]
         return layout.mean, layout.std
@@ -183,7 +183,7 @@ def make_links_and_crops(pool, dataset, fingerprint):
 
 
 def write_split_files(dataset, info):
-    """Write a split file for each crop type. info: what they all say."""
+    """Write a split file for each crop type. info: the entry that all of them hold."""
     files = {}
     for crop_type in dataset.crop_types:
         split = {part: {} for part in dataset.counts}
@@ -227,7 +227,7 @@ def main():
             print(f'data_utils.py: error: {error}', file=sys.stderr)
             failed = True
         except KeyboardInterrupt:
-            raise KeyboardInterrupt('run again to go on') from None
+            raise KeyboardInterrupt('run the same command again to continue') from None
     sys.exit(2 if failed else 0)
 
 

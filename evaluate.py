@@ -1,10 +1,10 @@
-"""Evaluate embeddings exactly, anybody's, with 95 % intervals over classes.
+"""Evaluate any embeddings exactly, with 95 % intervals over classes.
 
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
 python evaluate.py FILE --compare OTHER    # and the difference to another result
 
 FILE is a database of train.py, or a .npz or .pt file that holds `embeddings` and
-`labels`; if the queries are apart, also `query_embeddings` and `query_labels`.
+`labels`; if the queries are separate, also `query_embeddings` and `query_labels`.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from areir.retrieval.metrics import check_ks, measures, summary
 from utils import integers, run_script
 
 KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
-EXCLUDED = 'not comparable with strict figures'
+NOT_COMPARABLE = 'not comparable with strict figures'
 
 
 def get_parser():
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
-        description='Evaluate embeddings, exactly, with 95 % intervals over classes.',
+        description='Evaluate embeddings exactly, with 95 % intervals over classes.',
     )
     parser.add_argument(
         'file',
         help='a database of train.py, or a .npz or .pt file that holds embeddings and '
-        'labels; if the queries are apart from the gallery, also query_embeddings and '
+        'labels; if the queries are not the gallery, also query_embeddings and '
         'query_labels',
     )
     measured = parser.add_argument_group('what is measured')
@@ -45,7 +45,7 @@ def get_parser():
     measured.add_argument(
         '--compare',
         metavar='OTHER',
-        help='a second file of the same images, to compare with',
+        help='a second file with embeddings of the same images, to compare with',
     )
     measured.add_argument(
         '--evaluate_heads',
@@ -55,7 +55,7 @@ def get_parser():
         help='Recall@1 of the first 1, 2, 4 heads of a database of train.py',
     )
     output = parser.add_argument_group('output and device')
-    output.add_argument('--json', action='store_true', help='print JSON')
+    output.add_argument('--json', action='store_true', help='print the report as JSON')
     output.add_argument(
         '--device',
         default='cuda' if torch.cuda.is_available() else 'cpu',
@@ -197,7 +197,7 @@ def print_warning(result):
         return
     print(
         f'{result["file"]}: protocol {protocol or "unknown"}, epoch selected by '
-        f'{select or "unknown"}: {EXCLUDED}'
+        f'{select or "unknown"}: {NOT_COMPARABLE}'
     )
 
 

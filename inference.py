@@ -6,7 +6,7 @@
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
     python inference.py --data_base NAME --report                         # a run's page
 
-Training has embedded the images of a database. The images of --gallery are embedded by
+The images of a database were embedded in training. The images of --gallery are embedded by
 --model and kept in an index below --results_root, which every call brings up to date.
 The query, the retrieved images, a contact sheet and a table go to results/<query>/.
 With torchrun, the processes share the embedding and the search of a folder.
@@ -53,26 +53,26 @@ def get_parser():
     add = parser.add_argument_group('query').add_argument
     add(
         '--query_img_name',
-        help='query image name: an image of the database or folder that is searched, '
-        'any other image file, a folder of them, or the folder of --gallery to compare '
-        f"each of its images with the rest [default value is '{QUERY}']",
+        help='query: an image of the database or folder that is searched, any other image '
+        'file, a folder of images, or the folder of --gallery to compare each of its '
+        f"images with the rest [default value is '{QUERY}']",
     )
     add(
         '--retrieval_num',
         type=utils.positive,
-        help=f'retrieval number [default value is {NUMBER}]',
+        help=f'number of images to retrieve [default value is {NUMBER}]',
     )
     add = parser.add_argument_group('what is searched').add_argument
     add(
         '--data_base',
         default=databases.DEFAULT_DATABASE,
-        help='queried database, a file or a name below --results_root '
+        help='database to search: a file, or a name below --results_root '
         "[default value is '%(default)s']",
     )
     add(
         '--gallery',
         metavar='DIR',
-        help='search the images of this folder, nested in any way, instead',
+        help='search the images of this folder and its subfolders instead',
     )
     add(
         '--model',
@@ -84,7 +84,7 @@ def get_parser():
         '--index',
         default='exact',
         choices=['exact', 'faiss'],
-        help='exact reads every vector of --gallery for an answer; faiss, if '
+        help='exact compares a query with every vector of --gallery; faiss, if '
         'installed, builds an approximate index and prints its recall '
         '[default value is %(default)s]',
     )
@@ -93,7 +93,7 @@ def get_parser():
     add(
         '--heat_maps',
         action='store_true',
-        help='draw which regions make a query and its answers similar',
+        help='draw the regions that make a query and its answers similar',
     )
     add(
         '--export',
@@ -104,12 +104,12 @@ def get_parser():
     add(
         '--report',
         action='store_true',
-        help='write a page that shows the run of --data_base',
+        help='write an HTML page about the run of --data_base',
     )
     add(
         '--results_root',
         default='results',
-        help="folder of what is written [default value is '%(default)s']",
+        help="folder to write to [default value is '%(default)s']",
     )
     return parser
 
@@ -122,7 +122,7 @@ def get_args():
     if args.query_img_name == '':
         parser.error('--query_img_name: empty')
     if args.report and args.gallery:
-        parser.error('--report: shows the run of --data_base, leave --gallery out')
+        parser.error('--report: shows the run of --data_base; leave --gallery out')
     return args
 
 
@@ -141,7 +141,7 @@ class Clock(dict):
         return ', '.join(f'{stage} {seconds:.3g} s' for stage, seconds in self.items())
 
 
-# ------------------------------------------------------------------ what is searched
+# What is searched
 
 
 def open_database(args, clock):
@@ -198,7 +198,7 @@ def open_index(args, trained, embedder, clock):
     return index
 
 
-# ------------------------------------------------------------------------- the modes
+# The modes
 
 
 def answer_one(name, collection, args, clock):
@@ -246,7 +246,7 @@ def compare_folder(collection, args, clock):
     available = len(collection) - 1
     if not available:
         raise UserError(
-            f'{args.gallery}: a single image, there is nothing to compare it with'
+            f'{args.gallery}: a single image, so there is nothing to compare'
         )
     number = min(args.retrieval_num or NUMBER, available)
     with clock('search'):
@@ -282,7 +282,7 @@ def report_run(args):
 
 def main():
     args = get_args()
-    for stream in (sys.stdout, sys.stderr):  # file names may be of any bytes
+    for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     processes.join()

@@ -68,7 +68,7 @@ def build_backbone(model_type, num_classes):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention (arXiv 1709.01507): a gate per channel from all means."""
+    """Channel attention (arXiv 1709.01507): each channel's gate depends on all means."""
 
     def __init__(self, channels, reduction=8):
         super().__init__()
@@ -82,7 +82,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Head(nn.Module):
-    """One member of the ensemble: the trunk's features to its meta-class logits."""
+    """One member of the ensemble: maps the trunk's features to meta-class logits."""
 
     def __init__(self, model_type, meta_class_size, with_se):
         super().__init__()
@@ -106,7 +106,7 @@ class EnsembleModel(nn.Module):
 
     Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
     The trunk is drawn from seed, head h from (seed, h). members: the numbers of the
-    heads to build, all by default; E below is then their number.
+    heads to build, by default all; E below is the number of heads that are built.
     Raises UserError for an unknown model_type and for sizes below one.
     """
 
@@ -187,11 +187,11 @@ def folded(model, dtype):
 
 
 class TrainedModel:
-    """A model file of train.py: the network, and all that embedding an image needs.
+    """A model file of train.py: the network and all that it takes to embed an image.
 
-    model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels a
+    model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
     side; version: what ties it to its database; calibration: the threshold of a match
-    or None; dimensions: numbers of an embedding.
+    or None; dimensions: the length of an embedding.
     Raises UserError naming the file if it is not such a file or is damaged.
     """
 

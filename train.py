@@ -76,7 +76,7 @@ def get_parser():
     add_evaluation_flags(parser.add_argument_group('evaluation').add_argument)
     add = parser.add_argument_group('results').add_argument
     add('--store', default='fp32', choices=['fp32', 'fp16'],
-        help='number type of the embeddings in the database '
+        help='floating-point type of the embeddings in the database '
              '[default value is %(default)s]')
     add('--results_root', default='results',
         help="folder to write to [default value is '%(default)s']")
@@ -93,7 +93,7 @@ def add_data_flags(add):
     add('--data_root', default='data',
         help="folder of the datasets [default value is '%(default)s']")
     add('--image_size', type=utils.positive, default=256,
-        help='pixels a side [default value is %(default)s]')
+        help='pixels per side [default value is %(default)s]')
     add('--num_workers', type=int,
         help='processes that decode images, 0 for none [default value is the number '
              'of cores, at most 8, divided among the processes of torchrun]')
@@ -130,10 +130,10 @@ def add_training_flags(add):
         help='seed of meta-classes, random weights and image order '
              '[default value is %(default)s]')
     add('--precision', default='auto', choices=['auto', 'fp32', 'bf16'],
-        help='number type of training; auto is bf16 where the hardware has it '
+        help='floating-point type of training; auto is bf16 where the hardware has it '
              '[default value is %(default)s]')
     add('--gpu_ids', type=utils.integers, default=[0, 1],
-        help="GPUs to use; the CPU if none is there [default value is '0,1']")
+        help="GPUs to use; without any, the CPU is used [default value is '0,1']")
     add('--resume', action='store_true',
         help='continue from the last checkpoint of this run, if there is one')
     add('--checkpoint_minutes', type=float, default=15,
@@ -144,7 +144,7 @@ def add_training_flags(add):
 def add_evaluation_flags(add):
     add('--protocol', default='strict', choices=['strict', 'published'],
         help='strict: an embedding depends on its image alone; published: the '
-             'protocol of the first published tables, to compare with them only '
+             'protocol of the first published tables, only for comparison with them '
              '[default value is %(default)s]')
     add('--select', choices=['last', 'val', 'test'],
         help='epoch to keep: the last; the best on a fifth of the training classes, '
@@ -175,8 +175,8 @@ def get_args():
         parser.error('--num_workers and --checkpoint_minutes: must be at least 0')
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error(
-            '--batch_size 1 needs an --image_size above 32: batch norm has a single '
-            'value to normalise'
+            '--batch_size 1 needs an --image_size above 32: batch norm would '
+            'have a single value to normalise'
         )
     if not 0 < args.false_match_rate < 1:
         parser.error(
@@ -233,14 +233,14 @@ def build_model(args, base, initialise):
 def learning_rate(lr, epoch, num_epochs):
     """Return the rate of an epoch, counted from 1.
 
-    It is lr, divided by 10 when 50 % and again when 70 % of the epochs are over.
+    It is lr, divided by 10 after 50 % and again after 70 % of the epochs.
     """
     milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
     return lr / 10 ** sum(epoch > milestone for milestone in milestones)
 
 
 def train_epoch(trainer, batches, run, progress, signals, minutes):
-    """Train on the batches (images, meta-labels) that an epoch has left.
+    """Train on the remaining batches (images, meta-labels) of an epoch.
 
     batches: wrapped in a `progress_bar`. Every `minutes`, and once `signals` is not
     empty, all processes write a checkpoint together. Raises KeyboardInterrupt after a
@@ -282,7 +282,7 @@ def train_epoch(trainer, batches, run, progress, signals, minutes):
 
 
 def embed_parts(trainer, loaders, args, info, signals):
-    """Embed all images but those of training; rank 0 returns {part: (N, E * M)}."""
+    """Embed all images except those of training; rank 0 returns {part: (N, E * M)}."""
     net = trainer.model
     if trainer.precision == 'bf16' and args.protocol == 'strict':
         net = folded(net, torch.bfloat16)

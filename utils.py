@@ -20,7 +20,7 @@ from areir.processes import local_processes
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
 OUT_OF_MEMORY = (
-    'the GPU has not enough memory: use a smaller --batch_size, or divide the heads '
+    'the GPU does not have enough memory: use a smaller --batch_size, or divide the heads '
     'among more GPUs with torchrun'
 )
 
@@ -30,7 +30,7 @@ def run_script(main):
 
     UserError and OSError exit with 2 and their text, Ctrl-C with 130. Anything else is
     a bug: it keeps its traceback. AREIR_DEBUG=1 keeps the traceback of every failure.
-    Of the processes of torchrun rank 0 speaks, and another one only if it fails alone.
+    Under torchrun rank 0 prints the line, and another process only if it fails alone.
     """
     script = os.path.basename(sys.argv[0])
     others = int(os.environ.get('RANK', 0)) > 0
@@ -67,7 +67,7 @@ def describe(error):
     if 'DataLoader worker' in str(error):
         reason = str(error).splitlines()[0]
         return (
-            'error: a process that decodes images was killed, is the memory full? '
+            'error: a process that decodes images was killed; is the memory full? '
             f'({reason})'
         ), 2
     traceback.print_exception(error)
@@ -75,7 +75,7 @@ def describe(error):
 
 
 def end_workers():
-    """Kill the loaders' processes, which ignore SIGTERM and would be waited for."""
+    """Kill the loaders' processes: they ignore SIGTERM, and Python waits for them."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -101,10 +101,10 @@ def integers(text):
 
 
 def choose_devices(gpu_ids):
-    """Return (device, ids of the GPUs in use); the CPU with a notice if none is there.
+    """Return (device, ids of the GPUs in use); the CPU with a notice if there are none.
 
-    Of several processes on a machine each takes one GPU: the one at its place in
-    gpu_ids, if there are enough. Raises UserError if GPUs are there, but not one each.
+    Several processes on a machine take one GPU each: the one at their place in gpu_ids
+    if it names enough. Raises UserError if there are GPUs, but not one for each.
     """
     count, processes = torch.cuda.device_count(), local_processes()
     if count and processes > 1:

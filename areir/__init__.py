@@ -1,1 +1,1 @@
-"""What the scripts stand on: data, training, retrieval and output."""
+"""The package behind the scripts: data, training, retrieval and output."""

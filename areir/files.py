@@ -18,7 +18,7 @@ import torch
 
 from areir.errors import UserError
 
-ABANDONED = 3600  # seconds after which nobody still writes a temporary file
+ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
 
 
 class WriteError(OSError):
@@ -28,7 +28,7 @@ class WriteError(OSError):
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
         super().__init__(f'{path} cannot be written, is the disk full? ({reason})')
 
-    def __reduce__(self):  # a worker process hands it to its parent
+    def __reduce__(self):  # for pickle: a worker process sends it to its parent
         return OSError, self.args
 
 
@@ -70,7 +70,7 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
     If the block fails, the temporary file, folder or link is removed and `path` stays
     as it was. failures: the errors that become a WriteError, an OSError that names
     `path`. torch and faiss report a full disk as a RuntimeError. tidy: first remove
-    what killed processes left of `path`, which lists its folder: pass False to write
+    what killed processes left of `path`. That lists its folder, so pass False to write
     thousands of files to one folder, and call `remove_leftovers` once.
     """
     temporary = temporary_name(path)
@@ -128,7 +128,7 @@ def atomic_folder(path, mark=None):
     """Yield a temporary folder; move it to `path` when the block ends.
 
     A folder that is already there is replaced if it holds the file `mark`, which
-    says that an earlier call wrote it. Raises UserError if it holds anything else.
+    says that an earlier call wrote it. Otherwise raises UserError.
     """
     present = os.path.lexists(path)
     ours = (

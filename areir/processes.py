@@ -43,7 +43,7 @@ def join():
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
     else:
-        # torchrun sets 1 thread
+        # torchrun sets one thread per process
         torch.set_num_threads(max(1, available_cores() // local_processes()))
     # The others wait while rank 0 evaluates, which can take long. A process that dies
     # is noticed at once, whatever the timeout.
@@ -101,7 +101,7 @@ def gather(tensor):
 
 
 def gather_objects(value):
-    """Return [value of rank 0, of rank 1, ...]; values are plain Python."""
+    """Return [value of rank 0, of rank 1, ...]; values can be pickled."""
     if not distributed.is_initialized():
         return [value]
     values = [None] * distributed.get_world_size()
@@ -111,7 +111,7 @@ def gather_objects(value):
 
 
 def from_first(value):
-    """Return rank 0's value, plain Python, in every process."""
+    """Return rank 0's value, which can be pickled, in every process."""
     if not distributed.is_initialized():
         return value
     values = [value]
@@ -126,7 +126,7 @@ def any_process(condition):
 
 
 def wait_for_all():
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     any_process(False)
 
 

@@ -11,7 +11,7 @@ TRUNK, HEAD, PARTITION, ORDER = range(4)  # what a stream is for
 def derive_seed(seed, purpose, index=0):
     """Return an independent 64-bit seed for each (seed, purpose, index).
 
-    One head can so be drawn without drawing the others.
+    So one head can be drawn without drawing the others.
     """
     sequence = np.random.SeedSequence([seed, purpose, index])
     return int(sequence.generate_state(1, np.uint64)[0])

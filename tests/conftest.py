@@ -129,7 +129,8 @@ def draw_small(project):
         str(photos), train_classes=6, test_classes=5, images_per_class=6, side=32
     )
     flags = ['--data_name', 'small', '--data_path', photos, '--image_size', 32]
-    project.succeed('data_utils.py', *flags)
+    code, _, errors = project.call('data_utils.py', *flags)
+    assert code == 0, errors
 
 
 @pytest.fixture(scope='session')

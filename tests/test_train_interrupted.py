@@ -21,7 +21,6 @@ from train_runs import (
     assert_same_run,
     checkpoints,
     command,
-    finish,
     read,
     read_table,
     start,
@@ -30,6 +29,7 @@ from train_runs import (
     wait_for_first_batch,
 )
 
+import train as train_module
 from areir import processes
 
 
@@ -43,18 +43,36 @@ def uninterrupted(slim, tmp_path_factory):
     return results
 
 
+class Killed(Exception):
+    """Ends a run in this process where SIGKILL would."""
+
+
+def die_at_batch(patch, number):
+    """Let a run die when it begins to train on its batch `number`."""
+    step = train_module.Trainer.step
+    steps = []
+
+    def step_or_die(trainer, *arguments):
+        steps.append(1)
+        if len(steps) == number:
+            raise Killed
+        return step(trainer, *arguments)
+
+    patch.setattr(train_module.Trainer, 'step', step_or_die)
+
+
 @pytest.fixture(scope='module')
 def interrupted(slim, tmp_path_factory):
-    """Results of a run that was killed with two checkpoints written.
-
-    The last one is of the second epoch.
-    """
+    """Results of a run that died in its second epoch, with two checkpoints written."""
     results = tmp_path_factory.mktemp('interrupted')
-    process = start(slim, results, *EVERY_BATCH)
-    wait_for_checkpoint(process, results, 5)
-    process.kill()
-    process.communicate()
-    assert len(checkpoints(results)) == 2
+    flags = [*FLAGS, '--results_root', results, '--num_workers', 0, *EVERY_BATCH]
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        die_at_batch(patch, 7)
+        code, _, errors = slim.call('train.py', *flags)
+    assert code == 1 and 'Killed' in errors
+    names = [os.path.basename(folder) for folder in checkpoints(results)]
+    assert names == ['epoch_0002_batch_000002', 'epoch_0002_batch_000001']
     return results
 
 
@@ -69,24 +87,20 @@ def results(interrupted, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment(slim, slim_backbone, uninterrupted, results, seed):
+def test_killed_at_any_moment(slim, slim_backbone, uninterrupted, tmp_path, seed):
     """SIGKILL wherever the run happens to be; a checkpoint after every batch."""
     moments = random.Random(seed)
-    for _ in range(2):
-        process = start(slim, results, '--resume', *EVERY_BATCH, '--num_epochs', 3)
-        if moments.random() < 0.7:
-            wait_for_first_batch(process)
-            time.sleep(moments.uniform(0, 0.5))
+    for number in range(2):
+        process = start(slim, tmp_path, '--resume', *EVERY_BATCH)
+        if number == 0:
+            wait_for_checkpoint(process, tmp_path, moments.randint(1, 8))
         else:
-            time.sleep(moments.uniform(0, 5))
+            wait_for_first_batch(process)
+            time.sleep(moments.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    train(slim, results, '--resume', *EVERY_BATCH)
-    assert_same_run(uninterrupted, results)
-
-
-class Killed(Exception):
-    """Ends a run in this process where SIGKILL would."""
+    train(slim, tmp_path, '--resume', *EVERY_BATCH)
+    assert_same_run(uninterrupted, tmp_path)
 
 
 def kill_after_move(patch, number):
@@ -122,28 +136,27 @@ def test_a_death_between_any_two_files(
 
 
 @pytest.mark.slow
-def test_signals_save_first(slim, slim_backbone, uninterrupted, tmp_path):
-    """SIGTERM and Ctrl-C within an epoch; no other checkpoint is written in it."""
-    flags = ['--num_epochs', 3, '--batch_size', 8]
+def test_signals_save_first(slim, slim_backbone, tmp_path):
+    """SIGTERM and Ctrl-C; the workers that decode images get them, too."""
+    flags = ['--num_epochs', 12]
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = start(slim, tmp_path, *flags, '--resume')
+        process = start(slim, tmp_path / 'stopped', *flags, '--resume')
         wait_for_first_batch(process)
-        os.killpg(process.pid, number)  # workers that decode images get it, too
+        os.killpg(process.pid, number)
         errors = process.communicate(timeout=60)[1]
         assert process.returncode == 130, errors
         last = errors.splitlines()[-1]
         assert last.startswith('train.py: interrupted; ') and '--resume' in last
-        assert checkpoints(tmp_path)[0] in last or 'epoch is saved' in last
+        assert checkpoints(tmp_path / 'stopped')[0] in last or 'epoch is saved' in last
         assert 'Traceback' not in errors
-    output = train(slim, tmp_path, '--resume', '--num_workers', 0)
-    assert 'resumed    epoch' in output
-    assert_same_run(uninterrupted, tmp_path)
+    flags += ['--num_workers', 0]
+    assert 'resumed    epoch' in train(slim, tmp_path / 'stopped', *flags, '--resume')
+    train(slim, tmp_path / 'whole', *flags)
+    assert_same_run(tmp_path / 'whole', tmp_path / 'stopped')
 
 
 def stop_at(patch, batches):
     """Let a signal arrive while the run trains on batch number `batches`."""
-    import train as train_module
-
     signals = []
     step = train_module.Trainer.step
 
@@ -178,8 +191,6 @@ def test_a_signal_stops_after_its_batch(
 def test_a_signal_while_embedding_keeps_the_trained_epoch(
     slim, slim_backbone, uninterrupted, tmp_path
 ):
-    import train as train_module
-
     signals = []
 
     def embed_and_stop(*arguments):
@@ -202,7 +213,6 @@ def test_a_signal_while_embedding_keeps_the_trained_epoch(
 # Damaged checkpoints and other settings
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('name', ['head_001', 'state'])
 def test_the_checkpoint_before_a_damaged_one_is_used(
     slim, slim_backbone, uninterrupted, results, name
@@ -215,7 +225,6 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     assert not os.path.exists(older)
 
 
-@pytest.mark.slow
 def test_no_readable_checkpoint(slim, slim_backbone, results):
     for folder in checkpoints(results):
         os.truncate(os.path.join(folder, 'trunk.pth'), 1000)
@@ -225,7 +234,6 @@ def test_no_readable_checkpoint(slim, slim_backbone, results):
     assert len(checkpoints(results)) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('flags', 'text'),
     [
@@ -245,7 +253,6 @@ def test_flags_that_contradict_the_checkpoint(
     assert checkpoints(interrupted) == before
 
 
-@pytest.mark.slow
 def test_checkpoints_load_as_plain_tensors(interrupted):
     for folder in checkpoints(interrupted):
         names = ['head_000', 'head_001', 'head_002', 'state', 'trunk']
@@ -322,9 +329,3 @@ def test_the_best_epoch_and_the_noise_survive(
     assert_same_run(whole, stopped, run)
     first, second = read(whole, 'data_base', run), read(stopped, 'data_base', run)
     assert first['epoch'] == second['epoch']
-
-
-@pytest.mark.slow
-def test_a_run_in_a_process_equals_one_in_this_process(slim, uninterrupted, tmp_path):
-    finish(start(slim, tmp_path))
-    assert_same_run(uninterrupted, tmp_path)

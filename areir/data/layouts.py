@@ -24,7 +24,7 @@ class Layout:
     crop_types: tuple = ('uncropped',)
     # whether all published boxes lie inside their images
     boxes_fit: bool = False
-    # {number of images: what dataset of the same layout has this number}
+    # {number of images: which dataset of the same layout has this number}
     lookalikes: dict = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ def read_folder(root, files, seed=0):
     if len(classes) < 2:
         raise UserError(
             f'{root}: {len(classes)} folders with images; a folder per class is '
-            'needed, two at least'
+            'needed, at least two'
         )
     random.Random(seed).shuffle(classes)
     train = set(classes[: (len(classes) + 1) // 2])

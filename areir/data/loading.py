@@ -68,7 +68,7 @@ class Embedder:
     """Turns pixels into embeddings: normalises them and runs the network.
 
     net: a module with embed(images (N, 3, H, W)) -> (N, D); mean, std: per channel;
-    image_size: pixels a side of what it was trained on.
+    image_size: pixels per side of what it was trained on.
     """
 
     def __init__(self, net, mean, std, image_size, device='cpu'):
@@ -84,7 +84,7 @@ class Embedder:
 def embed_batches(batches, embed, total, description):
     """Embed the batches of a loader, with a progress bar.
 
-    batches: (pixels, indices, problems) as of `make_loader`; embed: from uint8 pixels
+    batches: (pixels, indices, problems), see `make_loader`; embed: from uint8 pixels
     (N, 3, S, S) to vectors (N, D); total: the number of images.
     Yields (indices, vectors (n, D) on the CPU, {index: problem}), without vectors for
     unreadable images.

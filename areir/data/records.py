@@ -36,7 +36,7 @@ def locate(files, wanted, source):
     """Put the folder in which most of the wanted paths exist in front of each of them.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
-    `Img/img/1.jpg` is on disk. If several folders have as many, the shortest wins.
+    `Img/img/1.jpg` is on disk. If several folders have equally many, the shortest wins.
     source: the file that lists the paths. Raises UserError if none is found.
     """
     probes = wanted[:: max(1, len(wanted) // 8)]

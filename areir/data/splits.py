@@ -88,7 +88,7 @@ def make_part(images_of, classes):
 def hold_out(split, seed):
     """Return a Split with a fifth of the training classes, at least 2, as part 'val'.
 
-    Training keeps the other classes. They are drawn from the seed.
+    The classes are drawn from the seed. Training keeps the others.
     """
     classes = list(split.train.classes)
     random.Random(seed).shuffle(classes)
@@ -127,7 +127,7 @@ def is_prepared(path, fingerprint):
 
 
 def missing_files(folder, names):
-    """Return those of the relative paths that are no files."""
+    """Return those of the relative paths that are not files."""
     return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
 
 

@@ -14,8 +14,8 @@ from areir.output.sheets import COLOURS, contact_sheet, thumbnail
 from areir.retrieval.queries import Query
 
 SHEETS = 100  # contact sheets drawn at most
-LARGEST_JPEG = 60_000  # pixels a side; the format ends at 65,535
-MARK = 'retrieved.csv'  # tells a folder that an earlier call wrote
+LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
+MARK = 'retrieved.csv'  # marks a folder that an earlier call wrote
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Answer:
 
     query: Query
     score: float  # of the nearest image
-    matched: bool  # whether it reaches the threshold, or there is none
+    matched: bool  # whether it reaches the threshold; True without one
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
 

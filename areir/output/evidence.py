@@ -20,10 +20,10 @@ from areir.retrieval.intervals import confidence_intervals
 from areir.retrieval.metrics import measures, rank_positives
 
 SCORE_BINS = 100  # of the histograms of scores, from -1 to 1
-SCORED_QUERIES = 2000  # queries whose pairs are counted in these
+SCORED_QUERIES = 2000  # queries whose pairs the histograms count
 ROWS_AT_ONCE = 128  # queries whose scores are held at a time
 SHOWN_QUERIES = 8  # worst queries and best queries on the page
-SHOWN_PER_CLASS = 2  # of these
+SHOWN_PER_CLASS = 2  # of these queries
 SHOWN_CLASSES = 10  # classes of lowest recall@1
 THUMBNAIL = 96  # pixels
 
@@ -194,7 +194,7 @@ def histogram(scores):
 
 
 def finite_histogram(scores):
-    """The histogram of the scores that are not -inf."""
+    """Return the histogram of the scores that are not -inf."""
     return histogram(scores[scores > -torch.inf])
 
 

@@ -1,4 +1,4 @@
-"""How the page of a run writes numbers: shares, intervals, places after the point."""
+"""How the page of a run writes numbers: shares, intervals, decimal places."""
 
 import math
 
@@ -6,7 +6,7 @@ SPACE = '\N{NO-BREAK SPACE}'
 
 
 def number(value, digits=3):
-    """Write a number with `digits` places, or with as many as it needs for None."""
+    """Write a number with `digits` decimals; with None, as many as it needs."""
     return f'{value:g}' if digits is None else f'{value:.{digits}f}'
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from areir.data.images import normalise, to_pixels
 from areir.output.sheets import sheet, thumbnail
 
-CELLS = 7  # least cells a side of the features that are looked at
+CELLS = 7  # least cells per side of the features that are used
 TILES = 4  # thumbnails in a row: two pairs
 
 
@@ -22,7 +22,7 @@ def similarity_maps(model, images):
     keep what is positive: Grad-CAM (arXiv 1610.02391) on the similarity. The gradient
     is not averaged over the picture first, which makes no difference on layer4 and
     keeps the map faithful before it (HiResCAM, arXiv 2011.08891). The features are
-    those of the last layer with at least CELLS cells a side: layer4 for images of 256
+    those of the last layer with at least CELLS cells per side: layer4 for images of 256
     pixels, layer2 for those of 64.
     """
     model = model.eval()

@@ -1,4 +1,4 @@
-"""The pairs of images of a folder that show the same: duplicates and matches."""
+"""The pairs of images of a folder that show the same thing: duplicates and matches."""
 
 import functools
 import hashlib
@@ -15,16 +15,16 @@ from areir.output.sheets import COLUMNS, sheet, thumbnail
 KINDS = ('identical', 'near-duplicate', 'same item')
 PAIRS = 32  # pairs drawn at most
 SIDE = 16  # pixels of the reduced images
-ALIKE = 6  # of 255: largest mean difference of near-duplicates that were reduced
+ALIKE = 6  # largest mean difference, of 255, of near-duplicates when reduced
 DIFFERENT = 255
 TOGETHER = 4096  # queries searched at a time
-MARK = 'pairs.csv'  # tells a folder that an earlier call wrote
+MARK = 'pairs.csv'  # marks a folder that an earlier call wrote
 
 
 def find_pairs(collection, k):
     """Return {(index, index): score} of the pairs of images among the k nearest.
 
-    If there is a threshold, only pairs that reach it.
+    If there is a threshold, only pairs that reach it are returned.
     """
     pairs = {}
     lowest = collection.threshold.score if collection.threshold else -1

@@ -1,4 +1,4 @@
-"""What the page of a run shows of its CSV and run.json, either of which may be lost."""
+"""What the page of a run shows of its CSV and run.json, either of which may be missing."""
 
 import json
 import math

@@ -2,9 +2,9 @@
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-# frames of images of the right class, of a wrong one, and where that is not known
+# of frames: the class is right, wrong, or not known
 COLOURS = {True: (0, 150, 70), False: (205, 35, 45), None: (135, 135, 135)}
-THUMBNAIL = 192  # pixels a side
+THUMBNAIL = 192  # pixels per side
 GAP = 14
 CAPTION = 42  # pixels for its two lines
 LINE = 18

@@ -16,7 +16,7 @@ class Tile:
     class_name: str
     picture: str | None  # a data URI, None for an image that cannot be read
     score: float | None = None  # None for a query
-    rank: int | None = None  # told where it is not that of its place in the row
+    rank: int | None = None  # only where it is not the place in the row
 
     @property
     def title(self):

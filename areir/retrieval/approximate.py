@@ -20,18 +20,20 @@ from areir.retrieval.index import locked
 from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
 from areir.retrieval.vectors_file import VectorsFile
 
-RECALL = 0.95  # share of the exact nearest images for which enough cells are searched
+RECALL = (
+    0.95  # of the exact nearest images; enough cells are searched to find this share
+)
 CANDIDATES = 8  # scored again for each image asked for
 TOGETHER = 256  # queries at a time
 SAMPLE = 256  # queries with which recall is measured
 NEAREST = 8
 ADDED = 65536  # vectors added to faiss at a time
-VECTORS_PER_CELL = 39  # faiss asks for so many to place a centre
+VECTORS_PER_CELL = 39  # what faiss asks for to place a centre
 MEASURED = ('cells', 'looked_into', 'recall', 'nearest', 'queries')
 
 
 def load_faiss():
-    """Import faiss. Raises UserError that says what to do if it is not installed."""
+    """Import faiss. Raises a UserError that says what to do if it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -44,12 +46,12 @@ def load_faiss():
 
 @dataclass
 class ApproximateIndex:
-    """An index of faiss, and the vectors that it was built from.
+    """A faiss index, and the vectors that it was built from.
 
     measured: {cells, looked_into, recall, nearest, queries}, as `measure` found them.
     """
 
-    cells: object  # of faiss
+    cells: object  # the faiss index
     vectors: VectorsFile
     measured: dict
 
@@ -99,9 +101,10 @@ def open_approximate(index_folder, vectors):
         try:
             return read_approximate(path, vectors)
         except (OSError, RuntimeError, ValueError, LookupError, TypeError):
-            return build(path, vectors)  # there is none, or it is damaged
-        except AttributeError:  # another kind of index
-            return build(path, vectors)
+            pass  # there is none, or it is damaged
+        except AttributeError:
+            pass  # another kind of index
+        return build(path, vectors)
 
 
 def read_approximate(path, vectors):
@@ -169,7 +172,7 @@ def measure(index, rng):
     own = torch.from_numpy(np.sort(rng.permutation(count)[:SAMPLE]))
     query = torch.from_numpy(index.vectors.rows()[own.numpy()])
     if count == 1:
-        own = torch.full_like(own, -1)  # all that it can find is itself
+        own = torch.full_like(own, -1)  # it can find only itself
     nearest = min(NEAREST, max(1, count - 1))
     # only rank 0 builds an index
     exact = index.vectors.search(query, nearest, own, shared=False)[1]

@@ -51,7 +51,7 @@ class BestScores:
     """
 
     def __init__(self, count, device='cpu'):
-        """count: Q; device: where the results are, whatever that of the blocks."""
+        """count: Q; device: of the results; blocks may be on another one."""
         self.device = device
         none = torch.full((count,), -torch.inf, device=device)
         self.best_right = none

@@ -12,7 +12,7 @@ near, where d = 1 - score. A line in -log d is therefore fitted to the upper TAI
 queries by their mean excess (Hill, The Annals of Statistics 3(5), 1975), and the
 threshold is read from it instead of from the one or two highest scores.
 
-Pure functions of tensors. Scores are those of unit vectors, from -1 to 1.
+Scores are those of unit vectors, from -1 to 1.
 """
 
 import math
@@ -122,7 +122,7 @@ def draw_queries(query, query_labels, gallery, gallery_labels, seed):
 
 
 def found_share(best, threshold):
-    """Return the share of the queries that are answered by a right image.
+    """Return the share of queries whose nearest image is right and at the threshold.
 
     Queries without a right image do not count.
     """
@@ -264,8 +264,8 @@ def threshold_interval(rates, labels, wanted):
 def cross_check(images, wanted, seed):
     """Return the false-match rate (Q,) on classes that did not set the threshold.
 
-    One half of the classes sets it, and it is measured on the other half in a gallery
-    of its own, and the reverse. Rates are means of HALVINGS random halvings, NaN for
+    One half of the classes sets the threshold, and the rate is measured on the other
+    half in a gallery of its own; then the halves change roles. Rates are means of HALVINGS random halvings, NaN for
     queries that could not be measured.
     """
     classes = torch.cat([images.query_labels, images.gallery_labels]).unique()
@@ -353,7 +353,7 @@ def check(calibration):
 
 
 def is_valid(calibration):
-    """Whether a dict holds what `calibrate` returns; it may raise a TypeError too."""
+    """Whether a dict holds what `calibrate` returns; it may also raise an error."""
     sizes, thresholds = calibration['sizes'], calibration['thresholds']
     numbers = [calibration[name] for name in NUMBERS]
     optional = [calibration[name] for name in OPTIONAL]
@@ -366,7 +366,7 @@ def is_valid(calibration):
 
 
 def threshold_for(calibration, gallery_size):
-    """Return (threshold, whether the calibration reaches so far) for a gallery size.
+    """Return (threshold, whether it was calibrated for that) for a gallery size.
 
     Between the calibrated sizes the threshold is linear in their logarithm; beyond the
     last size it is that of the last.

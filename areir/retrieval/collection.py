@@ -15,14 +15,14 @@ from areir.retrieval.ranking import search
 
 
 class Threshold(NamedTuple):
-    """The score from which on two images match."""
+    """The lowest score at which two images match."""
 
     score: float
     calibrated: bool  # whether it was calibrated for collections of this size
 
 
 class Collection:
-    """Images that are searched, in one order.
+    """Images that are searched, in a fixed order.
 
     name: what messages call it; folder: what the image paths are relative to; images:
     paths; classes: the name of each image's class, or None; embeddings (N, D): a tensor
@@ -108,7 +108,7 @@ class Collection:
 class DatabaseCollection(Collection):
     """The images of a database of train.py.
 
-    database: the contents of the file; path: the file; folder: as of `image_folder`;
+    database: the contents of the file; path: the file; folder: see `image_folder`;
     open_model: returns the TrainedModel of a path. It is called only if an image
     outside the database must be embedded; device: where it is embedded.
     """
@@ -195,10 +195,10 @@ class DatabaseCollection(Collection):
 
 
 class FolderCollection(Collection):
-    """The images of a folder, by its index.
+    """The images of a folder, searched by its index.
 
     index: areir.retrieval.index.Index; trained: the TrainedModel; embedder: its
-    Embedder. Searches from disk, and with torchrun each process searches its share.
+    Embedder. It is searched from disk, and with torchrun each process searches its share.
     """
 
     def __init__(self, folder, index, trained, embedder):
@@ -225,7 +225,7 @@ class FolderCollection(Collection):
 
 
 class ApproximateCollection(FolderCollection):
-    """A folder that rank 0 searches by an ApproximateIndex; other ranks have None."""
+    """A folder that rank 0 searches; `approximate` is None in the other ranks."""
 
     def __init__(self, folder, index, trained, embedder, approximate):
         super().__init__(folder, index, trained, embedder)

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from areir.retrieval import scores as exact
 from areir.retrieval.scores import LAST, products, to_keys, to_scores
 
-NARROW = 32  # columns of a tile that is not divided any more
-MANY = 16  # a tile of which a 16th is doubtful is divided
+NARROW = 32  # a tile with at most this many columns is not divided
+MANY = 16  # a tile is divided if more than 1/16 of it is doubtful
 
 
 @dataclass
@@ -128,7 +128,7 @@ def count_true(mask):
 
 
 class Doubtful(NamedTuple):
-    """Pairs of a tile whose products do not say that all positives are behind.
+    """Pairs of a tile whose products do not tell which positives are behind.
 
     queries (q,): those with at least one such pair; i (p,): each pair's place in
     queries, ascending; j (p,): its column in the tile; approximate (p,): its product.
@@ -154,7 +154,7 @@ class AheadCounter:
 
     Queries are numbered from 0 in here. A positive that has as many images ahead as
     its query has positives is in no metric, unless it is the query's nearest. It may be
-    given up: its count is then too small, but still large enough to tell. A positive
+    given up: its count is then too low, but its rank still beyond R. A positive
     that is not given up is live.
 
     ahead (P,)   images between a positive and the one before it, of the same query
@@ -189,7 +189,7 @@ class AheadCounter:
         self.lower[queries] = to_scores(self.keys[last]) - self.slack
 
     def count(self, tile):
-        """Count all tiles, `tile` images a side, and return `ahead`.
+        """Count all tiles, `tile` images per side, and return `ahead`.
 
         In leave-one-out scores are symmetric: each tile counts for both its sides.
         """
@@ -264,7 +264,7 @@ class AheadCounter:
         return query_class != self.images.gallery_class[columns]
 
     def should_divide(self, possible, queries, doubtful_count):
-        """Whether many pairs are doubtful of which half a tile may give up some."""
+        """Whether many pairs are doubtful, and half of the tile may settle some of them."""
         doubtful = doubtful_count[self.live[queries] > 1].sum()
         if doubtful <= possible.numel() // MANY:
             return False
@@ -272,7 +272,7 @@ class AheadCounter:
         return possible.shape[1] > max(NARROW, 2 * most)
 
     def divide(self, approximate, row, column):
-        """Count a tile in halves: what the first gives up, the second need not."""
+        """Count a tile in halves: the second skips positives that the first gives up."""
         start = column
         for half in approximate.chunk(2, dim=1):
             self.add_tile(half, row, start)

@@ -63,7 +63,7 @@ def find_model(name, results_root):
 def load_database(name, results_root):
     """Return (database, its path).
 
-    Raises UserError if there is none, and lists those there are, or if it is damaged.
+    Raises UserError if there is none, listing those that exist, or if it is damaged.
     """
     path = find_file(name, '--data_base', results_root, '_data_base.pth')
     database = load_tensors(path)
@@ -82,6 +82,7 @@ def check_database(database):
     check_images(database, '')
     if 'query_embeddings' in database:
         check_images(database, 'query_')
+    # raises an error unless all three are strings
     os.path.join(database['data_root'], database['data_name'], database['model'])
 
 

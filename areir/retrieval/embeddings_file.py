@@ -1,4 +1,4 @@
-"""Reads anybody's embeddings from a file, ranks them, and matches two such files."""
+"""Read anybody's embeddings from a file, rank them, and match two such files."""
 
 import os
 from dataclasses import dataclass
@@ -192,7 +192,7 @@ def read_names(path, entry, names, count):
 def rank_file(path, device, heads=None):
     """Return a RankedFile: the embeddings in a file, ranked on a device.
 
-    heads: use only the first so many heads. Raises UserError naming the file.
+    heads: how many of the first heads to use, by default all. Raises UserError naming the file.
     """
     file = read_embeddings(path)
     if heads is not None:
@@ -210,9 +210,7 @@ def rank_file(path, device, heads=None):
     count = len(query.labels)
     available = count - 1 if gallery is None else len(gallery.labels)
     if not available:
-        raise UserError(
-            f'{path}: a single image, there is nothing that it could retrieve'
-        )
+        raise UserError(f'{path}: a single image, which has nothing to retrieve')
     return RankedFile(
         path=path,
         ranks={name: values.cpu() for name, values in ranks.items()},
@@ -252,7 +250,7 @@ def match_queries(one, other):
 def match_names(one, other):
     """Return `match_queries` by the images' names."""
     if len(set(one.images)) < len(one.images):
-        raise UserError(f'{one.path}: several images of one name')
+        raise UserError(f'{one.path}: several images have the same name')
     if sorted(one.images) != sorted(other.images):
         raise UserError(f'{one.path} and {other.path}: not results of the same images')
     places = {image: place for place, image in enumerate(other.images)}

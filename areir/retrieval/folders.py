@@ -20,12 +20,12 @@ def list_pictures(folder, problems):
 
 
 def is_own_file(path):
-    """Whether a file tells that inference.py has written its folder."""
+    """Whether a file shows that inference.py has written its folder."""
     return os.path.basename(path) in OWN_FILES
 
 
 def scan(folder):
-    """Look at all files below a folder but what inference.py has written there.
+    """Look at all files below a folder except those that inference.py has written.
 
     Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
     that cannot be read, and the number of other files.
@@ -50,7 +50,7 @@ def class_names(paths):
     """Return the class of every path, or None.
 
     It is the first folder of the path, if there are at least two such folders. The
-    folders train, test, query and gallery are skipped if nothing lies beside them.
+    folders train, test, query and gallery are skipped if nothing else lies beside them.
     """
     parts = [path.split('/') for path in paths]
     if {names[0] for names in parts} <= SPLIT_FOLDERS:

@@ -56,7 +56,7 @@ def update_index(folder, index_folder, settings, image_size, embed):
 
     Only images that are new or changed, by size or time, are embedded. settings: what
     vectors depend on, plain values; if they have changed, all images are embedded, with
-    a notice. embed: as of `embed_files`. All processes of torchrun call this together,
+    a notice. embed: see `embed_files`. All processes of torchrun call this together,
     and each embeds its share. Raises UserError if the folder is missing or has no
     readable image, OSError if it vanishes or the index cannot be written; what was
     embedded until then is kept in the journal.
@@ -88,7 +88,7 @@ def locked(index_folder):
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        print(f'another process is at work on {index_folder}: waiting for it')
+        print(f'another process is updating {index_folder}: waiting for it')
         lock.acquire()
     try:
         yield

@@ -40,7 +40,7 @@ class IndexTable:
         write_tensors({os.path.join(index_folder, 'index.pth'): asdict(self)})
 
     def stale_because(self, settings):
-        """Return why the table is of no use for these settings, or ''."""
+        """Return why the table cannot be used with these settings, or ''."""
         changes = [
             f'{name} was {self.settings.get(name)} and is {value}'
             for name, value in settings.items()
@@ -52,7 +52,7 @@ class IndexTable:
 def read_table(index_folder):
     """Return the IndexTable of an index, or None if there is none.
 
-    A damaged one is None too, with a notice.
+    A damaged one counts as none, with a notice.
     """
     path = os.path.join(index_folder, 'index.pth')
     if not os.path.isfile(path):

@@ -40,7 +40,7 @@ class JournalVector:
 def write_journal(index_folder, settings, folder, images, image_size, embed):
     """Embed images of a folder into a new journal.
 
-    images: {path: [size, mtime_ns]}; embed: as of `embed_files`. Images that are gone
+    images: {path: [size, mtime_ns]}; embed: see `embed_files`. Images that are gone
     are left out. Raises UserError if a vector is not finite, WriteError if the disk is
     full; what was embedded until then is kept.
     """
@@ -85,7 +85,7 @@ def read_journals(index_folder, settings):
 
 
 def read_journal(path, settings, journal):
-    """Add a file to a Journal, up to the first line that makes no sense."""
+    """Add a file to a Journal, up to the first damaged line."""
     vectors_path = path.removesuffix('jsonl') + 'f32'
     length = os.path.getsize(vectors_path)
     row = 0

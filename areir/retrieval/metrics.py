@@ -25,7 +25,7 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None, tile=TI
 
     query (Nq, D) and query_labels (Nq,); gallery (Ng, D) and gallery_labels (Ng,) in
     the same numbering of the classes. Without a gallery every image queries all others.
-    tile: images a side of what is computed at a time; it does not change the result.
+    tile: images per side of a tile of scores; it does not change the result.
 
         recall@k     1 if a positive is among the k nearest images, else 0
                      (arXiv 1511.06452)
@@ -162,7 +162,7 @@ def rank_group(images, first, positives, tile):
     keys = positive_keys(images, first, positives)
     ahead = AheadCounter(images, first, positives, keys).count(tile)
 
-    # of each positive: its query, its place among the positives, its rank among all
+    # for each positive: its query, its place among the positives, its rank among all
     queries = torch.arange(len(positives), device=keys.device)
     own = queries.repeat_interleave(positives)
     start = positives.cumsum(0) - positives

@@ -67,7 +67,7 @@ def find_images(paths, images, folder, sizes=None):
 
     A path that is a file is compared by file, whatever names and links lead to it. Any
     other path is compared by name. sizes: bytes of the images, if they are known; an
-    image of another size than all of the paths is then not looked at.
+    image whose size is that of none of the paths is then skipped.
     """
     positions = [-1] * len(paths)
     wanted, wanted_sizes = {}, set()
@@ -107,7 +107,7 @@ def find_name(path, images, folder):
 
 
 def embed_queries(queries, collection):
-    """Embed the Queries that the collection has no embedding of.
+    """Embed the Queries whose embeddings the collection does not hold.
 
     Returns the Queries that can be read. The others are left out with a notice. Raises
     UserError if none is left.

@@ -25,8 +25,8 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     """Return the k best gallery images of every query.
 
     query (Nq, D), gallery (Ng, D): any float type; exclude (Nq,): a gallery index that
-    a query must not retrieve, such as its own, or -1; tile: images a side of what is
-    computed at a time, which does not change the result; norm: an upper bound on the
+    a query must not retrieve, such as its own, or -1; tile: images per side of a
+    tile of scores, which does not change the result; norm: an upper bound on the
     gallery's norms. If given, the gallery is not scanned before the search.
 
     Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then

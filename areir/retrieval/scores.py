@@ -18,7 +18,7 @@ import torch
 
 from areir.errors import UserError
 
-TILE = 1024  # images a side of a tile of scores
+TILE = 1024  # images per side of a tile of scores
 CHUNK = 384  # most dimensions summed by one product; bounds its rounding error
 WORKSPACE = 2**21  # numbers widened to float64 at a time
 LAST = 2**63 - 1  # a key behind those of all images
@@ -52,7 +52,7 @@ def check_embeddings(name, embeddings):
 
 
 def check_pair(query, gallery, tile, norm=None):
-    """Check that query and gallery fit together and that tile is a size.
+    """Check that query and gallery fit together and that tile is valid.
 
     norm: an upper bound on the gallery's norms. If given, the gallery is not scanned.
     Returns the largest product of a query's and a gallery image's norm, which bounds
@@ -72,7 +72,7 @@ def check_pair(query, gallery, tile, norm=None):
         )
     if largest_query * norm > LARGEST:
         raise UserError(
-            'query and gallery: scores beyond float32, normalise the embeddings'
+            'query and gallery: the scores exceed float32; normalise the embeddings'
         )
     return largest_query * norm
 
@@ -103,7 +103,7 @@ def full_precision(device):
 
 
 def rows_at_once(numbers):
-    """Return how many rows of so many numbers may be widened at a time."""
+    """Return how many rows of this length may be widened at a time."""
     return max(1, WORKSPACE // max(1, numbers))
 
 
@@ -201,7 +201,7 @@ def to_keys(scores, index):
     Ascending keys are in the order of retrieval: by score, then by index.
     """
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0 into 0
-    # the bits of two floats of one sign are ordered like the floats
+    # the bits of two floats of the same sign are ordered like the floats
     descending = torch.where(bits < 0, bits & 0x7FFFFFFF, -bits)
     return (descending << 31) + index
 

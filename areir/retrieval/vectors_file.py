@@ -105,8 +105,8 @@ def smallest(keys, k):
 def write_vectors(path, sources, dimensions):
     """Copy vectors into a new .npy file, a block at a time.
 
-    sources: (file, row) for each vector; a file is a .npy file, or a raw one of float32
-    as a journal has it.
+    sources: (file, row) for each vector; a file is a .npy file, or the raw float32 file
+    of a journal.
     """
     files = dict.fromkeys(file for file, _ in sources)
     mapped = {file: map_source(file, dimensions) for file in files}

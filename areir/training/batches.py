@@ -1,4 +1,4 @@
-"""Batches that every process of torchrun knows and each decodes a share of."""
+"""Batches that are the same in all processes, each of which decodes a share of them."""
 
 import torch
 
@@ -23,7 +23,7 @@ def epoch_batches(images, batch_size, seed, epoch):
 def own_share(batch, rank, processes):
     """Return the images of a batch (a list) that process `rank` decodes.
 
-    All shares have one size, so the first images of a batch may be decoded twice.
+    All shares have the same size, so the first images of a batch may be decoded twice.
     """
     size = -(-len(batch) // processes)
     first = rank * size
@@ -82,8 +82,8 @@ class InOrder:
 def whole_batches(loader, device):
     """Put the shares of all processes together.
 
-    loader: a DataLoader of `ImageDataset` with one of the samplers above. Yields what
-    it does for whole batches: (pixels (N, 3, S, S) on the device, indices (N,),
+    loader: a DataLoader of `ImageDataset` with one of the samplers above. Yields
+    whole batches of the form that it yields: (pixels (N, 3, S, S) on the device, indices (N,),
     problems, all empty). Raises UserError naming an image that cannot be read.
     """
     batches = loader.batch_sampler.remaining()

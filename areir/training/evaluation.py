@@ -1,4 +1,4 @@
-"""What an epoch reaches: its metrics, its score, and the threshold of a match."""
+"""The result of an epoch: its metrics, its score, and the threshold of a match."""
 
 from functools import cached_property
 
@@ -8,7 +8,7 @@ from areir.retrieval.metrics import measures, rank_positives, summary
 
 
 class Result:
-    """What an epoch reaches on the test classes, and what `--select` judges it by.
+    """The metrics of an epoch on the test classes, and the score for `--select`.
 
     embeddings: {part: (N, E * M)} of all parts of the split but train. metrics: of the
     test classes; val_metrics: recall@1, map@r, ... of the classes that --select val
@@ -30,7 +30,7 @@ class Result:
             del self.val_metrics['queries_without_positive']
 
     def arguments(self, names):
-        """Return embeddings and labels of one part or of query and gallery."""
+        """Return the embeddings and labels of one part, or of query and then gallery."""
         arguments = []
         for name in names:
             labels = self.split.parts[name].labels
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def score(self):
-        """What decides which epoch is kept; the last one is the highest for `last`."""
+        """The epoch with the highest score is kept; for `last` it is the epoch's number."""
         if self.select == 'val':
             return self.val_metrics['recall@1']
         if self.select == 'test':

@@ -30,7 +30,7 @@ def load_data(args):
         return split
     split = hold_out(split, args.seed)
     if len(split.parts['val'].images) < 2:
-        raise UserError('--select val: the classes held out have no two images')
+        raise UserError('--select val: the held-out classes have fewer than two images')
     return split
 
 
@@ -45,7 +45,7 @@ def usable_recalls(recalls, available):
     return [k for k in recalls if k <= available]
 
 
-# Model
+# Loaders and batches
 
 
 def make_loaders(split, args, device):
@@ -76,7 +76,7 @@ def to_images(pixels, info):
 
 
 def training_batches(loader, meta_labels, info, device):
-    """Yield (images, meta-labels) of each batch that the epoch has left.
+    """Yield (images, meta-labels) of each remaining batch of the epoch.
 
     meta_labels: those of all training images, (images, heads of this process).
     """
@@ -88,7 +88,7 @@ def training_batches(loader, meta_labels, info, device):
 
 
 def progress_bar(batches, sampler, description):
-    """Wrap the batches that an epoch has left in a progress bar of images."""
+    """Wrap the remaining batches of an epoch in a progress bar that counts images."""
     return tqdm(
         batches,
         desc=description,

@@ -1,4 +1,4 @@
-"""What a run writes and prints: CSV, model, database, provenance, and its lines."""
+"""What a run writes and prints: CSV, model, database, provenance, console lines."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ from areir.retrieval.intervals import known
 def git_commit():
     """Return the commit of this code, with '+changes' if it was edited since.
 
-    None outside a git checkout.
+    Returns None outside a git checkout.
     """
     try:
         commit = git('rev-parse', 'HEAD')
@@ -42,7 +42,7 @@ def git(*command):
 
 @dataclass
 class Experiment:
-    """What a run is made of: all that its records need beside the results.
+    """What a run is made of: all that its records need apart from the results.
 
     split: areir.data.splits.Split; recalls: the K of recall@K; partition: int64
     (E, classes); hardware: utils.Hardware; world: number of processes; parameters:
@@ -118,8 +118,8 @@ def model_file(common, experiment, state_dict):
 def database_file(common, experiment, embeddings, run_name):
     """Return the contents of <run>_data_base.pth.
 
-    embeddings: {part: (N, E * M)}. If queries are not the gallery, what belongs to
-    them has names that begin with query_.
+    embeddings: {part: (N, E * M)}. If the queries are not the gallery, the names of
+    their entries begin with query_.
     """
     args, split = experiment.args, experiment.split
     data_root = os.path.realpath(args.data_root)
@@ -178,7 +178,7 @@ def provenance(experiment, result):
 
 
 def describe(experiment, run_name, sampler, kept):
-    """Return the lines about what will run; kept: which epoch, in words."""
+    """Return the lines that describe a run; kept: which epoch is kept, in words."""
     args, hardware = experiment.args, experiment.hardware
     info = experiment.split.info
     counts = ', '.join(

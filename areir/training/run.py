@@ -65,7 +65,7 @@ class EpochProgress:
     loss: float = 0.0
     accuracy: float = 0.0
     seconds: float = 0.0
-    waited: float = 0.0  # for images
+    waited: float = 0.0  # of these, spent waiting for images
 
     def add(self, loss, accuracy):
         """Count one batch."""
@@ -76,7 +76,7 @@ class EpochProgress:
 
 @dataclass
 class Progress:
-    """What a run has done: all of a checkpoint beside weights and optimizers."""
+    """What a run has done: all of a checkpoint except weights and optimizers."""
 
     epoch: int = 1
     done: EpochProgress = field(default_factory=EpochProgress)
@@ -112,8 +112,8 @@ class Progress:
 class Run:
     """Where a run writes, with which settings, and what it has written so far.
 
-    name: of its files below results_root; settings: those of
-    `run_settings`.
+    name: what its files below results_root begin with; settings: as `run_settings`
+    returns them.
     """
 
     def __init__(self, name, results_root, settings):

@@ -1,4 +1,4 @@
-"""The step of the ensemble, head by head, and the parts and optimizers it works on."""
+"""The training step, head by head, and the parts and optimizers it works on."""
 
 import torch
 from torch import distributed, nn
@@ -77,8 +77,8 @@ class Trainer:
     """The trunk and this process's heads, each with an Adam optimizer of its own.
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
-    and gpus; more than one GPU run each part under nn.DataParallel. extended: the
-    first heads of the ensemble, which are not trained.
+    and gpus; with more than one GPU each part runs under nn.DataParallel. extended: how
+    many of the ensemble's first heads are not trained.
     """
 
     def __init__(self, model, lr, hardware, extended=0):

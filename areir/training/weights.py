@@ -101,7 +101,7 @@ def misfit(reason):
 def freeze_first_heads(model, state_dict, heads):
     """Copy the trunk and the first `heads` heads of a smaller ensemble; freeze them.
 
-    heads counts among the heads that this model holds.
+    heads: counted among those that `model` holds.
     """
     parts = {'trunk': model.trunk}
     for i in range(heads):

@@ -205,3 +205,46 @@ def test_the_noise_of_the_published_protocol_is_restored(tmp_path):
     resumed.noise = torch.Generator().manual_seed(7)
     run.restore(resumed)
     assert torch.equal(resumed.noise.get_state(), trainer.noise.get_state())
+
+
+@pytest.mark.parametrize('name', ['run.json', 'results.csv'])
+def test_damaged_files_of_a_finished_run_are_named(tmp_path, name):
+    run = make_run(tmp_path)
+    finish(run, 3)
+    with open(run.path(name), 'w') as file:
+        file.write('{"arguments": ' if name == 'run.json' else '')
+    with pytest.raises(UserError, match=name):
+        run.check_start(resume=True, num_epochs=3)
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_passed_over(
+    interrupted, monkeypatch, capsys
+):
+    run, _ = interrupted
+    newest, _ = run.checkpoints()
+    load = torch.load
+
+    def load_or_fail(path, **options):
+        if str(path).startswith(newest):
+            raise PermissionError(13, 'Permission denied', path)
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, 'load', load_or_fail)
+    assert run.restore(make_trainer()).done.batches == 1
+    assert newest in capsys.readouterr().out
+
+
+def test_the_epoch_that_is_kept_is_written_together(tmp_path):
+    run = make_run(tmp_path)
+    run.keep({'epoch': 2}, {'epoch': 2}, {'calibration': {'threshold': 0.5}})
+    assert run.calibration() == {'threshold': 0.5}
+    run.record(Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.25}]))
+    assert pd.read_csv(run.path('results.csv'))['loss'].tolist() == [0.5, 0.25]
+    names = ['data_base.pth', 'model.pth', 'results.csv', 'run.json']
+    assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
+
+
+def test_checkpoints_of_a_finished_run_are_removed(interrupted):
+    run, _ = interrupted
+    run.remove_checkpoints()
+    assert run.checkpoints() == [] and not os.path.exists(run.path('checkpoint'))

@@ -1,0 +1,110 @@
+"""train.py on several processes and on GPUs: always the numbers of one process."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from slim import use_slim_backbone
+from train_runs import (
+    EVERY_BATCH,
+    RUN,
+    assert_almost_same_run,
+    checkpoints,
+    children,
+    finish,
+    kill_run,
+    start,
+    train,
+    wait_for_checkpoint,
+)
+
+pytestmark = pytest.mark.slow
+
+# Steps so small that the rounding of float32 does not grow: more than that is wrong.
+GENTLE = ['--image_size', '64', '--lr', '1e-5', '--num_epochs', '2']
+
+
+@pytest.fixture(scope='module')
+def gentle(slim, tmp_path_factory):
+    """Results of one process."""
+    results = tmp_path_factory.mktemp('gentle')
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        train(slim, results, *GENTLE, '--num_workers', 0)
+    return results
+
+
+def own_lines(errors):
+    """Return what train.py itself printed, among the lines of torchrun."""
+    lines = errors.splitlines()
+    return [line for line in lines if line.startswith('train.py: ')]
+
+
+@pytest.mark.parametrize('processes', [2, 3])
+def test_several_processes_give_the_numbers_of_one(slim, gentle, tmp_path, processes):
+    """Two share three heads unevenly, three share batches of 8 and 30 unevenly."""
+    output = finish(start(slim, tmp_path, *GENTLE, processes=processes))
+    assert output.count(f'{processes} processes') == 1  # only rank 0 speaks
+    assert output.count('epoch 2/2') == 1
+    assert_almost_same_run(gentle, tmp_path)
+
+
+def test_another_number_of_processes_resumes(slim, slim_backbone, gentle, tmp_path):
+    """Two begin, three continue, one ends."""
+    for processes, batches in ((2, 2), (3, 5)):
+        flags = [*GENTLE, '--resume', *EVERY_BATCH]
+        process = start(slim, tmp_path, *flags, processes=processes)
+        folder = wait_for_checkpoint(process, tmp_path, batches)
+        kill_run(process)
+        names = ['head_000', 'head_001', 'head_002', 'state', 'trunk']
+        assert sorted(os.listdir(folder)) == [f'{name}.pth' for name in names]
+    output = train(slim, tmp_path, *GENTLE, '--resume', '--num_workers', 0)
+    assert 'resumed    epoch' in output
+    assert_almost_same_run(gentle, tmp_path)
+
+
+def test_a_process_that_dies_ends_the_run(slim, tmp_path):
+    flags = ['--num_epochs', 500, *EVERY_BATCH]
+    process = start(slim, tmp_path, *flags, processes=2)
+    wait_for_checkpoint(process, tmp_path, 2)
+    os.kill(children(process)[1], signal.SIGKILL)
+    died = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - died < 60
+    lines = own_lines(errors)
+    assert len(lines) <= 1  # torchrun may end the other one before it can speak
+    assert all('another process' in line and '--resume' in line for line in lines)
+    assert checkpoints(tmp_path)
+
+
+def test_what_all_processes_refuse_is_said_once(slim, tmp_path):
+    process = start(slim, tmp_path, '--meta_class_size', 7, processes=2)
+    _, errors = process.communicate(timeout=60)
+    (line,) = own_lines(errors)
+    assert line.startswith('train.py: error: meta_class_size 7')
+    assert process.returncode != 0
+
+
+def test_more_processes_than_heads_are_refused(slim, tmp_path):
+    process = start(slim, tmp_path, '--ensemble_size', 1, processes=2)
+    (line,) = own_lines(process.communicate(timeout=60)[1])
+    assert '--ensemble_size' in line and '2 processes' in line
+
+
+@pytest.mark.parametrize('gpus', [1, 2])
+def test_on_gpus(small, tmp_path, gpus):
+    """The real network, in the precision of the GPU."""
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f'{torch.cuda.device_count()} GPUs here, {gpus} are needed')
+    ids = ','.join(map(str, range(gpus)))
+    flags = ['--gpu_ids', ids, '--precision', 'auto']
+    output = finish(start(small, tmp_path, *flags))
+    assert ('nn.DataParallel copies' in output) == (gpus == 2)
+    assert 'epoch 3/3' in output
+    if gpus == 2:
+        shutil.rmtree(tmp_path)
+        finish(start(small, tmp_path, '--gpu_ids', ids, processes=2))
+    assert (tmp_path / f'{RUN}_model.pth').is_file()

@@ -1,0 +1,86 @@
+"""An experiment on random embeddings, for tests of what a run measures and writes."""
+
+import argparse
+
+import torch
+from torch.nn import functional as F
+
+from areir.data.splits import Part, Split
+from areir.training.record import Experiment
+from model import assign_meta_classes
+from utils import Hardware
+
+INFO = {
+    'counts': {'train': (12, 6), 'test': (30, 5)},
+    'warnings': ['2 images are very small'],
+    'layout': 'folders of classes',
+    'mean': [0.5, 0.4, 0.3],
+    'std': [0.25, 0.2, 0.3],
+}
+CLASSES = ['ant', 'bee', 'cat', 'dog', 'eel']
+
+
+def arguments(**changed):
+    values = {
+        'data_name': 'shoes',
+        'crop_type': 'uncropped',
+        'data_root': 'data',
+        'results_root': 'results',
+        'model_type': 'resnet18',
+        'with_se': 'yes',
+        'ensemble_size': 2,
+        'meta_class_size': 3,
+        'weights': 'none',
+        'batch_size': 4,
+        'num_epochs': 3,
+        'lr': 1e-4,
+        'image_size': 32,
+        'select': 'last',
+        'protocol': 'strict',
+        'false_match_rate': 0.05,
+    }
+    return argparse.Namespace(**{**values, **changed})
+
+
+def part(images_per_class, classes, folder='test'):
+    labels = torch.arange(len(classes)).repeat_interleave(images_per_class)
+    images = [f'{folder}/{number}.png' for number in range(len(labels))]
+    return Part(images, labels, classes)
+
+
+def make_experiment(gallery=False, **changed):
+    """Return an Experiment: 6 training classes, and 5 of 6 images each for the test.
+
+    gallery: 2 images of each class are queries, 4 the gallery. With select='val' there
+    are 2 classes of 4 images held out.
+    """
+    args = arguments(**changed)
+    parts = {'train': part(2, list('uvwxyz'), 'train')}
+    if gallery:
+        parts |= {'query': part(2, CLASSES, 'q'), 'gallery': part(4, CLASSES, 'g')}
+    else:
+        parts['test'] = part(6, CLASSES)
+    if args.select == 'val':
+        parts['val'] = part(4, ['r', 's'], 'train')
+    return Experiment(
+        args,
+        Split('data/shoes', INFO, 'abc', parts),
+        [1, 2],
+        assign_meta_classes(6, 3, 2, seed=0),
+        Hardware(torch.device('cpu'), [], 'fp32', False),
+        world=1,
+        parameters=1_234_567,
+        commit='c0ffee',
+    )
+
+
+def make_embeddings(experiment, seed=0, spread=1.0):
+    """Return {part: unit vectors (N, 6)} of all parts but train, near their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, 6, generator=generator)
+    embeddings = {}
+    for name, images in experiment.split.parts.items():
+        if name != 'train':
+            noise = torch.randn(len(images), 6, generator=generator)
+            embeddings[name] = F.normalize(centres[images.labels] + spread * noise)
+    return embeddings

@@ -1,0 +1,231 @@
+"""What a run writes and prints: rows, files, provenance, and its lines."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from experiments import CLASSES, INFO, make_embeddings, make_experiment
+
+from areir.training import record
+from areir.training.batches import EpochSampler
+from areir.training.evaluation import Result
+from areir.training.run import EpochProgress, Progress
+
+
+@pytest.fixture(scope='module', params=['last', 'val'])
+def epoch(request):
+    """(experiment, Result of its second epoch, Progress) for two --select."""
+    experiment = make_experiment(select=request.param)
+    result = Result(experiment, 2, make_embeddings(experiment))
+    done = EpochProgress(batches=4, loss=6.0, accuracy=2.0, seconds=8.0, waited=2.0)
+    return experiment, result, Progress(epoch=2, done=done)
+
+
+# The commit
+
+
+def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
+    shutil.copytree(os.path.join(REPOSITORY, 'areir'), tmp_path / 'areir')
+    monkeypatch.setattr(record, '__file__', str(tmp_path / 'areir/training/record.py'))
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+    assert record.git_commit() is None  # no git checkout
+    git = ['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=a@b']
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'first']):
+        subprocess.run([*git, *words], check=True)
+    commit = record.git_commit()
+    assert len(commit) == 40
+    (tmp_path / 'areir/untracked.py').write_text('')
+    assert record.git_commit() == commit
+    (tmp_path / 'areir/errors.py').write_text('')
+    assert record.git_commit() == commit + '+changes'
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv('PATH', '')
+    assert record.git_commit() is None
+
+
+# What is written
+
+
+def test_a_row_of_the_csv(epoch):
+    experiment, result, progress = epoch
+    row = record.csv_row(experiment, progress, result, 1e-5, 12.5)
+    names = ['recall@1', 'recall@2', 'map@r', 'r_precision', 'mean_rank']
+    columns = [f'test_{name}' for name in names]
+    if experiment.args.select == 'val':
+        columns += [f'val_{name}' for name in names if name != 'recall@2']
+    before = ['epoch', 'train_loss', 'train_accuracy']
+    after = ['lr', 'seconds', 'data_wait', 'protocol', 'select']
+    assert list(row) == [*before, *columns, *after]
+    assert [row[name] for name in before] == [2, 1.5, 0.5]
+    select = experiment.args.select
+    assert [row[name] for name in after] == [1e-5, 12.5, 0.25, 'strict', select]
+    assert row['test_map@r'] == result.metrics['map@r']
+
+
+def test_an_epoch_of_no_time_has_no_wait():
+    experiment = make_experiment()
+    result = Result(experiment, 1, make_embeddings(experiment))
+    progress = Progress(done=EpochProgress(batches=1))
+    row = record.csv_row(experiment, progress, result, 1e-4, 0.0)
+    assert row['data_wait'] == 0
+
+
+def test_model_and_database_have_one_version(epoch):
+    experiment, result, _ = epoch
+    common = record.common_fields(experiment.args, result)
+    again = record.common_fields(experiment.args, result)
+    assert len(common['version']) == 16 and common['version'] != again['version']
+    model = record.model_file(common, experiment, {'trunk.weight': 1})
+    database = record.database_file(common, experiment, result.embeddings, 'run')
+    for saved in (model, database):
+        assert saved['version'] == common['version'] and saved['epoch'] == 2
+        assert saved['select'] == experiment.args.select
+        assert saved['protocol'] == 'strict' and saved['ensemble_size'] == 2
+        assert saved['data_name'] == 'shoes' and saved['crop_type'] == 'uncropped'
+        assert saved['calibration'] == result.calibration
+
+
+def test_the_model_file(epoch):
+    experiment, result, _ = epoch
+    common = record.common_fields(experiment.args, result)
+    model = record.model_file(common, experiment, {'trunk.weight': 1})
+    assert model['state_dict'] == {'trunk.weight': 1}
+    assert model['partition'] is experiment.partition
+    assert model['classes'] == list('uvwxyz')
+    assert (model['mean'], model['std']) == (INFO['mean'], INFO['std'])
+    assert model['image_size'] == 32
+    assert model['model_args'] == {
+        'model_type': 'resnet18',
+        'ensemble_size': 2,
+        'meta_class_size': 3,
+        'with_se': True,
+    }
+
+
+@pytest.mark.parametrize('gallery', [False, True])
+def test_the_database_file(gallery):
+    experiment = make_experiment(gallery, data_root='data', results_root='a/results')
+    embeddings = make_embeddings(experiment)
+    result = Result(experiment, 1, embeddings)
+    common = record.common_fields(experiment.args, result)
+    database = record.database_file(common, experiment, embeddings, 'run')
+    assert database['model'] == 'run_model.pth'
+    assert database['classes'] == CLASSES
+    assert database['data_root'] == '../../data'  # from the folder of the results
+    places = {'gallery': '', 'query': 'query_'} if gallery else {'test': ''}
+    for name, prefix in places.items():
+        part = experiment.split.parts[name]
+        assert torch.equal(database[f'{prefix}embeddings'], embeddings[name])
+        assert torch.equal(database[f'{prefix}labels'], part.labels)
+        assert database[f'{prefix}images'] == part.images
+    assert ('query_images' in database) == gallery
+
+
+def test_provenance(epoch):
+    experiment, result, _ = epoch
+    provenance = json.loads(json.dumps(record.provenance(experiment, result)))
+    assert provenance['arguments'] == vars(experiment.args)
+    assert provenance['commit'] == 'c0ffee' and provenance['epoch'] == 2
+    assert provenance['device'].startswith('CPU')
+    assert provenance['precision'] == 'fp32' and provenance['gpus'] == []
+    assert provenance['processes'] == 1 and provenance['parameters'] == 1_234_567
+    assert provenance['metrics'] == result.metrics
+    assert provenance['calibration'] == result.calibration
+    assert provenance['queries_without_positive'] == 0
+    for name, (low, high) in provenance['intervals'].items():
+        assert low <= provenance['metrics'][name] <= high
+    data = provenance['data']
+    assert data['split_sha256'] == 'abc' and data['counts']['test'] == [30, 5]
+    assert data['warnings'] == INFO['warnings'] and data['layout'] == INFO['layout']
+    held_out = ['r', 's'] if experiment.args.select == 'val' else []
+    assert data['held_out'] == held_out
+    assert provenance['versions']['torch'] == torch.__version__
+    assert {'python', 'numpy', 'scipy', 'pandas'} <= provenance['versions'].keys()
+
+
+# What is printed
+
+
+def test_what_will_run(epoch):
+    experiment, _, _ = epoch
+    sampler = EpochSampler(12, 4, seed=0)
+    text = record.describe(experiment, 'the_run', sampler, 'the best epoch')
+    for part in (
+        'the_run',
+        'shoes (uncropped)',
+        'train 12 images of 6 classes, test 30 images of 5 classes',
+        'warning: 2 images are very small',
+        'se-resnet18, 2 heads of 3 meta-classes, 1,234,567 parameters',
+        'weights: none',
+        'fp32 (bf16 is not native here)',
+        '3 epochs of 3 batches of 4, lr 0.0001',
+        'protocol strict, the best epoch',
+    ):
+        assert part in text
+    assert ('2 classes held out' in text) == (experiment.args.select == 'val')
+    assert 'processes' not in text and 'not comparable' not in text
+
+
+def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
+    experiment = make_experiment(protocol='published', with_se='no')
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'H100')
+    hardware = experiment.hardware
+    experiment.hardware = hardware._replace(gpus=[0, 1, 2], native_bf16=True)
+    experiment.world = 4
+    sampler = EpochSampler(12, 4, seed=0)
+    text = record.describe(experiment, 'the_run', sampler, 'the best epoch')
+    assert 'H100 and 2 more, 4 processes, fp32 (bf16 is native here)' in text
+    assert ' resnet18,' in text and 'se-' not in text
+    assert 'protocol published' in text and 'not comparable' in text
+
+
+def test_the_line_of_an_epoch(epoch):
+    experiment, result, progress = epoch
+    row = record.csv_row(experiment, progress, result, 1e-5, 12.4)
+    line = record.epoch_line(experiment, row, result)
+    assert line.startswith('epoch 2/3: loss 1.5000, accuracy 50.00%, ')
+    for name, label in (('recall@1', 'R@1'), ('recall@2', 'R@2'), ('map@r', 'MAP@R')):
+        assert f'{label} {result.metrics[name]:.2%}' in line
+    assert ', 12 s, 25.0% of training waiting for images' in line
+    held = f'held out R@1 {result.score:.2%}'
+    assert (held in line) == (experiment.args.select == 'val')
+
+
+def test_the_line_of_the_epoch_that_is_kept(epoch):
+    _, result, _ = epoch
+    line = record.kept_line(result, 'the last epoch')
+    low, high = result.intervals['recall@1']
+    assert line.startswith('kept epoch 2, the last epoch: ')
+    for value in (result.metrics['recall@1'], low, high):
+        assert f'{value:.2%}' in line
+
+
+CALIBRATION = {
+    'threshold': 0.8123,
+    'low': 0.7,
+    'high': 0.9,
+    'false_match_rate': 0.01,
+    'gallery_size': 1234,
+    'found': 0.5,
+    'realised': 0.02,
+    'realised_low': 0.005,
+    'realised_high': 0.04,
+}
+
+
+def test_lines_of_the_threshold():
+    threshold, realised = record.threshold_lines(CALIBRATION)
+    for text in ('0.812', '0.700', '0.900', '1.00%', '1,234 images', '50.00%'):
+        assert text in threshold
+    for text in ('2.00%', '0.50%', '4.00%'):
+        assert text in realised
+    more = record.threshold_lines({**CALIBRATION, 'realised_low': 0.015})[1]
+    assert more.startswith(realised.replace('0.50%', '1.50%')) and len(more) > 100
+    assert len(record.threshold_lines({**CALIBRATION, 'realised': None})) == 1
+    assert record.threshold_lines(None) == []
