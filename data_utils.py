@@ -153,7 +153,7 @@ def refuse_foreign_files(dataset):
 
 
 def find_statistics(pool, dataset, image_size):
-    """Return (mean, std) of the training images, for known datasets those of LAYOUTS."""
+    """Return (mean, std) of the training images; LAYOUTS has those it knows."""
     if dataset.name in LAYOUTS:
         layout = LAYOUTS[dataset.name]
         return layout.mean, layout.std

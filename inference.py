@@ -6,9 +6,10 @@
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
     python inference.py --data_base NAME --report                         # a run's page
 
-The images of a database were embedded in training. The images of --gallery are embedded by
---model and kept in an index below --results_root, which every call brings up to date.
-The query, the retrieved images, a contact sheet and a table go to results/<query>/.
+The images of a database were embedded in training. The images of --gallery are embedded
+by --model and kept in an index below --results_root, which every call brings up to
+date. The query, the retrieved images, a contact sheet and a table go to
+results/<query>/.
 With torchrun, the processes share the embedding and the search of a folder.
 """
 
@@ -53,7 +54,7 @@ def get_parser():
     add = parser.add_argument_group('query').add_argument
     add(
         '--query_img_name',
-        help='query: an image of the database or folder that is searched, any other image '
+        help='query: an image of the searched database or folder, any other image '
         'file, a folder of images, or the folder of --gallery to compare each of its '
         f"images with the rest [default value is '{QUERY}']",
     )

@@ -68,7 +68,7 @@ def build_backbone(model_type, num_classes):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention (arXiv 1709.01507): each channel's gate depends on all means."""
+    """Channel attention (arXiv 1709.01507): each gate depends on all channels."""
 
     def __init__(self, channels, reduction=8):
         super().__init__()

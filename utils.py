@@ -20,8 +20,8 @@ from areir.processes import local_processes
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
 OUT_OF_MEMORY = (
-    'the GPU does not have enough memory: use a smaller --batch_size, or divide the heads '
-    'among more GPUs with torchrun'
+    'the GPU does not have enough memory: use a smaller --batch_size, or divide the '
+    'heads among more GPUs with torchrun'
 )
 
 

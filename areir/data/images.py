@@ -125,7 +125,7 @@ def list_files(root, skip=(), problems=None):
 
 
 def walk(folder, prefix, above, skip, problems):
-    """Yield the files of `list_files` below a folder; above: real paths of its parents."""
+    """Yield the files of `list_files` below a folder; above: its real parents."""
     real = os.path.realpath(folder)
     if real in above:
         return

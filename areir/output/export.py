@@ -9,7 +9,7 @@ from areir.files import atomic_path, write_table
 
 
 def export(collection, folder):
-    """Write vectors.npy (N, D) float32 and images.csv, row for row; print their names."""
+    """Write vectors.npy (N, D) float32 and images.csv, row for row; print the paths."""
     os.makedirs(folder, exist_ok=True)
     vectors_path = os.path.join(folder, 'vectors.npy')
     table_path = os.path.join(folder, 'images.csv')

@@ -1,4 +1,4 @@
-"""What the page of a run shows of its CSV and run.json, either of which may be missing."""
+"""What the page of a run shows of its CSV and run.json, if they are there."""
 
 import json
 import math

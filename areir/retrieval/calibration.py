@@ -265,8 +265,8 @@ def cross_check(images, wanted, seed):
     """Return the false-match rate (Q,) on classes that did not set the threshold.
 
     One half of the classes sets the threshold, and the rate is measured on the other
-    half in a gallery of its own; then the halves change roles. Rates are means of HALVINGS random halvings, NaN for
-    queries that could not be measured.
+    half in a gallery of its own; then the halves change roles. Rates are means of
+    HALVINGS random halvings, NaN for queries that could not be measured.
     """
     classes = torch.cat([images.query_labels, images.gallery_labels]).unique()
     generator = torch.Generator().manual_seed(seed)

@@ -198,7 +198,8 @@ class FolderCollection(Collection):
     """The images of a folder, searched by its index.
 
     index: areir.retrieval.index.Index; trained: the TrainedModel; embedder: its
-    Embedder. It is searched from disk, and with torchrun each process searches its share.
+    Embedder. It is searched from disk, and with torchrun each process searches its
+    share.
     """
 
     def __init__(self, folder, index, trained, embedder):

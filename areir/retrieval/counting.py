@@ -264,7 +264,7 @@ class AheadCounter:
         return query_class != self.images.gallery_class[columns]
 
     def should_divide(self, possible, queries, doubtful_count):
-        """Whether many pairs are doubtful, and half of the tile may settle some of them."""
+        """Whether many pairs are doubtful, and half of the tile may settle some."""
         doubtful = doubtful_count[self.live[queries] > 1].sum()
         if doubtful <= possible.numel() // MANY:
             return False
@@ -272,7 +272,7 @@ class AheadCounter:
         return possible.shape[1] > max(NARROW, 2 * most)
 
     def divide(self, approximate, row, column):
-        """Count a tile in halves: the second skips positives that the first gives up."""
+        """Count a tile in halves; the second skips what the first gives up."""
         start = column
         for half in approximate.chunk(2, dim=1):
             self.add_tile(half, row, start)

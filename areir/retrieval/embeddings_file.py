@@ -192,7 +192,8 @@ def read_names(path, entry, names, count):
 def rank_file(path, device, heads=None):
     """Return a RankedFile: the embeddings in a file, ranked on a device.
 
-    heads: how many of the first heads to use, by default all. Raises UserError naming the file.
+    heads: how many of the first heads to use, by default all. Raises UserError naming
+    the file.
     """
     file = read_embeddings(path)
     if heads is not None:

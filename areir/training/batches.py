@@ -83,7 +83,7 @@ def whole_batches(loader, device):
     """Put the shares of all processes together.
 
     loader: a DataLoader of `ImageDataset` with one of the samplers above. Yields
-    whole batches of the form that it yields: (pixels (N, 3, S, S) on the device, indices (N,),
+    whole batches in the same form: (pixels (N, 3, S, S) on the device, indices (N,),
     problems, all empty). Raises UserError naming an image that cannot be read.
     """
     batches = loader.batch_sampler.remaining()

@@ -30,7 +30,7 @@ class Result:
             del self.val_metrics['queries_without_positive']
 
     def arguments(self, names):
-        """Return the embeddings and labels of one part, or of query and then gallery."""
+        """Return embeddings and labels of one part, or of the query and the gallery."""
         arguments = []
         for name in names:
             labels = self.split.parts[name].labels
@@ -43,7 +43,10 @@ class Result:
 
     @property
     def score(self):
-        """The epoch with the highest score is kept; for `last` it is the epoch's number."""
+        """The epoch with the highest score is kept.
+
+        For --select last, the score is the number of the epoch.
+        """
         if self.select == 'val':
             return self.val_metrics['recall@1']
         if self.select == 'test':

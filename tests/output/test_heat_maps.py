@@ -1,5 +1,7 @@
 """Heat maps: where the heat is, and the sheet of pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,12 +52,12 @@ def draw_pair(index):
     The same picture drawn in other colours tells the figure from the ground.
     """
     figure = random_figure(np.random.default_rng([0, index]))
-    inverted = tuple(255 - colour for colour in figure['colours'])
+    inverted = tuple(255 - colour for colour in figure.colours)
     images, places = [], []
     for number in range(2):
         image, other = (
             np.array(draw_image(drawn, SIDE, np.random.default_rng([1, index, number])))
-            for drawn in (figure, {**figure, 'colours': inverted})
+            for drawn in (figure, replace(figure, colours=inverted))
         )
         images.append(torch.from_numpy(image).permute(2, 0, 1))
         places.append(torch.from_numpy((image != other).any(axis=2)))
