@@ -7,8 +7,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
-# one test process per core, each with one thread: more would wait for each other
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto
+# one test process per core, each with one thread: more would wait for each other;
+# a file's tests stay in one process, which sets up its fixtures once
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO = sample_uncropped_resnet18_4_16
 
 .PHONY: demo test test-fast lint docs

@@ -1,7 +1,11 @@
-"""A minute of training on the sample: it learns, and its threshold holds."""
+"""A minute of training on the sample: it learns, its threshold and heat maps hold.
+
+All in one file, so that one process of pytest-xdist trains for them.
+"""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +18,7 @@ from areir.data.images import normalise
 from areir.data.loading import ImageDataset
 from areir.data.sample import draw_image, random_figure
 from areir.files import load_tensors
+from areir.output.heat_maps import similarity_maps
 from areir.retrieval import evaluate
 from model import EnsembleModel, TrainedModel
 
@@ -116,3 +121,40 @@ def test_learning_is_real(trained_sample, tmp_path):
     assert reached > learned_nothing + 0.2, (reached, learned_nothing)
     assert shuffled < learned_nothing + 0.12, (shuffled, learned_nothing)
     assert reached > shuffled + 0.2, (reached, shuffled)
+
+
+def draw_pair(index):
+    """Draw two images (2, 3, S, S) of a figure, and where the figure is (2, S, S).
+
+    The same picture drawn in other colours tells the figure from the ground.
+    """
+    figure = random_figure(np.random.default_rng([0, index]))
+    inverted = tuple(255 - colour for colour in figure.colours)
+    images, places = [], []
+    for number in range(2):
+        image, other = (
+            np.array(draw_image(drawn, SIDE, np.random.default_rng([1, index, number])))
+            for drawn in (figure, replace(figure, colours=inverted))
+        )
+        images.append(torch.from_numpy(image).permute(2, 0, 1))
+        places.append(torch.from_numpy((image != other).any(axis=2)))
+    return torch.stack(images), torch.stack(places)
+
+
+def test_heat_lies_on_the_figure_and_not_on_the_ground(trained_sample):
+    """Of figures that training never saw."""
+    trained = open_model(trained_sample)
+    hot, area, peaks = [], [], []
+    for index in range(200, 230):
+        images, places = draw_pair(index)
+        pixels = normalise(images, trained.mean, trained.std)
+        heat = similarity_maps(trained.model, pixels)
+        heat = F.interpolate(heat[:, None], (SIDE, SIDE), mode='bilinear')[:, 0]
+        for one, inside in zip(heat, places):
+            hot.append((one[inside].sum() / one.sum()).item())
+            area.append(inside.double().mean().item())
+            peaks.append(float(inside.flatten()[one.argmax()]))
+    hot, area, peaks = np.mean(hot), np.mean(area), np.mean(peaks)
+    # a figure takes 30 % of its picture
+    assert hot / area > 1.5 * (1 - hot) / (1 - area), (hot, area)
+    assert peaks > area + 0.25, (peaks, area)
