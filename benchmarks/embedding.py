@@ -6,7 +6,7 @@
 Ours folds each batch norm into its convolution and computes channels last, in bf16
 where the hardware has it. Every measurement is a process of its own, and the ways take
 turns. The cosine is that of an image's two embeddings, by the plain model and by the
-way, the lowest of 4 images. Times are of 2 cores.
+way, the lowest of 4 images. Times are estimates for 2 cores.
 """
 
 import argparse

@@ -8,10 +8,10 @@
     python benchmarks/evaluation.py --sizes 10000 --meta_class_size 500 \
         --class_size 5 --methods ours,product
 
-They take 4, 7, 4 and 5 minutes on 2 cores. Every measurement is a process of its own,
-and the methods take turns. Memory is the peak beyond the embeddings. Times are printed
-only if all methods find the same recall. faiss and pml need
-`pip install -r benchmarks/requirements.txt`.
+They take about 4, 7, 4 and 5 minutes on 2 cores (estimates). Every measurement is a
+process of its own, and the methods take turns. Memory is the peak beyond the
+embeddings. Times are printed only if all methods find the same recall. faiss and pml
+need `pip install -r benchmarks/requirements.txt`.
 """
 
 import argparse

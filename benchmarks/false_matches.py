@@ -5,7 +5,7 @@
 Run `make demo` before. The threshold is set on the 40 test classes of the run, as in
 training. It is measured on 240 figures drawn for this purpose. Means and deviations are
 over 30 draws: of 40 of these classes against each other (780 wrong images), and of
-galleries of 50 and 5 images. Takes 2 minutes on 2 cores.
+galleries of 50 and 5 images. Takes 3 minutes on 2 cores.
 """
 
 import os

@@ -1,6 +1,6 @@
 """Measure Recall@1 on noise, which has no classes, by the two protocols.
 
-    python benchmarks/noise.py           # 3 minutes on 2 cores
+    python benchmarks/noise.py           # some minutes on 2 cores
 
 One network, trained for a few steps on noise, embeds other noise in four ways. If a
 protocol reports more than chance, it does not read the class from the picture. Here it

@@ -8,7 +8,8 @@ queries one at a time and of 256 together, for the 8 nearest of each, the median
 several calls. The file is read once before, so it lies in the system's cache. Memory is
 the peak of anonymous memory, building included, and of mapped pages of the file, both
 beyond torch itself. Recall is the share of the exact 8 nearest. All methods but exact
-need `pip install -r benchmarks/requirements.txt`. Times are of 2 cores.
+need `pip install -r benchmarks/requirements.txt`. The minutes above are estimates for 2
+cores.
 """
 
 import argparse

@@ -6,10 +6,11 @@
     python benchmarks/training.py --model_type resnet50 --processes 1,2    # 15 minutes
     python benchmarks/training.py --memory   # what each variant needs: 30 seconds
 
-The second takes 5 minutes, and 24 GB for the joint loop; --no_joint leaves that out.
+The second takes 5 minutes; its joint loop needs more than 24 GB, --no_joint omits it.
 Every measurement is a process of its own (with --processes 2, two of torchrun), and the
 ways take turns. Memory is the peak of the process, torch itself included. Bytes are
-counted at the loopback device: what one process sends in a step. Times are of 2 cores.
+counted at the loopback device: what one process sends in a step. Times are estimates
+for 2 cores.
 """
 
 import argparse
