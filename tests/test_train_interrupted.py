@@ -117,6 +117,7 @@ def kill_after_move(patch, number):
     patch.setattr(os, 'replace', replace_or_die)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed_of_moments', range(2))
 def test_a_death_between_any_two_files(
     slim, slim_backbone, uninterrupted, tmp_path, seed, seed_of_moments
@@ -305,6 +306,7 @@ def test_a_full_disk_loses_nothing(slim, results):
 # The epoch that is kept, and the noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('flags', 'run'),
     [
