@@ -46,73 +46,49 @@ QUERY = 'data/car/uncropped/008055.jpg'
 NUMBER = 8
 
 
+# fmt: off
+
+
 def get_parser():
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
-        description='Retrieve the images that are nearest to a query.',
-    )
+        description='Retrieve the images that are nearest to a query.')
     add = parser.add_argument_group('query').add_argument
-    add(
-        '--query_img_name',
+    add('--query_img_name',
         help='query: an image of the searched database or folder, any other image '
-        'file, a folder of images, or the folder of --gallery to compare each of its '
-        f"images with the rest [default value is '{QUERY}']",
-    )
-    add(
-        '--retrieval_num',
-        type=utils.positive,
-        help=f'number of images to retrieve [default value is {NUMBER}]',
-    )
+             'file, a folder of images, or the folder of --gallery to compare each of '
+             f"its images with the rest [default value is '{QUERY}']")
+    add('--retrieval_num', type=utils.positive,
+        help=f'number of images to retrieve [default value is {NUMBER}]')
     add = parser.add_argument_group('what is searched').add_argument
-    add(
-        '--data_base',
-        default=databases.DEFAULT_DATABASE,
+    add('--data_base', default=databases.DEFAULT_DATABASE,
         help='database to search: a file, or a name below --results_root '
-        "[default value is '%(default)s']",
-    )
-    add(
-        '--gallery',
-        metavar='DIR',
-        help='search the images of this folder and its subfolders instead',
-    )
-    add(
-        '--model',
-        metavar='FILE',
+             "[default value is '%(default)s']")
+    add('--gallery', metavar='DIR',
+        help='search the images of this folder and its subfolders instead')
+    add('--model', metavar='FILE',
         help='model that embeds the images of --gallery, a file or a name below '
-        '--results_root [default is the newest there]',
-    )
-    add(
-        '--index',
-        default='exact',
-        choices=['exact', 'faiss'],
+             '--results_root [default is the newest there]')
+    add('--index', default='exact', choices=['exact', 'faiss'],
         help='exact compares a query with every vector of --gallery; faiss, if '
-        'installed, builds an approximate index and prints its recall '
-        '[default value is %(default)s]',
-    )
-    add('--data_root', help='folder of the datasets, if they have moved since training')
+             'installed, builds an approximate index and prints its recall '
+             '[default value is %(default)s]')
+    add('--data_root',
+        help='folder of the datasets, if they have moved since training')
     add = parser.add_argument_group('what is written').add_argument
-    add(
-        '--heat_maps',
-        action='store_true',
-        help='draw the regions that make a query and its answers similar',
-    )
-    add(
-        '--export',
-        metavar='DIR',
+    add('--heat_maps', action='store_true',
+        help='draw the regions that make a query and its answers similar')
+    add('--export', metavar='DIR',
         help='write the vectors (.npy), paths and classes (CSV) of what is searched '
-        'to DIR',
-    )
-    add(
-        '--report',
-        action='store_true',
-        help='write an HTML page about the run of --data_base',
-    )
-    add(
-        '--results_root',
-        default='results',
-        help="folder to write to [default value is '%(default)s']",
-    )
+             'to DIR')
+    add('--report', action='store_true',
+        help='write an HTML page about the run of --data_base')
+    add('--results_root', default='results',
+        help="folder to write to [default value is '%(default)s']")
     return parser
+
+
+# fmt: on
 
 
 def get_args():

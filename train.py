@@ -22,7 +22,6 @@ import torch
 import utils
 from areir import processes
 from areir.errors import UserError
-from areir.files import load_tensors
 from areir.output.curves import draw_curves
 from areir.training import record
 from areir.training.checkpoints import model_weights
@@ -39,6 +38,7 @@ from areir.training.published import RandomWeights
 from areir.training.run import (
     Progress,
     Run,
+    model_args,
     refuse_idle_processes,
     run_name,
     run_settings,
@@ -47,11 +47,17 @@ from areir.training.run import (
 from areir.training.trainer import Trainer
 from areir.training.weights import (
     freeze_first_heads,
-    imagenet_weights,
+    initial_weights,
     load_weights,
     read_base,
 )
-from model import MODEL_TYPES, EnsembleModel, assign_meta_classes, folded
+from model import (
+    MODEL_TYPES,
+    EnsembleModel,
+    assign_meta_classes,
+    count_parameters,
+    folded,
+)
 
 DEFAULT_RECALLS = [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000]
 KEPT = {
@@ -196,15 +202,6 @@ def get_args():
 # Model
 
 
-def initial_weights(args):
-    """Return the state dict that --weights names, or None."""
-    if args.weights == 'none':
-        return None
-    if args.weights == 'imagenet':
-        return imagenet_weights(args.model_type)
-    return load_tensors(args.weights)
-
-
 def build_model(args, base, initialise):
     """Return this process's share of the ensemble: the trunk and every P-th head.
 
@@ -213,9 +210,7 @@ def build_model(args, base, initialise):
     """
     rank, count = processes.rank_and_count()
     members = range(rank, args.ensemble_size, count)
-    sizes = (args.ensemble_size, args.meta_class_size)
-    with_se = args.with_se == 'yes'
-    model = EnsembleModel(args.model_type, *sizes, with_se, args.seed, members)
+    model = EnsembleModel(**model_args(args), seed=args.seed, members=members)
     if base:
         taken = base['model_args']['ensemble_size']
         own = sum(member < taken for member in model.members)
@@ -355,8 +350,10 @@ def main():
     loaders = make_loaders(split, args, hardware.device)
     sampler = loaders['train'].batch_sampler
 
-    experiment = record.Experiment(args, split, recalls, partition, hardware, world)
-    experiment.parameters = trainer.count_parameters()
+    *_, parameters = count_parameters(**model_args(args))
+    experiment = record.Experiment(
+        args, split, recalls, partition, hardware, world, parameters
+    )
     print(record.describe(experiment, run.name, sampler, KEPT[args.select]))
     progress = Progress()
     if run.checkpoints():

@@ -79,7 +79,7 @@ def add_rounds(parser):
         '--rounds',
         type=int,
         default=3,
-        help='measurements, of which the median is printed [default: %(default)s]',
+        help='number of measurements; their median is printed [default: %(default)s]',
     )
     parser.add_argument('--measure', help=argparse.SUPPRESS)
 

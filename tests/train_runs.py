@@ -73,7 +73,7 @@ def batches_done(folder):
 
 
 def wait_for_checkpoint(process, results, batches=1):
-    """Return the first checkpoint of a run that holds at least so many batches."""
+    """Return the first checkpoint of a run after at least `batches` batches."""
     for _ in range(6000):
         folders = checkpoints(results)
         if folders and batches_done(folders[0]) >= batches:

@@ -1,4 +1,4 @@
-"""Batches that are the same in all processes, each of which decodes a share of them."""
+"""Batches that are the same in all processes; each process decodes a share."""
 
 import torch
 

@@ -16,6 +16,7 @@ import torch
 import torchvision
 
 from areir.retrieval.intervals import known
+from areir.training.run import model_args
 
 
 def git_commit():
@@ -55,7 +56,7 @@ class Experiment:
     partition: torch.Tensor
     hardware: object
     world: int
-    parameters: int = 0
+    parameters: int
     commit: str | None = field(default_factory=git_commit)
 
 
@@ -97,18 +98,12 @@ def common_fields(args, result):
 def model_file(common, experiment, state_dict):
     """Return the contents of <run>_model.pth."""
     args, split = experiment.args, experiment.split
-    model_args = {
-        'model_type': args.model_type,
-        'ensemble_size': args.ensemble_size,
-        'meta_class_size': args.meta_class_size,
-        'with_se': args.with_se == 'yes',
-    }
     return {
         **common,
         'state_dict': state_dict,
         'partition': experiment.partition,
         'classes': split.train.classes,
-        'model_args': model_args,
+        'model_args': model_args(args),
         'mean': split.info['mean'],
         'std': split.info['std'],
         'image_size': args.image_size,

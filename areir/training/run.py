@@ -33,6 +33,16 @@ def run_name(args, extended):
     return name + (f'_from_{extended}' if extended else '')
 
 
+def model_args(args):
+    """Return the arguments of EnsembleModel that the flags give."""
+    return {
+        'model_type': args.model_type,
+        'ensemble_size': args.ensemble_size,
+        'meta_class_size': args.meta_class_size,
+        'with_se': args.with_se == 'yes',
+    }
+
+
 def run_settings(args, precision, split_sha256):
     """Return what may not change when a run is resumed, as plain values."""
     settings = {name: value for name, value in vars(args).items() if name not in FREE}

@@ -102,13 +102,6 @@ class Trainer:
         self.trunk, *heads = runners
         self.heads = heads[self.frozen_heads :]
 
-    def count_parameters(self):
-        """Return the number of parameters of the whole ensemble."""
-        trunk, head = self.model.trunk, self.model.heads[0]
-        trunk_size = sum(parameter.numel() for parameter in trunk.parameters())
-        head_size = sum(parameter.numel() for parameter in head.parameters())
-        return trunk_size + self.model.ensemble_size * head_size
-
     def begin_epoch(self, lr):
         """Set the learning rate, and batch norm to training where weights train."""
         for optimizer in self.optimizers.values():

@@ -5,6 +5,7 @@ import torchvision
 
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.training.run import model_args
 
 
 def imagenet_weights(model_type):
@@ -24,6 +25,15 @@ def imagenet_weights(model_type):
             f'to {cached}, or give --weights FILE, or --weights none to start from '
             'random weights'
         ) from error
+
+
+def initial_weights(args):
+    """Return the state dict that --weights names, or None."""
+    if args.weights == 'none':
+        return None
+    if args.weights == 'imagenet':
+        return imagenet_weights(args.model_type)
+    return load_tensors(args.weights)
 
 
 def load_weights(model, checkpoint):
@@ -131,9 +141,9 @@ def read_base(args, split, partition):
     if not is_model_file(base):
         raise UserError(f'--extend {args.extend}: not a model of train.py')
     saved = {**base, **base['model_args']}
-    wanted = {'with_se': args.with_se == 'yes'}
-    for name in ('model_type', 'meta_class_size', 'image_size', 'protocol'):
-        wanted[name] = getattr(args, name)
+    wanted = {'image_size': args.image_size, 'protocol': args.protocol}
+    wanted |= model_args(args)
+    del wanted['ensemble_size']  # it may grow
     for name, value in wanted.items():
         if saved.get(name) != value:
             raise UserError(
