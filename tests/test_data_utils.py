@@ -210,6 +210,7 @@ def test_data_can_be_moved_and_used_from_elsewhere(root, tmp_path, monkeypatch, 
         assert f'{name}: nothing changed' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 # Ctrl-C goes to all processes of a terminal, SIGTERM to the one that it names
 @pytest.mark.parametrize(
     ('number', 'send'), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]

@@ -241,6 +241,7 @@ def test_a_pickle_is_refused_and_not_executed(name, save, refusal):
 # In a process
 
 
+@pytest.mark.slow
 def test_the_command_from_another_folder(save):
     save('file.npz', labels=TEXTS)
     result = run('file.npz', '--json', '--recalls', '1,23')
@@ -249,6 +250,7 @@ def test_the_command_from_another_folder(save):
     assert metrics == retrieval.evaluate(EMBEDDINGS, LABELS, [1, 23])
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line(save):
     save('file.pt')
     result = run('file.pt', '--recalls', '0')
@@ -257,6 +259,7 @@ def test_a_refusal_is_one_line(save):
     assert line.startswith('evaluate.py: error: recall@0')
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written(save):
     command = [sys.executable, SCRIPT, save('file.pt')]
     pipe = subprocess.PIPE

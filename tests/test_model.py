@@ -83,6 +83,7 @@ def printed_rows(monkeypatch, capsys, *flags):
     return rows
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_table(monkeypatch, capsys):
     rows = printed_rows(monkeypatch, capsys)
     assert len(rows) == 3 * 2 * len(MODEL_TYPES)

@@ -172,6 +172,7 @@ def stop_at(patch, batches):
     patch.setattr(processes, 'catch_signals', lambda: signals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('batches', [1, 3, 4, 6])
 def test_a_signal_stops_after_its_batch(
     slim, slim_backbone, uninterrupted, tmp_path, batches

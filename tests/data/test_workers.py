@@ -90,6 +90,7 @@ def test_workers_leave_ctrl_c_to_their_parent():
         assert parallel(pool, press_ctrl_c, range(3), 'numbers') == [0, 1, 2]
 
 
+@pytest.mark.slow
 @linux_only
 def test_workers_end_with_their_parent(tmp_path):
     write_classes(tmp_path / 'photos', ['a', 'b'], images=400)
@@ -115,6 +116,7 @@ def test_workers_end_with_their_parent(tmp_path):
         kill_group(process)
 
 
+@pytest.mark.slow
 @linux_only
 def test_workers_start_after_multithreaded_arithmetic(tmp_path):
     """OpenMP's threads do not survive a fork: who waits for them waits forever."""

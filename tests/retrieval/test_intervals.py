@@ -22,6 +22,7 @@ def draw_results(rng, classes, spread=1.5):
     return torch.from_numpy(hits), torch.from_numpy(labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('classes', [30, 100])
 def test_intervals_hold_the_true_value(classes):
     rng, held = np.random.default_rng(0), 0
@@ -34,6 +35,7 @@ def test_intervals_hold_the_true_value(classes):
     assert 180 <= held <= 198
 
 
+@pytest.mark.slow
 def test_intervals_of_embeddings_hold_the_expected_value():
     means, limits = [], []
     for draw in range(100):
@@ -104,6 +106,7 @@ def test_identical_results_do_not_differ():
     assert result == {'recall@1': (0, 0, 0, 1)}
 
 
+@pytest.mark.slow
 def test_p_is_uniform_where_nothing_differs():
     rng, ps = np.random.default_rng(0), []
     for draw in range(200):
@@ -118,6 +121,7 @@ def test_p_is_uniform_where_nothing_differs():
     assert 0.4 <= np.mean(ps) <= 0.6
 
 
+@pytest.mark.slow
 def test_p_is_uniform_where_whole_classes_differ_by_chance():
     rng, ps = np.random.default_rng(1), []
     labels = torch.arange(30).repeat_interleave(20)

@@ -92,6 +92,7 @@ class Notes:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model_type', ['resnet18', 'resnet50'])
 def test_the_gradient_is_that_of_the_joint_loop(model_type):
     model = EnsembleModel(model_type, 3, 4, seed=1).train()
