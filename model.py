@@ -10,25 +10,31 @@ for Metric Learning", ECCV 2018); the squeeze-and-excitation block is arXiv 1709
 import argparse
 import copy
 import math
-from collections import OrderedDict
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import utils
+from areir.backbones import (
+    build_backbone,
+    copy_stages,
+    cut,
+    find_family,
+    stage_channels,
+)
 from areir.data.images import normalise
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.layers import Chain, CosineClassifier, MeanPool
 from areir.retrieval import calibration
+from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
-MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')
-TRUNK_LAYERS = ('conv1', 'bn1', 'relu', 'maxpool', 'layer1')
+MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
 
 
 def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
@@ -56,17 +62,6 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
     return torch.stack(rows)
 
 
-def build_backbone(model_type, num_classes):
-    """Return a torchvision network with random weights."""
-    if model_type not in MODEL_TYPES:
-        raise UserError(
-            f'model_type {model_type}: choose from {", ".join(MODEL_TYPES)}'
-        )
-    return getattr(torchvision.models, model_type)(
-        weights=None, num_classes=num_classes
-    )
-
-
 class SqueezeExcitation(nn.Module):
     """Channel attention (arXiv 1709.01507): each gate depends on all channels."""
 
@@ -81,33 +76,45 @@ class SqueezeExcitation(nn.Module):
         return features * gates[:, :, None, None]
 
 
-class Head(nn.Module):
-    """One member of the ensemble: maps the trunk's features to meta-class logits."""
+class Head(Chain):
+    """One member of the ensemble: maps the trunk's features to meta-class logits.
 
-    def __init__(self, model_type, meta_class_size, with_se):
-        super().__init__()
-        backbone = build_backbone(model_type, meta_class_size)
-        channels = backbone.fc.in_features // 4  # layer2 has a quarter of layer4's
-        self.layer2 = backbone.layer2
-        self.se = SqueezeExcitation(channels) if with_se else nn.Identity()
-        self.layer3 = backbone.layer3
-        self.layer4 = backbone.layer4
-        self.fc = backbone.fc
+    stages: {name: block} of each of its stages; se: what follows the first; neck:
+    {name: layer} that follows the pooling; fc: the classifier.
+    """
 
-    def forward(self, features):  # (N, C, H, W)
-        features = self.se(self.layer2(features))
-        features = self.layer4(self.layer3(features))
-        pooled = features.mean(dim=(2, 3), dtype=self.fc.weight.dtype)
-        return self.fc(pooled)  # (N, M)
+    def __init__(self, stages, se, neck, fc):
+        first, *others = stages
+        stages = [{**first, 'se': se}, *others]
+        blocks = {name: block for stage in stages for name, block in stage.items()}
+        tail = {'pool': MeanPool(), **neck}
+        super().__init__({**blocks, **tail})
+        self.stages = [list(stage) for stage in stages]
+        self.tail = list(tail)
+        self.fc = fc
+
+    def describe(self, features):
+        """Return the pooled features (N, width) for the trunk's (N, C, H, W)."""
+        return self.run(self.order, features).flatten(1)
+
+    def forward(self, features):
+        return self.fc(self.describe(features))  # (N, M)
 
 
 class EnsembleModel(nn.Module):
     """A trunk shared by `ensemble_size` heads, with random weights.
 
     Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
-    The trunk is drawn from seed, head h from (seed, h). members: the numbers of the
-    heads to build, by default all; E below is the number of heads that are built.
-    Raises UserError for an unknown model_type and for sizes below one.
+    The trunk is drawn from seed, head h from (seed, h).
+
+    model_type: a name of `areir.backbones.model_types`, or a list of modules, the
+    stages of a network, of which every head gets a copy with the same weights.
+    members: the numbers of the heads to build, by default all; E below is the number
+    of heads that are built. shared_stages: how many stages are the trunk. scale: of
+    the logits of a cosine classifier; None is a linear classifier. embedding: what
+    describes an image, the heads' 'logits' or their pooled 'features'.
+    projection: None, or a Projection that is applied to the embeddings.
+    Raises UserError for an unknown model_type and for sizes that do not fit.
     """
 
     def __init__(
@@ -118,6 +125,9 @@ class EnsembleModel(nn.Module):
         with_se=True,
         seed=0,
         members=None,
+        shared_stages=1,
+        scale=None,
+        embedding='logits',
     ):
         super().__init__()
         if ensemble_size < 1 or meta_class_size < 1:
@@ -125,37 +135,90 @@ class EnsembleModel(nn.Module):
                 f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: '
                 'must be at least 1'
             )
-        with random_stream(derive_seed(seed, TRUNK)):
-            backbone = build_backbone(model_type, 1)
-        layers = [(name, getattr(backbone, name)) for name in TRUNK_LAYERS]
-        self.trunk = nn.Sequential(OrderedDict(layers))
-        self.heads = nn.ModuleList()
-        self.ensemble_size = ensemble_size
+        self.model_type, self.meta_class_size = model_type, meta_class_size
+        self.with_se, self.scale, self.embedding = with_se, scale, embedding
+        self.shared_stages, self.ensemble_size = shared_stages, ensemble_size
+        self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
+        with random_stream(derive_seed(seed, TRUNK)):
+            network = build_stages(model_type, 1)
+        if not 1 <= shared_stages < len(network.stages):
+            raise UserError(
+                f'shared_stages {shared_stages}: must be from 1 to '
+                f'{len(network.stages) - 1}, so that each head has a stage'
+            )
+        channels = stage_channels(network.stages)
+        trunk = network.stages[:shared_stages]
+        self.trunk = Chain(
+            {name: block for part in trunk for name, block in part.items()}
+        )
+        self.heads = nn.ModuleList()
         for head in self.members:
             with random_stream(derive_seed(seed, HEAD, head)):
-                self.heads.append(Head(model_type, meta_class_size, with_se))
+                self.heads.append(
+                    self.build_head(channels[shared_stages], channels[-1])
+                )
+
+    def build_head(self, channels, width):
+        """Return a head. channels: of its first stage; width: of its last."""
+        network = build_stages(self.model_type, self.meta_class_size)
+        se = SqueezeExcitation(channels) if self.with_se else nn.Identity()
+        fc = network.classifier
+        if self.scale:
+            fc = CosineClassifier(width, self.meta_class_size, self.scale)
+        elif fc is None:
+            fc = nn.Linear(width, self.meta_class_size)
+        return Head(network.stages[self.shared_stages :], se, network.neck, fc)
 
     def forward(self, images):
         """Return the logits of every head, (N, E, M)."""
         features = self.trunk(images)
         return torch.stack([head(features) for head in self.heads], dim=1)
 
+    @property
+    def dimensions(self):
+        """The length of an embedding."""
+        if self.projection:
+            return self.projection.matrix.shape[1]
+        width = self.heads[0].fc.weight.shape
+        return self.ensemble_size * width[self.embedding == 'features']
+
     @torch.no_grad()
     def embed(self, images):
-        """Return unit vectors (N, E * M).
+        """Return unit vectors (N, dimensions).
 
-        Each head's logits are L2-normalised, concatenated and divided by
-        sqrt(ensemble_size), so the dot product of two embeddings is the mean over heads
-        of their cosine similarities. Batch statistics are never used: an embedding does
-        not depend on the other images of its batch. If the model holds only some heads,
-        only their columns are returned.
+        Each head's logits, or pooled features, are L2-normalised, concatenated and
+        divided by sqrt(ensemble_size), so the dot product of two embeddings is the mean
+        over heads of their cosine similarities. Then the projection is applied, if
+        there is one. Batch statistics are never used: an embedding does not depend on
+        the other images of its batch. If the model holds only some heads, only their
+        columns are returned.
         """
         training = self.training
         self.eval()
-        logits = self(images.to(self.trunk.conv1.weight.dtype)).float()
+        features = self.trunk(images.to(next(self.trunk.parameters()).dtype))
+        vectors = [self.describe(head, features) for head in self.heads]
         self.train(training)
-        return F.normalize(logits, dim=2).flatten(1) / math.sqrt(self.ensemble_size)
+        return self.combine(vectors)
+
+    def describe(self, head, features):
+        """Return a head's part of the embedding, not normalised (N, M or width)."""
+        pooled = head.describe(features)
+        return head.fc(pooled) if self.embedding == 'logits' else pooled
+
+    def combine(self, vectors):
+        """Return embeddings for what `describe` returns for each head."""
+        vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
+        embeddings = torch.cat(vectors, dim=1) / math.sqrt(self.ensemble_size)
+        return self.projection(embeddings) if self.projection else embeddings
+
+
+def build_stages(model_type, num_classes):
+    """Return the Backbone of a network's name, or of a list of stages."""
+    if isinstance(model_type, str):
+        network = build_backbone(model_type, num_classes)
+        return cut(network, find_family(model_type))
+    return copy_stages(model_type)
 
 
 def ensemble_loss(logits, meta_labels):
@@ -169,20 +232,22 @@ def ensemble_loss(logits, meta_labels):
 def folded(model, dtype):
     """Return a copy of a model that is faster to embed with.
 
-    Each batch norm is folded into the convolution before it, and all but the
-    classifiers are in `dtype`. The copy cannot be trained.
+    Each batch norm is folded into the convolution before it, and all layers before the
+    pooling are in `dtype`. The copy cannot be trained.
     """
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):
         for (name, module), (norm_name, norm) in pairwise(
             list(parent.named_children())
         ):
-            if isinstance(norm, nn.BatchNorm2d):
+            pair = isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            if pair:
                 setattr(parent, name, fuse_conv_bn_eval(module, norm))
                 setattr(parent, norm_name, nn.Identity())
-    model.to(dtype, memory_format=torch.channels_last)
+    model.trunk.to(dtype, memory_format=torch.channels_last)
     for head in model.heads:
-        head.fc.float()
+        for name in chain.from_iterable(head.stages):
+            head.get_submodule(name).to(dtype, memory_format=torch.channels_last)
     return model
 
 
@@ -200,6 +265,8 @@ class TrainedModel:
         saved = load_tensors(path)
         try:
             self.model = rebuild(saved['model_args'], saved['state_dict'])
+            if saved.get('projection'):
+                self.model.projection = Projection(**saved['projection'])
             self.mean, self.std = saved['mean'], saved['std']
             self.image_size, self.version = int(saved['image_size']), saved['version']
             self.calibration = saved.get('calibration')
@@ -209,8 +276,7 @@ class TrainedModel:
             raise UserError(
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
-        sizes = saved['model_args']
-        self.dimensions = sizes['ensemble_size'] * sizes['meta_class_size']
+        self.dimensions = self.model.dimensions
 
     def check(self):
         """Raise ValueError unless the values make sense."""
@@ -237,10 +303,15 @@ def rebuild(model_args, state_dict):
     return model.requires_grad_(False).eval()
 
 
-def count_parameters(model_type, ensemble_size, meta_class_size, with_se):
-    """Count trainable parameters on the meta device: (trunk, one head, total)."""
+def count_parameters(
+    model_type, ensemble_size, meta_class_size, with_se=True, **options
+):
+    """Count trainable parameters on the meta device: (trunk, one head, total).
+
+    options: further arguments of EnsembleModel.
+    """
     with torch.device('meta'):
-        model = EnsembleModel(model_type, 1, meta_class_size, with_se)
+        model = EnsembleModel(model_type, 1, meta_class_size, with_se, **options)
     trunk = sum(parameter.numel() for parameter in model.trunk.parameters())
     head = sum(parameter.numel() for parameter in model.heads.parameters())
     return trunk, head, trunk + ensemble_size * head
@@ -252,11 +323,23 @@ def get_parser():
         description='Print the number of trainable parameters without allocating them.',
     )
     add = parser.add_argument
-    add('--model_type', choices=MODEL_TYPES, help='backbone [default value is all]')
+    add(
+        '--model_type',
+        type=utils.model_type,
+        metavar='NAME',
+        help='any network that train.py takes [default value is the four of the '
+        'published tables]',
+    )
     add(
         '--with_se',
         choices=['yes', 'no'],
         help='squeeze-and-excitation [default value is both]',
+    )
+    add(
+        '--shared_stages',
+        type=utils.positive,
+        default=1,
+        help='stages that the trunk has [default value is %(default)s]',
     )
     add(
         '--ensemble_size',
@@ -280,17 +363,18 @@ def main():
     model_types = [args.model_type] if args.model_type else MODEL_TYPES
     with_se = [args.with_se == 'yes'] if args.with_se else [False, True]
     print(
-        f'{"model":<19}{"heads":>6}{"meta_classes":>14}'
+        f'{"model":<22}{"heads":>6}{"meta_classes":>14}'
         f'{"trunk":>12}{"one head":>14}{"total":>16}'
     )
     for meta_class_size in args.meta_class_size:
         for se in with_se:
             for model_type in model_types:
+                sizes = model_type, args.ensemble_size, meta_class_size, se
                 trunk, head, total = count_parameters(
-                    model_type, args.ensemble_size, meta_class_size, se
+                    *sizes, shared_stages=args.shared_stages
                 )
                 print(
-                    f'{"se-" * se + model_type:<19}{args.ensemble_size:>6}'
+                    f'{"se-" * se + model_type:<22}{args.ensemble_size:>6}'
                     f'{meta_class_size:>14}{trunk:>12,}{head:>14,}{total:>16,}'
                 )
 

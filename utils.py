@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from areir.backbones import find_family
 from areir.errors import UserError
 from areir.processes import local_processes
 
@@ -87,6 +88,15 @@ def positive(text):
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text} is below 1')
     return value
+
+
+def model_type(text):
+    """argparse type: the name of a network that can be cut into stages."""
+    try:
+        find_family(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def integers(text):

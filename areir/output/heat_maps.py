@@ -15,39 +15,53 @@ def similarity_maps(model, images):
     """Return what each region of two images adds to their similarity.
 
     images: a pair, normalised (2, 3, H, W); model: an EnsembleModel. Returns heat
-    (2, h, w) from 0 to 1, averaged over heads.
+    (2, h, w) from 0 to 1, summed over heads.
 
-    For each head, take the gradient of the cosine of the two images' logits with
-    respect to the features of each, multiply it by the features, sum over channels and
-    keep what is positive: Grad-CAM (arXiv 1610.02391) on the similarity. The gradient
-    is not averaged over the picture first, which makes no difference on layer4 and
-    keeps the map faithful before it (HiResCAM, arXiv 2011.08891). The features are
-    those of the last layer with at least CELLS cells per side: layer4 for images of 256
+    Take the gradient of the embeddings' dot product with respect to the features of
+    each head, multiply it by the features, sum over channels and keep what is positive:
+    Grad-CAM (arXiv 1610.02391) on the similarity. The gradient is not averaged over the
+    picture first, which makes no difference in the last stage and keeps the map
+    faithful before it (HiResCAM, arXiv 2011.08891). The features are those of the last
+    stage with at least CELLS cells per side: of a ResNet layer4 for images of 256
     pixels, layer2 for those of 64.
     """
     model = model.eval()
     with torch.no_grad():
         features = model.trunk(images)
+        vectors = [model.describe(head, features) for head in model.heads]
+    gradients = similarity_gradients(model, vectors)
     heat = 0
-    for head in model.heads:
-        heat += head_heat(head, features) / len(model.heads)
+    for head, gradient in zip(model.heads, gradients):
+        heat += head_heat(model, head, features, gradient)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 @torch.enable_grad()
-def head_heat(head, features):
-    """Return the heat (2, h, w) of one head; features: of the trunk, for two images."""
-    first = features.detach().requires_grad_()
-    second = head.se(head.layer2(first))
-    third = head.layer3(second)
-    fourth = head.layer4(third)
-    logits = head.fc(fourth.mean(dim=(2, 3)))
-    seen = first
-    for layer in (second, third, fourth):
-        if min(layer.shape[2:]) >= CELLS:
-            seen = layer
-    similarity = F.cosine_similarity(logits[0], logits[1], dim=0)
-    (gradient,) = torch.autograd.grad(similarity, seen)
+def similarity_gradients(model, vectors):
+    """Return the gradient of the dot product of two embeddings for each head's vectors.
+
+    vectors: of each head (2, M or width), see `EnsembleModel.describe`.
+    """
+    vectors = [vector.detach().requires_grad_() for vector in vectors]
+    query, retrieved = model.combine(vectors)
+    return torch.autograd.grad(query @ retrieved, vectors)
+
+
+@torch.enable_grad()
+def head_heat(model, head, features, gradient):
+    """Return the heat (2, h, w) of one head.
+
+    features: of the trunk, for two images; gradient: for the head's vectors.
+    """
+    seen = output = features.detach().requires_grad_()
+    for stage in head.stages:
+        output = head.run(stage, output)
+        if min(output.shape[2:]) >= CELLS:
+            seen = output
+    vectors = head.run(head.tail, output).flatten(1)
+    if model.embedding == 'logits':
+        vectors = head.fc(vectors)
+    (gradient,) = torch.autograd.grad(vectors, seen, gradient)
     return F.relu((gradient * seen).sum(dim=1)).detach()
 
 

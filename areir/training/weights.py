@@ -3,19 +3,40 @@
 import torch
 import torchvision
 
+from areir.backbones import CLASSIFIERS
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.training.run import model_args
 
+PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')
 
-def imagenet_weights(model_type):
-    """Return torchvision's IMAGENET1K_V1 state dict, downloaded once into its cache.
+
+def find_weights(model_type, name):
+    """Return torchvision's entry for --weights imagenet or imagenet_v2.
+
+    imagenet is IMAGENET1K_V1 for the networks of the published tables, and the newest
+    for all others. Raises UserError if a network has no second version.
+    """
+    entries = torchvision.models.get_model_weights(model_type)
+    if name == 'imagenet':
+        published = model_type in PUBLISHED
+        return entries.IMAGENET1K_V1 if published else entries.DEFAULT
+    if 'IMAGENET1K_V2' not in entries.__members__:
+        raise UserError(
+            f'--weights imagenet_v2: torchvision has one version for {model_type}; '
+            'use --weights imagenet'
+        )
+    return entries.IMAGENET1K_V2
+
+
+def imagenet_weights(model_type, name='imagenet'):
+    """Return torchvision's state dict, downloaded once into its cache.
 
     Raises UserError saying what to do if it is not cached and cannot be downloaded.
     """
-    weights = torchvision.models.get_model_weights(model_type).IMAGENET1K_V1
-    name = weights.url.rsplit('/', 1)[1]
-    cached = f'{torch.hub.get_dir()}/checkpoints/{name}'
+    weights = find_weights(model_type, name)
+    file = weights.url.rsplit('/', 1)[1]
+    cached = f'{torch.hub.get_dir()}/checkpoints/{file}'
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # offline, a broken cached file, a full disk
@@ -31,8 +52,8 @@ def initial_weights(args):
     """Return the state dict that --weights names, or None."""
     if args.weights == 'none':
         return None
-    if args.weights == 'imagenet':
-        return imagenet_weights(args.model_type)
+    if args.weights in ('imagenet', 'imagenet_v2'):
+        return imagenet_weights(args.model_type, args.weights)
     return load_tensors(args.weights)
 
 
@@ -40,7 +61,7 @@ def load_weights(model, checkpoint):
     """Copy weights into an EnsembleModel, in place.
 
     checkpoint: a torchvision state dict, or the contents of a model file of train.py.
-    From a torchvision network the trunk and every head's layer2 to layer4 are taken;
+    From a torchvision network the trunk and every head's stages are taken;
     squeeze-and-excitation and classifiers stay random. From an ensemble the trunk and
     the first heads are taken, and the classifiers if meta_class_size is the same.
     Raises UserError if names or shapes do not fit.
@@ -60,9 +81,8 @@ def load_weights(model, checkpoint):
         else:
             used |= fill(module, state, '', optional=('fc.', 'se.'))
     if not ours:
-        refuse_spare(
-            name for name in state if name not in used and not name.startswith('fc.')
-        )
+        spare = [name for name in state if name not in used]
+        refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))
 
 
 def is_state_dict(value):
