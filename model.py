@@ -8,14 +8,11 @@ for Metric Learning", ECCV 2018); the squeeze-and-excitation block is arXiv 1709
 """
 
 import argparse
-import copy
 import math
-from itertools import chain, pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import utils
 from areir.backbones import (
@@ -29,11 +26,13 @@ from areir.data.images import normalise
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.folding import folded
 from areir.layers import Chain, CosineClassifier, MeanPool
 from areir.retrieval import calibration
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
+DESCRIBED = 2  # stages of a head whose features describe an image
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
 
 
@@ -93,12 +92,34 @@ class Head(Chain):
         self.tail = list(tail)
         self.fc = fc
 
-    def describe(self, features):
-        """Return the pooled features (N, width) for the trunk's (N, C, H, W)."""
-        return self.run(self.order, features).flatten(1)
+    def logits(self, features):
+        """Return the logits (N, M) for features of the last stage."""
+        return self.fc(self.run(self.tail, features).flatten(1))
 
-    def forward(self, features):
-        return self.fc(self.describe(features))  # (N, M)
+    def forward(self, features):  # of the trunk, (N, C, H, W)
+        for stage in self.stages:
+            features = self.run(stage, features)
+        return self.logits(features)
+
+    def describe(self, features, embedding):
+        """Return what describes images, for the trunk's features (N, C, H, W)."""
+        outputs = []
+        for stage in self.stages:
+            features = self.run(stage, features)
+            outputs.append(features)
+        return self.parts(outputs, embedding)
+
+    def parts(self, outputs, embedding):
+        """Return what describes images, for the outputs of all stages, as a list.
+
+        It is the logits (N, M), or the pooled features (N, width) of each of the last
+        DESCRIBED stages.
+        """
+        if embedding == 'logits':
+            return [self.logits(outputs[-1])]
+        described = [self.pool(output) for output in outputs[-DESCRIBED:-1]]
+        described.append(self.run(self.tail, outputs[-1]))
+        return [part.flatten(1) for part in described]
 
 
 class EnsembleModel(nn.Module):
@@ -112,8 +133,9 @@ class EnsembleModel(nn.Module):
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. scale: of
     the logits of a cosine classifier; None is a linear classifier. embedding: what
-    describes an image, the heads' 'logits' or their pooled 'features'.
-    projection: None, or a Projection that is applied to the embeddings.
+    describes an image, the heads' 'logits' or their pooled 'features'. mirror: whether
+    the mirror image is described, too, and added.
+    Set `projection` to a Projection to apply it to the embeddings.
     Raises UserError for an unknown model_type and for sizes that do not fit.
     """
 
@@ -128,6 +150,7 @@ class EnsembleModel(nn.Module):
         shared_stages=1,
         scale=None,
         embedding='logits',
+        mirror=False,
     ):
         super().__init__()
         if ensemble_size < 1 or meta_class_size < 1:
@@ -136,7 +159,8 @@ class EnsembleModel(nn.Module):
                 'must be at least 1'
             )
         self.model_type, self.meta_class_size = model_type, meta_class_size
-        self.with_se, self.scale, self.embedding = with_se, scale, embedding
+        self.with_se, self.scale = with_se, scale
+        self.embedding, self.mirror = embedding, mirror
         self.shared_stages, self.ensemble_size = shared_stages, ensemble_size
         self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
@@ -175,41 +199,40 @@ class EnsembleModel(nn.Module):
         features = self.trunk(images)
         return torch.stack([head(features) for head in self.heads], dim=1)
 
-    @property
-    def dimensions(self):
-        """The length of an embedding."""
-        if self.projection:
-            return self.projection.matrix.shape[1]
-        width = self.heads[0].fc.weight.shape
-        return self.ensemble_size * width[self.embedding == 'features']
-
     @torch.no_grad()
     def embed(self, images):
         """Return unit vectors (N, dimensions).
 
-        Each head's logits, or pooled features, are L2-normalised, concatenated and
-        divided by sqrt(ensemble_size), so the dot product of two embeddings is the mean
-        over heads of their cosine similarities. Then the projection is applied, if
-        there is one. Batch statistics are never used: an embedding does not depend on
-        the other images of its batch. If the model holds only some heads, only their
-        columns are returned.
+        Each head's logits are L2-normalised, concatenated and divided by
+        sqrt(ensemble_size), so the dot product of two embeddings is the mean over heads
+        of their cosine similarities. With embedding='features' it is the pooled
+        features of each head's last stages, each L2-normalised. Then the projection is
+        applied, if there is one. Batch statistics are never used: an embedding does not
+        depend on the other images of its batch. If the model holds only some heads,
+        only their columns are returned.
         """
         training = self.training
         self.eval()
-        features = self.trunk(images.to(next(self.trunk.parameters()).dtype))
-        vectors = [self.describe(head, features) for head in self.heads]
+        vectors = self.describe(images)
+        if self.mirror:
+            others = self.describe(images.flip(3))
+            vectors = [one + other for one, other in zip(vectors, others)]
         self.train(training)
         return self.combine(vectors)
 
-    def describe(self, head, features):
-        """Return a head's part of the embedding, not normalised (N, M or width)."""
-        pooled = head.describe(features)
-        return head.fc(pooled) if self.embedding == 'logits' else pooled
+    def describe(self, images):
+        """Return the parts of the embedding, head by head, not normalised: (N, .)."""
+        features = self.trunk(images.to(next(self.trunk.parameters()).dtype))
+        parts = [head.describe(features, self.embedding) for head in self.heads]
+        return [part.float() for of_head in parts for part in of_head]
 
     def combine(self, vectors):
-        """Return embeddings for what `describe` returns for each head."""
-        vectors = [F.normalize(vector.float(), dim=1) for vector in vectors]
-        embeddings = torch.cat(vectors, dim=1) / math.sqrt(self.ensemble_size)
+        """Return the embeddings for what `describe` returns."""
+        total = self.ensemble_size * len(vectors) / len(self.heads)
+        embeddings = torch.cat(
+            [F.normalize(vector, dim=1) for vector in vectors], dim=1
+        )
+        embeddings = embeddings / math.sqrt(total)
         return self.projection(embeddings) if self.projection else embeddings
 
 
@@ -227,28 +250,6 @@ def ensemble_loss(logits, meta_labels):
     It is the mean over heads and images.
     """
     return F.cross_entropy(logits.float().flatten(0, 1), meta_labels.flatten())
-
-
-def folded(model, dtype):
-    """Return a copy of a model that is faster to embed with.
-
-    Each batch norm is folded into the convolution before it, and all layers before the
-    pooling are in `dtype`. The copy cannot be trained.
-    """
-    model = copy.deepcopy(model).eval()
-    for parent in list(model.modules()):
-        for (name, module), (norm_name, norm) in pairwise(
-            list(parent.named_children())
-        ):
-            pair = isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            if pair:
-                setattr(parent, name, fuse_conv_bn_eval(module, norm))
-                setattr(parent, norm_name, nn.Identity())
-    model.trunk.to(dtype, memory_format=torch.channels_last)
-    for head in model.heads:
-        for name in chain.from_iterable(head.stages):
-            head.get_submodule(name).to(dtype, memory_format=torch.channels_last)
-    return model
 
 
 class TrainedModel:
@@ -276,7 +277,8 @@ class TrainedModel:
             raise UserError(
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
-        self.dimensions = self.model.dimensions
+        with torch.no_grad():
+            self.dimensions = self.model.embed(torch.zeros(1, 3, 64, 64)).shape[1]
 
     def check(self):
         """Raise ValueError unless the values make sense."""

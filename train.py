@@ -15,6 +15,7 @@ with --resume continues from its last checkpoint.
 import argparse
 import math
 import time
+from functools import partial
 
 import pandas as pd
 import torch
@@ -24,10 +25,8 @@ from areir import processes
 from areir.errors import UserError
 from areir.output.curves import draw_curves
 from areir.training import record
-from areir.training.checkpoints import model_weights
 from areir.training.evaluation import Result
 from areir.training.loaders import (
-    embed_part,
     load_data,
     make_loaders,
     progress_bar,
@@ -35,6 +34,12 @@ from areir.training.loaders import (
     usable_recalls,
 )
 from areir.training.published import RandomWeights
+from areir.training.recipes import (
+    add_recipe_flags,
+    by_recipe,
+    check_recipe_flags,
+    complete,
+)
 from areir.training.run import (
     Progress,
     Run,
@@ -44,27 +49,19 @@ from areir.training.run import (
     run_settings,
     warn_about_meta_classes,
 )
+from areir.training.schedule import learning_rate
+from areir.training.testing import KEPT, embed_parts, record_epoch
 from areir.training.trainer import Trainer
+from areir.training.trunk_features import prepare_features
 from areir.training.weights import (
     freeze_first_heads,
     initial_weights,
     load_weights,
     read_base,
 )
-from model import (
-    MODEL_TYPES,
-    EnsembleModel,
-    assign_meta_classes,
-    count_parameters,
-    folded,
-)
+from model import EnsembleModel, assign_meta_classes, folded
 
 DEFAULT_RECALLS = [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000]
-KEPT = {
-    'last': 'the last epoch',
-    'val': 'the best epoch on held-out training classes',
-    'test': 'the best epoch on the test classes: flattered by that choice',
-}
 
 
 # Arguments
@@ -79,6 +76,7 @@ def get_parser():
     add_data_flags(parser.add_argument_group('data').add_argument)
     add_model_flags(parser.add_argument_group('model').add_argument)
     add_training_flags(parser.add_argument_group('training').add_argument)
+    add_recipe_flags(parser.add_argument_group('recipe').add_argument)
     add_evaluation_flags(parser.add_argument_group('evaluation').add_argument)
     add = parser.add_argument_group('results').add_argument
     add('--store', default='fp32', choices=['fp32', 'fp16'],
@@ -106,32 +104,37 @@ def add_data_flags(add):
 
 
 def add_model_flags(add):
-    add('--model_type', default='resnet18', choices=MODEL_TYPES,
-        help='backbone [default value is %(default)s]')
+    add('--model_type', default='resnet18', metavar='NAME', type=utils.model_type,
+        help='backbone: a ResNet, ResNeXt, ConvNeXt, EfficientNet, MobileNetV3, RegNet '
+             'or Swin of torchvision [default value is %(default)s]')
     add('--with_se', default='yes', choices=['yes', 'no'],
         help='use squeeze-and-excitation blocks [default value is %(default)s]')
-    add('--ensemble_size', type=utils.positive, default=48,
-        help='number of heads [default value is %(default)s]')
-    add('--meta_class_size', type=utils.positive, default=12,
-        help='meta-classes per head: 1/23 to 1/8 of the training classes, more from '
-             'scratch [default value is %(default)s]')
+    add('--ensemble_size', type=utils.positive,
+        help=f'number of heads {by_recipe("ensemble_size")}')
+    add('--meta_class_size', type=utils.positive,
+        help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
+             '192 for isc, else half of the training classes]')
+    add('--shared_stages', type=utils.positive, default=1,
+        help='how many of the four stages of the backbone are the trunk; more are '
+             'faster [default value is %(default)s]')
+    add('--freeze_trunk', action='store_true',
+        help='keep the trunk as it was loaded, and compute its features only once')
     add('--weights', default='imagenet',
-        help='initial weights: imagenet (downloaded once), none (random), or a file: '
-             'a torchvision state dict or a model of train.py '
-             '[default value is %(default)s]')
+        help='initial weights: imagenet (downloaded once), imagenet_v2 where there is '
+             'one, none (random), or a file: a torchvision state dict or a model of '
+             'train.py [default value is %(default)s]')
     add('--extend', metavar='MODEL',
         help='model file of a finished run with fewer heads and the same settings: '
              'keep its trunk and heads unchanged and train only the new heads')
 
 
 def add_training_flags(add):
-    add('--batch_size', type=utils.positive, default=8,
-        help='images per training batch [default value is %(default)s]')
+    add('--batch_size', type=utils.positive,
+        help=f'images per training batch {by_recipe("batch_size")}')
     add('--num_epochs', type=utils.positive, default=20,
         help='training epochs [default value is %(default)s]')
-    add('--lr', type=float, default=1e-4,
-        help='learning rate of Adam, divided by 10 at 50%% and 70%% of the epochs '
-             '[default value is %(default)s]')
+    add('--lr', type=float,
+        help=f'learning rate of Adam {by_recipe("lr")}')
     add('--seed', type=int, default=0,
         help='seed of meta-classes, random weights and image order '
              '[default value is %(default)s]')
@@ -167,10 +170,11 @@ def add_evaluation_flags(add):
 # fmt: on
 
 
-def get_args():
+def get_args(argv=None):
     parser = get_parser()
-    args = parser.parse_args()
-    if args.lr <= 0:
+    args = parser.parse_args(argv)
+    check_recipe_flags(args, parser)
+    if args.lr is not None and args.lr <= 0:
         parser.error(f'--lr {args.lr}: must be above 0')
     if args.num_workers is None:
         cores = min(8, processes.available_cores())
@@ -194,6 +198,8 @@ def get_args():
         parser.error(
             '--protocol published keeps the best epoch by test recall: omit --select'
         )
+    if args.protocol == 'published' and (args.freeze_trunk or args.dimensions):
+        parser.error('--protocol published: omit --freeze_trunk and --dimensions')
     if not args.select:
         args.select = 'test' if args.protocol == 'published' else 'last'
     return args
@@ -202,15 +208,18 @@ def get_args():
 # Model
 
 
-def build_model(args, base, initialise):
+def build_model(args, base, initialise, stages=None):
     """Return this process's share of the ensemble: the trunk and every P-th head.
 
     base: the model of --extend or None; initialise: whether to load --weights, which
-    a checkpoint would replace.
+    a checkpoint would replace; stages: of a network to use instead of --model_type.
     """
     rank, count = processes.rank_and_count()
     members = range(rank, args.ensemble_size, count)
-    model = EnsembleModel(**model_args(args), seed=args.seed, members=members)
+    arguments = model_args(args)
+    if stages:
+        arguments['model_type'] = stages
+    model = EnsembleModel(**arguments, seed=args.seed, members=members)
     if base:
         taken = base['model_args']['ensemble_size']
         own = sum(member < taken for member in model.members)
@@ -219,25 +228,38 @@ def build_model(args, base, initialise):
         weights = initial_weights(args)
         if weights is not None:
             load_weights(model, weights)
+    if args.freeze_trunk:
+        model.trunk.requires_grad_(False)
     return model
+
+
+def count_parameters(model):
+    """Count the trainable parameters of the whole ensemble.
+
+    The model may hold only some heads.
+    """
+    trunk, heads = (
+        sum(parameter.numel() for parameter in part.parameters())
+        for part in (model.trunk, model.heads)
+    )
+    return trunk + heads // len(model.heads) * model.ensemble_size
+
+
+def testing_copy(trainer, protocol):
+    """Return the network to embed with: folded, if it was trained in bf16."""
+    if trainer.precision == 'bf16' and protocol == 'strict':
+        return folded(trainer.model, torch.bfloat16)
+    return trainer.model
 
 
 # Training
 
 
-def learning_rate(lr, epoch, num_epochs):
-    """Return the rate of an epoch, counted from 1.
-
-    It is lr, divided by 10 after 50 % and again after 70 % of the epochs.
-    """
-    milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
-    return lr / 10 ** sum(epoch > milestone for milestone in milestones)
-
-
-def train_epoch(trainer, batches, run, progress, signals, minutes):
+def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     """Train on the remaining batches (images, meta-labels) of an epoch.
 
-    batches: wrapped in a `progress_bar`. Every `minutes`, and once `signals` is not
+    batches: wrapped in a `progress_bar`; rate: returns the learning rate after a number
+    of epochs, a fraction. Every `minutes`, and once `signals` is not
     empty, all processes write a checkpoint together. Raises KeyboardInterrupt after a
     signal, and UserError if the loss is not finite.
     """
@@ -246,6 +268,7 @@ def train_epoch(trainer, batches, run, progress, signals, minutes):
     saved = waiting = started
     for images, meta_labels in batches:
         done.waited += time.perf_counter() - waiting
+        trainer.set_lr(rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total))
         result = trainer.step(images, meta_labels)
         now = time.perf_counter()
         due = bool(minutes and now - saved > 60 * minutes)
@@ -276,53 +299,33 @@ def train_epoch(trainer, batches, run, progress, signals, minutes):
         waiting = time.perf_counter()
 
 
-def embed_parts(trainer, loaders, args, info, signals):
-    """Embed all images except those of training; rank 0 returns {part: (N, E * M)}."""
-    net = trainer.model
-    if trainer.precision == 'bf16' and args.protocol == 'strict':
-        net = folded(net, torch.bfloat16)
-    dtype = torch.float16 if args.store == 'fp16' else torch.float32
-    return {
-        name: embed_part(net, loader, info, dtype, signals, f'embedding {name}')
-        for name, loader in loaders.items()
-        if name != 'train'
-    }
-
-
-def evaluate_epoch(experiment, run, progress, embeddings, checkpoint, lr, started):
-    """Evaluate an epoch, print and record it, and keep it if it is the best so far.
-
-    checkpoint: the folder that holds its weights; started: when embedding began.
-    """
+def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
+    """Save the weights of an epoch, embed the test images, and record the Result."""
+    checkpoint = run.save_checkpoint(trainer, progress)
+    started = time.perf_counter()
     args = experiment.args
-    result = Result(experiment, progress.epoch, embeddings)
-    seconds = progress.done.seconds + time.perf_counter() - started
-    row = record.csv_row(experiment, progress, result, lr, seconds)
-    progress.rows.append(row)
-    print(record.epoch_line(experiment, row, result))
-    run.record(progress)
-    if result.score <= progress.best:
-        return
-    progress.best = result.score
-    progress.kept = record.kept_line(result, KEPT[args.select])
-    state_dict = model_weights(checkpoint, args.ensemble_size)
-    common = record.common_fields(args, result)
-    run.keep(
-        record.model_file(common, experiment, state_dict),
-        record.database_file(common, experiment, embeddings, run.name),
-        record.provenance(experiment, result),
-    )
+    net = testing_copy(trainer, args.protocol)
+    embeddings = embed_parts(net, loaders, args, experiment.split.info, signals)
+    if processes.is_first():
+        result = Result(experiment, epoch, *embeddings)
+        record_epoch(experiment, run, progress, result, checkpoint, lr, started)
 
 
-def main():
-    args = get_args()
+def main(args=None, stages=None, normalisation=None):
+    """Train. stages: of a network to start from instead of --model_type and --weights;
+    normalisation: (mean, std) to use instead of the dataset's.
+    """
+    args = args or get_args()
     utils.keep_freed_memory()
     rank, world = processes.join()
 
     # data
     split = load_data(args)
+    if normalisation:
+        split.info['mean'], split.info['std'] = normalisation
     recalls = usable_recalls(args.recalls, split.available)
     classes = len(split.train.classes)
+    complete(args, classes, from_scratch=args.weights == 'none' and not stages)
     warn_about_meta_classes(args.meta_class_size, classes)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
@@ -340,19 +343,19 @@ def main():
     processes.check_shared_folder(args.results_root)
 
     # model and optimizers: every process has the trunk and its share of the heads
-    model = build_model(args, base, initialise=not run.checkpoints())
+    model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(hardware.device, memory_format=torch.channels_last)
-    trainer = Trainer(model, args.lr, hardware, extended)
+    trainer = Trainer(model, args.lr, hardware, extended, args.label_smoothing)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
     loaders = make_loaders(split, args, hardware.device)
     sampler = loaders['train'].batch_sampler
+    rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
 
-    *_, parameters = count_parameters(**model_args(args))
     experiment = record.Experiment(
-        args, split, recalls, partition, hardware, world, parameters
+        args, split, recalls, partition, hardware, world, count_parameters(model)
     )
     print(record.describe(experiment, run.name, sampler, KEPT[args.select]))
     progress = Progress()
@@ -361,29 +364,28 @@ def main():
         done = progress.done.batches
         print(f'resumed    epoch {progress.epoch}, after {done:,} batches')
 
-    # loop
+    # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
-    for epoch in range(progress.epoch, args.num_epochs + 1):
-        progress.begin_epoch(epoch)
-        sampler.set_epoch(epoch, progress.done.batches)
-        lr = learning_rate(args.lr, epoch, args.num_epochs)
-        trainer.begin_epoch(lr)
-        batches = training_batches(
-            loaders['train'], meta_labels, split.info, hardware.device
-        )
-        batches = progress_bar(batches, sampler, f'epoch {epoch}/{args.num_epochs}')
-        train_epoch(trainer, batches, run, progress, signals, args.checkpoint_minutes)
-        checkpoint = run.save_checkpoint(trainer, progress)
-        started = time.perf_counter()
-        embeddings = embed_parts(trainer, loaders, args, split.info, signals)
-        if rank == 0:
-            evaluate_epoch(
-                experiment, run, progress, embeddings, checkpoint, lr, started
+    folder = run.path('trunk_features')
+    features = prepare_features(trainer, loaders, split, args, folder)
+    before = args.recipe == 'current' and not progress.rows
+    for epoch in range(0 if before else progress.epoch, args.num_epochs + 1):
+        if epoch:
+            progress.begin_epoch(epoch)
+            sampler.set_epoch(epoch, progress.done.batches)
+            trainer.begin_epoch(rate(epoch - 0.5))
+            source = features or training_batches
+            batches = source(loaders['train'], meta_labels, split.info, hardware.device)
+            batches = progress_bar(batches, sampler, f'epoch {epoch}/{args.num_epochs}')
+            train_epoch(
+                trainer, batches, rate, run, progress, signals, args.checkpoint_minutes
             )
+        lr = rate(epoch - 0.5) if epoch else 0.0
+        test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
 
     if rank == 0:
         print(progress.kept)
-        for line in record.threshold_lines(run.calibration()):
+        for line in record.closing_lines(progress.rows, recalls[0], run.calibration()):
             print(line)
         draw_curves(pd.DataFrame(progress.rows), run.path('curves.svg'))
         files = '{results.csv,model.pth,data_base.pth,run.json,curves.svg}'

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-TRUNK, HEAD, PARTITION, ORDER = range(4)  # what a stream is for
+TRUNK, HEAD, PARTITION, ORDER, CROP, VIEW, SAMPLE = range(7)  # what a stream is for
 
 
 def derive_seed(seed, purpose, index=0):

@@ -25,6 +25,7 @@ class SlimBackbone(nn.Module):
         self.layer2 = slim_layer(8, 8, 1)
         self.layer3 = slim_layer(8, 16, 2)
         self.layer4 = slim_layer(16, 32, 1)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(32, num_classes)
 
 

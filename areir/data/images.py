@@ -89,15 +89,23 @@ def clamp_box(box, size):
     return left, top, right, bottom
 
 
-def resize(image, image_size):
-    """Squash an RGB image to uint8 (image_size, image_size, 3)."""
+def resize(image, image_size, region=None):
+    """Squash an RGB image to uint8 (image_size, image_size, 3).
+
+    region: (left, top, right, bottom) as shares of width and height; only this part of
+    the image is taken.
+    """
     size = (image_size, image_size)
-    return np.array(image.resize(size, Image.Resampling.BILINEAR))
+    if region:
+        width, height = image.size
+        left, top, right, bottom = region
+        region = (left * width, top * height, right * width, bottom * height)
+    return np.array(image.resize(size, Image.Resampling.BILINEAR, region))
 
 
-def to_pixels(image, image_size):
-    """Squash an RGB image to a uint8 tensor (3, image_size, image_size)."""
-    return torch.from_numpy(resize(image, image_size)).permute(2, 0, 1)
+def to_pixels(image, image_size, region=None):
+    """Squash an RGB image, or a region of it, to uint8 (3, image_size, image_size)."""
+    return torch.from_numpy(resize(image, image_size, region)).permute(2, 0, 1)
 
 
 def normalise(pixels, mean, std):

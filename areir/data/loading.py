@@ -21,6 +21,7 @@ BATCH = 32  # images embedded at a time
 class ImageDataset(Dataset):
     """Item i is (pixels, i, problem) of the image file paths[i].
 
+    Item (i, region) is the same of a region of the image, see `resize`.
     pixels: uint8 (3, image_size, image_size). problem: '', or why the file cannot be
     read; its pixels are then zeros.
     """
@@ -32,10 +33,12 @@ class ImageDataset(Dataset):
     def __len__(self):
         return len(self.paths)
 
-    def __getitem__(self, index):
+    def __getitem__(self, item):
+        index, region = item if isinstance(item, tuple) else (item, None)
         path = self.paths[index]
         try:
-            return to_pixels(load_image(path), self.image_size), index, ''
+            pixels = to_pixels(load_image(path), self.image_size, region)
+            return pixels, index, ''
         except UserError as error:
             problem = str(error).removeprefix(f'{path}: ')
             blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)

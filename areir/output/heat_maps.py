@@ -22,25 +22,27 @@ def similarity_maps(model, images):
     Grad-CAM (arXiv 1610.02391) on the similarity. The gradient is not averaged over the
     picture first, which makes no difference in the last stage and keeps the map
     faithful before it (HiResCAM, arXiv 2011.08891). The features are those of the last
-    stage with at least CELLS cells per side: of a ResNet layer4 for images of 256
-    pixels, layer2 for those of 64.
+    stage with at least CELLS cells per side that all parts of the embedding follow: of
+    a ResNet layer4 for images of 256 pixels, layer2 for those of 64.
     """
     model = model.eval()
     with torch.no_grad():
+        vectors = model.describe(images)
         features = model.trunk(images)
-        vectors = [model.describe(head, features) for head in model.heads]
     gradients = similarity_gradients(model, vectors)
+    parts = len(gradients) // len(model.heads)
     heat = 0
-    for head, gradient in zip(model.heads, gradients):
-        heat += head_heat(model, head, features, gradient)
+    for number, head in enumerate(model.heads):
+        own = gradients[number * parts : (number + 1) * parts]
+        heat += head_heat(head, features, model.embedding, own)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
 @torch.enable_grad()
 def similarity_gradients(model, vectors):
-    """Return the gradient of the dot product of two embeddings for each head's vectors.
+    """Return the gradient of the dot product of two embeddings for each part of them.
 
-    vectors: of each head (2, M or width), see `EnsembleModel.describe`.
+    vectors: the parts, see `EnsembleModel.describe`, each (2, .).
     """
     vectors = [vector.detach().requires_grad_() for vector in vectors]
     query, retrieved = model.combine(vectors)
@@ -48,20 +50,21 @@ def similarity_gradients(model, vectors):
 
 
 @torch.enable_grad()
-def head_heat(model, head, features, gradient):
+def head_heat(head, features, embedding, gradients):
     """Return the heat (2, h, w) of one head.
 
-    features: of the trunk, for two images; gradient: for the head's vectors.
+    features: of the trunk, for two images; gradients: for the head's parts of the
+    embedding.
     """
-    seen = output = features.detach().requires_grad_()
+    outputs = [features.detach().requires_grad_()]
     for stage in head.stages:
-        output = head.run(stage, output)
-        if min(output.shape[2:]) >= CELLS:
-            seen = output
-    vectors = head.run(head.tail, output).flatten(1)
-    if model.embedding == 'logits':
-        vectors = head.fc(vectors)
-    (gradient,) = torch.autograd.grad(vectors, seen, gradient)
+        outputs.append(head.run(stage, outputs[-1]))
+    # the last output that all parts of the embedding follow
+    usable = outputs[: len(outputs) - len(gradients) + 1]
+    large = [output for output in usable if min(output.shape[2:]) >= CELLS]
+    seen = large[-1] if large else outputs[0]
+    parts = head.parts(outputs[1:], embedding)
+    (gradient,) = torch.autograd.grad(parts, seen, gradients)
     return F.relu((gradient * seen).sum(dim=1)).detach()
 
 

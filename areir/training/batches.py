@@ -4,7 +4,9 @@ import torch
 
 from areir.errors import UserError
 from areir.processes import gather, rank_and_count
-from areir.seeds import ORDER, derive_seed
+from areir.seeds import CROP, ORDER, VIEW, derive_seed
+
+ASPECT = 4 / 3  # a crop is at most so much wider or higher than the image
 
 
 def epoch_batches(images, batch_size, seed, epoch):
@@ -20,8 +22,26 @@ def epoch_batches(images, batch_size, seed, epoch):
     return order.view(-1, batch_size), mirrored.view(-1, batch_size)
 
 
+def crop_regions(shape, least_area, generator):
+    """Draw the part of each image that training sees: shares of width and height.
+
+    Returns float (*shape, 4): left, top, right, bottom. Areas are uniform between
+    least_area and 1, aspect ratios log-uniform up to ASPECT, and places uniform, as in
+    torchvision's RandomResizedCrop, but a side that would be longer than the image is
+    cut to it.
+    """
+    area, turn, left, top = torch.rand(4, *shape, generator=generator)
+    area = least_area + (1 - least_area) * area
+    aspect = ASPECT ** (2 * turn - 1)
+    width = (area * aspect).sqrt().clamp(max=1)
+    height = (area / aspect).sqrt().clamp(max=1)
+    left, top = left * (1 - width), top * (1 - height)
+    corners = left, top, left + width, top + height
+    return torch.stack(corners, dim=-1).clamp(max=1)
+
+
 def own_share(batch, rank, processes):
-    """Return the images of a batch (a list) that process `rank` decodes.
+    """Return the items of a batch (a list) that process `rank` decodes.
 
     All shares have the same size, so the first images of a batch may be decoded twice.
     """
@@ -33,11 +53,13 @@ def own_share(batch, rank, processes):
 class EpochSampler:
     """Batch sampler of the training images: this process's share of each batch.
 
+    least_area: the smallest share of an image that a crop keeps; 1 is no crop.
     Call set_epoch before each pass, as with torch's DistributedSampler.
     """
 
-    def __init__(self, images, batch_size, seed):
+    def __init__(self, images, batch_size, seed, least_area=1):
         self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.least_area = least_area
         self.set_epoch(1)
 
     def set_epoch(self, epoch, start=0):
@@ -45,7 +67,13 @@ class EpochSampler:
         self.batches, self.mirrored = epoch_batches(
             self.images, self.batch_size, self.seed, epoch
         )
-        self.start = start
+        self.regions = None
+        if self.least_area < 1:
+            generator = torch.Generator()
+            generator.manual_seed(derive_seed(self.seed, CROP, epoch))
+            shape = self.batches.shape
+            self.regions = crop_regions(shape, self.least_area, generator)
+        self.epoch, self.start = epoch, start
 
     def remaining(self):
         """Return the batches that are left, int64 (batches, batch_size)."""
@@ -56,8 +84,46 @@ class EpochSampler:
 
     def __iter__(self):
         rank, processes = rank_and_count()
-        for batch in self.remaining().tolist():
+        for number, batch in enumerate(self.remaining().tolist(), self.start):
+            if self.regions is not None:
+                batch = with_regions(batch, self.regions[number])
             yield own_share(batch, rank, processes)
+
+
+def with_regions(batch, regions):
+    """Return the items of `ImageDataset` for images and the regions of them, (N, 4)."""
+    return [(image, tuple(region)) for image, region in zip(batch, regions.tolist())]
+
+
+class ViewSampler:
+    """Batch sampler of all images in order, once for each of several views.
+
+    Each view of an image has a crop and a flip of its own. mirrored: bool (N,) of each
+    batch.
+    """
+
+    def __init__(self, images, batch_size, views, seed, least_area):
+        self.shape = views, images
+        self.batches, self.regions, self.mirrored = [], [], []
+        for view in range(views):
+            generator = torch.Generator().manual_seed(derive_seed(seed, VIEW, view))
+            regions = crop_regions((images,), least_area, generator)
+            mirrored = torch.rand(images, generator=generator) < 0.5
+            self.batches += torch.arange(images).split(batch_size)
+            self.regions += regions.split(batch_size)
+            self.mirrored += mirrored.split(batch_size)
+
+    def remaining(self):
+        """Return the batches, each a tensor of image numbers."""
+        return self.batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        rank, processes = rank_and_count()
+        for batch, regions in zip(self.batches, self.regions):
+            yield own_share(with_regions(batch.tolist(), regions), rank, processes)
 
 
 class InOrder:

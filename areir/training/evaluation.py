@@ -10,17 +10,18 @@ from areir.retrieval.metrics import measures, rank_positives, summary
 class Result:
     """The metrics of an epoch on the test classes, and the score for `--select`.
 
-    embeddings: {part: (N, E * M)} of all parts of the split but train. metrics: of the
-    test classes; val_metrics: recall@1, map@r, ... of the classes that --select val
-    holds out, else empty.
+    embeddings: {part: (N, D)} of all parts of the split but train; projection: the
+    Projection that shortened them, or None. metrics: of the test classes; val_metrics:
+    recall@1, map@r, ... of the classes that --select val holds out, else empty.
     """
 
-    def __init__(self, experiment, epoch, embeddings):
+    def __init__(self, experiment, epoch, embeddings, projection=None):
         self.split, self.recalls = experiment.split, experiment.recalls
         self.select = experiment.args.select
         self.false_match_rate = experiment.args.false_match_rate
         self.device = experiment.hardware.device
         self.epoch, self.embeddings = epoch, embeddings
+        self.projection = projection
         self.ranks = self.rank(self.split.test_parts)
         self.metrics = summary(self.ranks, self.recalls)
         self.queries_without_positive = self.metrics.pop('queries_without_positive')

@@ -13,10 +13,12 @@ from areir.data.loading import embed_batches, make_loader
 from areir.data.splits import hold_out, load_split
 from areir.errors import UserError
 from areir.processes import gather, is_first, rank_and_count
+from areir.seeds import SAMPLE, derive_seed
 from areir.training import published
 from areir.training.batches import EpochSampler, InOrder, whole_batches
 
 TEST_BATCH = 64
+FIT_IMAGES = 4096  # training images at most that a projection is fitted to
 
 
 def load_data(args):
@@ -49,24 +51,39 @@ def usable_recalls(recalls, available):
 
 
 def make_loaders(split, args, device):
-    """Return {part: DataLoader} of the training images and of those to embed."""
+    """Return {part: DataLoader} of the training images and of those to embed.
+
+    With --dimensions, the part 'fit' is a sample of the training images as they are.
+    """
     published_protocol = args.protocol == 'published'
     test_batch = published.TEST_BATCH if published_protocol else TEST_BATCH
+    images = {name: part.images for name, part in split.parts.items()}
+    if args.dimensions:
+        images['fit'] = draw_images(split.train.images, FIT_IMAGES, args.seed)
     loaders = {}
-    for name, part in split.parts.items():
-        count = len(part.images)
+    for name, names in images.items():
+        count = len(names)
         sampler = InOrder(count, test_batch)
         if name == 'train':
-            sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
-        paths = [os.path.join(split.folder, image) for image in part.images]
+            batch_size = min(args.batch_size, count)
+            sampler = EpochSampler(count, batch_size, args.seed, args.crop_area)
         loaders[name] = make_loader(
-            paths,
+            [os.path.join(split.folder, image) for image in names],
             args.image_size,
             sampler,
             args.num_workers,
             pin_memory=device.type == 'cuda',
         )
     return loaders
+
+
+def draw_images(images, most, seed):
+    """Return at most `most` of the images, drawn from the seed, in their order."""
+    if len(images) <= most:
+        return images
+    generator = torch.Generator().manual_seed(derive_seed(seed, SAMPLE))
+    drawn = torch.randperm(len(images), generator=generator)[:most].sort().values
+    return [images[index] for index in drawn.tolist()]
 
 
 def to_images(pixels, info):
@@ -100,15 +117,16 @@ def progress_bar(batches, sampler, description):
     )
 
 
-def embed_part(net, loader, info, dtype, signals, description):
+def embed_part(net, loader, info, dtype, signals, description, projection=None):
     """Embed the images of a loader with the heads of all processes.
 
-    dtype: of the result. Returns (images, E * M) in rank 0, an empty tensor elsewhere.
+    dtype: of the result; projection: applied to the embeddings, or None. Returns
+    (images, D) in rank 0, an empty tensor elsewhere.
     Raises KeyboardInterrupt once `signals` is not empty.
     """
     count = len(loader.dataset)
     embeddings = torch.empty(0, dtype=dtype)
-    batches = whole_batches(loader, net.trunk.conv1.weight.device)
+    batches = whole_batches(loader, next(net.trunk.parameters()).device)
     embed = partial(embed_with_all_heads, net, info)
     for indices, vectors, _ in embed_batches(batches, embed, count, description):
         if signals:
@@ -116,6 +134,8 @@ def embed_part(net, loader, info, dtype, signals, description):
                 'the trained epoch is saved; the same command with --resume continues'
             )
         if is_first():
+            if projection:
+                vectors = projection(vectors)
             if not len(embeddings):
                 embeddings = torch.empty(count, vectors.shape[1], dtype=dtype)
             embeddings[indices] = vectors.to(dtype)
@@ -123,13 +143,13 @@ def embed_part(net, loader, info, dtype, signals, description):
 
 
 def embed_with_all_heads(net, info, pixels):
-    """Return the embeddings (N, E * M) of uint8 pixels in rank 0.
+    """Return the embeddings (N, D) of uint8 pixels in rank 0.
 
     Each process embeds with its heads, rank r with heads r, r + processes, ...
     """
     rank, processes = rank_and_count()
     own = net.embed(to_images(pixels, info))
-    own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, M)
+    own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
     most = -(-net.ensemble_size // processes)
     padded = F.pad(own, (0, 0, 0, most - own.shape[1])).contiguous()
     shares = gather(padded)

@@ -1,6 +1,7 @@
 """What a run writes and prints: CSV, model, database, provenance, console lines."""
 
 import argparse
+import math
 import os
 import platform
 import secrets
@@ -66,15 +67,17 @@ class Experiment:
 def csv_row(experiment, progress, result, lr, seconds):
     """Return the row of an epoch in <run>_results.csv."""
     args, done = experiment.args, progress.done
+    batches = done.batches or math.nan  # none before training
     val = {f'val_{name}': value for name, value in result.val_metrics.items()}
     return {
-        'epoch': progress.epoch,
-        'train_loss': done.loss / done.batches,
-        'train_accuracy': done.accuracy / done.batches,
+        'epoch': result.epoch,
+        'train_loss': done.loss / batches,
+        'train_accuracy': done.accuracy / batches,
         **{f'test_{name}': value for name, value in result.metrics.items()},
         **val,
         'lr': lr,
         'seconds': seconds,
+        'train_seconds': done.seconds,
         'data_wait': done.waited / max(done.seconds, 1e-9),
         'protocol': args.protocol,
         'select': args.select,
@@ -90,12 +93,13 @@ def common_fields(args, result):
         'epoch': result.epoch,
         'protocol': args.protocol,
         'select': args.select,
-        'ensemble_size': args.ensemble_size,
+        # of the embeddings, one after the other; a projection mixes them
+        'ensemble_size': 1 if result.projection else args.ensemble_size,
         'calibration': result.calibration,
     }
 
 
-def model_file(common, experiment, state_dict):
+def model_file(common, experiment, result, state_dict):
     """Return the contents of <run>_model.pth."""
     args, split = experiment.args, experiment.split
     return {
@@ -104,6 +108,7 @@ def model_file(common, experiment, state_dict):
         'partition': experiment.partition,
         'classes': split.train.classes,
         'model_args': model_args(args),
+        'projection': result.projection.to_state() if result.projection else None,
         'mean': split.info['mean'],
         'std': split.info['std'],
         'image_size': args.image_size,
@@ -193,6 +198,7 @@ def describe(experiment, run_name, sampler, kept):
         f'weights: {args.weights}',
         f'device     {hardware.name}{more}{world}, {hardware.precision} '
         f'(bf16 is {native}native here)',
+        f'recipe     {args.recipe}: {recipe_text(args)}',
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
         f'{sampler.batch_size}, lr {args.lr}{held_out(experiment.split)}',
         f'reported   protocol {args.protocol}, {kept}',
@@ -200,6 +206,20 @@ def describe(experiment, run_name, sampler, kept):
     if args.protocol != 'strict':
         lines[-1] += '; not comparable with strict figures'
     return '\n'.join(lines)
+
+
+def recipe_text(args):
+    """Return the flags of the recipe that are not those of 2019, in words."""
+    words = [f'{args.schedule} schedule']
+    if args.crop_area < 1:
+        words.append(f'crops of {args.crop_area:.0%} of the area at least')
+    if args.label_smoothing:
+        words.append(f'label smoothing {args.label_smoothing}')
+    mirror = ' and mirror image' if args.mirror == 'yes' else ''
+    words.append(f'embedding by {args.embedding}{mirror}')
+    if args.dimensions:
+        words[-1] += f', {args.dimensions} components, whitening {args.whitening}'
+    return ', '.join(words)
 
 
 def held_out(split):
@@ -213,15 +233,15 @@ def epoch_line(experiment, row, result):
     """Return the line about an epoch."""
     args, metrics = experiment.args, result.metrics
     recalls = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
-    figures = [
-        f'loss {row["train_loss"]:.4f}',
-        f'accuracy {row["train_accuracy"]:.2%}',
-        *recalls,
-        f'MAP@R {metrics["map@r"]:.2%}',
-    ]
+    figures = [*recalls, f'MAP@R {metrics["map@r"]:.2%}']
+    if result.epoch:
+        loss, accuracy = row['train_loss'], row['train_accuracy']
+        figures = [f'loss {loss:.4f}', f'accuracy {accuracy:.2%}', *figures]
     if args.select == 'val':
         figures.append(f'held out R@1 {result.score:.2%}')
     figures.append(f'{row["seconds"]:.0f} s')
+    if not result.epoch:
+        return f'before training: {", ".join(figures)}'
     figures.append(f'{row["data_wait"]:.1%} of training waiting for images')
     return f'epoch {result.epoch}/{args.num_epochs}: {", ".join(figures)}'
 
@@ -235,6 +255,31 @@ def kept_line(result, kept):
         f'kept epoch {result.epoch}, {kept}: R@{k} {recall:.2%}, '
         f'95 % interval {low:.2%} to {high:.2%}'
     )
+
+
+def setback_line(rows, k):
+    """Return the line that the last epoch is not better than the start, or None.
+
+    rows: of the CSV; k: the first K of recall@K.
+    """
+    first, last = rows[0], rows[-1]
+    name = f'test_recall@{k}'
+    if first['epoch'] or last[name] > first[name]:
+        return None
+    return (
+        f'notice: the starting weights had R@{k} {first[name]:.2%}, more than the last '
+        f'epoch with {last[name]:.2%}: train longer, with a lower --lr, or with '
+        '--freeze_trunk'
+    )
+
+
+def closing_lines(rows, k, calibration):
+    """Return the lines after the last epoch: a setback, and the threshold of a match.
+
+    rows: of the CSV; k: the first K of recall@K.
+    """
+    setback = setback_line(rows, k)
+    return [*([setback] if setback else []), *threshold_lines(calibration)]
 
 
 def threshold_lines(calibration):

@@ -13,6 +13,7 @@ from areir import processes
 from areir.errors import UserError
 from areir.files import write_json, write_table, write_tensors
 from areir.training import checkpoints
+from areir.training.recipes import BEFORE_RECIPES, default_recipe
 
 # flags that may differ when a run is resumed
 FREE = (
@@ -30,6 +31,8 @@ def run_name(args, extended):
         name += f'_{args.protocol}'
     elif args.select != 'last':
         name += f'_select_{args.select}'
+    if args.recipe != default_recipe(args.data_name):
+        name += f'_{args.recipe}'
     return name + (f'_from_{extended}' if extended else '')
 
 
@@ -40,6 +43,9 @@ def model_args(args):
         'ensemble_size': args.ensemble_size,
         'meta_class_size': args.meta_class_size,
         'with_se': args.with_se == 'yes',
+        'shared_stages': args.shared_stages,
+        'embedding': args.embedding,
+        'mirror': args.mirror == 'yes',
     }
 
 
@@ -164,7 +170,7 @@ class Run:
                 record = json.load(file)
             saved = dict(record['arguments'], precision=record['precision'])
             saved['split_sha256'] = record['data']['split_sha256']
-            epochs = len(pd.read_csv(csv_path))
+            epochs = int((pd.read_csv(csv_path)['epoch'] > 0).sum())
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f'{json_path} or {csv_path} is damaged: remove both to start again'
@@ -175,13 +181,12 @@ class Run:
     def refuse_other_settings(self, saved, source):
         """Raise UserError naming the flag if the run began with other settings."""
         for name, value in self.settings.items():
-            if saved.get(name) == value:
+            begun = saved.get(name, BEFORE_RECIPES.get(name))
+            if begun == value:
                 continue
             if name == 'split_sha256':
                 raise UserError('the dataset has changed since this run began')
-            raise UserError(
-                f'--{name} {value}: {source} was begun with {saved.get(name)}'
-            )
+            raise UserError(f'--{name} {value}: {source} was begun with {begun}')
 
     def restore(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.

@@ -25,7 +25,15 @@ class Autocast(nn.Module):
             return self.part(inputs)
 
 
-def train_step(trunk, heads, optimizers, images, meta_labels, ensemble_size):
+def train_step(
+    trunk,
+    heads,
+    optimizers,
+    images,
+    meta_labels,
+    ensemble_size,
+    label_smoothing=0.0,
+):
     """Make one Adam step on the loss of the whole ensemble.
 
     Heads share only the trunk's features, so each head runs forward, backward and its
@@ -35,7 +43,8 @@ def train_step(trunk, heads, optimizers, images, meta_labels, ensemble_size):
 
     trunk, heads: modules of this process; optimizers: of the trunk, then of each head;
     images (N, 3, H, W); meta_labels (N, heads of this process); ensemble_size: heads of
-    all processes. A trunk without gradients is left as it is.
+    all processes; label_smoothing: probability spread over all meta-classes. A trunk
+    without gradients is left as it is.
     Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
     """
     features = trunk(images)
@@ -45,7 +54,8 @@ def train_step(trunk, heads, optimizers, images, meta_labels, ensemble_size):
     for head, optimizer, targets in zip(heads, optimizers[1:], meta_labels.T):
         inputs = features.detach().requires_grad_(trains_trunk)
         logits = head(inputs)  # (N, M)
-        loss = F.cross_entropy(logits.float(), targets) / ensemble_size
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+        loss = loss / ensemble_size
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -78,11 +88,13 @@ class Trainer:
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
     and gpus; with more than one GPU each part runs under nn.DataParallel. extended: how
-    many of the ensemble's first heads are not trained.
+    many of the ensemble's first heads are not trained. label_smoothing: see
+    `train_step`.
     """
 
-    def __init__(self, model, lr, hardware, extended=0):
+    def __init__(self, model, lr, hardware, extended=0, label_smoothing=0.0):
         self.model, self.device = model, hardware.device
+        self.label_smoothing = label_smoothing
         self.precision = hardware.precision
         self.frozen_heads = sum(member < extended for member in model.members)
         self.trained_heads = model.ensemble_size - extended  # in all processes
@@ -104,10 +116,18 @@ class Trainer:
 
     def begin_epoch(self, lr):
         """Set the learning rate, and batch norm to training where weights train."""
-        for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]['lr'] = lr
+        self.set_lr(lr)
         for part in self.parts.values():
             part.train(next(part.parameters()).requires_grad)
+
+    def set_lr(self, lr):
+        """Set the learning rate of every optimizer."""
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]['lr'] = lr
+
+    def skip_trunk(self):
+        """Take the trunk's features instead of images from now on."""
+        self.trunk = nn.Identity()
 
     def step(self, images, meta_labels):
         """Train on images (N, 3, H, W) with the meta_labels (N, heads here)."""
@@ -115,7 +135,13 @@ class Trainer:
         optimizers = [trunk_optimizer, *head_optimizers[self.frozen_heads :]]
         meta_labels = meta_labels[:, self.frozen_heads :].to(self.device)
         return train_step(
-            self.trunk, self.heads, optimizers, images, meta_labels, self.trained_heads
+            self.trunk,
+            self.heads,
+            optimizers,
+            images,
+            meta_labels,
+            self.trained_heads,
+            self.label_smoothing,
         )
 
     def checkpoint(self):

@@ -1,0 +1,134 @@
+"""The two recipes of training: what a flag that is not given is set to.
+
+2019 is the recipe of the published tables, and the default for their datasets. current
+is the default for all others; docs/results.md has what each of its items is worth.
+"""
+
+META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # of the tables
+
+RECIPES = {
+    '2019': {
+        'ensemble_size': 48,
+        'batch_size': 8,
+        'lr': 1e-4,
+        'schedule': 'step',
+        'warmup': 0.0,
+        'crop_area': 1.0,
+        'label_smoothing': 0.0,
+        'embedding': 'logits',
+        'mirror': 'no',
+        'dimensions': 0,
+        'whitening': 0.5,
+    },
+    'current': {
+        'ensemble_size': 2,
+        'batch_size': 32,
+        'lr': 3e-4,
+        'schedule': 'cosine',
+        'warmup': 0.05,
+        'crop_area': 0.4,
+        'label_smoothing': 0.1,
+        'embedding': 'features',
+        'mirror': 'yes',
+        'dimensions': 256,
+        'whitening': 0.5,
+    },
+}
+FROM_SCRATCH = {'lr': 1e-3}  # of the current recipe
+
+# what runs had before there were these flags
+BEFORE_RECIPES = {
+    **RECIPES['2019'],
+    'recipe': '2019',
+    'shared_stages': 1,
+    'freeze_trunk': False,
+}
+
+
+# fmt: off
+
+
+def add_recipe_flags(add):
+    add('--recipe', choices=list(RECIPES),
+        help='defaults of the flags below, and of batch size, learning rate and '
+             'ensemble size: 2019 is the recipe of the published tables '
+             '[default value is 2019 for car, cub, sop and isc, else current]')
+    add('--schedule', choices=['step', 'cosine'],
+        help='learning rate: divided by 10 at 50%% and 70%% of the epochs, or falling '
+             f'to 0 like a cosine {by_recipe("schedule")}')
+    add('--warmup', type=float,
+        help='share of the epochs in which the learning rate of --schedule cosine '
+             f'rises from 0 {by_recipe("warmup")}')
+    add('--crop_area', type=float,
+        help='train on random parts of the images, each with at least this share of '
+             f'its area; 1 for whole images {by_recipe("crop_area")}')
+    add('--label_smoothing', type=float,
+        help='probability that is spread over all meta-classes '
+             f'{by_recipe("label_smoothing")}')
+    add('--embedding', choices=['logits', 'features'],
+        help="describe an image by each head's logits or by its pooled features "
+             f'{by_recipe("embedding")}')
+    add('--mirror', choices=['yes', 'no'],
+        help='add the description of the mirror image, which doubles the time of '
+             f'embedding {by_recipe("mirror")}')
+    add('--dimensions', type=int,
+        help='reduce embeddings to this many numbers by principal components of the '
+             f'training images; 0 to keep all {by_recipe("dimensions")}')
+    add('--whitening', type=float,
+        help='divide each component by its deviation to this power, from 0 to 1 '
+             f'{by_recipe("whitening")}')
+
+
+# fmt: on
+
+
+def by_recipe(flag):
+    """Return the note about a flag's default."""
+    old, new = (RECIPES[name][flag] for name in ('2019', 'current'))
+    if old == new:
+        return f'[default value is {old}]'
+    note = f'{new} (2019: {old})'
+    if flag in FROM_SCRATCH:
+        note = f'{new}, from scratch {FROM_SCRATCH[flag]} (2019: {old})'
+    return f'[default value is {note}]'
+
+
+def check_recipe_flags(args, parser):
+    """End the script if a value makes no sense."""
+    ranges = {
+        'warmup': (0, 0.9),
+        'crop_area': (0.05, 1),
+        'label_smoothing': (0, 0.9),
+        'dimensions': (0, 65536),
+        'whitening': (0, 1),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f'--{name} {value}: must be from {low} to {high}')
+
+
+def default_recipe(data_name):
+    """Return the recipe of a dataset for which no --recipe is given."""
+    return '2019' if data_name in META_CLASSES else 'current'
+
+
+def default_meta_classes(data_name, classes):
+    """Return the number of meta-classes for so many training classes."""
+    return META_CLASSES.get(data_name, max(2, round(classes / 2)))
+
+
+def complete(args, classes, from_scratch):
+    """Set the flags that were not given, in place.
+
+    classes: number of training classes; from_scratch: whether the weights are random.
+    """
+    if args.recipe is None:
+        args.recipe = default_recipe(args.data_name)
+    values = dict(RECIPES[args.recipe])
+    if args.recipe == 'current' and from_scratch:
+        values |= FROM_SCRATCH
+    values['meta_class_size'] = default_meta_classes(args.data_name, classes)
+    for name, value in values.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)

@@ -1,0 +1,19 @@
+"""The learning rate, epoch by epoch or batch by batch."""
+
+import math
+
+
+def learning_rate(schedule, lr, num_epochs, warmup, done):
+    """Return the rate after `done` epochs, a number that may be a fraction.
+
+    step: lr, divided by 10 after 50 % and again after 70 % of the epochs. cosine: lr,
+    falling to 0 like half a wave (arXiv 1608.03983). warmup: the share of all epochs
+    in which the rate first rises from 0.
+    """
+    share = done / num_epochs
+    if schedule == 'cosine':
+        rise = min(1, share / warmup) if warmup else 1
+        rest = max(0, share - warmup) / (1 - warmup)
+        return lr * rise * (1 + math.cos(math.pi * rest)) / 2
+    milestones = [max(1, int(num_epochs * part)) for part in (0.5, 0.7)]
+    return lr / 10 ** sum(done >= milestone for milestone in milestones)

@@ -1,0 +1,67 @@
+"""After an epoch: embed the test images, evaluate, record, and keep the best epoch."""
+
+import time
+
+import torch
+
+from areir.processes import is_first
+from areir.retrieval.projection import fit_projection
+from areir.training import record
+from areir.training.checkpoints import model_weights
+from areir.training.loaders import embed_part
+
+KEPT = {
+    'last': 'the last epoch',
+    'val': 'the best epoch on held-out training classes',
+    'test': 'the best epoch on the test classes: flattered by that choice',
+}
+
+
+def embed_parts(net, loaders, args, info, signals):
+    """Embed all images except those of training.
+
+    Returns ({part: (N, D)}, Projection or None) in rank 0, without the vectors
+    elsewhere. The projection is fitted to the part 'fit' of the training images.
+    """
+    dtype = torch.float16 if args.store == 'fp16' else torch.float32
+    projection = None
+    if args.dimensions:
+        vectors = embed_part(
+            net, loaders['fit'], info, torch.float32, signals, 'embedding for PCA'
+        )
+        if is_first():
+            projection = fit_projection(vectors, args.dimensions, args.whitening)
+        del vectors  # they may be long
+    embeddings = {
+        name: embed_part(
+            net, loader, info, dtype, signals, f'embedding {name}', projection
+        )
+        for name, loader in loaders.items()
+        if name not in ('train', 'fit')
+    }
+    return embeddings, projection
+
+
+def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
+    """Print and record an epoch's Result, and keep the epoch if it is the best so far.
+
+    checkpoint: the folder that holds its weights; started: when embedding began.
+    """
+    args = experiment.args
+    trained = progress.done.seconds if result.epoch else 0
+    seconds = trained + time.perf_counter() - started
+    row = record.csv_row(experiment, progress, result, lr, seconds)
+    progress.rows.append(row)
+    print(record.epoch_line(experiment, row, result))
+    run.record(progress)
+    if result.score <= progress.best:
+        return
+    progress.best = result.score
+    progress.kept = record.kept_line(result, KEPT[args.select])
+    state_dict = model_weights(checkpoint, args.ensemble_size)
+    common = record.common_fields(args, result)
+    run.keep(
+        record.model_file(common, experiment, result, state_dict),
+        record.database_file(common, experiment, result.embeddings, run.name),
+        record.provenance(experiment, result),
+    )

@@ -1,0 +1,129 @@
+"""The features of a trunk that is not trained, computed once and mapped from a file.
+
+    <run>_trunk_features/<fingerprint>.npy    float16 (views * images, C, H, W)
+
+Random crops and flips happen before the trunk, so a few views of each image are kept,
+each with a crop and a flip of its own, and every epoch draws one of them. The name of
+the file is a hash of everything that the features depend on: of changed images or
+weights, features are computed again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from functools import partial
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from areir import processes
+from areir.data.images import flip
+from areir.data.loading import make_loader
+from areir.files import atomic_path
+from areir.seeds import CROP, derive_seed
+from areir.training.batches import ViewSampler, whole_batches
+from areir.training.loaders import to_images
+
+VIEWS = 4
+BATCH = 64  # images whose features are computed at a time
+HIGHEST = 65504  # of float16
+
+
+def fingerprint(paths, trunk, settings):
+    """Return a hash of image files, the weights of the trunk and plain settings."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for path in paths:
+        stat = os.stat(path)
+        line = json.dumps([path, stat.st_size, stat.st_mtime_ns])
+        digest.update(os.fsencode(line))
+    for name, value in trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def prepare_features(trainer, loaders, split, args, folder):
+    """Return the source of training batches for --freeze_trunk, None without it.
+
+    The features are written to `folder`, unless they are there. The trainer then takes
+    features instead of images. All processes call it together.
+    """
+    if not args.freeze_trunk:
+        return None
+    trainer.model.trunk.eval()
+    paths = loaders['train'].dataset.paths
+    settings = [args.image_size, args.crop_area, args.seed, VIEWS, trainer.precision]
+    settings += [split.info['mean'], split.info['std']]
+    name = fingerprint(paths, trainer.model.trunk, settings)
+    sampler = ViewSampler(len(paths), BATCH, VIEWS, args.seed, args.crop_area)
+    loader = make_loader(paths, args.image_size, sampler, args.num_workers)
+    path = ensure_features(folder, name, loader, trainer, split.info)
+    trainer.skip_trunk()
+    return partial(feature_batches, np.load(path, mmap_mode='r'))
+
+
+def ensure_features(folder, name, loader, trainer, info):
+    """Write the features of all views of the training images, unless they are there.
+
+    folder: of all such files, of which only this one is kept; name: its fingerprint;
+    loader: a DataLoader with a ViewSampler. Returns the path.
+    """
+    path = os.path.join(folder, f'{name}.npy')
+    if not processes.any_process(not os.path.isfile(path)):
+        return path
+    features = view_features(loader, trainer, info)
+    if not processes.is_first():
+        for _ in features:  # decodes this process's share
+            pass
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.makedirs(folder)
+        with atomic_path(path) as temporary:
+            write_views(temporary, features, loader.batch_sampler.shape)
+    processes.any_process(False)  # waits until the file is there
+    return path
+
+
+@torch.no_grad()
+def view_features(loader, trainer, info):
+    """Yield the trunk's features, float16 (N, C, H, W), of each batch of all views."""
+    mirrored = loader.batch_sampler.mirrored
+    for (pixels, _, _), flips in zip(whole_batches(loader, trainer.device), mirrored):
+        features = trainer.trunk(flip(to_images(pixels, info), flips))
+        yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
+
+
+def write_views(path, batches, shape):
+    """Write batches of features to a new file; shape: (views, images)."""
+    views, images = shape
+    done = 0
+    with tqdm(total=views * images, desc='trunk features', unit='img') as bar:
+        for features in batches:
+            if not done:
+                whole = (views * images, *features.shape[1:])
+                rows = np.lib.format.open_memmap(path, 'w+', np.float16, whole)
+            rows[done : done + len(features)] = features.numpy()
+            done += len(features)
+            bar.update(len(features))
+    rows.flush()
+
+
+def feature_batches(features, loader, meta_labels, info, device):
+    """Yield (features (N, C, H, W), meta-labels) of the epoch's remaining batches.
+
+    features: the mapped file, (views * images, C, H, W); the other arguments are those
+    of `training_batches`.
+    """
+    sampler = loader.batch_sampler
+    views = len(features) // sampler.images
+    generator = torch.Generator().manual_seed(
+        derive_seed(sampler.seed, CROP, sampler.epoch)
+    )
+    drawn = torch.randint(views, sampler.batches.shape, generator=generator)
+    rows = drawn * sampler.images + sampler.batches
+    for row, batch in zip(rows[sampler.start :], sampler.remaining()):
+        values = torch.from_numpy(features[row.numpy()]).to(device).float()
+        values = values.contiguous(memory_format=torch.channels_last)
+        yield values, meta_labels[batch]

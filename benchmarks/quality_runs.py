@@ -1,0 +1,271 @@
+"""What benchmarks/quality.py trains: ours, peers, and what needs no training.
+
+Each has lrs, its learning rates to choose from; time_epoch(dataset), in seconds; and
+train(dataset, lr, seed, epochs), which returns (seconds, {output: vectors (N, D)}) of
+the dataset's test images.
+"""
+
+import contextlib
+import glob
+import os
+import random
+import signal
+import tempfile
+
+import lite0
+import pandas as pd
+import torch
+from common import embed_all
+from demo import RawPixels
+from peers import (
+    Images,
+    PeerNet,
+    PeerTrainer,
+    pooled_features,
+    resnet18_from_scratch,
+)
+from torch import nn
+from torch.nn import functional as F
+
+import data_utils
+import train
+from areir.data.crops import link_images
+from areir.data.loading import Embedder
+from areir.data.splits import load_split
+from areir.errors import UserError
+from areir.files import load_tensors
+from areir.processes import available_cores
+from areir.retrieval.projection import fit_projection
+from areir.seeds import random_stream
+
+PIXELS = 64  # per side, at most, of the images whose pixels are compared
+WHITENED = 256  # numbers of a whitened vector
+WHITENED_LOSS = 'norm_softmax'  # the loss whose pooled features are whitened, too
+HELD_OUT = 1 / 3  # share of the training classes that choose a learning rate
+
+# learning rates to choose from: without and with weights
+PEER_LRS = (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+LRS_OF_2019 = (2.5e-4, 5e-4, 1e-3), (5e-5, 1e-4, 2e-4)
+FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
+
+# few heads, because each of many would hardly train in minutes
+FLAGS_OF_2019 = ('--ensemble_size', '2', '--batch_size', '32')
+
+
+# Data
+
+
+class Dataset:
+    """A prepared dataset, and what a network is given of its images.
+
+    normalisation: (mean, std), or None for those of the training images.
+    """
+
+    def __init__(self, root, name, image_size, normalisation):
+        self.root, self.name, self.image_size = root, name, image_size
+        self.normalisation = normalisation
+        self.split = load_split(root, name)
+        if self.split.gallery:
+            raise UserError('--data: query and gallery must not be separate')
+
+    def images(self, part):
+        """Return the Images of 'train' or 'test'."""
+        split = self.split
+        mean, std = self.normalisation or (split.info['mean'], split.info['std'])
+        paths = [os.path.join(split.folder, name) for name in split.parts[part].images]
+        return Images(paths, split.parts[part].labels, self.image_size, mean, std)
+
+
+def prepare(root, name, folder, image_size):
+    """Prepare a folder of class folders as dataset `name` below root."""
+    data_utils.prepare(
+        root, name, folder, image_size, num_workers=min(8, available_cores())
+    )
+
+
+def link_held_out(split, folder, seed):
+    """Link to the training images of a split, a third of their classes as test.
+
+    The classes are drawn from the seed.
+    """
+    classes = list(split.train.classes)
+    random.Random(seed).shuffle(classes)
+    held = set(classes[: max(2, round(HELD_OUT * len(classes)))])
+    jobs = []
+    for number, (image, label) in enumerate(
+        zip(split.train.images, split.train.labels.tolist())
+    ):
+        name = split.train.classes[label]
+        part = 'test' if name in held else 'train'
+        link = f'{number}_{os.path.basename(image)}'
+        source = os.path.join(split.folder, image)
+        jobs.append((source, os.path.join(folder, part, str(name), link)))
+    link_images(jobs)
+
+
+# Without training
+
+
+class Pixels:
+    """The pixels of small images."""
+
+    lrs = (None,)
+
+    def train(self, dataset, lr, seed, epochs):
+        images = dataset.images('test')
+        side = min(PIXELS, dataset.image_size)
+        embedder = Embedder(RawPixels(), images.mean, images.std, side)
+        return 0, {'embedding': embed_all(images.paths, embedder)}
+
+
+class Untrained:
+    """The backbone as it is before training."""
+
+    lrs = (None,)
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def train(self, dataset, lr, seed, epochs):
+        net = build_net(self.weights, seed)
+        fitted, pooled = (
+            pooled_features(net, dataset.images(part)) for part in ('train', 'test')
+        )
+        return 0, {
+            'embedding': F.normalize(pooled, dim=1),
+            'whitened': whiten(fitted, pooled),
+        }
+
+
+# Peers
+
+
+def build_net(weights, seed):
+    """Return a PeerNet: resnet18 from scratch, or Lite0 with the weights of a file."""
+    with random_stream(seed):
+        if weights == 'none':
+            return PeerNet(*resnet18_from_scratch())
+        return PeerNet(nn.Sequential(*lite0.build_lite0(weights)), lite0.WIDTH)
+
+
+def whiten(train_features, test_features):
+    """Whiten features (N, L) by the principal components of the training images.
+
+    Returns unit vectors (N, WHITENED), or shorter ones for few images.
+    """
+    projection = fit_projection(F.normalize(train_features, dim=1), WHITENED, 1)
+    return projection(F.normalize(test_features, dim=1))
+
+
+class Peer:
+    """A loss of pytorch-metric-learning."""
+
+    def __init__(self, loss, weights, crop_area):
+        self.loss, self.weights, self.crop_area = loss, weights, crop_area
+        self.lrs = PEER_LRS[weights != 'none']
+
+    def trainer(self, dataset, seed):
+        net = build_net(self.weights, seed)
+        images = dataset.images('train')
+        return PeerTrainer(net, self.loss, images, self.crop_area, seed)
+
+    def time_epoch(self, dataset):
+        return self.trainer(dataset, seed=0).time_epoch()
+
+    def train(self, dataset, lr, seed, epochs):
+        trainer = self.trainer(dataset, seed)
+        seconds = trainer.train(lr, epochs)
+        net = trainer.net
+        pooled = pooled_features(net, dataset.images('test'))
+        vectors = {'embedding': net.project(pooled)}
+        if self.loss == WHITENED_LOSS:
+            fitted = pooled_features(net, dataset.images('train'))
+            vectors['whitened'] = whiten(fitted, pooled)
+        return seconds, vectors
+
+
+# Ours
+
+
+class Ours:
+    """A recipe of train.py: 'current' or '2019'."""
+
+    def __init__(self, recipe, weights):
+        self.recipe, self.weights = recipe, weights
+
+    @property
+    def lrs(self):
+        """The default learning rate with FACTORS; a list for the recipe of 2019."""
+        if self.recipe == '2019':
+            return LRS_OF_2019[self.weights != 'none']
+        return tuple(self.default_lr * factor for factor in FACTORS)
+
+    @property
+    def default_lr(self):
+        """What train.py takes without --lr."""
+        return train.get_args(['--weights', 'none', '--recipe', self.recipe]).lr
+
+    def arguments(self, dataset, results_root, lr, seed, epochs):
+        """Return the arguments of train.py."""
+        flags = {
+            'data_name': dataset.name,
+            'data_root': dataset.root,
+            'results_root': results_root,
+            'image_size': dataset.image_size,
+            'weights': 'none',
+            'recipe': self.recipe,
+            'recalls': 1,
+            'lr': lr,
+            'seed': seed,
+            'num_epochs': epochs,
+        }
+        words = []
+        for name, value in flags.items():
+            words += [f'--{name}', f'{value:g}' if name == 'lr' else str(value)]
+        if self.recipe == '2019':
+            classes = len(dataset.split.train.classes)
+            words += [*FLAGS_OF_2019, '--meta_class_size', str(max(2, classes // 2))]
+        return train.get_args(words)
+
+    def run(self, dataset, lr, seed, epochs):
+        """Return (the training seconds of each epoch, embeddings (N, D))."""
+        extra = {}
+        if self.weights != 'none':
+            extra = {
+                'stages': lite0.build_lite0(self.weights),
+                'normalisation': dataset.normalisation,
+            }
+        with tempfile.TemporaryDirectory() as folder, signal_handlers_kept():
+            args = self.arguments(dataset, folder, lr, seed, epochs)
+            train.train(args, **extra)
+            table = pd.read_csv(find(folder, 'results.csv'))
+            database = load_tensors(find(folder, 'data_base.pth'))
+        if not torch.equal(database['labels'], dataset.images('test').labels):
+            raise UserError('train.py and this benchmark differ in their test images')
+        return table['train_seconds'].tolist(), database['embeddings'].float()
+
+    def time_epoch(self, dataset):
+        seconds, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
+        return seconds[-1]  # the first has to warm up
+
+    def train(self, dataset, lr, seed, epochs):
+        seconds, vectors = self.run(dataset, lr, seed, epochs)
+        return sum(seconds), {'embedding': vectors}
+
+
+def find(folder, ending):
+    """Return the path of a run's file, the only one with this ending."""
+    (path,) = glob.glob(os.path.join(glob.escape(folder), f'*_{ending}'))
+    return path
+
+
+@contextlib.contextmanager
+def signal_handlers_kept():
+    """Restore the signal handlers afterwards: train.py installs its own."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
