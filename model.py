@@ -27,12 +27,11 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.folding import folded
-from areir.layers import Chain, CosineClassifier, MeanPool
+from areir.layers import Chain, MeanPool
 from areir.retrieval import calibration
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
-DESCRIBED = 2  # stages of a head whose features describe an image
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
 
 
@@ -62,16 +61,25 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention (arXiv 1709.01507): each gate depends on all channels."""
+    """Channel attention (arXiv 1709.01507): each gate depends on all channels.
 
-    def __init__(self, channels, reduction=8):
+    A gate is sigmoid(x), from 0 to 1. neutral: it is 2 sigmoid(x), and every x is 0 at
+    the start, so that features pass unchanged.
+    """
+
+    def __init__(self, channels, reduction=8, neutral=False):
         super().__init__()
         self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
         self.excite = nn.Linear(channels // reduction, channels, bias=False)
+        self.gain = 2 if neutral else 1
+        if neutral:
+            nn.init.zeros_(self.excite.weight)
 
     def forward(self, features):  # (N, C, H, W)
         means = features.mean(dim=(2, 3))  # (N, C)
         gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
+        if self.gain > 1:
+            gates = gates * self.gain
         return features * gates[:, :, None, None]
 
 
@@ -103,21 +111,19 @@ class Head(Chain):
 
     def describe(self, features, embedding):
         """Return what describes images, for the trunk's features (N, C, H, W)."""
-        outputs = []
+        outputs = [features]
         for stage in self.stages:
-            features = self.run(stage, features)
-            outputs.append(features)
+            outputs.append(self.run(stage, outputs[-1]))
         return self.parts(outputs, embedding)
 
     def parts(self, outputs, embedding):
-        """Return what describes images, for the outputs of all stages, as a list.
+        """Return what describes images as a list: [logits (N, M)], or pooled features.
 
-        It is the logits (N, M), or the pooled features (N, width) of each of the last
-        DESCRIBED stages.
+        outputs: of the trunk and of each stage; each gives pooled features (N, width).
         """
         if embedding == 'logits':
             return [self.logits(outputs[-1])]
-        described = [self.pool(output) for output in outputs[-DESCRIBED:-1]]
+        described = [self.pool(output) for output in outputs[:-1]]
         described.append(self.run(self.tail, outputs[-1]))
         return [part.flatten(1) for part in described]
 
@@ -131,10 +137,10 @@ class EnsembleModel(nn.Module):
     model_type: a name of `areir.backbones.model_types`, or a list of modules, the
     stages of a network, of which every head gets a copy with the same weights.
     members: the numbers of the heads to build, by default all; E below is the number
-    of heads that are built. shared_stages: how many stages are the trunk. scale: of
-    the logits of a cosine classifier; None is a linear classifier. embedding: what
-    describes an image, the heads' 'logits' or their pooled 'features'. mirror: whether
-    the mirror image is described, too, and added.
+    of heads that are built. shared_stages: how many stages are the trunk. embedding:
+    what describes an image, the heads' 'logits' or their pooled 'features'. mirror:
+    whether the mirror image is described, too, and added. neutral_se: whether the
+    attention starts as if it were not there, which keeps what loaded weights know.
     Set `projection` to a Projection to apply it to the embeddings.
     Raises UserError for an unknown model_type and for sizes that do not fit.
     """
@@ -148,9 +154,9 @@ class EnsembleModel(nn.Module):
         seed=0,
         members=None,
         shared_stages=1,
-        scale=None,
         embedding='logits',
         mirror=False,
+        neutral_se=False,
     ):
         super().__init__()
         if ensemble_size < 1 or meta_class_size < 1:
@@ -159,7 +165,7 @@ class EnsembleModel(nn.Module):
                 'must be at least 1'
             )
         self.model_type, self.meta_class_size = model_type, meta_class_size
-        self.with_se, self.scale = with_se, scale
+        self.with_se, self.neutral_se = with_se, neutral_se
         self.embedding, self.mirror = embedding, mirror
         self.shared_stages, self.ensemble_size = shared_stages, ensemble_size
         self.projection = None
@@ -186,11 +192,11 @@ class EnsembleModel(nn.Module):
     def build_head(self, channels, width):
         """Return a head. channels: of its first stage; width: of its last."""
         network = build_stages(self.model_type, self.meta_class_size)
-        se = SqueezeExcitation(channels) if self.with_se else nn.Identity()
+        se = nn.Identity()
+        if self.with_se:
+            se = SqueezeExcitation(channels, neutral=self.neutral_se)
         fc = network.classifier
-        if self.scale:
-            fc = CosineClassifier(width, self.meta_class_size, self.scale)
-        elif fc is None:
+        if fc is None:
             fc = nn.Linear(width, self.meta_class_size)
         return Head(network.stages[self.shared_stages :], se, network.neck, fc)
 
@@ -206,10 +212,10 @@ class EnsembleModel(nn.Module):
         Each head's logits are L2-normalised, concatenated and divided by
         sqrt(ensemble_size), so the dot product of two embeddings is the mean over heads
         of their cosine similarities. With embedding='features' it is the pooled
-        features of each head's last stages, each L2-normalised. Then the projection is
-        applied, if there is one. Batch statistics are never used: an embedding does not
-        depend on the other images of its batch. If the model holds only some heads,
-        only their columns are returned.
+        features of the trunk and of each stage of a head, each L2-normalised. Then the
+        projection is applied, if there is one. Batch statistics are never used: an
+        embedding does not depend on the other images of its batch. If the model holds
+        only some heads, only their columns are returned.
         """
         training = self.training
         self.eval()

@@ -22,6 +22,7 @@ import torch
 
 import utils
 from areir import processes
+from areir.backbones import has_depthwise
 from areir.errors import UserError
 from areir.output.curves import draw_curves
 from areir.training import record
@@ -113,12 +114,7 @@ def add_model_flags(add):
         help=f'number of heads {by_recipe("ensemble_size")}')
     add('--meta_class_size', type=utils.positive,
         help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
-             '192 for isc, else half of the training classes]')
-    add('--shared_stages', type=utils.positive, default=1,
-        help='how many of the four stages of the backbone are the trunk; more are '
-             'faster [default value is %(default)s]')
-    add('--freeze_trunk', action='store_true',
-        help='keep the trunk as it was loaded, and compute its features only once')
+             '192 for isc, else the training classes, half of them from scratch]')
     add('--weights', default='imagenet',
         help='initial weights: imagenet (downloaded once), imagenet_v2 where there is '
              'one, none (random), or a file: a torchvision state dict or a model of '
@@ -198,8 +194,8 @@ def get_args(argv=None):
         parser.error(
             '--protocol published keeps the best epoch by test recall: omit --select'
         )
-    if args.protocol == 'published' and (args.freeze_trunk or args.dimensions):
-        parser.error('--protocol published: omit --freeze_trunk and --dimensions')
+    if args.protocol == 'published' and args.recipe == 'current':
+        parser.error('--protocol published needs --recipe 2019')
     if not args.select:
         args.select = 'test' if args.protocol == 'published' else 'last'
     return args
@@ -228,7 +224,7 @@ def build_model(args, base, initialise, stages=None):
         weights = initial_weights(args)
         if weights is not None:
             load_weights(model, weights)
-    if args.freeze_trunk:
+    if args.freeze_trunk == 'yes':
         model.trunk.requires_grad_(False)
     return model
 
@@ -335,7 +331,8 @@ def main(args=None, stages=None, normalisation=None):
     base = read_base(args, split, partition)
     extended = base['model_args']['ensemble_size'] if base else 0
     refuse_idle_processes(args.ensemble_size - extended, world)
-    hardware = utils.choose_hardware(args.gpu_ids, args.precision)
+    depthwise = has_depthwise(stages or args.model_type)
+    hardware = utils.choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, extended), args.results_root, settings)
     if not run.check_start(args.resume, args.num_epochs):
@@ -346,7 +343,8 @@ def main(args=None, stages=None, normalisation=None):
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(hardware.device, memory_format=torch.channels_last)
-    trainer = Trainer(model, args.lr, hardware, extended, args.label_smoothing)
+    options = args.label_smoothing, args.freeze_bn == 'yes'
+    trainer = Trainer(model, args.lr, hardware, extended, *options)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
@@ -367,7 +365,9 @@ def main(args=None, stages=None, normalisation=None):
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
     folder = run.path('trunk_features')
+    started = time.perf_counter()
     features = prepare_features(trainer, loaders, split, args, folder)
+    progress.done.seconds += time.perf_counter() - started
     before = args.recipe == 'current' and not progress.rows
     for epoch in range(0 if before else progress.epoch, args.num_epochs + 1):
         if epoch:

@@ -83,6 +83,18 @@ def build_backbone(model_type, num_classes):
     return network.to(device)
 
 
+def has_depthwise(model_type):
+    """Whether a network, or a list of stages, convolves each channel by itself."""
+    if isinstance(model_type, str):
+        with torch.device('meta'):
+            model_type = [build_backbone(model_type, 1)]
+    layers = [layer for stage in model_type for layer in stage.modules()]
+    return any(
+        isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
+        for layer in layers
+    )
+
+
 @dataclass
 class Backbone:
     """A network in stages. neck: {name: module}, what runs on the pooled features."""

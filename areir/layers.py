@@ -1,8 +1,7 @@
-"""Layers that torch does not have: a chain of named blocks, pooling, a classifier."""
+"""Layers that torch does not have: a chain of named blocks, and mean pooling."""
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 
 class Chain(nn.Module):
@@ -39,20 +38,3 @@ class MeanPool(nn.Module):
     def forward(self, features):  # (N, C, H, W)
         dtype = torch.promote_types(features.dtype, torch.float32)
         return features.mean(dim=(2, 3), keepdim=True, dtype=dtype)  # (N, C, 1, 1)
-
-
-class CosineClassifier(nn.Module):
-    """Logits are `scale` times the cosine of features and class weights.
-
-    The scale is the inverse of the temperature (arXiv 1811.12649).
-    """
-
-    def __init__(self, width, classes, scale):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(classes, width))
-        nn.init.normal_(self.weight)
-        self.scale = scale
-
-    def forward(self, pooled):  # (N, width)
-        cosines = F.linear(F.normalize(pooled), F.normalize(self.weight))
-        return self.scale * cosines

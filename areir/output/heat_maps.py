@@ -22,8 +22,9 @@ def similarity_maps(model, images):
     Grad-CAM (arXiv 1610.02391) on the similarity. The gradient is not averaged over the
     picture first, which makes no difference in the last stage and keeps the map
     faithful before it (HiResCAM, arXiv 2011.08891). The features are those of the last
-    stage with at least CELLS cells per side that all parts of the embedding follow: of
-    a ResNet layer4 for images of 256 pixels, layer2 for those of 64.
+    stage with at least CELLS cells per side: of a ResNet layer4 for images of 256
+    pixels, layer2 for those of 64. Parts of the embedding that come before them are
+    left out.
     """
     model = model.eval()
     with torch.no_grad():
@@ -59,11 +60,9 @@ def head_heat(head, features, embedding, gradients):
     outputs = [features.detach().requires_grad_()]
     for stage in head.stages:
         outputs.append(head.run(stage, outputs[-1]))
-    # the last output that all parts of the embedding follow
-    usable = outputs[: len(outputs) - len(gradients) + 1]
-    large = [output for output in usable if min(output.shape[2:]) >= CELLS]
+    large = [output for output in outputs if min(output.shape[2:]) >= CELLS]
     seen = large[-1] if large else outputs[0]
-    parts = head.parts(outputs[1:], embedding)
+    parts = head.parts(outputs, embedding)
     (gradient,) = torch.autograd.grad(parts, seen, gradients)
     return F.relu((gradient * seen).sum(dim=1)).detach()
 

@@ -4,6 +4,8 @@
 is the default for all others; docs/results.md has what each of its items is worth.
 """
 
+from areir.errors import UserError
+
 META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # of the tables
 
 RECIPES = {
@@ -11,6 +13,9 @@ RECIPES = {
         'ensemble_size': 48,
         'batch_size': 8,
         'lr': 1e-4,
+        'shared_stages': 1,
+        'freeze_trunk': 'no',
+        'freeze_bn': 'no',
         'schedule': 'step',
         'warmup': 0.0,
         'crop_area': 1.0,
@@ -18,31 +23,37 @@ RECIPES = {
         'embedding': 'logits',
         'mirror': 'no',
         'dimensions': 0,
-        'whitening': 0.5,
+        'whitening': 1.0,
     },
     'current': {
         'ensemble_size': 2,
         'batch_size': 32,
         'lr': 3e-4,
+        'shared_stages': 3,
+        'freeze_trunk': 'yes',
+        'freeze_bn': 'yes',
         'schedule': 'cosine',
         'warmup': 0.05,
         'crop_area': 0.4,
         'label_smoothing': 0.1,
         'embedding': 'features',
         'mirror': 'yes',
-        'dimensions': 256,
-        'whitening': 0.5,
+        'dimensions': 512,
+        'whitening': 0.75,
     },
 }
-FROM_SCRATCH = {'lr': 1e-3}  # of the current recipe
+# where the current recipe differs if it starts from random weights
+FROM_SCRATCH = {
+    'lr': 1e-3,
+    'shared_stages': 1,
+    'freeze_trunk': 'no',
+    'freeze_bn': 'no',
+}
+# training classes for each meta-class, where the tables have none
+CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
 
 # what runs had before there were these flags
-BEFORE_RECIPES = {
-    **RECIPES['2019'],
-    'recipe': '2019',
-    'shared_stages': 1,
-    'freeze_trunk': False,
-}
+BEFORE_RECIPES = {**RECIPES['2019'], 'recipe': '2019'}
 
 
 # fmt: off
@@ -53,6 +64,15 @@ def add_recipe_flags(add):
         help='defaults of the flags below, and of batch size, learning rate and '
              'ensemble size: 2019 is the recipe of the published tables '
              '[default value is 2019 for car, cub, sop and isc, else current]')
+    add('--shared_stages', type=int, choices=[1, 2, 3],
+        help='how many of the four stages of the backbone are the trunk; more are '
+             f'faster {by_recipe("shared_stages")}')
+    add('--freeze_trunk', choices=['yes', 'no'],
+        help='keep the trunk as it was loaded, and compute its features only once '
+             f'{by_recipe("freeze_trunk")}')
+    add('--freeze_bn', choices=['yes', 'no'],
+        help='keep the statistics of batch norm as they were loaded '
+             f'{by_recipe("freeze_bn")}')
     add('--schedule', choices=['step', 'cosine'],
         help='learning rate: divided by 10 at 50%% and 70%% of the epochs, or falling '
              f'to 0 like a cosine {by_recipe("schedule")}')
@@ -108,27 +128,38 @@ def check_recipe_flags(args, parser):
             parser.error(f'--{name} {value}: must be from {low} to {high}')
 
 
-def default_recipe(data_name):
-    """Return the recipe of a dataset for which no --recipe is given."""
-    return '2019' if data_name in META_CLASSES else 'current'
+def default_recipe(args):
+    """Return the recipe for which no --recipe is given."""
+    published = args.protocol == 'published'
+    return '2019' if published or args.data_name in META_CLASSES else 'current'
 
 
-def default_meta_classes(data_name, classes):
+def default_meta_classes(args, classes, from_scratch):
     """Return the number of meta-classes for so many training classes."""
-    return META_CLASSES.get(data_name, max(2, round(classes / 2)))
+    if args.data_name in META_CLASSES:
+        return META_CLASSES[args.data_name]
+    scratch = from_scratch and args.recipe == 'current'
+    share = CLASSES_PER_META_CLASS['from scratch' if scratch else args.recipe]
+    return min(classes, max(2, round(classes / share)))
 
 
 def complete(args, classes, from_scratch):
     """Set the flags that were not given, in place.
 
     classes: number of training classes; from_scratch: whether the weights are random.
+    Raises UserError if random weights would be frozen.
     """
     if args.recipe is None:
-        args.recipe = default_recipe(args.data_name)
+        args.recipe = default_recipe(args)
     values = dict(RECIPES[args.recipe])
     if args.recipe == 'current' and from_scratch:
         values |= FROM_SCRATCH
-    values['meta_class_size'] = default_meta_classes(args.data_name, classes)
+    values['meta_class_size'] = default_meta_classes(args, classes, from_scratch)
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if from_scratch and 'yes' in (args.freeze_trunk, args.freeze_bn):
+        raise UserError(
+            '--freeze_trunk and --freeze_bn keep what was loaded: with --weights none '
+            'there is nothing to keep'
+        )

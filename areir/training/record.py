@@ -210,7 +210,9 @@ def describe(experiment, run_name, sampler, kept):
 
 def recipe_text(args):
     """Return the flags of the recipe that are not those of 2019, in words."""
-    words = [f'{args.schedule} schedule']
+    words = [f'{args.schedule} schedule', f'{args.shared_stages} shared stages']
+    words[-1] += ', trunk frozen' * (args.freeze_trunk == 'yes')
+    words[-1] += ', batch norm frozen' * (args.freeze_bn == 'yes')
     if args.crop_area < 1:
         words.append(f'crops of {args.crop_area:.0%} of the area at least')
     if args.label_smoothing:

@@ -31,7 +31,7 @@ def run_name(args, extended):
         name += f'_{args.protocol}'
     elif args.select != 'last':
         name += f'_select_{args.select}'
-    if args.recipe != default_recipe(args.data_name):
+    if args.recipe != default_recipe(args):
         name += f'_{args.recipe}'
     return name + (f'_from_{extended}' if extended else '')
 
@@ -46,6 +46,7 @@ def model_args(args):
         'shared_stages': args.shared_stages,
         'embedding': args.embedding,
         'mirror': args.mirror == 'yes',
+        'neutral_se': args.recipe != '2019',
     }
 
 

@@ -89,12 +89,20 @@ class Trainer:
     model: an EnsembleModel on the device of `hardware`, which has device, precision
     and gpus; with more than one GPU each part runs under nn.DataParallel. extended: how
     many of the ensemble's first heads are not trained. label_smoothing: see
-    `train_step`.
+    `train_step`. freeze_bn: whether batch norm keeps its statistics.
     """
 
-    def __init__(self, model, lr, hardware, extended=0, label_smoothing=0.0):
+    def __init__(
+        self,
+        model,
+        lr,
+        hardware,
+        extended=0,
+        label_smoothing=0.0,
+        freeze_bn=False,
+    ):
         self.model, self.device = model, hardware.device
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.freeze_bn = label_smoothing, freeze_bn
         self.precision = hardware.precision
         self.frozen_heads = sum(member < extended for member in model.members)
         self.trained_heads = model.ensemble_size - extended  # in all processes
@@ -119,6 +127,9 @@ class Trainer:
         self.set_lr(lr)
         for part in self.parts.values():
             part.train(next(part.parameters()).requires_grad)
+            for layer in part.modules():
+                if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
+                    layer.eval()
 
     def set_lr(self, lr):
         """Set the learning rate of every optimizer."""

@@ -50,7 +50,7 @@ def prepare_features(trainer, loaders, split, args, folder):
     The features are written to `folder`, unless they are there. The trainer then takes
     features instead of images. All processes call it together.
     """
-    if not args.freeze_trunk:
+    if args.freeze_trunk == 'no':
         return None
     trainer.model.trunk.eval()
     paths = loaders['train'].dataset.paths
