@@ -10,7 +10,7 @@ RUN = $(VENV)/bin/python
 # one test process per core, each with one thread: more would wait for each other;
 # a file's tests stay in one process, which sets up its fixtures once
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
-DEMO = sample_uncropped_resnet18_4_16
+DEMO = sample_uncropped_resnet18_2_20
 
 .PHONY: demo test test-fast lint docs
 .SILENT: demo
@@ -19,8 +19,7 @@ demo: $(VENV)/.installed
 	$(RUN) data_utils.py --data_name sample --image_size 64
 	rm -rf results/$(DEMO)_checkpoint
 	$(RUN) train.py --data_name sample --weights none --image_size 64 \
-		--ensemble_size 4 --meta_class_size 16 --batch_size 16 --lr 1e-3 \
-		--num_epochs 5 --recalls 1,2,4,8 --false_match_rate 0.05
+		--num_epochs 8 --recalls 1,2,4,8 --false_match_rate 0.05
 	$(RUN) inference.py --data_base $(DEMO)_data_base.pth \
 		--query_img_name data/sample/test/figure_41/figure_41_01.png
 	$(RUN) benchmarks/demo.py results/$(DEMO)

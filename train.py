@@ -52,7 +52,7 @@ from areir.training.run import (
 )
 from areir.training.schedule import learning_rate
 from areir.training.testing import KEPT, embed_parts, record_epoch
-from areir.training.trainer import Trainer
+from areir.training.trainer import Trainer, count_parameters
 from areir.training.trunk_features import prepare_features
 from areir.training.weights import (
     freeze_first_heads,
@@ -155,6 +155,9 @@ def add_evaluation_flags(add):
         help='epoch to keep: the last; the best on a fifth of the training classes, '
              'held out; or the best on the test classes, which flatters the result '
              '[default value is last, test for --protocol published]')
+    add('--test_every', type=utils.positive, default=1,
+        help='epochs between tests; the last is always tested '
+             '[default value is %(default)s]')
     add('--recalls', type=utils.integers, default=DEFAULT_RECALLS,
         help="K of recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
     add('--false_match_rate', type=float, default=0.01,
@@ -227,18 +230,6 @@ def build_model(args, base, initialise, stages=None):
     if args.freeze_trunk == 'yes':
         model.trunk.requires_grad_(False)
     return model
-
-
-def count_parameters(model):
-    """Count the trainable parameters of the whole ensemble.
-
-    The model may hold only some heads.
-    """
-    trunk, heads = (
-        sum(parameter.numel() for parameter in part.parameters())
-        for part in (model.trunk, model.heads)
-    )
-    return trunk + heads // len(model.heads) * model.ensemble_size
 
 
 def testing_copy(trainer, protocol):
@@ -380,6 +371,9 @@ def main(args=None, stages=None, normalisation=None):
             train_epoch(
                 trainer, batches, rate, run, progress, signals, args.checkpoint_minutes
             )
+        if epoch % args.test_every and epoch < args.num_epochs:
+            run.save_checkpoint(trainer, progress)
+            continue
         lr = rate(epoch - 0.5) if epoch else 0.0
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
 

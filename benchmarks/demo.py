@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import utils
 from areir.data.loading import Embedder
+from areir.files import load_tensors
 from areir.retrieval import evaluate
 from areir.retrieval.databases import image_folder, load_database
 from model import EnsembleModel, TrainedModel
@@ -31,13 +32,8 @@ def untrained_model(run):
     """Return the EnsembleModel that a run from scratch began with."""
     with open(f'{run}_run.json', encoding='utf-8') as file:
         arguments = json.load(file)['arguments']
-    return EnsembleModel(
-        arguments['model_type'],
-        arguments['ensemble_size'],
-        arguments['meta_class_size'],
-        arguments['with_se'] == 'yes',
-        arguments['seed'],
-    )
+    model_args = load_tensors(f'{run}_model.pth')['model_args']
+    return EnsembleModel(**model_args, seed=arguments['seed'])
 
 
 def embed_test_images(run, database, path):

@@ -13,7 +13,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-import torchvision
 from common import embed_all
 from PIL import Image
 from torch import nn
@@ -22,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import utils
+from areir.backbones import build_backbone, cut, find_family, has_depthwise
 from areir.data.images import flip, load_image, normalise
 from areir.data.loading import Embedder
 from areir.errors import UserError
+from areir.layers import Chain
 from areir.processes import available_cores, ignore_signals
 from areir.seeds import random_stream
 
@@ -62,15 +63,18 @@ class Images:
 class PeerNet(nn.Module):
     """A backbone, the mean over space, and a linear layer to 512 numbers.
 
-    backbone: returns features (N, width, h, w).
+    stages: of the backbone, modules that return features (N, C, h, w); width: the
+    channels of the last.
     """
 
-    def __init__(self, backbone, width):
+    def __init__(self, stages, width):
         super().__init__()
-        self.backbone = backbone
+        self.backbone = nn.Sequential(*stages)
         self.linear = nn.Linear(width, DIMENSIONS)
         self.device = utils.local_device()
-        self.bf16 = utils.has_native_bf16(self.device)
+        # as train.py chooses it
+        native = utils.has_native_bf16(self.device)
+        self.bf16 = native and not has_depthwise(stages)
         self.to(self.device, memory_format=torch.channels_last)
 
     def pool(self, images):
@@ -90,16 +94,46 @@ class PeerNet(nn.Module):
         return self.pool(images)
 
     @torch.no_grad()
+    def describe(self, images):
+        """Return what describes images in train.py's current recipe, (N, L).
+
+        It is the pooled features of every stage, of an image and its mirror image.
+        """
+        self.eval()
+        features = torch.cat([images, images.flip(3)])
+        features = features.contiguous(memory_format=torch.channels_last)
+        parts = []
+        for stage in self.backbone:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                features = stage(features)
+            image, mirrored = features.float().mean(dim=(2, 3)).chunk(2)
+            parts.append(F.normalize(image + mirrored, dim=1))
+        return torch.cat(parts, dim=1) / len(parts) ** 0.5
+
+    @torch.no_grad()
     def project(self, pooled):
         """Return the embeddings (N, 512) of pooled features, as unit vectors."""
         return F.normalize(self.linear(pooled.to(self.device)), dim=1).cpu()
 
 
 def resnet18_from_scratch():
-    """Return the convolutions of a resnet18 with random weights, and its width."""
-    network = torchvision.models.resnet18(weights=None)
-    layers = list(network.children())[:-2]  # without pooling and classifier
-    return nn.Sequential(*layers), network.fc.in_features
+    """Return the four stages of a resnet18 with random weights, and its width."""
+    network = build_backbone('resnet18', 1)
+    stages = cut(network, find_family('resnet18')).stages
+    return [Chain(stage) for stage in stages], network.fc.in_features
+
+
+class Describer:
+    """Embeds by `PeerNet.describe`."""
+
+    def __init__(self, net):
+        self.embed = net.describe
+
+
+def describe_images(net, images):
+    """Return `PeerNet.describe` of Images, without augmentation."""
+    settings = images.mean, images.std, images.image_size
+    return embed_all(images.paths, Embedder(Describer(net), *settings, net.device))
 
 
 def pooled_features(net, images):

@@ -172,15 +172,18 @@ class Experiment:
         key = {'kind': 'timing', 'run': method.run}
         timings = self.results.find(machine=quality_results.machine(), **key)
         if timings:
+            fixed = float(timings[0]['fixed_seconds'])
             seconds = float(timings[0]['seconds'])
         else:
             print(f'timing: an epoch of {method.run}')
-            seconds = self.trainers[method.run].time_epoch(self.whole)
-            self.results.add(**key, epochs=1, seconds=f'{seconds:.3f}')
+            fixed, seconds = self.trainers[method.run].time_epoch(self.whole)
+            times = {'fixed_seconds': f'{fixed:.3f}', 'seconds': f'{seconds:.3f}'}
+            self.results.add(**key, epochs=1, **times)
         if kind == 'tuning':
             images = len(self.tuning.split.train), len(self.whole.split.train)
             seconds *= images[0] / images[1]
-        return max(1, int(float(self.budget(kind, method)) / seconds))
+            fixed *= images[0] / images[1]
+        return max(1, int((float(self.budget(kind, method)) - fixed) / seconds))
 
     def complete(self, kind, method, lr, seed):
         """Train with this learning rate and seed, unless the results have it."""

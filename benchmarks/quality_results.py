@@ -22,7 +22,7 @@ TITLES = {'recall@1': 'Recall@1', 'map@r': 'MAP@R'}
 COLUMNS = (
     *('kind', 'run', 'output', 'lr', 'seed', 'budget', 'epochs', 'seconds'),
     *('dimensions', *MEASURES, 'data', 'weights', 'image_size', 'crop_area'),
-    *('machine', 'torch'),
+    *('fixed_seconds', 'machine', 'torch'),
 )
 
 
@@ -43,12 +43,21 @@ METHODS = {
     'untrained_white': Method(
         'untrained, features whitened', 'untrained', 'whitened', 'untrained'
     ),
+    'untrained_ours': Method(
+        'untrained, our embedding', 'untrained', 'our_embedding', 'untrained'
+    ),
     'multi_similarity': Method('multi-similarity', 'multi_similarity'),
     'proxy_anchor': Method('proxy-anchor', 'proxy_anchor'),
     'cosface': Method('CosFace', 'cosface'),
     'norm_softmax': Method('normalised softmax', 'norm_softmax'),
     'norm_softmax_white': Method(
         'normalised softmax, features whitened', 'norm_softmax', 'whitened'
+    ),
+    'norm_softmax_ours': Method(
+        'normalised softmax, our embedding',
+        'norm_softmax',
+        'our_embedding',
+        'equal embedding',
     ),
     'ours_2019': Method('ours, recipe of 2019', '2019', group='ours'),
     'ours': Method('ours', 'current', group='ours'),

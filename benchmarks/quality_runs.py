@@ -1,6 +1,7 @@
 """What benchmarks/quality.py trains: ours, peers, and what needs no training.
 
-Each has lrs, its learning rates to choose from; time_epoch(dataset), in seconds; and
+Each has lrs, its learning rates to choose from; time_epoch(dataset), the seconds that
+a run takes beside its epochs and those of an epoch; and
 train(dataset, lr, seed, epochs), which returns (seconds, {output: vectors (N, D)}) of
 the dataset's test images.
 """
@@ -21,10 +22,10 @@ from peers import (
     Images,
     PeerNet,
     PeerTrainer,
+    describe_images,
     pooled_features,
     resnet18_from_scratch,
 )
-from torch import nn
 from torch.nn import functional as F
 
 import data_utils
@@ -37,6 +38,7 @@ from areir.files import load_tensors
 from areir.processes import available_cores
 from areir.retrieval.projection import fit_projection
 from areir.seeds import random_stream
+from areir.training import recipes
 
 PIXELS = 64  # per side, at most, of the images whose pixels are compared
 WHITENED = 256  # numbers of a whitened vector
@@ -134,6 +136,7 @@ class Untrained:
         return 0, {
             'embedding': F.normalize(pooled, dim=1),
             'whitened': whiten(fitted, pooled),
+            'our_embedding': embed_as_ours(net, dataset),
         }
 
 
@@ -145,7 +148,7 @@ def build_net(weights, seed):
     with random_stream(seed):
         if weights == 'none':
             return PeerNet(*resnet18_from_scratch())
-        return PeerNet(nn.Sequential(*lite0.build_lite0(weights)), lite0.WIDTH)
+        return PeerNet(lite0.build_lite0(weights), lite0.WIDTH)
 
 
 def whiten(train_features, test_features):
@@ -155,6 +158,19 @@ def whiten(train_features, test_features):
     """
     projection = fit_projection(F.normalize(train_features, dim=1), WHITENED, 1)
     return projection(F.normalize(test_features, dim=1))
+
+
+def embed_as_ours(net, dataset):
+    """Return the embeddings of the test images as train.py's current recipe makes them.
+
+    net: a PeerNet.
+    """
+    recipe = recipes.RECIPES['current']
+    fitted, vectors = (
+        describe_images(net, dataset.images(part)) for part in ('train', 'test')
+    )
+    projection = fit_projection(fitted, recipe['dimensions'], recipe['whitening'])
+    return projection(vectors)
 
 
 class Peer:
@@ -170,7 +186,7 @@ class Peer:
         return PeerTrainer(net, self.loss, images, self.crop_area, seed)
 
     def time_epoch(self, dataset):
-        return self.trainer(dataset, seed=0).time_epoch()
+        return 0, self.trainer(dataset, seed=0).time_epoch()
 
     def train(self, dataset, lr, seed, epochs):
         trainer = self.trainer(dataset, seed)
@@ -181,6 +197,7 @@ class Peer:
         if self.loss == WHITENED_LOSS:
             fitted = pooled_features(net, dataset.images('train'))
             vectors['whitened'] = whiten(fitted, pooled)
+            vectors['our_embedding'] = embed_as_ours(net, dataset)
         return seconds, vectors
 
 
@@ -203,7 +220,9 @@ class Ours:
     @property
     def default_lr(self):
         """What train.py takes without --lr."""
-        return train.get_args(['--weights', 'none', '--recipe', self.recipe]).lr
+        if self.recipe == 'current' and self.weights == 'none':
+            return recipes.FROM_SCRATCH['lr']
+        return recipes.RECIPES[self.recipe]['lr']
 
     def arguments(self, dataset, results_root, lr, seed, epochs):
         """Return the arguments of train.py."""
@@ -215,6 +234,7 @@ class Ours:
             'weights': 'none',
             'recipe': self.recipe,
             'recalls': 1,
+            'test_every': epochs,
             'lr': lr,
             'seed': seed,
             'num_epochs': epochs,
@@ -228,7 +248,7 @@ class Ours:
         return train.get_args(words)
 
     def run(self, dataset, lr, seed, epochs):
-        """Return (the training seconds of each epoch, embeddings (N, D))."""
+        """Return (the CSV of a run, its embeddings (N, D))."""
         extra = {}
         if self.weights != 'none':
             extra = {
@@ -237,20 +257,23 @@ class Ours:
             }
         with tempfile.TemporaryDirectory() as folder, signal_handlers_kept():
             args = self.arguments(dataset, folder, lr, seed, epochs)
-            train.train(args, **extra)
+            train.main(args, **extra)
             table = pd.read_csv(find(folder, 'results.csv'))
             database = load_tensors(find(folder, 'data_base.pth'))
         if not torch.equal(database['labels'], dataset.images('test').labels):
             raise UserError('train.py and this benchmark differ in their test images')
-        return table['train_seconds'].tolist(), database['embeddings'].float()
+        return table, database['embeddings'].float()
 
     def time_epoch(self, dataset):
-        seconds, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
-        return seconds[-1]  # the first has to warm up
+        table, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
+        seconds = table['train_seconds']
+        # before the first epoch: the features of a frozen trunk
+        fixed = seconds[0] if table['epoch'][0] == 0 else 0
+        return fixed, (seconds.iloc[-1] - fixed) / 2
 
     def train(self, dataset, lr, seed, epochs):
-        seconds, vectors = self.run(dataset, lr, seed, epochs)
-        return sum(seconds), {'embedding': vectors}
+        table, vectors = self.run(dataset, lr, seed, epochs)
+        return table['train_seconds'].iloc[-1], {'embedding': vectors}
 
 
 def find(folder, ending):

@@ -77,7 +77,7 @@ def csv_row(experiment, progress, result, lr, seconds):
         **val,
         'lr': lr,
         'seconds': seconds,
-        'train_seconds': done.seconds,
+        'train_seconds': progress.seconds + done.seconds,
         'data_wait': done.waited / max(done.seconds, 1e-9),
         'protocol': args.protocol,
         'select': args.select,

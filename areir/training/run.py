@@ -18,7 +18,7 @@ from areir.training.recipes import BEFORE_RECIPES, default_recipe
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
-    *('resume', 'checkpoint_minutes'),
+    *('resume', 'checkpoint_minutes', 'test_every'),
 )
 
 
@@ -97,6 +97,7 @@ class Progress:
 
     epoch: int = 1
     done: EpochProgress = field(default_factory=EpochProgress)
+    seconds: float = 0.0  # of training in the epochs before
     rows: list = field(default_factory=list)  # of the CSV
     best: float = -1  # score of the epoch that is kept
     kept: str = ''  # the line about that epoch
@@ -107,6 +108,7 @@ class Progress:
             'settings': settings,
             'epoch': self.epoch,
             'done': asdict(self.done),
+            'seconds': self.seconds,
             'rows': self.rows,
             'best': self.best,
             'kept': self.kept,
@@ -116,13 +118,15 @@ class Progress:
     def from_state(cls, state):
         """Return the Progress that a checkpoint stores."""
         done = EpochProgress(**state['done'])
+        seconds = state.get('seconds', 0.0)  # old files have none
         rows, best, kept = state['rows'], state['best'], state['kept']
-        return cls(state['epoch'], done, rows, best, kept)
+        return cls(state['epoch'], done, seconds, rows, best, kept)
 
     def begin_epoch(self, epoch):
         """Start an epoch, unless a checkpoint within it was restored."""
         if epoch > self.epoch:
             self.epoch = epoch
+            self.seconds += self.done.seconds
             self.done = EpochProgress()
 
 
@@ -162,7 +166,7 @@ class Run:
         return True
 
     def is_finished(self, num_epochs):
-        """Whether all epochs are in the CSV. Raises UserError for other settings."""
+        """Whether the last epoch is in the CSV. Raises UserError for other settings."""
         json_path, csv_path = self.path('run.json'), self.path('results.csv')
         if not os.path.isfile(json_path) or not os.path.isfile(csv_path):
             return False
@@ -171,7 +175,7 @@ class Run:
                 record = json.load(file)
             saved = dict(record['arguments'], precision=record['precision'])
             saved['split_sha256'] = record['data']['split_sha256']
-            epochs = int((pd.read_csv(csv_path)['epoch'] > 0).sum())
+            epochs = pd.read_csv(csv_path)['epoch'].max()
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f'{json_path} or {csv_path} is damaged: remove both to start again'

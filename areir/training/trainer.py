@@ -83,6 +83,18 @@ def sum_gradients(trunk):
         gradient.copy_(values.view_as(gradient))
 
 
+def count_parameters(model):
+    """Count the trainable parameters of the whole ensemble.
+
+    The model may hold only some heads.
+    """
+    trunk, heads = (
+        sum(parameter.numel() for parameter in part.parameters())
+        for part in (model.trunk, model.heads)
+    )
+    return trunk + heads // len(model.heads) * model.ensemble_size
+
+
 class Trainer:
     """The trunk and this process's heads, each with an Adam optimizer of its own.
 
