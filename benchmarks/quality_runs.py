@@ -220,8 +220,6 @@ class Ours:
     @property
     def default_lr(self):
         """What train.py takes without --lr."""
-        if self.recipe == 'current' and self.weights == 'none':
-            return recipes.FROM_SCRATCH['lr']
         return recipes.RECIPES[self.recipe]['lr']
 
     def arguments(self, dataset, results_root, lr, seed, epochs):

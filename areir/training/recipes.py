@@ -28,7 +28,7 @@ RECIPES = {
     'current': {
         'ensemble_size': 2,
         'batch_size': 32,
-        'lr': 3e-4,
+        'lr': 1e-3,
         'shared_stages': 3,
         'freeze_trunk': 'yes',
         'freeze_bn': 'yes',
@@ -44,7 +44,6 @@ RECIPES = {
 }
 # where the current recipe differs if it starts from random weights
 FROM_SCRATCH = {
-    'lr': 1e-3,
     'shared_stages': 1,
     'freeze_trunk': 'no',
     'freeze_bn': 'no',
@@ -107,10 +106,8 @@ def by_recipe(flag):
     old, new = (RECIPES[name][flag] for name in ('2019', 'current'))
     if old == new:
         return f'[default value is {old}]'
-    note = f'{new} (2019: {old})'
-    if flag in FROM_SCRATCH:
-        note = f'{new}, from scratch {FROM_SCRATCH[flag]} (2019: {old})'
-    return f'[default value is {note}]'
+    scratch = f', {FROM_SCRATCH[flag]} from scratch' if flag in FROM_SCRATCH else ''
+    return f'[default value is {new}{scratch} (2019: {old})]'
 
 
 def check_recipe_flags(args, parser):
