@@ -205,6 +205,15 @@ class EnsembleModel(nn.Module):
         features = self.trunk(images)
         return torch.stack([head(features) for head in self.heads], dim=1)
 
+    @property
+    def dimensions(self):
+        """The length of an embedding, for a model that holds all heads."""
+        if self.projection:
+            return self.projection.matrix.shape[1]
+        if self.embedding == 'logits':
+            return self.ensemble_size * self.meta_class_size
+        return self.embed(torch.zeros(1, 3, 64, 64)).shape[1]
+
     @torch.no_grad()
     def embed(self, images):
         """Return unit vectors (N, dimensions).
@@ -284,7 +293,7 @@ class TrainedModel:
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
         with torch.no_grad():
-            self.dimensions = self.model.embed(torch.zeros(1, 3, 64, 64)).shape[1]
+            self.dimensions = self.model.dimensions
 
     def check(self):
         """Raise ValueError unless the values make sense."""

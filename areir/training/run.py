@@ -36,6 +36,15 @@ def run_name(args, extended):
     return name + (f'_from_{extended}' if extended else '')
 
 
+# what models had before there were these arguments
+MODEL_ARGS_BEFORE = {
+    'shared_stages': 1,
+    'embedding': 'logits',
+    'mirror': False,
+    'neutral_se': False,
+}
+
+
 def model_args(args):
     """Return the arguments of EnsembleModel that the flags give."""
     return {

@@ -6,8 +6,7 @@ import torchvision
 from areir.backbones import CLASSIFIERS
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.training.recipes import BEFORE_RECIPES
-from areir.training.run import model_args
+from areir.training.run import MODEL_ARGS_BEFORE, model_args
 
 PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')
 
@@ -166,7 +165,7 @@ def read_base(args, split, partition):
     wanted |= model_args(args)
     del wanted['ensemble_size']  # it may grow
     for name, value in wanted.items():
-        begun = saved.get(name, BEFORE_RECIPES.get(name))
+        begun = saved.get(name, MODEL_ARGS_BEFORE.get(name))
         if begun != value:
             raise UserError(
                 f'--extend {args.extend}: --{name} is {value}, but that model has '
