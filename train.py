@@ -246,7 +246,7 @@ def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     """Train on the remaining batches (images, meta-labels) of an epoch.
 
     batches: wrapped in a `progress_bar`; rate: returns the learning rate after a number
-    of epochs, a fraction. Every `minutes`, and once `signals` is not
+    of epochs, which may be a fraction. Every `minutes`, and once `signals` is not
     empty, all processes write a checkpoint together. Raises KeyboardInterrupt after a
     signal, and UserError if the loss is not finite.
     """
@@ -299,7 +299,9 @@ def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
 
 
 def main(args=None, stages=None, normalisation=None):
-    """Train. stages: of a network to start from instead of --model_type and --weights;
+    """Train one run.
+
+    stages: of a network to start from instead of --model_type and --weights;
     normalisation: (mean, std) to use instead of the dataset's.
     """
     args = args or get_args()

@@ -66,11 +66,11 @@ def run_settings(args, precision, split_sha256):
 
 
 def warn_about_meta_classes(meta_class_size, classes):
-    """Print a notice if the number of meta-classes is unusual for these classes."""
-    if not classes / 46 <= meta_class_size <= classes / 2:
+    """Print a notice if meta-classes are unusually few for these classes."""
+    if meta_class_size < classes / 46:
         print(
             f'notice: --meta_class_size {meta_class_size} for {classes:,} training '
-            'classes; 1/23 to 1/8 of them is usual, from scratch up to half'
+            'classes; 1/23 of them to all of them is usual'
         )
 
 

@@ -4,12 +4,13 @@
 
 Random crops and flips happen before the trunk, so a few views of each image are kept,
 each with a crop and a flip of its own, and every epoch draws one of them. The name of
-the file is a hash of everything that the features depend on: of changed images or
-weights, features are computed again.
+the file is a hash of everything that the features depend on, so they are computed again
+when images or weights change.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from functools import partial
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from areir import processes
 from areir.data.images import flip
 from areir.data.loading import make_loader
+from areir.errors import UserError
 from areir.files import atomic_path
 from areir.seeds import CROP, derive_seed
 from areir.training.batches import ViewSampler, whole_batches
@@ -103,11 +105,23 @@ def write_views(path, batches, shape):
         for features in batches:
             if not done:
                 whole = (views * images, *features.shape[1:])
+                check_space(path, 2 * math.prod(whole))
                 rows = np.lib.format.open_memmap(path, 'w+', np.float16, whole)
             rows[done : done + len(features)] = features.numpy()
             done += len(features)
             bar.update(len(features))
     rows.flush()
+
+
+def check_space(path, size):
+    """Raise UserError if a disk has not enough space for a file of `size` bytes."""
+    free = shutil.disk_usage(os.path.dirname(path)).free
+    if size > free:
+        raise UserError(
+            f'{os.path.dirname(path)}: the features of the frozen trunk need '
+            f'{size / 1e9:.1f} GB and the disk has {free / 1e9:.1f}: use '
+            '--freeze_trunk no'
+        )
 
 
 def feature_batches(features, loader, meta_labels, info, device):
