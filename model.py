@@ -109,20 +109,19 @@ class Head(Chain):
             features = self.run(stage, features)
         return self.logits(features)
 
-    def describe(self, features, embedding):
-        """Return what describes images, for the trunk's features (N, C, H, W)."""
+    def outputs(self, features):
+        """Return the features of the trunk and of each stage, a list."""
         outputs = [features]
         for stage in self.stages:
             outputs.append(self.run(stage, outputs[-1]))
-        return self.parts(outputs, embedding)
+        return outputs
 
-    def parts(self, outputs, embedding):
-        """Return what describes images as a list: [logits (N, M)], or pooled features.
+    def describe(self, features):
+        """Return the pooled features (N, width) of the trunk and of each stage."""
+        return self.pooled(self.outputs(features))
 
-        outputs: of the trunk and of each stage; each gives pooled features (N, width).
-        """
-        if embedding == 'logits':
-            return [self.logits(outputs[-1])]
+    def pooled(self, outputs):
+        """Return the pooled features (N, width) of what `outputs` returns."""
         described = [self.pool(output) for output in outputs[:-1]]
         described.append(self.run(self.tail, outputs[-1]))
         return [part.flatten(1) for part in described]
@@ -238,8 +237,9 @@ class EnsembleModel(nn.Module):
     def describe(self, images):
         """Return the parts of the embedding, head by head, not normalised: (N, .)."""
         features = self.trunk(images.to(next(self.trunk.parameters()).dtype))
-        parts = [head.describe(features, self.embedding) for head in self.heads]
-        return [part.float() for of_head in parts for part in of_head]
+        if self.embedding == 'logits':
+            return [head(features).float() for head in self.heads]
+        return [part.float() for head in self.heads for part in head.describe(features)]
 
     def combine(self, vectors):
         """Return the embeddings for what `describe` returns."""

@@ -298,6 +298,16 @@ def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
         record_epoch(experiment, run, progress, result, checkpoint, lr, started)
 
 
+def print_result(run, progress, k):
+    """Print what a finished run has reached, and draw its curves; k: of recall@k."""
+    print(progress.kept)
+    for line in record.closing_lines(progress.rows, k, run.calibration()):
+        print(line)
+    draw_curves(pd.DataFrame(progress.rows), run.path('curves.svg'))
+    files = '{results.csv,model.pth,data_base.pth,run.json,curves.svg}'
+    print(f'wrote {run.path(files)}')
+
+
 def main(args=None, stages=None, normalisation=None):
     """Train one run.
 
@@ -336,8 +346,14 @@ def main(args=None, stages=None, normalisation=None):
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(hardware.device, memory_format=torch.channels_last)
-    options = args.label_smoothing, args.freeze_bn == 'yes'
-    trainer = Trainer(model, args.lr, hardware, extended, *options)
+    trainer = Trainer(
+        model,
+        args.lr,
+        hardware,
+        extended,
+        args.label_smoothing,
+        args.freeze_bn == 'yes',
+    )
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
@@ -357,18 +373,16 @@ def main(args=None, stages=None, normalisation=None):
 
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
-    folder = run.path('trunk_features')
-    started = time.perf_counter()
-    features = prepare_features(trainer, loaders, split, args, folder)
-    progress.done.seconds += time.perf_counter() - started
+    features = prepare_features(trainer, loaders, experiment, run, progress)
     before = args.recipe == 'current' and not progress.rows
     for epoch in range(0 if before else progress.epoch, args.num_epochs + 1):
         if epoch:
             progress.begin_epoch(epoch)
             sampler.set_epoch(epoch, progress.done.batches)
             trainer.begin_epoch(rate(epoch - 0.5))
-            source = features or training_batches
-            batches = source(loaders['train'], meta_labels, split.info, hardware.device)
+            batches = (features or training_batches)(
+                loaders['train'], meta_labels, split.info, hardware.device
+            )
             batches = progress_bar(batches, sampler, f'epoch {epoch}/{args.num_epochs}')
             train_epoch(
                 trainer, batches, rate, run, progress, signals, args.checkpoint_minutes
@@ -380,12 +394,7 @@ def main(args=None, stages=None, normalisation=None):
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
 
     if rank == 0:
-        print(progress.kept)
-        for line in record.closing_lines(progress.rows, recalls[0], run.calibration()):
-            print(line)
-        draw_curves(pd.DataFrame(progress.rows), run.path('curves.svg'))
-        files = '{results.csv,model.pth,data_base.pth,run.json,curves.svg}'
-        print(f'wrote {run.path(files)}')
+        print_result(run, progress, recalls[0])
     processes.leave()
     if rank == 0:
         run.remove_checkpoints()

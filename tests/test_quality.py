@@ -22,7 +22,6 @@ import quality_results
 import quality_runs
 from quality_results import METHODS, Results
 
-import train
 import utils
 from areir.data.images import load_image, to_pixels
 from areir.data.sample import draw_sample
@@ -169,7 +168,7 @@ def test_every_loss_can_be_trained(loss):
     pytest.importorskip('pytorch_metric_learning')
     labels = torch.arange(16) // 2
     images = peers.Images([''] * 16, labels, 8, [0.5] * 3, [0.25] * 3)
-    net = peers.PeerNet(nn.Conv2d(3, 4, 3), 4)
+    net = peers.PeerNet([nn.Conv2d(3, 4, 3)], 4)
     trainer = peers.PeerTrainer(net, loss, images, 0.4, seed=0)
     trainer.begin(lr=1e-3, epochs=2)
     before = net.linear.weight.clone()
@@ -264,7 +263,7 @@ class FakeTrainer:
 
     def time_epoch(self, dataset):
         self.calls.append((self.run, 'timing'))
-        return 0.25
+        return 0, 0.25
 
     def train(self, dataset, lr, seed, epochs):
         self.calls.append((self.run, lr, seed, epochs))
@@ -348,12 +347,11 @@ def test_held_out_classes_are_a_third(photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_peers(photos, tmp_path, monkeypatch):
+def test_peers(photos, tmp_path):
     pytest.importorskip('pytorch_metric_learning')
     path = tmp_path / 'r.csv'
     methods = 'pixels,untrained,norm_softmax,norm_softmax_white'
     flags = ['--data', photos, '--results', path, '--methods', methods]
-    monkeypatch.setattr(quality_runs.Ours, 'default_lr', 1e-3)
     lines = call(*flags, *FLAGS)
     rows = len(read_rows(path))
     assert call(*flags, *FLAGS) == lines
@@ -367,7 +365,6 @@ def test_peers(photos, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(train, 'train'), reason='train.train is not written')
 def test_ours(photos, tmp_path):
     path = tmp_path / 'r.csv'
     flags = ['--data', photos, '--results', path, '--methods', 'ours_no_flag']

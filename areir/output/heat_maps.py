@@ -33,8 +33,7 @@ def similarity_maps(model, images):
     gradients = similarity_gradients(model, vectors)
     parts = len(gradients) // len(model.heads)
     heat = 0
-    for number, head in enumerate(model.heads):
-        own = gradients[number * parts : (number + 1) * parts]
+    for head, own in zip(model.heads, batched(gradients, parts)):
         heat += head_heat(head, features, model.embedding, own)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
@@ -45,9 +44,18 @@ def similarity_gradients(model, vectors):
 
     vectors: the parts, see `EnsembleModel.describe`, each (2, .).
     """
-    vectors = [vector.detach().requires_grad_() for vector in vectors]
-    query, retrieved = model.combine(vectors)
-    return torch.autograd.grad(query @ retrieved, vectors)
+    leaves = []
+    for vector in vectors:
+        leaves.append(vector.detach().requires_grad_())
+    query, retrieved = model.combine(leaves)
+    dot = query @ retrieved
+    return torch.autograd.grad(dot, leaves)
+
+
+def batched(values, size):
+    """Return the values in lists of `size`."""
+    starts = range(0, len(values), size)
+    return [values[start : start + size] for start in starts]
 
 
 @torch.enable_grad()
@@ -57,14 +65,19 @@ def head_heat(head, features, embedding, gradients):
     features: of the trunk, for two images; gradients: for the head's parts of the
     embedding.
     """
-    outputs = [features.detach().requires_grad_()]
-    for stage in head.stages:
-        outputs.append(head.run(stage, outputs[-1]))
-    large = [output for output in outputs if min(output.shape[2:]) >= CELLS]
-    seen = large[-1] if large else outputs[0]
-    parts = head.parts(outputs, embedding)
+    first = features.detach().requires_grad_()
+    outputs = head.outputs(first)
+    seen = first
+    for output in outputs:
+        if min(output.shape[2:]) >= CELLS:
+            seen = output
+    if embedding == 'logits':
+        parts = [head.logits(outputs[-1])]
+    else:
+        parts = head.pooled(outputs)
     (gradient,) = torch.autograd.grad(parts, seen, gradients)
-    return F.relu((gradient * seen).sum(dim=1)).detach()
+    heat = (gradient * seen).sum(dim=1)
+    return F.relu(heat).detach()
 
 
 def overlay(image, heat):

@@ -39,22 +39,29 @@ def fit_projection(vectors, dimensions, whitening):
     (L, L). If the vectors span fewer dimensions, the Projection has only those.
     Raises UserError if vectors are too few to span any.
     """
-    mean = vectors.double().mean(dim=0)
-    centred = vectors.double() - mean
-    count, length = centred.shape
+    count, length = vectors.shape
     if count < 2:
         raise UserError(f'{count} images are too few for principal components')
+    vectors = vectors.double()
+    mean = vectors.mean(dim=0)
+    centred = vectors - mean
     if count >= length:
-        variances, components = torch.linalg.eigh(centred.T @ centred / count)
+        covariance = centred.T @ centred / count
+        variances, components = torch.linalg.eigh(covariance)
+        least = LEAST_VARIANCE * variances.max()
     else:
-        variances, weights = torch.linalg.eigh(centred @ centred.T / count)
-        norms = (variances.clamp(min=LEAST_VARIANCE * variances.max()) * count).sqrt()
+        products = centred @ centred.T / count
+        variances, weights = torch.linalg.eigh(products)
+        least = LEAST_VARIANCE * variances.max()
+        norms = (variances.clamp(min=least) * count).sqrt()
         components = centred.T @ (weights / norms)
     # eigh sorts by ascending variance
-    kept = variances > LEAST_VARIANCE * variances.max()
+    kept = variances > least
     variances = variances[kept].flip(0)[:dimensions]
     components = components[:, kept].flip(1)[:, :dimensions]
     # the sign of a component is arbitrary: make its largest number positive
-    largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
-    matrix = components * largest.sign() * variances.pow(-whitening / 2)
+    places = components.abs().argmax(dim=0, keepdim=True)
+    signs = components.gather(0, places).sign()
+    scales = variances.pow(-whitening / 2)
+    matrix = components * signs * scales
     return Projection(mean.float(), matrix.float())

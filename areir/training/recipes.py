@@ -59,6 +59,7 @@ BEFORE_RECIPES = {**RECIPES['2019'], 'recipe': '2019'}
 
 
 def add_recipe_flags(add):
+    """Add the flags of the recipe; add: add_argument of a parser or group."""
     add('--recipe', choices=list(RECIPES),
         help='defaults of the flags below, and of batch size, learning rate and '
              'ensemble size: 2019 is the recipe of the published tables '

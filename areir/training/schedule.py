@@ -10,10 +10,14 @@ def learning_rate(schedule, lr, num_epochs, warmup, done):
     falling to 0 like half a wave (arXiv 1608.03983). warmup: the share of all epochs
     in which the rate first rises from 0.
     """
-    share = done / num_epochs
     if schedule == 'cosine':
+        share = done / num_epochs
         rise = min(1, share / warmup) if warmup else 1
         rest = max(0, share - warmup) / (1 - warmup)
-        return lr * rise * (1 + math.cos(math.pi * rest)) / 2
-    milestones = [max(1, int(num_epochs * part)) for part in (0.5, 0.7)]
-    return lr / 10 ** sum(done >= milestone for milestone in milestones)
+        wave = (1 + math.cos(math.pi * rest)) / 2
+        return lr * rise * wave
+    drops = 0
+    for part in (0.5, 0.7):
+        milestone = max(1, int(num_epochs * part))
+        drops += done >= milestone
+    return lr / 10**drops

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import time
 from functools import partial
 
 import numpy as np
@@ -46,14 +47,17 @@ def fingerprint(paths, trunk, settings):
     return digest.hexdigest()[:32]
 
 
-def prepare_features(trainer, loaders, split, args, folder):
+def prepare_features(trainer, loaders, experiment, run, progress):
     """Return the source of training batches for --freeze_trunk, None without it.
 
-    The features are written to `folder`, unless they are there. The trainer then takes
-    features instead of images. All processes call it together.
+    The features are written to the run's folder for them, unless they are there, and
+    the seconds that it takes are counted in `progress`. The trainer then takes features
+    instead of images. All processes call it together.
     """
+    args, split = experiment.args, experiment.split
     if args.freeze_trunk == 'no':
         return None
+    started = time.perf_counter()
     trainer.model.trunk.eval()
     paths = loaders['train'].dataset.paths
     settings = [args.image_size, args.crop_area, args.seed, VIEWS, trainer.precision]
@@ -61,8 +65,10 @@ def prepare_features(trainer, loaders, split, args, folder):
     name = fingerprint(paths, trainer.model.trunk, settings)
     sampler = ViewSampler(len(paths), BATCH, VIEWS, args.seed, args.crop_area)
     loader = make_loader(paths, args.image_size, sampler, args.num_workers)
+    folder = run.path('trunk_features')
     path = ensure_features(folder, name, loader, trainer, split.info)
     trainer.skip_trunk()
+    progress.done.seconds += time.perf_counter() - started
     return partial(feature_batches, np.load(path, mmap_mode='r'))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from areir.data.splits import Part, Split
+from areir.training.recipes import RECIPES
 from areir.training.record import Experiment
 from model import assign_meta_classes
 from utils import Hardware
@@ -22,6 +23,8 @@ CLASSES = ['ant', 'bee', 'cat', 'dog', 'eel']
 
 def arguments(**changed):
     values = {
+        **RECIPES['2019'],
+        'recipe': '2019',
         'data_name': 'shoes',
         'crop_type': 'uncropped',
         'data_root': 'data',

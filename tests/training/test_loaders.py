@@ -22,6 +22,7 @@ from areir.training.loaders import (
     training_batches,
     usable_recalls,
 )
+from areir.training.recipes import RECIPES
 from model import EnsembleModel
 
 SIDE = 32
@@ -31,6 +32,7 @@ INFO = {'mean': [0.5, 0.4, 0.3], 'std': [0.25, 0.2, 0.3]}
 
 def arguments(**changed):
     values = {
+        **RECIPES['2019'],
         'data_name': 'shoes',
         'crop_type': 'uncropped',
         'data_root': 'data',

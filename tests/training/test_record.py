@@ -13,7 +13,7 @@ from experiments import CLASSES, INFO, make_embeddings, make_experiment
 from areir.training import record
 from areir.training.batches import EpochSampler
 from areir.training.evaluation import Result
-from areir.training.run import EpochProgress, Progress
+from areir.training.run import MODEL_ARGS_BEFORE, EpochProgress, Progress
 
 
 @pytest.fixture(scope='module', params=['last', 'val'])
@@ -22,7 +22,7 @@ def epoch(request):
     experiment = make_experiment(select=request.param)
     result = Result(experiment, 2, make_embeddings(experiment))
     done = EpochProgress(batches=4, loss=6.0, accuracy=2.0, seconds=8.0, waited=2.0)
-    return experiment, result, Progress(epoch=2, done=done)
+    return experiment, result, Progress(epoch=2, done=done, seconds=20.0)
 
 
 # The commit
@@ -60,11 +60,11 @@ def test_a_row_of_the_csv(epoch):
     if experiment.args.select == 'val':
         columns += [f'val_{name}' for name in names if name != 'recall@2']
     before = ['epoch', 'train_loss', 'train_accuracy']
-    after = ['lr', 'seconds', 'data_wait', 'protocol', 'select']
+    after = ['lr', 'seconds', 'train_seconds', 'data_wait', 'protocol', 'select']
     assert list(row) == [*before, *columns, *after]
     assert [row[name] for name in before] == [2, 1.5, 0.5]
     select = experiment.args.select
-    assert [row[name] for name in after] == [1e-5, 12.5, 0.25, 'strict', select]
+    assert [row[name] for name in after] == [1e-5, 12.5, 28.0, 0.25, 'strict', select]
     assert row['test_map@r'] == result.metrics['map@r']
 
 
@@ -81,7 +81,7 @@ def test_model_and_database_have_one_version(epoch):
     common = record.common_fields(experiment.args, result)
     again = record.common_fields(experiment.args, result)
     assert len(common['version']) == 16 and common['version'] != again['version']
-    model = record.model_file(common, experiment, {'trunk.weight': 1})
+    model = record.model_file(common, experiment, result, {'trunk.weight': 1})
     database = record.database_file(common, experiment, result.embeddings, 'run')
     for saved in (model, database):
         assert saved['version'] == common['version'] and saved['epoch'] == 2
@@ -94,7 +94,7 @@ def test_model_and_database_have_one_version(epoch):
 def test_the_model_file(epoch):
     experiment, result, _ = epoch
     common = record.common_fields(experiment.args, result)
-    model = record.model_file(common, experiment, {'trunk.weight': 1})
+    model = record.model_file(common, experiment, result, {'trunk.weight': 1})
     assert model['state_dict'] == {'trunk.weight': 1}
     assert model['partition'] is experiment.partition
     assert model['classes'] == list('uvwxyz')
@@ -105,7 +105,9 @@ def test_the_model_file(epoch):
         'ensemble_size': 2,
         'meta_class_size': 3,
         'with_se': True,
+        **MODEL_ARGS_BEFORE,
     }
+    assert model['projection'] is None
 
 
 @pytest.mark.parametrize('gallery', [False, True])

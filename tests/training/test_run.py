@@ -21,6 +21,7 @@ from areir.training.run import (
 
 def arguments(**changes):
     args = argparse.Namespace(
+        recipe='2019',
         data_name='car',
         crop_type='uncropped',
         model_type='resnet18',
@@ -50,6 +51,13 @@ def arguments(**changes):
             'car_uncropped_resnet18_48_12_published',
         ),
         ({}, 8, 'car_uncropped_resnet18_48_12_from_8'),
+        ({'recipe': 'current'}, 0, 'car_uncropped_resnet18_48_12_current'),
+        ({'data_name': 'shop'}, 0, 'shop_uncropped_resnet18_48_12_2019'),
+        (
+            {'data_name': 'shop', 'recipe': 'current'},
+            0,
+            'shop_uncropped_resnet18_48_12',
+        ),
     ],
 )
 def test_names(changes, extended, name):
@@ -69,7 +77,7 @@ def test_too_many_processes_are_refused():
         refuse_idle_processes(1, 2)
 
 
-@pytest.mark.parametrize(('size', 'noticed'), [(12, False), (60, True), (1, True)])
+@pytest.mark.parametrize(('size', 'noticed'), [(12, False), (98, False), (1, True)])
 def test_an_unusual_number_of_meta_classes_is_noticed(capsys, size, noticed):
     warn_about_meta_classes(size, 98)
     assert ('--meta_class_size' in capsys.readouterr().out) == noticed
@@ -162,7 +170,7 @@ def finish(run, epochs, **settings):
     record['data'] = {'split_sha256': saved['split_sha256']}
     with open(run.path('run.json'), 'w') as file:
         json.dump(record, file)
-    table = pd.DataFrame({'epoch': range(epochs)})
+    table = pd.DataFrame({'epoch': range(1, epochs + 1)})
     table.to_csv(run.path('results.csv'), index=False)
 
 

@@ -9,6 +9,7 @@ import torchvision
 
 from areir.errors import UserError
 from areir.files import write_tensors
+from areir.training.recipes import RECIPES
 from areir.training.weights import (
     freeze_first_heads,
     imagenet_weights,
@@ -209,6 +210,8 @@ BASE = {
 def extend(path, seed=1, classes=CLASSES, **changed):
     """Call read_base for a run of 5 heads that extends the model file at path."""
     flags = {
+        **RECIPES['2019'],
+        'recipe': '2019',
         'model_type': 'resnet18',
         'ensemble_size': 5,
         'meta_class_size': 4,
