@@ -42,7 +42,6 @@ from areir.training.recipes import (
     complete,
 )
 from areir.training.run import (
-    Progress,
     Run,
     model_args,
     refuse_idle_processes,
@@ -52,7 +51,7 @@ from areir.training.run import (
 )
 from areir.training.schedule import learning_rate
 from areir.training.testing import KEPT, embed_parts, record_epoch
-from areir.training.trainer import Trainer, count_parameters
+from areir.training.trainer import count_parameters, make_trainer
 from areir.training.trunk_features import prepare_features
 from areir.training.weights import (
     freeze_first_heads,
@@ -232,13 +231,6 @@ def build_model(args, base, initialise, stages=None):
     return model
 
 
-def testing_copy(trainer, protocol):
-    """Return the network to embed with: folded, if it was trained in bf16."""
-    if trainer.precision == 'bf16' and protocol == 'strict':
-        return folded(trainer.model, torch.bfloat16)
-    return trainer.model
-
-
 # Training
 
 
@@ -291,7 +283,9 @@ def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
     checkpoint = run.save_checkpoint(trainer, progress)
     started = time.perf_counter()
     args = experiment.args
-    net = testing_copy(trainer, args.protocol)
+    net = trainer.model
+    if trainer.precision == 'bf16' and args.protocol == 'strict':
+        net = folded(net, torch.bfloat16)
     embeddings = embed_parts(net, loaders, args, experiment.split.info, signals)
     if processes.is_first():
         result = Result(experiment, epoch, *embeddings)
@@ -346,14 +340,7 @@ def main(args=None, stages=None, normalisation=None):
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(hardware.device, memory_format=torch.channels_last)
-    trainer = Trainer(
-        model,
-        args.lr,
-        hardware,
-        extended,
-        args.label_smoothing,
-        args.freeze_bn == 'yes',
-    )
+    trainer = make_trainer(model, args, hardware, extended)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
@@ -365,11 +352,7 @@ def main(args=None, stages=None, normalisation=None):
         args, split, recalls, partition, hardware, world, count_parameters(model)
     )
     print(record.describe(experiment, run.name, sampler, KEPT[args.select]))
-    progress = Progress()
-    if run.checkpoints():
-        progress = run.restore(trainer)
-        done = progress.done.batches
-        print(f'resumed    epoch {progress.epoch}, after {done:,} batches')
+    progress = run.begin(trainer)
 
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()

@@ -202,6 +202,15 @@ class Run:
                 raise UserError('the dataset has changed since this run began')
             raise UserError(f'--{name} {value}: {source} was begun with {begun}')
 
+    def begin(self, trainer):
+        """Return a new Progress, or the one of the newest checkpoint and load it."""
+        if not self.checkpoints():
+            return Progress()
+        progress = self.restore(trainer)
+        done = progress.done.batches
+        print(f'resumed    epoch {progress.epoch}, after {done:,} batches')
+        return progress
+
     def restore(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.
 

@@ -183,3 +183,10 @@ class Trainer:
             saved = read_part(folder, name)
             part.load_state_dict(saved['weights'])
             self.optimizers[name].load_state_dict(saved['optimizer'])
+
+
+def make_trainer(model, args, hardware, extended):
+    """Return the Trainer for the flags of train.py; extended: see `Trainer`."""
+    freeze_bn = args.freeze_bn == 'yes'
+    smoothing = args.label_smoothing
+    return Trainer(model, args.lr, hardware, extended, smoothing, freeze_bn)
