@@ -104,7 +104,7 @@ def by_pml(embeddings, labels):
         'map@r': 'mean_average_precision_at_r',
         'r_precision': 'r_precision',
     }
-    calculator = AccuracyCalculator(include=names.values(), k='max_bin_count')
+    calculator = AccuracyCalculator(include=tuple(names.values()), k='max_bin_count')
     values = calculator.get_accuracy(embeddings.flatten(1), labels)
     return {ours: values[theirs] for ours, theirs in names.items()}
 

@@ -111,7 +111,10 @@ def test_training(in_process):
 def test_two_processes_of_training_send_the_gradient():
     flags = ['--processes', '1,2', '--no_joint', '--steps', 1, '--batch_size', 4]
     one, two = call(training, *flags, *SMALL_NETWORK)[-2:]
-    assert one.split()[-2:] == two.split()[-2:]
+    # bf16 rounds differently in two processes
+    tolerance = 0.02 if utils.has_native_bf16(torch.device('cpu')) else 0
+    losses = [[float(word) for word in line.split()[-2:]] for line in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=tolerance)
     gradient = 4 * 157_504 / 1e6
     assert numbers(one)[5] == 0 and numbers(two)[5] > 0.9 * gradient
 
@@ -169,6 +172,7 @@ def test_evaluation_by_faiss(in_process):
 @pytest.mark.slow
 def test_evaluation_by_pml(in_process):
     pytest.importorskip('pytorch_metric_learning')
+    pytest.importorskip('faiss')
     recalls = evaluation_rows('ours,pml')
     assert recalls['pml'] == [recalls['ours'][0], '-', '-', '-']
 

@@ -13,6 +13,8 @@ from train_runs import FLAGS, RUN, assert_same_run, read, read_table, train
 import train as train_module
 from areir.data.images import load_image, normalise, to_pixels
 from areir.retrieval import evaluate
+from areir.training.recipes import complete
+from areir.training.schedule import learning_rate
 from model import EnsembleModel
 
 SHORT = ['--num_epochs', 2, '--num_workers', 0]
@@ -54,7 +56,7 @@ def test_training_writes_its_files(trained):
     recalls = ['test_recall@1', 'test_recall@2', 'test_recall@4']
     measures = [*recalls, 'test_map@r', 'test_r_precision', 'test_mean_rank']
     training = ['epoch', 'train_loss', 'train_accuracy']
-    rest = ['lr', 'seconds', 'data_wait', 'protocol', 'select']
+    rest = ['lr', 'seconds', 'train_seconds', 'data_wait', 'protocol', 'select']
     assert list(table.columns) == [*training, *measures, *rest]
     assert table['epoch'].tolist() == [1, 2]
     assert table['lr'].tolist() == [1e-4, 1e-6]
@@ -147,8 +149,8 @@ def test_heads_can_be_counted_off(slim, base):
 @pytest.mark.parametrize(
     ('flags', 'suffix', 'measure'),
     [
-        (['--select', 'val'], '_select_val', 'val_recall@1'),
-        (['--select', 'test'], '_select_test', 'test_recall@1'),
+        (['--select', 'val'], '_select_val_2019', 'val_recall@1'),
+        (['--select', 'test'], '_select_test_2019', 'test_recall@1'),
         (['--protocol', 'published'], '_published', 'test_recall@1'),
     ],
 )
@@ -168,7 +170,7 @@ def test_the_best_epoch_is_kept_under_its_own_name(
     again = evaluate(database['embeddings'], database['labels'], [1])
     recall = provenance['metrics']['recall@1']
     assert table['test_recall@1'][best] == recall == pytest.approx(again['recall@1'])
-    published, held = suffix == '_published', 2 if suffix == '_select_val' else 0
+    published, held = suffix == '_published', 2 if 'val' in suffix else 0
     for record in (provenance, database, saved, table.iloc[0]):
         assert record['protocol'] == ('published' if published else 'strict')
         assert record['select'] == ('val' if held else 'test')
@@ -185,7 +187,7 @@ def test_names_without_se_and_with_another_crop_type(slim, slim_backbone, tmp_pa
     flags = ['--with_se', 'no', '--crop_type', 'cropped', '--num_epochs', 1]
     output = train(slim, tmp_path, *flags, '--num_workers', 0)
     assert '--crop_type cropped works for car and cub only' in output
-    name = 'small_uncropped_resnet18_no_se_3_3_model.pth'
+    name = 'small_uncropped_resnet18_no_se_3_3_2019_model.pth'
     assert (tmp_path / name).is_file()
 
 
@@ -222,7 +224,7 @@ def test_the_learning_rate_is_that_of_multi_step_lr():
         optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
         for epoch in range(1, num_epochs + 1):
-            rate = train_module.learning_rate(1e-4, epoch, num_epochs)
+            rate = learning_rate('step', 1e-4, num_epochs, 0, epoch - 0.5)
             assert rate == pytest.approx(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
@@ -234,7 +236,7 @@ def test_the_learning_rate_is_that_of_multi_step_lr():
 def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
     flags = ['--ensemble_size', 5, '--extend', base / f'{RUN}_model.pth']
     train(slim, tmp_path, *SHORT, *flags)
-    run = 'small_uncropped_resnet18_5_3_from_3'
+    run = 'small_uncropped_resnet18_5_3_2019_from_3'
     old, grown = read(base, 'model'), read(tmp_path, 'model', run)
     assert torch.equal(old['partition'], grown['partition'][:3])
     weights = grown['state_dict']
@@ -344,8 +346,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(slim, slim_backbone, tmp_path):
 
 
 def test_flags_have_their_defaults():
-    args = vars(train_module.get_parser().parse_args([]))
-    assert args == {
+    args = train_module.get_parser().parse_args([])
+    complete(args, classes=98, from_scratch=False)
+    assert vars(args) == {
         'data_name': 'car',
         'crop_type': 'uncropped',
         'data_root': 'data',
@@ -371,4 +374,17 @@ def test_flags_have_their_defaults():
         'false_match_rate': 0.01,
         'store': 'fp32',
         'results_root': 'results',
+        'recipe': '2019',
+        'shared_stages': 1,
+        'freeze_trunk': 'no',
+        'freeze_bn': 'no',
+        'schedule': 'step',
+        'warmup': 0.0,
+        'crop_area': 1.0,
+        'label_smoothing': 0.0,
+        'embedding': 'logits',
+        'mirror': 'no',
+        'dimensions': 0,
+        'whitening': 1.0,
+        'test_every': 1,
     }

@@ -29,8 +29,9 @@ from train_runs import (
     wait_for_first_batch,
 )
 
-import train as train_module
 from areir import processes
+from areir.training import testing
+from areir.training.trainer import Trainer
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +50,7 @@ class Killed(Exception):
 
 def die_at_batch(patch, number):
     """Let a run die when it begins to train on its batch `number`."""
-    step = train_module.Trainer.step
+    step = Trainer.step
     steps = []
 
     def step_or_die(trainer, *arguments):
@@ -58,7 +59,7 @@ def die_at_batch(patch, number):
             raise Killed
         return step(trainer, *arguments)
 
-    patch.setattr(train_module.Trainer, 'step', step_or_die)
+    patch.setattr(Trainer, 'step', step_or_die)
 
 
 @pytest.fixture(scope='module')
@@ -159,7 +160,7 @@ def test_signals_save_first(slim, slim_backbone, tmp_path):
 def stop_at(patch, batches):
     """Let a signal arrive while the run trains on batch number `batches`."""
     signals = []
-    step = train_module.Trainer.step
+    step = Trainer.step
 
     def step_and_stop(trainer, *arguments):
         steps.append(1)
@@ -168,7 +169,7 @@ def stop_at(patch, batches):
         return step(trainer, *arguments)
 
     steps = []
-    patch.setattr(train_module.Trainer, 'step', step_and_stop)
+    patch.setattr(Trainer, 'step', step_and_stop)
     patch.setattr(processes, 'catch_signals', lambda: signals)
 
 
@@ -199,11 +200,11 @@ def test_a_signal_while_embedding_keeps_the_trained_epoch(
         signals.append(signal.SIGINT)
         return embed_part(*arguments)
 
-    embed_part = train_module.embed_part
+    embed_part = testing.embed_part
     flags = [*FLAGS, '--results_root', tmp_path, '--num_workers', 0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, 'catch_signals', lambda: signals)
-        patch.setattr(train_module, 'embed_part', embed_and_stop)
+        patch.setattr(testing, 'embed_part', embed_and_stop)
         code, _, errors = slim.call('train.py', *flags)
     assert code == 130 and '--resume' in errors.splitlines()[-1]
     (folder,) = checkpoints(tmp_path)
@@ -311,7 +312,7 @@ def test_a_full_disk_loses_nothing(slim, results):
 @pytest.mark.parametrize(
     ('flags', 'run'),
     [
-        (['--select', 'val'], 'small_uncropped_resnet18_3_2_select_val'),
+        (['--select', 'val'], 'small_uncropped_resnet18_3_2_select_val_2019'),
         (['--protocol', 'published'], 'small_uncropped_resnet18_3_2_published'),
     ],
 )

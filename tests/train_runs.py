@@ -17,9 +17,9 @@ FLAGS = [
     *('--data_name', 'small', '--weights', 'none', '--image_size', '32'),
     *('--ensemble_size', '3', '--meta_class_size', '3', '--batch_size', '8'),
     *('--num_epochs', '3', '--num_workers', '1', '--recalls', '1,2,4,1000'),
-    *('--precision', 'fp32'),
+    *('--precision', 'fp32', '--recipe', '2019'),
 ]
-RUN = 'small_uncropped_resnet18_3_3'
+RUN = 'small_uncropped_resnet18_3_3_2019'
 BATCHES = 4  # of an epoch
 EVERY_BATCH = ['--checkpoint_minutes', '1e-9']
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
@@ -116,7 +116,7 @@ def kill_run(process):
 def read_table(results, run=RUN):
     """Return the CSV of a run without what depends on the time."""
     table = pd.read_csv(results / f'{run}_results.csv')
-    return table.drop(columns=['seconds', 'data_wait'])
+    return table.drop(columns=['seconds', 'train_seconds', 'data_wait'])
 
 
 def read(results, name, run=RUN):

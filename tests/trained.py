@@ -93,11 +93,12 @@ def save_database(path, folder, saved, model='none.pth', **changed):
     return database
 
 
-SAMPLE_RUN = 'sample_uncropped_resnet18_2_16'
+SAMPLE_RUN = 'sample_uncropped_resnet18_2_16_2019'
 SAMPLE_FLAGS = [
     *('--data_name', 'sample', '--weights', 'none', '--image_size', 64),
     *('--ensemble_size', 2, '--meta_class_size', 16, '--batch_size', 16),
     *('--lr', '1e-3', '--num_epochs', 3, '--recalls', '1'),
+    *('--recipe', '2019'),
 ]
 
 

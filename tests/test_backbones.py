@@ -1,0 +1,185 @@
+"""Networks cut into stages: shapes, equality with torchvision's own, weights."""
+
+import pytest
+import torch
+import torchvision
+
+from areir.backbones import (
+    FAMILIES,
+    build_backbone,
+    cut,
+    find_family,
+    has_depthwise,
+    model_types,
+)
+from areir.errors import UserError
+from areir.folding import folded
+from areir.layers import Chain
+from areir.training.weights import find_weights, load_weights
+from model import EnsembleModel
+
+SMALL = (  # one of each way to be cut
+    *('resnet18', 'convnext_tiny', 'efficientnet_b0', 'efficientnet_v2_s'),
+    *('mobilenet_v3_large', 'mobilenet_v3_small', 'regnet_y_400mf', 'swin_t'),
+)
+
+
+def random_images(count=2, size=64):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, size, size, generator=generator)
+
+
+def run_stages(network, model_type, images):
+    """Return the output of each stage."""
+    outputs = [images]
+    for stage in cut(network, find_family(model_type)).stages:
+        outputs.append(Chain(stage).eval()(outputs[-1]))
+    return outputs[1:]
+
+
+@pytest.mark.parametrize('model_type', SMALL)
+@torch.no_grad()
+def test_stages_halve_the_size_and_end_as_the_network_does(model_type):
+    network = build_backbone(model_type, 7).eval()
+    outputs = run_stages(network, model_type, random_images())
+    assert [output.shape[2] for output in outputs] == [16, 8, 4, 2]
+    # the network itself, up to its pooling
+    seen = []
+    network.avgpool.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs))
+    network(random_images())
+    torch.testing.assert_close(outputs[-1], seen[0][0])
+
+
+@torch.no_grad()
+def test_a_head_ends_as_convnext_does():
+    """Its layer norm follows the pooling."""
+    network = build_backbone('convnext_tiny', 3).eval()
+    model = EnsembleModel('convnext_tiny', 1, 3, with_se=False).eval()
+    load_weights(model, network.state_dict())
+    head = model.heads[0]
+    network.classifier[2] = head.fc
+    torch.testing.assert_close(model(random_images())[:, 0], network(random_images()))
+
+
+@pytest.mark.parametrize('model_type', SMALL)
+@pytest.mark.parametrize('shared', [1, 3])
+def test_weights_of_torchvision_fit(model_type, shared):
+    state = build_backbone(model_type, 5).state_dict()
+    model = EnsembleModel(model_type, 2, 3, shared_stages=shared)
+    load_weights(model, state)
+    whole = dict(model.trunk.state_dict())
+    whole.update(model.heads[1].state_dict())
+    taken = [name for name in state if name in whole and 'num_batches' not in name]
+    taken = [name for name in taken if not name.startswith(('fc.', 'head.'))]
+    assert len(taken) > 50
+    assert all(torch.equal(whole[name], state[name]) for name in taken)
+
+
+def test_every_family_has_a_network():
+    for family in FAMILIES:
+        assert any(name.startswith(family) for name in model_types())
+    assert len(model_types()) > 40
+
+
+@pytest.mark.parametrize('name', ['vgg16', 'resnet19', '', 'vit_b_16'])
+def test_other_networks_are_refused(name):
+    with pytest.raises(UserError, match='choose a ResNet'):
+        EnsembleModel(name, 1, 2)
+
+
+@pytest.mark.parametrize('shared', [0, 4])
+def test_a_head_needs_a_stage(shared):
+    with pytest.raises(UserError, match='shared_stages'):
+        EnsembleModel('resnet18', 1, 2, shared_stages=shared)
+
+
+@torch.no_grad()
+def test_a_list_of_stages_gives_every_head_the_same_weights():
+    network = build_backbone('resnet18', 1)
+    stages = [Chain(stage) for stage in cut(network, find_family('resnet18')).stages]
+    model = EnsembleModel(stages, 2, 4, shared_stages=2, with_se=False).eval()
+    features = model.trunk(random_images())
+    first, second = (head.describe(features)[-1] for head in model.heads)
+    assert torch.equal(first, second)
+    wanted = torch.nn.Sequential(*stages).eval()(random_images()).mean(dim=(2, 3))
+    torch.testing.assert_close(first, wanted)
+    assert model.heads[0].stage4 is not model.heads[1].stage4
+
+
+def test_depthwise_networks_are_recognised():
+    assert has_depthwise('mobilenet_v3_small') and has_depthwise('convnext_tiny')
+    assert not has_depthwise('resnet18') and not has_depthwise('resnext50_32x4d')
+
+
+def test_versions_of_weights():
+    assert 'V1' in find_weights('resnet50', 'imagenet').name
+    assert 'V2' in find_weights('resnet50', 'imagenet_v2').name
+    newest = torchvision.models.ConvNeXt_Tiny_Weights.DEFAULT
+    assert find_weights('convnext_tiny', 'imagenet') is newest
+    with pytest.raises(UserError, match='imagenet_v2'):
+        find_weights('resnet18', 'imagenet_v2')
+
+
+# Embeddings by features
+
+
+@pytest.fixture(scope='module')
+def describer():
+    """A network of two heads, embedding by features and mirror images."""
+    options = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
+    model = EnsembleModel('resnet18', 2, 3, seed=2, **options)
+    model.train()
+    for size in range(3):  # move the statistics of batch norm
+        model(random_images(4) + size / 10)
+    return model.eval()
+
+
+def test_features_are_those_of_trunk_and_stages(describer):
+    images = random_images(3)
+    embeddings = describer.embed(images)
+    assert embeddings.shape == (3, 2 * (64 + 128 + 256 + 512)) == (3, 1920)
+    assert describer.dimensions == 1920
+    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-5)
+    # by hand, head by head
+    score = 0
+    with torch.no_grad():
+        for head in describer.heads:
+            pooled = []
+            for view in (images, images.flip(3)):
+                outputs = [describer.trunk(view)]
+                for names in head.stages:
+                    outputs.append(head.run(names, outputs[-1]))
+                pooled.append([output.mean(dim=(2, 3)) for output in outputs])
+            for one, other in zip(*pooled):
+                vector = one + other
+                score += torch.cosine_similarity(vector[0], vector[1], dim=0) / 8
+    assert (embeddings[0] @ embeddings[1]).item() == pytest.approx(
+        score.item(), abs=1e-5
+    )
+
+
+def test_a_mirror_image_has_the_same_embedding(describer):
+    images = random_images(3)
+    torch.testing.assert_close(describer.embed(images), describer.embed(images.flip(3)))
+
+
+def test_an_embedding_does_not_depend_on_its_batch(describer):
+    images = random_images(5)
+    alone = torch.cat([describer.embed(image[None]) for image in images])
+    torch.testing.assert_close(describer.embed(images), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_the_folded_copy_embeds_alike(describer):
+    images = random_images(3)
+    fast = folded(describer, torch.float32).embed(images)
+    torch.testing.assert_close(fast, describer.embed(images), atol=1e-5, rtol=1e-3)
+    half = folded(describer, torch.bfloat16).embed(images)
+    assert torch.cosine_similarity(half, fast).min() > 0.999
+
+
+def test_neutral_attention_passes_features_unchanged():
+    plain = EnsembleModel('resnet18', 1, 3, with_se=False, seed=4).eval()
+    neutral = EnsembleModel('resnet18', 1, 3, neutral_se=True, seed=4).eval()
+    with torch.no_grad():
+        outputs = [model(random_images()) for model in (plain, neutral)]
+    torch.testing.assert_close(*outputs)
