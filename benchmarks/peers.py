@@ -255,11 +255,12 @@ def learning_rate(step, steps):
 class PeerTrainer:
     """Trains a PeerNet by one of LOSSES on Images.
 
-    crop_area: the least share of an image that a crop has.
+    crop_area: the least share of an image that a crop has; freeze_bn: whether batch
+    norm keeps the statistics of the weights.
     """
 
-    def __init__(self, net, loss, images, crop_area, seed):
-        self.net, self.images = net, images
+    def __init__(self, net, loss, images, crop_area, seed, freeze_bn=False):
+        self.net, self.images, self.freeze_bn = net, images, freeze_bn
         with random_stream(seed):
             self.loss, self.miner = make_loss(loss, images.classes)
         self.loss.to(net.device)
@@ -287,6 +288,9 @@ class PeerTrainer:
             self.optimizer, partial(learning_rate, steps=steps)
         )
         self.net.train()
+        for layer in self.net.modules():
+            if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
 
     def step(self, pixels, labels):
         """Train on uint8 pixels (N, 3, S, S) of these classes; return the loss."""

@@ -46,7 +46,7 @@ WHITENED_LOSS = 'norm_softmax'  # the loss whose pooled features are whitened, t
 HELD_OUT = 1 / 3  # share of the training classes that choose a learning rate
 
 # learning rates to choose from: without and with weights
-PEER_LRS = (3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)
+PEER_LRS = (3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3)
 LRS_OF_2019 = (2.5e-4, 5e-4, 1e-3), (5e-5, 1e-4, 2e-4)
 FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
 
@@ -183,7 +183,9 @@ class Peer:
     def trainer(self, dataset, seed):
         net = build_net(self.weights, seed)
         images = dataset.images('train')
-        return PeerTrainer(net, self.loss, images, self.crop_area, seed)
+        # with weights as in ours: statistics of small batches undo what was loaded
+        freeze_bn = self.weights != 'none'
+        return PeerTrainer(net, self.loss, images, self.crop_area, seed, freeze_bn)
 
     def time_epoch(self, dataset):
         return 0, self.trainer(dataset, seed=0).time_epoch()
