@@ -172,7 +172,7 @@ def get_args(argv=None):
     parser = get_parser()
     args = parser.parse_args(argv)
     check_recipe_flags(args, parser)
-    if args.lr is not None and args.lr <= 0:
+    if args.lr is not None and not 0 < args.lr < math.inf:
         parser.error(f'--lr {args.lr}: must be above 0')
     if args.num_workers is None:
         cores = min(8, processes.available_cores())
@@ -198,6 +198,8 @@ def get_args(argv=None):
         )
     if args.protocol == 'published' and args.recipe == 'current':
         parser.error('--protocol published needs --recipe 2019')
+    if args.protocol == 'published' and args.freeze_trunk == 'yes':
+        parser.error('--protocol published needs --freeze_trunk no')
     if not args.select:
         args.select = 'test' if args.protocol == 'published' else 'last'
     return args
@@ -247,7 +249,8 @@ def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     saved = waiting = started
     for images, meta_labels in batches:
         done.waited += time.perf_counter() - waiting
-        trainer.set_lr(rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total))
+        lr = rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total)
+        trainer.begin_step(lr, progress.epoch, done.batches)
         result = trainer.step(images, meta_labels)
         now = time.perf_counter()
         due = bool(minutes and now - saved > 60 * minutes)
@@ -356,7 +359,7 @@ def main(args=None, stages=None, normalisation=None):
 
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
-    features = prepare_features(trainer, loaders, experiment, run, progress)
+    features = prepare_features(trainer, loaders, experiment, run, progress, signals)
     before = args.recipe == 'current' and not progress.rows
     for epoch in range(0 if before else progress.epoch, args.num_epochs + 1):
         if epoch:

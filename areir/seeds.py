@@ -5,15 +5,16 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-TRUNK, HEAD, PARTITION, ORDER, CROP, VIEW, SAMPLE = range(7)  # what a stream is for
+# what a stream is for
+TRUNK, HEAD, PARTITION, ORDER, CROP, VIEW, SAMPLE, DROP = range(8)
 
 
-def derive_seed(seed, purpose, index=0):
-    """Return an independent 64-bit seed for each (seed, purpose, index).
+def derive_seed(seed, purpose, index=0, *indices):
+    """Return an independent 64-bit seed for each (seed, purpose, index, ...).
 
     So one head can be drawn without drawing the others.
     """
-    sequence = np.random.SeedSequence([seed, purpose, index])
+    sequence = np.random.SeedSequence([seed, purpose, index, *indices])
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

@@ -287,6 +287,7 @@ def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
         (['--protocol', 'published', '--select', 'last'], '--select'),
         (['--select', 'val', '--meta_class_size', '5'], 'meta_class_size 5'),
         (['--lr', '-1'], '--lr -1.0'),
+        (['--lr', 'nan'], '--lr nan'),
         (['--seed', '-1'], '--seed -1'),
         (['--seed', str(2**63)], f'--seed {2**63}'),
         (['--num_workers', '-1'], '--num_workers'),

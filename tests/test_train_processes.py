@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from slim import use_slim_backbone
+from slim import SlimBackbone, use_slim_backbone
 from train_runs import (
     EVERY_BATCH,
     RUN,
@@ -16,6 +16,7 @@ from train_runs import (
     children,
     finish,
     kill_run,
+    read_table,
     start,
     train,
     wait_for_checkpoint,
@@ -84,6 +85,48 @@ def test_what_all_processes_refuse_is_said_once(slim, tmp_path):
     assert line.startswith('train.py: error: ')
     assert '--ensemble_size' in line and '2 processes' in line
     assert process.returncode != 0 and not list(tmp_path.iterdir())
+
+
+MOVING = ['--freeze_trunk', 'no']
+CURRENT = {
+    'from scratch': (3, ['--weights', 'none', '--dimensions', 0]),
+    'a frozen trunk': (2, ['--freeze_trunk', 'yes', '--dimensions', 0]),
+    'frozen statistics': (3, [*MOVING, '--freeze_bn', 'yes']),
+    'few components': (2, [*MOVING, '--dimensions', 4, '--whitening', 0]),
+}
+
+
+@pytest.mark.parametrize('kind', CURRENT)
+def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
+    slim, slim_backbone, tmp_path, kind
+):
+    """Before training, and after each epoch."""
+    processes, flags = CURRENT[kind]
+    torch.manual_seed(1)
+    torch.save(SlimBackbone(5).state_dict(), tmp_path / 'slim.pth')
+    flags = [*GENTLE, '--weights', tmp_path / 'slim.pth', *flags]
+    flags += ['--recipe', 'current', '--num_epochs', 2]
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    train(slim, one, *flags, '--num_workers', 0)
+    output = finish(start(slim, several, *flags, processes=processes))
+    assert output.count('before training') == output.count('epoch 2/2') == 1
+    run = RUN.removesuffix('_2019')
+    assert_almost_same_run(one, several, run)
+    assert read_table(one, run)['epoch'].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('model_type', ['mobilenet_v3_small', 'efficientnet_b0'])
+def test_other_families_do_not_depend_on_the_number_of_processes(
+    small, tmp_path, model_type
+):
+    """EfficientNets drop branches by chance, which must be the same chance."""
+    flags = ['--model_type', model_type, '--ensemble_size', 2, '--num_epochs', 1]
+    flags += ['--lr', '1e-6', '--shared_stages', 3]
+    finish(start(small, tmp_path / 'one', *flags))
+    finish(start(small, tmp_path / 'two', *flags, processes=2))
+    run = f'small_uncropped_{model_type}_2_3_2019'
+    one, two = (read_table(tmp_path / name, run) for name in ('one', 'two'))
+    assert two['train_loss'].tolist() == pytest.approx(one['train_loss'], rel=1e-4)
 
 
 @pytest.mark.parametrize('gpus', [1, 2])

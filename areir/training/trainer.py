@@ -1,10 +1,14 @@
 """The training step, head by head, and the parts and optimizers it works on."""
 
+from functools import partial
+
 import torch
 from torch import distributed, nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from areir.processes import sum_over_all
+from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import read_part
 
 
@@ -83,6 +87,12 @@ def sum_gradients(trunk):
         gradient.copy_(values.view_as(gradient))
 
 
+def drops_by_chance(part):
+    """Whether a part has stochastic depth or dropout."""
+    kinds = StochasticDepth, nn.Dropout
+    return any(isinstance(layer, kinds) and layer.p > 0 for layer in part.modules())
+
+
 def count_parameters(model):
     """Count the trainable parameters of the whole ensemble.
 
@@ -101,7 +111,8 @@ class Trainer:
     model: an EnsembleModel on the device of `hardware`, which has device, precision
     and gpus; with more than one GPU each part runs under nn.DataParallel. extended: how
     many of the ensemble's first heads are not trained. label_smoothing: see
-    `train_step`. freeze_bn: whether batch norm keeps its statistics.
+    `train_step`. freeze_bn: whether batch norm keeps its statistics. seed: of what
+    layers drop by chance, with the numbers in `step_place`.
     """
 
     def __init__(
@@ -112,10 +123,12 @@ class Trainer:
         extended=0,
         label_smoothing=0.0,
         freeze_bn=False,
+        seed=0,
     ):
         self.model, self.device = model, hardware.device
         self.label_smoothing, self.freeze_bn = label_smoothing, freeze_bn
         self.precision = hardware.precision
+        self.seed, self.step_place = seed, (0, 0)
         self.frozen_heads = sum(member < extended for member in model.members)
         self.trained_heads = model.ensemble_size - extended  # in all processes
         self.noise = None  # the generator of the published protocol
@@ -131,6 +144,10 @@ class Trainer:
         ]
         if len(hardware.gpus) > 1:
             runners = [nn.DataParallel(part, hardware.gpus) for part in runners]
+        numbers = [0, *(member + 1 for member in model.members)]
+        for number, part, runner in zip(numbers, self.parts.values(), runners):
+            if drops_by_chance(part):
+                runner.register_forward_pre_hook(partial(self.seed_part, number))
         self.trunk, *heads = runners
         self.heads = heads[self.frozen_heads :]
 
@@ -142,6 +159,15 @@ class Trainer:
             for layer in part.modules():
                 if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
                     layer.eval()
+
+    def begin_step(self, lr, epoch, batch):
+        """Set the learning rate, and which step of the run is next."""
+        self.set_lr(lr)
+        self.step_place = epoch, batch
+
+    def seed_part(self, number, runner, inputs):
+        """Let what a part drops depend on the seed, the step and its number alone."""
+        torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
 
     def set_lr(self, lr):
         """Set the learning rate of every optimizer."""
@@ -189,4 +215,4 @@ def make_trainer(model, args, hardware, extended):
     """Return the Trainer for the flags of train.py; extended: see `Trainer`."""
     freeze_bn = args.freeze_bn == 'yes'
     smoothing = args.label_smoothing
-    return Trainer(model, args.lr, hardware, extended, smoothing, freeze_bn)
+    return Trainer(model, args.lr, hardware, extended, smoothing, freeze_bn, args.seed)

@@ -47,12 +47,13 @@ def fingerprint(paths, trunk, settings):
     return digest.hexdigest()[:32]
 
 
-def prepare_features(trainer, loaders, experiment, run, progress):
+def prepare_features(trainer, loaders, experiment, run, progress, signals):
     """Return the source of training batches for --freeze_trunk, None without it.
 
     The features are written to the run's folder for them, unless they are there, and
     the seconds that it takes are counted in `progress`. The trainer then takes features
-    instead of images. All processes call it together.
+    instead of images. All processes call it together. Raises KeyboardInterrupt once
+    `signals` is not empty.
     """
     args, split = experiment.args, experiment.split
     if args.freeze_trunk == 'no':
@@ -66,13 +67,13 @@ def prepare_features(trainer, loaders, experiment, run, progress):
     sampler = ViewSampler(len(paths), BATCH, VIEWS, args.seed, args.crop_area)
     loader = make_loader(paths, args.image_size, sampler, args.num_workers)
     folder = run.path('trunk_features')
-    path = ensure_features(folder, name, loader, trainer, split.info)
+    path = ensure_features(folder, name, loader, trainer, split.info, signals)
     trainer.skip_trunk()
     progress.done.seconds += time.perf_counter() - started
     return partial(feature_batches, np.load(path, mmap_mode='r'))
 
 
-def ensure_features(folder, name, loader, trainer, info):
+def ensure_features(folder, name, loader, trainer, info, signals):
     """Write the features of all views of the training images, unless they are there.
 
     folder: of all such files, of which only this one is kept; name: its fingerprint;
@@ -81,7 +82,7 @@ def ensure_features(folder, name, loader, trainer, info):
     path = os.path.join(folder, f'{name}.npy')
     if not processes.any_process(not os.path.isfile(path)):
         return path
-    features = view_features(loader, trainer, info)
+    features = until_signal(view_features(loader, trainer, info), signals)
     if not processes.is_first():
         for _ in features:  # decodes this process's share
             pass
@@ -101,6 +102,16 @@ def view_features(loader, trainer, info):
     for (pixels, _, _), flips in zip(whole_batches(loader, trainer.device), mirrored):
         features = trainer.trunk(flip(to_images(pixels, info), flips))
         yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
+
+
+def until_signal(batches, signals):
+    """Yield batches. Raises KeyboardInterrupt once `signals` is not empty."""
+    for batch in batches:
+        if signals:
+            raise KeyboardInterrupt(
+                'no epoch is trained yet; the same command with --resume starts again'
+            )
+        yield batch
 
 
 def write_views(path, batches, shape):

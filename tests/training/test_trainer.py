@@ -331,3 +331,57 @@ def test_frozen_heads_and_their_trunk_stay_as_they_are(slim_backbone, members):
     assert not torch.equal(new.fc.weight, old.fc.weight)
     mean, earlier = new.layer2[1].running_mean, old.layer2[1].running_mean
     assert not torch.equal(mean, earlier)
+
+
+# The current recipe
+
+
+def test_label_smoothing_by_hand(slim_backbone):
+    """With a probability s spread over 4 meta-classes: -(1 - s) log p[y] - s mean."""
+    model = EnsembleModel('resnet18', 3, 4, seed=1).train()
+    with torch.no_grad():
+        logits = copy.deepcopy(model)(random_images()).log_softmax(dim=2)
+    right = logits.gather(2, META_LABELS[:, :, None]).mean()
+    wanted = -0.8 * right - 0.2 * logits.mean()
+    trainer = Trainer(model, 1e-3, CPU, label_smoothing=0.2)
+    loss, _ = trainer.step(random_images(), META_LABELS).tolist()
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_frozen_statistics_stay_and_weights_move(slim_backbone):
+    model = EnsembleModel('resnet18', 3, 4, with_se=False, seed=1)
+    trainer, before = Trainer(model, 1e-3, CPU, freeze_bn=True), copy.deepcopy(model)
+    trainer.begin_epoch(1e-3)
+    assert model.trunk.layer1.training and not model.trunk.bn1.training
+    trainer.step(random_images(), META_LABELS)
+    old = before.state_dict()
+    for name, value in model.state_dict().items():
+        same = torch.equal(value, old[name])
+        assert same == ('running' in name or 'num_batches' in name), name
+    # so a step sees every image by itself
+    with torch.no_grad():
+        alone = torch.cat([model(image[None]) for image in random_images()])
+        torch.testing.assert_close(alone, model(random_images()))
+
+
+def test_a_frozen_trunk_is_the_same_as_its_features(slim_backbone):
+    """Heads get the same gradients from images and from features of the trunk."""
+    trainers = []
+    for _ in range(2):
+        model = EnsembleModel('resnet18', 3, 4, seed=1)
+        model.trunk.requires_grad_(False)
+        trainers.append(Trainer(model, 1e-3, CPU))
+    for trainer in trainers:
+        trainer.begin_epoch(1e-3)
+    whole, short = trainers
+    assert not whole.model.trunk.training and whole.model.heads[0].training
+    trunk = copy.deepcopy(short.model.trunk)
+    short.skip_trunk()
+    for seed in range(3):
+        images = random_images(seed=seed)
+        results = [whole.step(images, META_LABELS)]
+        results.append(short.step(trunk(images), META_LABELS))
+        assert torch.equal(*results)
+    assert_equal_weights(whole.model, short.model)
+    assert_equal_weights(trunk, whole.model.trunk)
+    assert not whole.optimizers['trunk'].state_dict()['state']
