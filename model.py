@@ -27,7 +27,7 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.folding import folded
-from areir.layers import Chain, MeanPool
+from areir.layers import Chain, MeanPool, SqueezeExcitation
 from areir.retrieval import calibration
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
@@ -58,29 +58,6 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
         generator = torch.Generator().manual_seed(derive_seed(seed, PARTITION, head))
         rows.append(balanced[torch.randperm(num_classes, generator=generator)])
     return torch.stack(rows)
-
-
-class SqueezeExcitation(nn.Module):
-    """Channel attention (arXiv 1709.01507): each gate depends on all channels.
-
-    A gate is sigmoid(x), from 0 to 1. neutral: it is 2 sigmoid(x), and every x is 0 at
-    the start, so that features pass unchanged.
-    """
-
-    def __init__(self, channels, reduction=8, neutral=False):
-        super().__init__()
-        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
-        self.excite = nn.Linear(channels // reduction, channels, bias=False)
-        self.gain = 2 if neutral else 1
-        if neutral:
-            nn.init.zeros_(self.excite.weight)
-
-    def forward(self, features):  # (N, C, H, W)
-        means = features.mean(dim=(2, 3))  # (N, C)
-        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
-        if self.gain > 1:
-            gates = gates * self.gain
-        return features * gates[:, :, None, None]
 
 
 class Head(Chain):
@@ -158,6 +135,8 @@ class EnsembleModel(nn.Module):
         neutral_se=False,
     ):
         super().__init__()
+        if embedding not in ('logits', 'features'):
+            raise UserError(f'embedding {embedding}: choose logits or features')
         if ensemble_size < 1 or meta_class_size < 1:
             raise UserError(
                 f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: '
@@ -177,6 +156,10 @@ class EnsembleModel(nn.Module):
                 f'{len(network.stages) - 1}, so that each head has a stage'
             )
         channels = stage_channels(network.stages)
+        described = channels[shared_stages - 1 :]
+        if embedding == 'logits':
+            described = [meta_class_size]
+        self.length = ensemble_size * sum(described)  # of an embedding, not projected
         trunk = network.stages[:shared_stages]
         self.trunk = Chain(
             {name: block for part in trunk for name, block in part.items()}
@@ -207,11 +190,7 @@ class EnsembleModel(nn.Module):
     @property
     def dimensions(self):
         """The length of an embedding, for a model that holds all heads."""
-        if self.projection:
-            return self.projection.matrix.shape[1]
-        if self.embedding == 'logits':
-            return self.ensemble_size * self.meta_class_size
-        return self.embed(torch.zeros(1, 3, 64, 64)).shape[1]
+        return self.projection.matrix.shape[1] if self.projection else self.length
 
     @torch.no_grad()
     def embed(self, images):
@@ -286,14 +265,13 @@ class TrainedModel:
             self.mean, self.std = saved['mean'], saved['std']
             self.image_size, self.version = int(saved['image_size']), saved['version']
             self.calibration = saved.get('calibration')
+            self.dimensions = self.model.dimensions
             self.check()
         except Exception as error:  # a damaged value fails in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
-        with torch.no_grad():
-            self.dimensions = self.model.dimensions
 
     def check(self):
         """Raise ValueError unless the values make sense."""
@@ -301,6 +279,8 @@ class TrainedModel:
             raise ValueError('image size or version')
         normalise(torch.zeros(1, 3, 1, 1), self.mean, self.std)
         calibration.check(self.calibration)
+        if self.model.projection:
+            self.model.projection.check(self.model.length)
 
     def embedder(self, device):
         """Return the Embedder of this model on a device, in bf16 where it is native."""

@@ -1,7 +1,8 @@
-"""Layers that torch does not have: a chain of named blocks, and mean pooling."""
+"""Layers that torch does not have: chains of named blocks, pooling, attention."""
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 
 class Chain(nn.Module):
@@ -38,3 +39,26 @@ class MeanPool(nn.Module):
     def forward(self, features):  # (N, C, H, W)
         dtype = torch.promote_types(features.dtype, torch.float32)
         return features.mean(dim=(2, 3), keepdim=True, dtype=dtype)  # (N, C, 1, 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention (arXiv 1709.01507): each gate depends on all channels.
+
+    A gate is sigmoid(x), from 0 to 1. neutral: it is 2 sigmoid(x), and every x is 0 at
+    the start, so that features pass unchanged.
+    """
+
+    def __init__(self, channels, reduction=8, neutral=False):
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+        self.gain = 2 if neutral else 1
+        if neutral:
+            nn.init.zeros_(self.excite.weight)
+
+    def forward(self, features):  # (N, C, H, W)
+        means = features.mean(dim=(2, 3))  # (N, C)
+        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
+        if self.gain > 1:
+            gates = gates * self.gain
+        return features * gates[:, :, None, None]

@@ -22,6 +22,16 @@ SMALL = (  # one of each way to be cut
     *('resnet18', 'convnext_tiny', 'efficientnet_b0', 'efficientnet_v2_s'),
     *('mobilenet_v3_large', 'mobilenet_v3_small', 'regnet_y_400mf', 'swin_t'),
 )
+OTHERS = ('resnext50_32x4d', 'wide_resnet50_2', 'regnet_x_400mf', 'swin_v2_t')
+CLASSIFIERS = {  # torchvision's layer that follows the pooled features
+    'resnet18': 'fc',
+    'convnext_tiny': 'classifier.2',
+    'efficientnet_b0': 'classifier',
+    'mobilenet_v3_small': 'classifier',
+    'regnet_y_400mf': 'fc',
+    'swin_t': 'head',
+}
+FEATURES = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
 
 
 def random_images(count=2, size=64):
@@ -50,6 +60,36 @@ def test_stages_halve_the_size_and_end_as_the_network_does(model_type):
     torch.testing.assert_close(outputs[-1], seen[0][0])
 
 
+@pytest.mark.parametrize('model_type', OTHERS)
+def test_networks_of_the_same_family_are_cut_alike(model_type):
+    """Shapes alone, on the device that computes nothing."""
+    with torch.device('meta'):
+        network = build_backbone(model_type, 7)
+        outputs = run_stages(network, model_type, torch.empty(2, 3, 96, 96))
+        shapes = [tuple(output.shape[2:]) for output in outputs]
+    assert shapes == [(24, 24), (12, 12), (6, 6), (3, 3)]
+
+
+@pytest.mark.parametrize('model_type', CLASSIFIERS)
+@pytest.mark.parametrize('shared', [1, 2, 3])
+@torch.no_grad()
+def test_pooled_features_are_what_torchvision_classifies(model_type, shared):
+    network = build_backbone(model_type, 7).eval()
+    network.train()(random_images(4))  # other statistics than the initial ones
+    network.eval()
+    seen = []
+    layer = network.get_submodule(CLASSIFIERS[model_type])
+    layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    network(random_images())
+    model = EnsembleModel(
+        model_type, 1, 3, with_se=False, shared_stages=shared, embedding='features'
+    ).eval()
+    load_weights(model, network.state_dict())
+    pooled = model.describe(random_images())
+    assert len(pooled) == 5 - shared  # of the trunk and of each stage of the head
+    torch.testing.assert_close(pooled[-1], seen[0].flatten(1), atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_a_head_ends_as_convnext_does():
     """Its layer norm follows the pooling."""
@@ -62,7 +102,7 @@ def test_a_head_ends_as_convnext_does():
 
 
 @pytest.mark.parametrize('model_type', SMALL)
-@pytest.mark.parametrize('shared', [1, 3])
+@pytest.mark.parametrize('shared', [1, 2, 3])
 def test_weights_of_torchvision_fit(model_type, shared):
     state = build_backbone(model_type, 5).state_dict()
     model = EnsembleModel(model_type, 2, 3, shared_stages=shared)

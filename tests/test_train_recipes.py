@@ -15,6 +15,7 @@ from train_runs import finish as finish_process
 from areir.data.images import load_image, to_pixels
 from areir.files import load_tensors
 from areir.training import trunk_features
+from areir.training.recipes import RECIPES
 from model import TrainedModel
 
 SHORT = [
@@ -22,8 +23,10 @@ SHORT = [
     *('--num_workers', '0', '--recalls', '1,2', '--precision', 'fp32'),
     *('--batch_size', '8'),
 ]
-SCRATCH = 'small_uncropped_resnet18_2_3'
-LOADED = 'small_uncropped_resnet18_2_6'
+HEADS = RECIPES['current']['ensemble_size']
+SCRATCH = f'small_uncropped_resnet18_{HEADS}_3'
+LOADED = f'small_uncropped_resnet18_{HEADS}_6'
+HELD_OUT = f'small_uncropped_resnet18_{HEADS}_2'  # of 4 classes
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +90,7 @@ RESUMED = {
     'logits': (['--embedding', 'logits', '--dimensions', 0], SCRATCH),
     'step': (['--schedule', 'step', '--crop_area', 1, '--mirror', 'no'], SCRATCH),
     'tested once': (['--test_every', 2, '--label_smoothing', 0], SCRATCH),
-    'val': (['--select', 'val', '--whitening', 0.5], 'small_uncropped_resnet18_2_2'),
+    'val': (['--select', 'val', '--whitening', 0.5], HELD_OUT),
     'frozen': (['--freeze_trunk', 'yes', '--freeze_bn', 'yes'], LOADED),
 }
 
@@ -174,7 +177,7 @@ def test_a_disk_without_space_for_the_features(
 @pytest.mark.parametrize('frozen', ['no', 'yes'])
 def test_two_processes_give_the_numbers_of_one(slim, weights, tmp_path, frozen):
     flags = ['--weights', weights, '--freeze_trunk', frozen, '--recipe', 'current']
-    flags += ['--num_epochs', 2, '--meta_class_size', 6, '--ensemble_size', 2]
+    flags += ['--num_epochs', 2, '--meta_class_size', 6, '--ensemble_size', HEADS]
     one, two = tmp_path / 'one', tmp_path / 'two'
     finish_process(start(slim, one, *flags))
     finish_process(start(slim, two, *flags, processes=2))
@@ -187,7 +190,7 @@ def test_two_processes_give_the_numbers_of_one(slim, weights, tmp_path, frozen):
 def test_files_from_before_the_recipes_are_read(slim, slim_backbone, tmp_path):
     flags = ['--recipe', '2019', '--ensemble_size', 2, '--meta_class_size', 3]
     train(slim, tmp_path, '--weights', 'none', *flags)
-    run = f'{SCRATCH}_2019'
+    run = 'small_uncropped_resnet18_2_3_2019'
     path = str(tmp_path / f'{run}_model.pth')
     saved = load_tensors(path)
     before = TrainedModel(path)

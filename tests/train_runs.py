@@ -140,11 +140,11 @@ def assert_same_run(first, second, run=RUN):
     assert not os.path.exists(second / f'{run}_checkpoint')
 
 
-def assert_almost_same_run(first, second):
+def assert_almost_same_run(first, second, run=RUN):
     """Check that two runs are equal to the rounding of float32."""
-    tables = read_table(first), read_table(second)
+    tables = read_table(first, run), read_table(second, run)
     pd.testing.assert_frame_equal(*tables, check_exact=False, rtol=1e-5)
-    models = read(first, 'model'), read(second, 'model')
+    models = read(first, 'model', run), read(second, 'model', run)
     assert torch.equal(models[0]['partition'], models[1]['partition'])
     weights = [model['state_dict'] for model in models]
     assert weights[0].keys() == weights[1].keys()
@@ -153,7 +153,7 @@ def assert_almost_same_run(first, second):
         close = torch.allclose(value, weights[1][name], rtol=1e-3, atol=1e-4)
         assert close, name
     embeddings = [
-        read(results, 'data_base')['embeddings'] for results in (first, second)
+        read(results, 'data_base', run)['embeddings'] for results in (first, second)
     ]
     assert F.cosine_similarity(*embeddings).min() > 0.99999
-    assert not os.path.exists(second / f'{RUN}_checkpoint')
+    assert not os.path.exists(second / f'{run}_checkpoint')

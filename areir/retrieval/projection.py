@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from areir.errors import UserError
 
 LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
+LEAST_SPREAD = 1e-12  # least variance, as a share of the mean squared norm
 
 
 class Projection(nn.Module):
@@ -25,6 +26,13 @@ class Projection(nn.Module):
         """Return unit vectors (N, D) for vectors (N, L)."""
         return F.normalize((vectors.float() - self.mean) @ self.matrix, dim=1)
 
+    def check(self, length):
+        """Raise ValueError unless it maps vectors of this length to some numbers."""
+        if self.mean.shape != (length,) or self.matrix.shape[:-1] != (length,):
+            raise ValueError('the principal components do not fit')
+        if not self.matrix.shape[1]:
+            raise ValueError('no principal components')
+
     def to_state(self):
         """Return the tensors that rebuild it: Projection(**state)."""
         return {'mean': self.mean, 'matrix': self.matrix}
@@ -37,7 +45,7 @@ def fit_projection(vectors, dimensions, whitening):
     keeps the deviations (PCA), 1 makes them equal (whitening). If N is below L, the
     components come from the matrix of dot products (N, N) instead of the covariance
     (L, L). If the vectors span fewer dimensions, the Projection has only those.
-    Raises UserError if vectors are too few to span any.
+    Raises UserError if there is one vector, or if all are equal.
     """
     count, length = vectors.shape
     if count < 2:
@@ -48,15 +56,17 @@ def fit_projection(vectors, dimensions, whitening):
     if count >= length:
         covariance = centred.T @ centred / count
         variances, components = torch.linalg.eigh(covariance)
-        least = LEAST_VARIANCE * variances.max()
+        least = least_variance(vectors, variances)
     else:
         products = centred @ centred.T / count
         variances, weights = torch.linalg.eigh(products)
-        least = LEAST_VARIANCE * variances.max()
+        least = least_variance(vectors, variances)
         norms = (variances.clamp(min=least) * count).sqrt()
         components = centred.T @ (weights / norms)
     # eigh sorts by ascending variance
     kept = variances > least
+    if not kept.any():
+        raise UserError(f'all {count} embeddings are equal: no principal components')
     variances = variances[kept].flip(0)[:dimensions]
     components = components[:, kept].flip(1)[:, :dimensions]
     # the sign of a component is arbitrary: make its largest number positive
@@ -65,3 +75,9 @@ def fit_projection(vectors, dimensions, whitening):
     scales = variances.pow(-whitening / 2)
     matrix = components * signs * scales
     return Projection(mean.float(), matrix.float())
+
+
+def least_variance(vectors, variances):
+    """Return the variance below which a component of vectors (N, L) is rounding."""
+    spread = LEAST_SPREAD * vectors.square().sum(dim=1).mean()
+    return torch.maximum(LEAST_VARIANCE * variances.max(), spread)

@@ -260,13 +260,13 @@ def kept_line(result, kept):
 
 
 def setback_line(rows, k):
-    """Return the line that the last epoch is not better than the start, or None.
+    """Return the line that the last epoch is worse than the start, or None.
 
     rows: of the CSV; k: the first K of recall@K.
     """
     first, last = rows[0], rows[-1]
     name = f'test_recall@{k}'
-    if first['epoch'] or last[name] > first[name]:
+    if first['epoch'] or last[name] >= first[name]:
         return None
     return (
         f'notice: the starting weights had R@{k} {first[name]:.2%}, more than the last '

@@ -73,13 +73,14 @@ def load_weights(model, checkpoint):
     parts = {'trunk.': model.trunk}
     parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
     used = set()
+    without_classifier = {k: v for k, v in state.items() if not k.startswith('fc.')}
     for prefix, module in parts.items():
         if ours:
             own = {k: v for k, v in state.items() if k.startswith(prefix)}
             used |= fill(module, own, prefix, optional=('fc.',))
             refuse_spare(own.keys() - used)
         else:
-            used |= fill(module, state, '', optional=('fc.', 'se.'))
+            used |= fill(module, without_classifier, '', optional=('fc.', 'se.'))
     if not ours:
         spare = [name for name in state if name not in used]
         refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from trained import save_model
 
 from areir.output.heat_maps import draw_heat_maps, overlay, similarity_maps
 from areir.output.sheets import THUMBNAIL
+from areir.retrieval.projection import fit_projection
 from model import EnsembleModel, TrainedModel
 
 
@@ -19,6 +21,57 @@ def test_heat_has_the_cells_of_the_last_layer_with_enough(side, cells):
     assert heat.shape == (2, cells, cells) and not heat.requires_grad
     assert heat.min() >= 0
     assert heat.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ('shared', 'side', 'cells'), [(1, 64, 8), (3, 64, 4), (3, 256, 8), (2, 128, 8)]
+)
+def test_heat_of_features_has_cells_of_the_trunk_or_a_stage(shared, side, cells):
+    options = {'embedding': 'features', 'mirror': True, 'shared_stages': shared}
+    model = EnsembleModel('resnet18', 2, 3, **options)
+    images = torch.randn(2, 3, side, side)
+    model.projection = fit_projection(model.embed(torch.randn(5, 3, 32, 32)), 3, 0.5)
+    heat = similarity_maps(model, images)
+    assert heat.shape == (2, cells, cells) and not heat.requires_grad
+    assert heat.min() >= 0 and heat.isfinite().all()
+    assert heat.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize('embedding', ['logits', 'features'])
+def test_heat_by_hand(slim_backbone, embedding):
+    """Gradient times features, summed over channels and heads: HiResCAM.
+
+    Of images of 64 pixels the slim trunk has 16 x 16 cells and its last stage 8 x 8.
+    """
+    model = EnsembleModel('resnet18', 2, 3, embedding=embedding).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    wanted = 0
+    for index, head in enumerate(model.heads):
+        with torch.no_grad():
+            vectors = model.describe(images)
+            stages = head.outputs(model.trunk(images))
+        last = stages[-1].requires_grad_()
+        if embedding == 'logits':
+            vectors[index] = head.logits(last)
+        else:
+            # the parts of earlier stages do not depend on the last one
+            place = (index + 1) * len(vectors) // 2 - 1
+            vectors[place] = last.mean(dim=(2, 3))
+        unit = torch.cat([F.normalize(vector, dim=1) for vector in vectors], dim=1)
+        similarity = (unit[0] * unit[1]).sum() / len(vectors)
+        (gradient,) = torch.autograd.grad(similarity, last)
+        wanted = wanted + (gradient * last).sum(dim=1).clamp(min=0)
+    wanted = (wanted / wanted.amax(dim=(1, 2), keepdim=True)).detach()
+    heat = similarity_maps(model, images)
+    torch.testing.assert_close(heat, wanted, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize('model_type', ['convnext_tiny', 'swin_t'])
+def test_heat_of_other_families(model_type):
+    model = EnsembleModel(model_type, 1, 3, shared_stages=3, embedding='features')
+    heat = similarity_maps(model, torch.randn(2, 3, 128, 128))
+    assert heat.shape == (2, 8, 8) and heat.max() == 1
 
 
 def test_an_overlay_dims_what_is_cold():

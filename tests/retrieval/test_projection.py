@@ -76,3 +76,80 @@ def test_projected_vectors_are_unit_vectors_and_repeatable():
     # the sign is fixed: the largest number of each component is positive
     places = projection.matrix.abs().argmax(dim=0)
     assert (projection.matrix[places, range(3)] > 0).all()
+
+
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20), (20, 20)])
+@pytest.mark.parametrize('whitening', [0, 0.75, 1])
+def test_vectors_are_those_of_a_singular_value_decomposition(shape, whitening):
+    """Each singular value is the deviation of a component times sqrt(N)."""
+    vectors = draw(*shape)
+    own = project(vectors, fit_projection(vectors, 4, whitening)).double().numpy()
+    centred = vectors.double().numpy()
+    centred = centred - centred.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    deviations = values[:4] / np.sqrt(len(vectors))
+    wanted = left[:, :4] * values[:4] / deviations**whitening
+    signs = np.sign((own * wanted).sum(axis=0))
+    assert np.allclose(own, wanted * signs, atol=1e-4 * abs(wanted).max())
+
+
+@pytest.mark.parametrize('whitening', [0, 0.5, 1])
+def test_both_ways_to_the_components_agree(whitening):
+    """Vectors that occur four times have the same mean and the same covariance."""
+    few = draw(6, 20)
+    many = few.repeat(4, 1)
+    assert len(few) < few.shape[1] < len(many)
+    one, other = (fit_projection(each, 4, whitening) for each in (few, many))
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.matrix, other.matrix, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(40, 8), (8, 40)])
+def test_the_order_of_the_vectors_does_not_matter(shape):
+    vectors = draw(*shape)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(1))
+    one, other = (fit_projection(each, 5, 0.75) for each in (vectors, vectors[order]))
+    torch.testing.assert_close(one.matrix, other.matrix, atol=1e-5, rtol=1e-4)
+
+
+def test_all_components_without_whitening_keep_the_distances():
+    vectors = draw(30, 6)
+    whole = project(vectors, fit_projection(vectors, 6, whitening=0))
+    own, wanted = (torch.cdist(x.double(), x.double()) for x in (whole, vectors))
+    torch.testing.assert_close(own, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_components_are_the_first_ones():
+    vectors = draw(30, 6)
+    few, many = (fit_projection(vectors, count, 0.75).matrix for count in (2, 5))
+    assert torch.equal(few, many[:, :2])
+    deviations = project(vectors, fit_projection(vectors, 6, 0)).std(dim=0)
+    assert (deviations.diff() < 0).all()
+
+
+@pytest.mark.parametrize('count', [10, 100])
+def test_directions_without_variance_are_left_out(count):
+    """They are rounding, which whitening would blow up."""
+    basis = draw(3, 40, seed=1)
+    vectors = draw(count, 3) @ basis
+    projection = fit_projection(vectors, 40, whitening=1)
+    assert projection.matrix.shape == (40, 3)
+    assert projection(vectors).isfinite().all()
+    constant = torch.cat([draw(count, 4), torch.full((count, 2), 7.0)], dim=1)
+    assert fit_projection(constant, 6, 1).matrix.shape == (6, 4)
+
+
+@pytest.mark.parametrize('shape', [(5, 3), (3, 5), (2, 2)])
+def test_equal_vectors_span_nothing(shape):
+    """As embeddings of copies of one image do."""
+    with pytest.raises(UserError):
+        fit_projection(torch.full(shape, 0.3), 2, 0.5)
+
+
+def test_half_precision_is_projected_in_float32():
+    vectors = draw(30, 6)
+    projection = fit_projection(vectors, 3, 0.75)
+    halves = projection(vectors.half())
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves, projection(vectors), atol=1e-2, rtol=1e-2)
+    assert projection.state_dict() == {}  # a model's weights do not hold it

@@ -10,9 +10,11 @@ from areir.data.images import flip, load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.errors import UserError
+from areir.retrieval.projection import fit_projection
 from areir.training import loaders
 from areir.training.batches import EpochSampler, epoch_batches
 from areir.training.loaders import (
+    draw_images,
     embed_part,
     embed_with_all_heads,
     load_data,
@@ -144,6 +146,27 @@ def test_the_published_protocol_embeds_8_images_at_a_time(split):
     assert list(made['test'].batch_sampler) == [list(range(8)), [8, 9]]
 
 
+def test_components_come_from_training_images_as_they_are(split):
+    made = make_loaders(split, arguments(dimensions=8, crop_area=0.4), CPU)
+    assert list(made) == ['train', 'test', 'fit']
+    images = torch.cat([images for images, _, _ in made['fit']])
+    assert torch.equal(images, pixels_of(split, 'train'))  # in order, not cropped
+    cropped = next(iter(made['train']))[0]
+    assert not torch.equal(cropped, pixels_of(split, 'train')[:4])
+    regions = made['train'].batch_sampler.regions
+    assert regions.shape == (2, 4, 4)
+
+
+def test_many_images_are_drawn_once_for_a_seed():
+    images = [f'{number}.png' for number in range(50)]
+    assert draw_images(images, 50, seed=1) is images
+    drawn = draw_images(images, 20, seed=1)
+    assert len(set(drawn)) == 20 and drawn == draw_images(images, 20, seed=1)
+    assert [images.index(image) for image in drawn] == sorted(map(images.index, drawn))
+    assert drawn != draw_images(images, 20, seed=2)
+    assert drawn != images[:20]
+
+
 def test_a_batch_is_at_most_the_training_images(split):
     made = make_loaders(split, arguments(batch_size=64), CPU)
     assert len(next(iter(made['train'].batch_sampler))) == 10
@@ -202,6 +225,15 @@ def test_all_images_are_embedded_in_their_order(net, split):
     assert torch.equal(half, embeddings.half())
 
 
+def test_embeddings_are_projected(net, split):
+    long = embed(net, split)
+    projection = fit_projection(long, 3, 0.5)
+    loader = make_loaders(split, arguments(), CPU)['test']
+    short = embed_part(net, loader, INFO, torch.float16, [], 'test', projection)
+    assert short.dtype == torch.float16
+    torch.testing.assert_close(short.float(), projection(long), rtol=1e-3, atol=1e-3)
+
+
 def test_a_signal_stops_embedding(net, split):
     with pytest.raises(KeyboardInterrupt, match='--resume'):
         embed(net, split, signals=[15])
@@ -219,17 +251,20 @@ def test_other_processes_return_no_embeddings(net, split, monkeypatch):
     assert len(embed(net, split)) == 0
 
 
+@pytest.mark.parametrize('embedding', ['logits', 'features'])
 @pytest.mark.parametrize('processes', [1, 2, 3])
 def test_heads_of_all_processes_are_put_in_their_order(
-    net, split, monkeypatch, processes
+    slim_backbone, split, monkeypatch, processes, embedding
 ):
+    options = {'seed': 1, 'embedding': embedding, 'mirror': embedding == 'features'}
+    net = EnsembleModel('resnet18', 3, 4, **options)
     pixels = pixels_of(split, 'test')
     whole = net.embed(to_images(pixels, INFO))
     sent = []
     for rank in range(processes):
         members = range(rank, 3, processes)
-        own = EnsembleModel('resnet18', 3, 4, seed=1, members=members)
-        columns = own.embed(to_images(pixels, INFO)).unflatten(1, (len(members), 4))
+        own = EnsembleModel('resnet18', 3, 4, members=members, **options)
+        columns = own.embed(to_images(pixels, INFO)).unflatten(1, (len(members), -1))
         missing = -(-3 // processes) - len(members)
         sent.append((own, F.pad(columns, (0, 0, 0, missing))))
     for rank, (own, share) in enumerate(sent):

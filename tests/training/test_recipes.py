@@ -1,6 +1,7 @@
 """Recipes: what they set, crops, views and the learning rate."""
 
 import argparse
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ import train
 from areir.data.images import to_pixels
 from areir.errors import UserError
 from areir.training.batches import EpochSampler, ViewSampler, crop_regions
-from areir.training.recipes import FROM_SCRATCH, RECIPES, complete, default_meta_classes
+from areir.training.recipes import (
+    CLASSES_PER_META_CLASS,
+    FROM_SCRATCH,
+    META_CLASSES,
+    RECIPES,
+    complete,
+    default_meta_classes,
+)
 from areir.training.schedule import learning_rate
 
 
@@ -46,6 +54,79 @@ def test_published_datasets_have_their_own_sizes(name, size):
     complete(args, 11318, from_scratch=False)
     assert (args.recipe, args.meta_class_size) == ('2019', size)
     assert (args.ensemble_size, args.batch_size, args.lr) == (48, 8, 1e-4)
+
+
+@pytest.mark.parametrize('name', ['car', 'cub', 'sop', 'isc'])
+def test_the_recipe_of_2019_is_that_of_the_tables(name):
+    args = train.get_args(['--data_name', name])
+    complete(args, 11318, from_scratch=False)
+    wanted = {
+        'ensemble_size': 48,
+        'batch_size': 8,
+        'lr': 1e-4,
+        'num_epochs': 20,
+        'image_size': 256,
+        'shared_stages': 1,
+        'freeze_trunk': 'no',
+        'freeze_bn': 'no',
+        'schedule': 'step',
+        'warmup': 0,
+        'crop_area': 1,
+        'label_smoothing': 0,
+        'embedding': 'logits',
+        'mirror': 'no',
+        'dimensions': 0,
+        'weights': 'imagenet',
+    }
+    assert {flag: getattr(args, flag) for flag in wanted} == wanted
+    assert {*RECIPES['2019']} == {*RECIPES['current']}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('scratch', [True, False])
+def test_only_flags_that_are_not_given_are_set(recipe, scratch):
+    weights = 'none' if scratch else 'imagenet'
+    args = train.get_args(
+        ['--data_name', 'shop', '--recipe', recipe, '--weights', weights]
+    )
+    before = dict(vars(args))
+    missing = {name for name in RECIPES[recipe] if before[name] is None}
+    assert missing == {*RECIPES[recipe]} and before['meta_class_size'] is None
+    complete(args, 50, scratch)
+    after = dict(vars(args))
+    assert None not in [after[name] for name in missing]
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {*missing, 'meta_class_size'}
+    # what is complete stays as it is
+    complete(args, 20, scratch)
+    assert vars(args) == after
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'scratch', 'kind'),
+    [
+        ('2019', False, '2019'),
+        ('2019', True, '2019'),
+        ('current', False, 'current'),
+        ('current', True, 'from scratch'),
+    ],
+)
+def test_meta_classes_of_other_data(recipe, scratch, kind):
+    args = argparse.Namespace(data_name='shop', recipe=recipe)
+    share = CLASSES_PER_META_CLASS[kind]
+    assert default_meta_classes(args, 40 * share, scratch) == 40
+    assert default_meta_classes(args, 2, scratch) == 2
+    assert CLASSES_PER_META_CLASS['2019'] == 8
+
+
+@pytest.mark.parametrize('name', ['car', 'sop'])
+def test_published_data_by_the_current_recipe(name):
+    """Their meta-classes are those of the tables."""
+    args = train.get_args(['--data_name', name, '--recipe', 'current'])
+    complete(args, 11318, from_scratch=False)
+    assert args.meta_class_size == META_CLASSES[name]
+    wanted = RECIPES['current']
+    assert {flag: getattr(args, flag) for flag in wanted} == wanted
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
@@ -103,6 +184,29 @@ def test_the_cosine_schedule_by_hand():
     assert rate(0.5, warmup=0.1) == pytest.approx(1)
     assert rate(1, warmup=0.1) == pytest.approx(2)
     assert rate(5.5, warmup=0.1) == pytest.approx(1)
+
+
+def test_the_rate_rises_and_falls_within_an_epoch():
+    done = [number / 10 for number in range(101)]
+    rates = [learning_rate('cosine', 2.0, 10, 0.2, share) for share in done]
+    assert rates[0] == 0 and max(rates) == rates[20] == 2
+    pairs = list(pairwise(rates))
+    assert all(one < other for one, other in pairs[:20])
+    assert all(one > other for one, other in pairs[20:])
+    assert rates[60] == pytest.approx(1)  # the middle of the fall
+    assert rates[40] == pytest.approx(1 + 0.5**0.5)  # a quarter: cos(45 degrees)
+
+
+def test_the_step_schedule_changes_between_epochs_only():
+    for num_epochs in (1, 2, 3, 7, 20):
+        for epoch in range(1, num_epochs + 1):
+            rates = {
+                learning_rate('step', 1.0, num_epochs, 0.05, epoch - 1 + share)
+                for share in (0.001, 0.3, 0.999)
+            }
+            assert len(rates) == 1
+    rates = [learning_rate('step', 1.0, 20, 0, epoch) for epoch in (9.9, 10, 13.9, 14)]
+    assert rates == [1, 0.1, 0.1, 0.01]
 
 
 # Crops

@@ -1,6 +1,7 @@
 """What a run writes and prints: rows, files, provenance, and its lines."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import torch
 from conftest import REPOSITORY
 from experiments import CLASSES, INFO, make_embeddings, make_experiment
 
+from areir.retrieval.projection import Projection, fit_projection
 from areir.training import record
 from areir.training.batches import EpochSampler
 from areir.training.evaluation import Result
@@ -68,6 +70,21 @@ def test_a_row_of_the_csv(epoch):
     assert row['test_map@r'] == result.metrics['map@r']
 
 
+def test_the_row_before_training():
+    """Seconds of training may be those of the features of a frozen trunk."""
+    experiment = make_experiment(recipe='current')
+    result = Result(experiment, 0, make_embeddings(experiment))
+    progress = Progress(done=EpochProgress(seconds=3.0))
+    row = record.csv_row(experiment, progress, result, 0.0, 1.5)
+    assert row['epoch'] == 0 and row['lr'] == 0 and row['seconds'] == 1.5
+    assert math.isnan(row['train_loss']) and math.isnan(row['train_accuracy'])
+    assert row['train_seconds'] == 3 and row['data_wait'] == 0
+    line = record.epoch_line(experiment, row, result)
+    recall = result.metrics['recall@1']
+    assert line.startswith(f'before training: R@1 {recall:.2%}, ')
+    assert 'loss' not in line and 'nan' not in line and line.endswith(', 2 s')
+
+
 def test_an_epoch_of_no_time_has_no_wait():
     experiment = make_experiment()
     result = Result(experiment, 1, make_embeddings(experiment))
@@ -108,6 +125,24 @@ def test_the_model_file(epoch):
         **MODEL_ARGS_BEFORE,
     }
     assert model['projection'] is None
+
+
+def test_the_files_of_projected_embeddings():
+    """The heads' columns are mixed, so the database is as if of one head."""
+    experiment = make_experiment(embedding='features', mirror='yes', recipe='current')
+    embeddings = make_embeddings(experiment)
+    projection = fit_projection(embeddings['test'], 4, 0.5)
+    result = Result(experiment, 1, embeddings, projection)
+    common = record.common_fields(experiment.args, result)
+    model = record.model_file(common, experiment, result, {})
+    assert model['ensemble_size'] == 1 and model['model_args']['ensemble_size'] == 2
+    again = Projection(**model['projection'])
+    assert torch.equal(again.matrix, projection.matrix)
+    arguments = model['model_args']
+    assert (arguments['embedding'], arguments['mirror']) == ('features', True)
+    assert arguments['neutral_se'] is True
+    database = record.database_file(common, experiment, embeddings, 'run')
+    assert database['ensemble_size'] == 1
 
 
 @pytest.mark.parametrize('gallery', [False, True])
@@ -174,6 +209,31 @@ def test_what_will_run(epoch):
     assert 'processes' not in text and 'not comparable' not in text
 
 
+def test_the_recipe_in_words():
+    args = make_experiment().args
+    text = record.recipe_text(args)
+    assert text == 'step schedule, 1 shared stages, embedding by logits'
+    args = make_experiment(
+        schedule='cosine',
+        shared_stages=3,
+        freeze_trunk='yes',
+        freeze_bn='yes',
+        crop_area=0.35,
+        label_smoothing=0.1,
+        embedding='features',
+        mirror='yes',
+        dimensions=77,
+        whitening=0.6,
+    ).args
+    text = record.recipe_text(args)
+    for part in (
+        *('cosine schedule', '3 shared stages', 'trunk frozen', 'batch norm frozen'),
+        *('35%', 'smoothing 0.1', 'features and mirror image'),
+        *('77 components', 'whitening 0.6'),
+    ):
+        assert part in text
+
+
 def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
     experiment = make_experiment(protocol='published', with_se='no')
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'H100')
@@ -206,6 +266,31 @@ def test_the_line_of_the_epoch_that_is_kept(epoch):
     assert line.startswith('kept epoch 2, the last epoch: ')
     for value in (result.metrics['recall@1'], low, high):
         assert f'{value:.2%}' in line
+
+
+def rows_of(*recalls, first=0):
+    epochs = range(first, first + len(recalls))
+    return [
+        {'epoch': epoch, 'test_recall@2': recall}
+        for epoch, recall in zip(epochs, recalls)
+    ]
+
+
+def test_training_that_sets_back_is_noticed():
+    line = record.setback_line(rows_of(0.5, 0.9, 0.4321), 2)
+    assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
+    lines = record.closing_lines(rows_of(0.5, 0.4), 2, CALIBRATION)
+    assert lines[0].startswith('notice: ') and len(lines) == 3
+    # better than the start, or without a start to compare with
+    for rows in (rows_of(0.5, 0.4, 0.51), rows_of(0.5, 0.4, first=1)):
+        assert record.setback_line(rows, 2) is None
+        assert record.closing_lines(rows, 2, CALIBRATION) == lines[1:]
+
+
+def test_a_start_as_good_as_the_end_is_not_called_better():
+    """As with 100 % from the beginning."""
+    line = record.setback_line(rows_of(1.0, 1.0), 2)
+    assert line is None or 'more than' not in line
 
 
 CALIBRATION = {

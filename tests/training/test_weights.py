@@ -1,5 +1,6 @@
 """Initial weights: ImageNet's, a file's, and those of a smaller ensemble."""
 
+import copy
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -7,12 +8,16 @@ import pytest
 import torch
 import torchvision
 
+from areir.backbones import model_types
 from areir.errors import UserError
 from areir.files import write_tensors
 from areir.training.recipes import RECIPES
+from areir.training.run import MODEL_ARGS_BEFORE
 from areir.training.weights import (
+    find_weights,
     freeze_first_heads,
     imagenet_weights,
+    initial_weights,
     load_weights,
     read_base,
 )
@@ -42,6 +47,33 @@ def test_torchvision_weights_go_to_trunk_and_every_head(resnet18, with_se):
             original = name.removeprefix('trunk.')
             original = original.removeprefix('heads.0.').removeprefix('heads.1.')
             assert torch.equal(value, resnet18[original]), name
+
+
+def test_classifiers_of_torchvision_are_never_taken():
+    """Not even if there are as many meta-classes as ImageNet has classes."""
+    state = torchvision.models.resnet18(num_classes=6).state_dict()
+    model = EnsembleModel('resnet18', 1, 6, seed=3)
+    own = copy.deepcopy(model.heads[0].fc)
+    load_weights(model, state)
+    head = model.heads[0]
+    assert torch.equal(head.layer4[0].conv1.weight, state['layer4.0.conv1.weight'])
+    assert torch.equal(head.fc.weight, own.weight)
+    assert torch.equal(head.fc.bias, own.bias)
+
+
+@pytest.mark.parametrize('shared', [2, 3])
+def test_weights_of_an_ensemble_with_another_trunk_are_refused(ensemble, shared):
+    model = EnsembleModel('resnet18', 2, 4, shared_stages=shared)
+    with pytest.raises(UserError, match=r'weights do not fit the model: trunk\.layer2'):
+        load_weights(model, {'state_dict': ensemble.state_dict()})
+
+
+def test_a_weight_file_is_loaded(tmp_path, resnet18):
+    torch.save(resnet18, tmp_path / 'own.pth')
+    args = Namespace(weights=str(tmp_path / 'own.pth'), model_type='resnet18')
+    for name, value in initial_weights(args).items():
+        assert torch.equal(value, resnet18[name])
+    assert initial_weights(Namespace(weights='none')) is None
 
 
 def test_torchvision_weights_go_to_some_members(resnet18):
@@ -152,6 +184,33 @@ def test_imagenet_weights_come_from_the_cache(tmp_path, monkeypatch, resnet18):
     assert torch.equal(weights['conv1.weight'], resnet18['conv1.weight'])
 
 
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [('imagenet', 'resnet50-0676ba61.pth'), ('imagenet_v2', 'resnet50-11ad3fa6.pth')],
+)
+def test_both_versions_of_weights_come_from_the_cache(
+    tmp_path, monkeypatch, name, file
+):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save({'name': torch.tensor(len(name))}, cache / file)
+    args = Namespace(weights=name, model_type='resnet50')
+    assert initial_weights(args) == {'name': torch.tensor(len(name))}
+
+
+def test_every_network_has_weights():
+    """The first version for the four of the tables, the newest for all others."""
+    published = {'resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d'}
+    for model_type in model_types():
+        entry = find_weights(model_type, 'imagenet')
+        assert entry.url.startswith('https://download.pytorch.org/models/')
+        newest = torchvision.models.get_model_weights(model_type).DEFAULT
+        assert entry.name == 'IMAGENET1K_V1' or entry is newest
+        if model_type not in published:
+            assert entry is newest
+
+
 def test_imagenet_weights_offline_name_address_cache_and_flag(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing listens there
@@ -236,6 +295,33 @@ def base(tmp_path):
 def test_without_extend_there_is_no_base(base):
     assert extend(base, extend=None) is None
     assert extend(base, extend='') is None
+
+
+def test_a_base_from_before_the_recipes_is_read(base, tmp_path):
+    """Its model had what the recipe of 2019 has."""
+    saved = extend(base)
+    assert not saved['model_args'].keys() & MODEL_ARGS_BEFORE.keys()
+    for name, value in {
+        'shared_stages': 2,
+        'embedding': 'features',
+        'mirror': 'yes',
+        'recipe': 'current',
+    }.items():
+        with pytest.raises(UserError, match=r'base_model\.pth: --'):
+            extend(base, **{name: value})
+
+
+def test_a_base_with_components_is_read_by_its_heads(tmp_path):
+    """The model file says one head of embeddings that are mixed."""
+    options = {'shared_stages': 2, 'embedding': 'features', 'mirror': True}
+    model_args = {**BASE['model_args'], **options, 'neutral_se': True}
+    path = tmp_path / 'base_model.pth'
+    write_tensors({str(path): {**BASE, 'ensemble_size': 1, 'model_args': model_args}})
+    flags = {'recipe': 'current', 'shared_stages': 2, 'embedding': 'features'}
+    saved = extend(path, mirror='yes', **flags)
+    assert saved['model_args']['ensemble_size'] == 3
+    with pytest.raises(UserError, match='3 heads'):
+        extend(path, mirror='yes', ensemble_size=3, **flags)
 
 
 def test_a_base_that_fits_is_read(base):

@@ -1,0 +1,188 @@
+"""The features of a frozen trunk: their file, its name, and the batches from it."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small import HARDWARE, TinyEnsemble
+
+from areir.data.images import load_image, normalise, to_pixels
+from areir.data.loading import make_loader
+from areir.data.sample import draw_sample
+from areir.errors import UserError
+from areir.training import trunk_features
+from areir.training.batches import EpochSampler, ViewSampler
+from areir.training.trainer import Trainer
+from areir.training.trunk_features import (
+    check_space,
+    ensure_features,
+    feature_batches,
+    fingerprint,
+    view_features,
+    write_views,
+)
+
+CPU = torch.device('cpu')
+SIDE = 16
+INFO = {'mean': [0.5, 0.4, 0.3], 'std': [0.25, 0.2, 0.3]}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """10 images of 16 pixels."""
+    folder = tmp_path / 'photos'
+    sizes = {'train_classes': 1, 'test_classes': 1, 'images_per_class': 5}
+    draw_sample(str(folder), **sizes, side=SIDE)
+    return [str(path) for path in sorted(folder.rglob('*.png'))]
+
+
+@pytest.fixture
+def trainer():
+    """A trainer whose trunk is frozen."""
+    model = TinyEnsemble(2)
+    model.trunk.requires_grad_(False).eval()
+    return Trainer(model, 1e-3, HARDWARE)
+
+
+def views_of(paths, least_area=0.3):
+    sampler = ViewSampler(len(paths), 4, views=3, seed=1, least_area=least_area)
+    return make_loader(paths, SIDE, sampler, num_workers=0)
+
+
+# The name
+
+
+def test_the_name_depends_on_images_weights_and_settings(paths, trainer):
+    trunk = trainer.model.trunk
+    name = fingerprint(paths, trunk, [SIDE, 0.4])
+    assert len(name) == 32 and name == fingerprint(paths, trunk, [SIDE, 0.4])
+    names = {name, fingerprint(paths, trunk, [SIDE, 0.5])}
+    names.add(fingerprint(paths[::-1], trunk, [SIDE, 0.4]))
+    names.add(fingerprint(paths[:-1], trunk, [SIDE, 0.4]))
+    os.utime(paths[3], (1, 1))
+    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
+    with open(paths[3], 'ab') as file:
+        file.write(b' ')
+    os.utime(paths[3], (1, 1))
+    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
+    with torch.no_grad():
+        trunk[0].weight[0, 0, 0, 0] += 1
+    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
+    trunk[1].running_mean += 1
+    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
+    assert len(names) == 8
+
+
+# The file
+
+
+def test_features_of_every_view_by_hand(paths, trainer):
+    """Crop, squash, normalise, mirror, run the trunk: in this order."""
+    loader = views_of(paths)
+    features = torch.cat(list(view_features(loader, trainer, INFO)))
+    assert features.shape == (30, 8, 14, 14) and features.dtype == torch.float16
+    sampler = loader.batch_sampler
+    rows = zip(torch.cat(sampler.regions), torch.cat(sampler.mirrored))
+    for number, (region, mirrored) in enumerate(rows):
+        image = load_image(paths[number % 10])
+        pixels = to_pixels(image, SIDE, tuple(region.tolist()))
+        images = normalise(pixels[None], **INFO)
+        wanted = trainer.model.trunk(images.flip(3) if mirrored else images)
+        torch.testing.assert_close(
+            features[number].float(), wanted[0], rtol=1e-3, atol=1e-3
+        )
+
+
+def test_features_beyond_float16_are_cut(paths, trainer):
+    trainer.model.trunk[1].weight.data *= 1e6
+    features = torch.cat(list(view_features(views_of(paths), trainer, INFO)))
+    assert features.isfinite().all() and features.max() == 65504
+
+
+def test_the_file_holds_all_views(paths, trainer, tmp_path):
+    folder = str(tmp_path / 'features')
+    path = ensure_features(folder, 'name', views_of(paths), trainer, INFO)
+    assert path == os.path.join(folder, 'name.npy') and os.listdir(folder) == [
+        'name.npy'
+    ]
+    wanted = torch.cat(list(view_features(views_of(paths), trainer, INFO)))
+    assert np.array_equal(np.load(path), wanted.numpy())
+
+
+def test_a_file_that_is_there_is_kept_and_another_one_removed(
+    paths, trainer, tmp_path, monkeypatch
+):
+    folder = str(tmp_path / 'features')
+    arguments = views_of(paths), trainer, INFO
+    path = ensure_features(folder, 'one', *arguments)
+    before = os.stat(path)
+    assert ensure_features(folder, 'one', *arguments) == path
+    assert os.stat(path).st_mtime_ns == before.st_mtime_ns
+    ensure_features(folder, 'two', *arguments)
+    assert os.listdir(folder) == ['two.npy']
+
+
+def test_a_disk_that_is_too_small_is_refused_before_writing(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=999)
+    monkeypatch.setattr(trunk_features.shutil, 'disk_usage', lambda folder: usage)
+    check_space(str(tmp_path / 'file.npy'), 999)
+    with pytest.raises(UserError, match='--freeze_trunk no'):
+        check_space(str(tmp_path / 'file.npy'), 1000)
+    batches = iter([torch.zeros(5, 10, 10, 1, dtype=torch.float16)])
+    with pytest.raises(UserError):
+        write_views(str(tmp_path / 'file.npy'), batches, (1, 5))
+    assert not os.path.exists(tmp_path / 'file.npy')
+
+
+# Batches
+
+
+def epoch_of(features, sampler, epoch, start=0):
+    """Return the batches of an epoch; meta-labels are the numbers of the images."""
+    sampler.set_epoch(epoch, start)
+    loader = SimpleNamespace(batch_sampler=sampler)
+    meta_labels = torch.arange(20)[:, None]
+    return list(feature_batches(features, loader, meta_labels, INFO, CPU))
+
+
+@pytest.fixture
+def features():
+    """Features of 3 views of 20 images: the view and the number of the image."""
+    views, numbers = np.divmod(np.arange(60), 20)
+    return np.stack([views, numbers], axis=1).astype(np.float16)[:, :, None, None]
+
+
+def test_features_and_meta_labels_of_a_batch_belong_together(features):
+    sampler = EpochSampler(20, 4, seed=3)
+    batches = epoch_of(features, sampler, 2)
+    assert len(batches) == 5
+    for (values, labels), rows in zip(batches, sampler.batches):
+        assert values.shape == (4, 2, 1, 1) and values.dtype == torch.float32
+        assert torch.equal(labels[:, 0], rows)
+        assert torch.equal(values[:, 1, 0, 0].long(), rows)
+    views = torch.cat([values[:, 0, 0, 0] for values, _ in batches])
+    assert views.unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('start', [1, 4])
+def test_batches_go_on_within_an_epoch(features, start):
+    sampler = EpochSampler(20, 4, seed=3)
+    whole = epoch_of(features, sampler, 2)
+    rest = epoch_of(features, sampler, 2, start)
+    assert len(rest) == 5 - start
+    for one, other in zip(whole[start:], rest):
+        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_views_come_from_seed_and_epoch(features):
+    def drawn(seed, epoch):
+        batches = epoch_of(features, EpochSampler(20, 4, seed), epoch)
+        views = torch.zeros(20)
+        for values, labels in batches:
+            views[labels[:, 0]] = values[:, 0, 0, 0]
+        return views.tolist()
+
+    assert drawn(3, 1) == drawn(3, 1)
+    assert len({tuple(drawn(*pair)) for pair in ((3, 1), (3, 2), (4, 1))}) == 3
