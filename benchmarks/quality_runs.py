@@ -156,8 +156,18 @@ def whiten(train_features, test_features):
 
     Returns unit vectors (N, WHITENED), or shorter ones for few images.
     """
-    projection = fit_projection(F.normalize(train_features, dim=1), WHITENED, 1)
-    return projection(F.normalize(test_features, dim=1))
+    fitted, vectors = F.normalize(train_features), F.normalize(test_features)
+    return shorten(fitted, vectors, WHITENED, 1)
+
+
+def shorten(fitted, vectors, dimensions, whitening):
+    """Project vectors (N, L) by the components of `fitted` (K, L).
+
+    A diverged training, whose vectors are not finite, keeps them.
+    """
+    if not torch.isfinite(fitted).all():
+        return vectors
+    return fit_projection(fitted, dimensions, whitening)(vectors)
 
 
 def embed_as_ours(net, dataset):
@@ -169,8 +179,7 @@ def embed_as_ours(net, dataset):
     fitted, vectors = (
         describe_images(net, dataset.images(part)) for part in ('train', 'test')
     )
-    projection = fit_projection(fitted, recipe['dimensions'], recipe['whitening'])
-    return projection(vectors)
+    return shorten(fitted, vectors, recipe['dimensions'], recipe['whitening'])
 
 
 class Peer:

@@ -372,3 +372,10 @@ def test_ours(photos, tmp_path):
     final = read_rows(path)[-1]
     assert final['kind'] == 'final' and final['run'] == 'current'
     assert float(final['seconds']) > 0 and 0 <= float(final['recall@1']) <= 1
+
+
+def test_a_diverged_training_finds_nothing():
+    vectors = torch.full((6, 4), torch.nan)
+    assert quality_runs.whiten(vectors, vectors).isnan().all()
+    values = quality_results.values_per_query(vectors, LABELS)
+    assert not values['recall@1'].any()

@@ -45,11 +45,13 @@ def fit_projection(vectors, dimensions, whitening):
     keeps the deviations (PCA), 1 makes them equal (whitening). If N is below L, the
     components come from the matrix of dot products (N, N) instead of the covariance
     (L, L). If the vectors span fewer dimensions, the Projection has only those.
-    Raises UserError if there is one vector, or if all are equal.
+    Raises UserError if there is one vector, if all are equal or if they are not finite.
     """
     count, length = vectors.shape
     if count < 2:
         raise UserError(f'{count} images are too few for principal components')
+    if not torch.isfinite(vectors).all():
+        raise UserError('embeddings are not finite: a smaller --lr may help')
     vectors = vectors.double()
     mean = vectors.mean(dim=0)
     centred = vectors - mean

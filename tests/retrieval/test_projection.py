@@ -146,6 +146,13 @@ def test_equal_vectors_span_nothing(shape):
         fit_projection(torch.full(shape, 0.3), 2, 0.5)
 
 
+def test_vectors_that_are_not_finite_are_refused():
+    vectors = draw(30, 6)
+    vectors[3, 2] = torch.nan
+    with pytest.raises(UserError, match='not finite'):
+        fit_projection(vectors, 3, 0.5)
+
+
 def test_half_precision_is_projected_in_float32():
     vectors = draw(30, 6)
     projection = fit_projection(vectors, 3, 0.75)
