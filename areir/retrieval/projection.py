@@ -8,6 +8,7 @@ from areir.errors import UserError
 
 LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
 LEAST_SPREAD = 1e-12  # least variance, as a share of the mean squared norm
+BLOCK = 2048  # columns in float64 at a time
 
 
 class Projection(nn.Module):
@@ -44,42 +45,51 @@ def fit_projection(vectors, dimensions, whitening):
     Each component is divided by its standard deviation to the power of `whitening`: 0
     keeps the deviations (PCA), 1 makes them equal (whitening). If N is below L, the
     components come from the matrix of dot products (N, N) instead of the covariance
-    (L, L). If the vectors span fewer dimensions, the Projection has only those.
+    (L, L), summed over blocks of columns. If the vectors span fewer dimensions, the
+    Projection has only those.
     Raises UserError if there is one vector, if all are equal or if they are not finite.
     """
     count, length = vectors.shape
     if count < 2:
         raise UserError(f'{count} images are too few for principal components')
-    if not torch.isfinite(vectors).all():
+    blocks = vectors.split(BLOCK, dim=1)
+    mean = torch.cat([block.double().mean(dim=0) for block in blocks])
+    if not torch.isfinite(mean).all():
         raise UserError('embeddings are not finite: a smaller --lr may help')
-    vectors = vectors.double()
-    mean = vectors.mean(dim=0)
-    centred = vectors - mean
     if count >= length:
-        covariance = centred.T @ centred / count
-        variances, components = torch.linalg.eigh(covariance)
-        least = least_variance(vectors, variances)
+        (centred,) = centred_blocks(vectors, mean, length)
+        products = centred.T @ centred / count
     else:
-        products = centred @ centred.T / count
-        variances, weights = torch.linalg.eigh(products)
-        least = least_variance(vectors, variances)
-        norms = (variances.clamp(min=least) * count).sqrt()
-        components = centred.T @ (weights / norms)
+        products = torch.zeros(count, count, dtype=torch.float64)
+        for centred in centred_blocks(vectors, mean, BLOCK):
+            products += centred @ centred.T / count
+    variances, components = torch.linalg.eigh(products)
     # eigh sorts by ascending variance
-    kept = variances > least
+    kept = variances > least_variance(vectors, variances)
     if not kept.any():
         raise UserError(f'all {count} embeddings are equal: no principal components')
     variances = variances[kept].flip(0)[:dimensions]
     components = components[:, kept].flip(1)[:, :dimensions]
+    if count < length:
+        weights = components / (variances * count).sqrt()
+        blocks = centred_blocks(vectors, mean, BLOCK)
+        components = torch.cat([centred.T @ weights for centred in blocks])
     # the sign of a component is arbitrary: make its largest number positive
     places = components.abs().argmax(dim=0, keepdim=True)
     signs = components.gather(0, places).sign()
     scales = variances.pow(-whitening / 2)
-    matrix = components * signs * scales
+    matrix = components * (signs * scales)
     return Projection(mean.float(), matrix.float())
+
+
+def centred_blocks(vectors, mean, width):
+    """Yield vectors (N, L) minus their mean (L,), in float64, by blocks of columns."""
+    for block, means in zip(vectors.split(width, dim=1), mean.split(width)):
+        yield block.double() - means
 
 
 def least_variance(vectors, variances):
     """Return the variance below which a component of vectors (N, L) is rounding."""
-    spread = LEAST_SPREAD * vectors.square().sum(dim=1).mean()
+    norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
+    spread = LEAST_SPREAD * norms.square().mean()
     return torch.maximum(LEAST_VARIANCE * variances.max(), spread)

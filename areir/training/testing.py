@@ -10,6 +10,7 @@ from areir.training import record
 from areir.training.checkpoints import model_weights
 from areir.training.loaders import embed_part
 
+PRINTED = 5  # seconds of PCA from which its time is printed
 KEPT = {
     'last': 'the last epoch',
     'val': 'the best epoch on held-out training classes',
@@ -30,7 +31,7 @@ def embed_parts(net, loaders, args, info, signals):
             net, loaders['fit'], info, torch.float32, signals, 'embedding for PCA'
         )
         if is_first():
-            projection = fit_projection(vectors, args.dimensions, args.whitening)
+            projection = fit_and_print(vectors, args.dimensions, args.whitening)
         del vectors  # they may be long
     embeddings = {
         name: embed_part(
@@ -40,6 +41,20 @@ def embed_parts(net, loaders, args, info, signals):
         if name not in ('train', 'fit')
     }
     return embeddings, projection
+
+
+def fit_and_print(vectors, dimensions, whitening):
+    """Fit a Projection to vectors (N, L); print its time if it is long."""
+    started = time.perf_counter()
+    projection = fit_projection(vectors, dimensions, whitening)
+    seconds = time.perf_counter() - started
+    if seconds >= PRINTED:
+        images, length = vectors.shape
+        print(
+            f'PCA        {projection.matrix.shape[1]} components of {length:,} numbers '
+            f'by {images:,} images: {seconds:.0f} s, {vectors.nbytes / 1e9:.1f} GB'
+        )
+    return projection
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
