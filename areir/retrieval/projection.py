@@ -63,13 +63,13 @@ def fit_projection(vectors, dimensions, whitening):
         products = torch.zeros(count, count, dtype=torch.float64)
         for centred in centred_blocks(vectors, mean, BLOCK):
             products += centred @ centred.T / count
-    variances, components = torch.linalg.eigh(products)
-    # eigh sorts by ascending variance
-    kept = variances > least_variance(vectors, variances)
-    if not kept.any():
-        raise UserError(f'all {count} embeddings are equal: no principal components')
-    variances = variances[kept].flip(0)[:dimensions]
-    components = components[:, kept].flip(1)[:, :dimensions]
+    variances, components = by_variance(products)
+    least = least_variance(vectors, variances)
+    kept = int((variances > least).sum())
+    if not kept:
+        raise UserError(f'{count} embeddings are equal: they have no components')
+    kept = min(kept, dimensions)
+    variances, components = variances[:kept], components[:, :kept]
     if count < length:
         weights = components / (variances * count).sqrt()
         blocks = centred_blocks(vectors, mean, BLOCK)
@@ -82,6 +82,22 @@ def fit_projection(vectors, dimensions, whitening):
     return Projection(mean.float(), matrix.float())
 
 
+def by_variance(products):
+    """Return eigenvalues (n,), the largest first, and eigenvectors, columns of (n, n).
+
+    LAPACK's fastest way may fail for a matrix of low rank, as that of a network with
+    dead channels. QR does not.
+    """
+    try:
+        values, columns = torch.linalg.eigh(products)
+    except torch.linalg.LinAlgError:
+        import scipy.linalg
+
+        pair = scipy.linalg.eigh(products.numpy(), driver='ev')
+        values, columns = map(torch.from_numpy, pair)
+    return values.flip(0), columns.flip(1)
+
+
 def centred_blocks(vectors, mean, width):
     """Yield vectors (N, L) minus their mean (L,), in float64, by blocks of columns."""
     for block, means in zip(vectors.split(width, dim=1), mean.split(width)):
@@ -90,6 +106,6 @@ def centred_blocks(vectors, mean, width):
 
 def least_variance(vectors, variances):
     """Return the variance below which a component of vectors (N, L) is rounding."""
-    norms = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64)
-    spread = LEAST_SPREAD * norms.square().mean()
-    return torch.maximum(LEAST_VARIANCE * variances.max(), spread)
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    least = LEAST_SPREAD * norms.double().square().mean()
+    return torch.maximum(LEAST_VARIANCE * variances[0], least)

@@ -146,6 +146,25 @@ def test_equal_vectors_span_nothing(shape):
         fit_projection(torch.full(shape, 0.3), 2, 0.5)
 
 
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20)])
+def test_where_lapack_fails_another_way_is_taken(monkeypatch, shape):
+    wanted = fit_projection(draw(*shape), 4, 0.75)
+
+    def fail(matrix):
+        raise torch.linalg.LinAlgError('failed to converge')
+
+    monkeypatch.setattr(torch.linalg, 'eigh', fail)
+    projection = fit_projection(draw(*shape), 4, 0.75)
+    torch.testing.assert_close(projection.matrix, wanted.matrix)
+
+
+def test_dead_channels_do_not_matter():
+    vectors = draw(60, 5)
+    dead = torch.cat([vectors, torch.zeros(60, 40), torch.ones(60, 3)], dim=1)
+    wanted = fit_projection(vectors, 5, 0.75).matrix
+    torch.testing.assert_close(fit_projection(dead, 9, 0.75).matrix[:5], wanted)
+
+
 def test_vectors_that_are_not_finite_are_refused():
     vectors = draw(30, 6)
     vectors[3, 2] = torch.nan
