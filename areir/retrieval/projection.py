@@ -91,9 +91,9 @@ def by_variance(products):
     try:
         values, columns = torch.linalg.eigh(products)
     except torch.linalg.LinAlgError:
-        import scipy.linalg
+        from scipy import linalg
 
-        pair = scipy.linalg.eigh(products.numpy(), driver='ev')
+        pair = linalg.eigh(products.numpy(), driver='ev')
         values, columns = map(torch.from_numpy, pair)
     return values.flip(0), columns.flip(1)
 
