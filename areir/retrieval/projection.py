@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from areir.errors import UserError
 
 LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
-LEAST_SPREAD = 1e-12  # least variance, as a share of the mean squared norm
-BLOCK = 2048  # columns in float64 at a time
+LEAST_SPREAD = 1e-12  # the same, of the mean squared norm
+BLOCK = 2048  # columns in float64 at once
 
 
 class Projection(nn.Module):
