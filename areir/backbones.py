@@ -3,16 +3,15 @@
 A stage is a dict {name: module} of the blocks that run one after the other, under the
 names they have in torchvision, so that torchvision's weights fit. Every stage takes and
 returns features (N, C, H, W). The first stages are the trunk, the others are copied
-into every head.
+into every head. torchvision takes two seconds to import, so a search in a database,
+which needs no network, does without it.
 """
 
 import copy
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.ops.misc import Permute
 
 from areir.errors import UserError
 from areir.layers import Chain
@@ -56,6 +55,8 @@ STAGES = 4
 
 def model_types():
     """Return the names of all networks that can be cut into stages."""
+    import torchvision
+
     names = torchvision.models.list_models(module=torchvision.models)
     return [name for name in names if name.startswith(tuple(FAMILIES))]
 
@@ -73,6 +74,8 @@ def find_family(model_type):
 
 def build_backbone(model_type, num_classes):
     """Return a torchvision network with random weights."""
+    import torchvision
+
     find_family(model_type)
     device = torch.get_default_device()
     real = torch.device('cpu') if model_type.startswith(BUILT_FROM_TENSORS) else device
@@ -136,6 +139,8 @@ def to_channels_first(stage, number):
 
     The first stage begins with images, and the last ends with a Permute of its own.
     """
+    from torchvision.ops.misc import Permute
+
     wrapped = {f'enter{number}': Permute([0, 2, 3, 1])} if number else {}
     wrapped |= stage
     if number < STAGES - 1:

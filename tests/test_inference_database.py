@@ -2,13 +2,15 @@
 
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import trained
-from conftest import Project
+from conftest import REPOSITORY, Project
 from PIL import Image
 
 from areir.data.sample import draw_sample
@@ -220,3 +222,15 @@ def test_a_run_without_its_images_is_reported_with_a_notice(project, tmp_path):
     )
     assert code == 0, errors
     assert '--data_root' in output and (tmp_path / 'toy_report.html').is_file()
+
+
+@pytest.mark.parametrize('script', ['inference', 'evaluate'])
+def test_libraries_that_take_seconds_are_not_imported(script):
+    """Those of networks and of statistics, before they are needed."""
+    code = f'import sys, {script}; print(*sys.modules)'
+    done = subprocess.run(
+        [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert script in done.stdout.split()
+    assert not {'torchvision', 'scipy.stats', 'matplotlib'} & {*done.stdout.split()}
