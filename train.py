@@ -154,9 +154,9 @@ def add_evaluation_flags(add):
         help='epoch to keep: the last; the best on a fifth of the training classes, '
              'held out; or the best on the test classes, which flatters the result '
              '[default value is last, test for --protocol published]')
-    add('--test_every', type=utils.positive, default=1,
-        help='epochs between tests; the last is always tested '
-             '[default value is %(default)s]')
+    add('--test_every', type=utils.positive,
+        help='epochs between tests; the last is always tested [default value is 1; a '
+             'fifth of the epochs for the current recipe with --select last]')
     add('--recalls', type=utils.integers, default=DEFAULT_RECALLS,
         help="K of recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
     add('--false_match_rate', type=float, default=0.01,

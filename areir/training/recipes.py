@@ -49,6 +49,7 @@ FROM_SCRATCH = {
     'freeze_bn': 'no',
 }
 # training classes for each meta-class, where the tables have none
+TESTS = 5  # of a run of the current recipe, beside that of the initial weights
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
 
 # what runs had before there were these flags
@@ -141,6 +142,17 @@ def default_meta_classes(args, classes, from_scratch):
     return min(classes, max(2, round(classes / share)))
 
 
+def default_test_every(args):
+    """Return the epochs between tests.
+
+    On a CPU a test with mirror images may take longer than an epoch of heads on a
+    frozen trunk, so the current recipe tests a few times if the last epoch is kept.
+    """
+    if args.recipe == '2019' or args.select != 'last':
+        return 1
+    return max(1, args.num_epochs // TESTS)
+
+
 def complete(args, classes, from_scratch):
     """Set the flags that were not given, in place.
 
@@ -152,6 +164,7 @@ def complete(args, classes, from_scratch):
     values = dict(RECIPES[args.recipe])
     if args.recipe == 'current' and from_scratch:
         values |= FROM_SCRATCH
+    values['test_every'] = default_test_every(args)
     values['meta_class_size'] = default_meta_classes(args, classes, from_scratch)
     for name, value in values.items():
         if getattr(args, name) is None:

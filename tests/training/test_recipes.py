@@ -40,6 +40,21 @@ def test_other_data_takes_the_current_recipe():
     assert (scratch.meta_class_size, loaded.meta_class_size) == (49, 98)
 
 
+@pytest.mark.parametrize(
+    ('flags', 'wanted'),
+    [
+        ([], 4),
+        (['--num_epochs', 3], 1),
+        (['--num_epochs', 50], 10),
+        (['--select', 'val'], 1),
+        (['--recipe', '2019'], 1),
+        (['--test_every', 3], 3),
+    ],
+)
+def test_epochs_between_tests(flags, wanted):
+    assert completed(*flags).test_every == wanted
+
+
 def test_flags_that_are_given_stay():
     args = completed('--lr', 3e-3, '--dimensions', 0, '--mirror', 'no', '--warmup', 0)
     assert (args.lr, args.dimensions, args.mirror, args.warmup) == (3e-3, 0, 'no', 0)
@@ -96,7 +111,7 @@ def test_only_flags_that_are_not_given_are_set(recipe, scratch):
     after = dict(vars(args))
     assert None not in [after[name] for name in missing]
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {*missing, 'meta_class_size'}
+    assert changed == {*missing, 'meta_class_size', 'test_every'}
     # what is complete stays as it is
     complete(args, 20, scratch)
     assert vars(args) == after
