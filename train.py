@@ -155,8 +155,9 @@ def add_evaluation_flags(add):
              'held out; or the best on the test classes, which flatters the result '
              '[default value is last, test for --protocol published]')
     add('--test_every', type=utils.positive,
-        help='epochs between tests; the last is always tested [default value is 1; a '
-             'fifth of the epochs for the current recipe with --select last]')
+        help='epochs between tests; the last is always tested '
+             '[default value is a fifth of --num_epochs '
+             '(2019, or --select val or test: 1)]')
     add('--recalls', type=utils.integers, default=DEFAULT_RECALLS,
         help="K of recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000']")
     add('--false_match_rate', type=float, default=0.01,
