@@ -18,7 +18,7 @@ import utils
 from areir.data import crops
 from areir.data.layouts import LAYOUTS
 from areir.data.sample import draw_sample
-from areir.data.source import read_source
+from areir.data.source import link_usual_folders, read_source
 from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
@@ -71,6 +71,9 @@ def get_args():
     ):
         parser.error(f'--data_path needs a --data_name other than {known} and sample')
     args.names = [args.data_name]
+    wanted = [name for name in LAYOUTS if args.data_name in (None, name)]
+    for name, folder in link_usual_folders(args.data_root, wanted).items():
+        print(f'notice: {os.path.join(args.data_root, name)} now links to {folder}')
     if args.data_name is None:
         folders = {name: os.path.join(args.data_root, name) for name in LAYOUTS}
         args.names = [name for name in LAYOUTS if os.path.isdir(folders[name])]

@@ -243,3 +243,49 @@ def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, s
     assert errors.splitlines()[-1].startswith('data_utils.py: interrupted')
     assert 'Traceback' not in errors
     assert not root.exists()
+
+
+USUAL = {
+    'CUB_200_2011': ('cub', write_cub),
+    'CUB-200-2011': ('cub', write_cub),
+    'Stanford_Online_Products': ('sop', write_sop),
+    'In-shop Clothes Retrieval Benchmark': ('isc', write_isc),
+    'In_shop_Clothes_Retrieval_Benchmark': ('isc', write_isc),
+    'Stanford_Cars': ('car', write_car_folder),
+    'cars196': ('car', write_car_folder),
+}
+
+
+@pytest.mark.parametrize('folder', USUAL)
+@pytest.mark.parametrize('named', [True, False])
+def test_usual_names_of_folders_are_found(call, root, folder, named):
+    name, write = USUAL[folder]
+    write(root / folder)
+    code, output, errors = call(*(['--data_name', name] if named else []))
+    assert code == 0, errors
+    assert f'now links to {folder}' in output
+    assert images_of(root, name)
+    assert os.readlink(root / name) == folder  # the folder of datasets can be moved
+    assert 'nothing changed' in call('--data_name', name)[1]
+
+
+def test_a_folder_of_the_own_name_comes_first(call, root):
+    write_cub(root / 'cub')
+    write_sop(root / 'CUB_200_2011')
+    code, output, errors = call()
+    assert code == 0 and 'links' not in output, errors
+
+
+def test_two_usual_names_of_a_dataset_are_refused(call, root):
+    write_cub(root / 'CUB_200_2011')
+    write_cub(root / 'CUB-200-2011')
+    code, _, errors = call('--data_name', 'cub')
+    assert code == 2 and 'may both be cub' in errors and errors.count('\n') == 1
+    assert not (root / 'cub').exists()
+
+
+def test_own_data_is_never_linked(call, root):
+    write_classes(root / 'cars196')
+    code, output, errors = call('--data_name', 'cars196')
+    assert code == 0 and 'links' not in output, errors
+    assert not (root / 'car').exists()

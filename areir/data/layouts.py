@@ -26,6 +26,8 @@ class Layout:
     boxes_fit: bool = False
     # {number of images: which dataset of the same layout has this number}
     lookalikes: dict = field(default_factory=dict)
+    # how its folder is called elsewhere, in letters and digits alone
+    folders: tuple = ()
 
 
 def read_cub(root, files):
@@ -153,6 +155,7 @@ LAYOUTS = {
         std=(0.2237, 0.2193, 0.2568),
         crop_types=('uncropped', 'cropped'),
         boxes_fit=True,
+        folders=('cars196', 'car196', 'stanfordcars'),
     ),
     'cub': Layout(
         read=read_cub,
@@ -161,12 +164,14 @@ LAYOUTS = {
         std=(0.2767, 0.2760, 0.2850),
         crop_types=('uncropped', 'cropped'),
         lookalikes={6033: 'CUB-200 of 2010, not CUB-200-2011'},
+        folders=('cub2002011', 'cub200', 'cub2011'),
     ),
     'sop': Layout(
         read=read_sop,
         counts={'train': (59551, 11318), 'test': (60502, 11316)},
         mean=(0.5807, 0.5396, 0.5044),
         std=(0.2901, 0.2974, 0.3095),
+        folders=('stanfordonlineproducts', 'onlineproducts'),
     ),
     'isc': Layout(
         read=read_isc,
@@ -177,6 +182,7 @@ LAYOUTS = {
         },
         mean=(0.8324, 0.8109, 0.8041),
         std=(0.2206, 0.2378, 0.2444),
+        folders=('inshopclothesretrievalbenchmark', 'inshopclothes', 'inshop'),
     ),
 }
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -83,6 +84,34 @@ class SourceDataset:
         settings = [] if self.name in LAYOUTS else [image_size, seed]
         text = json.dumps([settings, self.records, stats])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def link_usual_folders(data_root, names):
+    """Link data_root/<name> to a known dataset's folder that has a usual name instead.
+
+    Such as cub to CUB_200_2011. names: of LAYOUTS. Returns {name: folder} of the links
+    that were made.
+    Raises UserError if several folders have usual names of one dataset.
+    """
+    folders = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
+    links = {}
+    for name in names:
+        usual = [
+            folder
+            for folder in folders
+            if re.sub('[^a-z0-9]', '', folder.lower()) in (name, *LAYOUTS[name].folders)
+            and os.path.isdir(os.path.join(data_root, folder))
+        ]
+        if not usual or os.path.lexists(os.path.join(data_root, name)):
+            continue
+        if len(usual) > 1:
+            raise UserError(
+                f'{data_root}: {" and ".join(usual)} may both be {name}: rename one to '
+                f'{name}'
+            )
+        os.symlink(usual[0], os.path.join(data_root, name), target_is_directory=True)
+        links[name] = usual[0]
+    return links
 
 
 def find_source(data_root, name, data_path=None):
