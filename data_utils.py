@@ -3,6 +3,7 @@
     python data_utils.py                                         # all that are in data/
     python data_utils.py --data_name sample                      # drawn first
     python data_utils.py --data_path ~/photos --data_name shoes  # any folder of classes
+    python data_utils.py --csv ~/photos/shoes.csv --data_name shoes
 
 Nothing is written until every image has been verified. A second run writes nothing
 unless an image, an annotation or a flag has changed. areir/data/splits.py describes the
@@ -18,7 +19,7 @@ import utils
 from areir.data import crops
 from areir.data.layouts import LAYOUTS
 from areir.data.sample import draw_sample
-from areir.data.source import link_usual_folders, read_source
+from areir.data.source import TABLE, link_usual_folders, read_source
 from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
@@ -45,6 +46,10 @@ def get_parser():
     add('--data_path',
         help='folder of class folders to prepare under --data_name; the images stay '
              'there')
+    add('--csv', metavar='FILE',
+        help='CSV to prepare under --data_name, with the columns path, label, and '
+             'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
+             'stay where they are')
     add = parser.add_argument_group('preparation').add_argument
     add('--image_size', type=utils.positive, default=256,
         help='pixels per side at which the mean and standard deviation of your own '
@@ -66,10 +71,12 @@ def get_args():
     known = ', '.join(LAYOUTS)
     if args.seed < 0:
         parser.error(f'--seed {args.seed}: must be at least 0')
-    if args.data_path and (
-        not args.data_name or args.data_name in [*LAYOUTS, 'sample']
-    ):
-        parser.error(f'--data_path needs a --data_name other than {known} and sample')
+    if args.data_path and args.csv:
+        parser.error('--data_path and --csv: give one of them')
+    own = args.data_name and args.data_name not in [*LAYOUTS, 'sample']
+    if (args.data_path or args.csv) and not own:
+        flag = '--csv' if args.csv else '--data_path'
+        parser.error(f'{flag} needs a --data_name other than {known} and sample')
     args.names = [args.data_name]
     wanted = [name for name in LAYOUTS if args.data_name in (None, name)]
     for name, folder in link_usual_folders(args.data_root, wanted).items():
@@ -88,14 +95,22 @@ def get_args():
 # Preparation
 
 
-def prepare(data_root, name, data_path=None, image_size=256, seed=0, num_workers=1):
+def prepare(
+    data_root,
+    name,
+    data_path=None,
+    image_size=256,
+    seed=0,
+    num_workers=1,
+    table=None,
+):
     """Read, verify and write the splits of one dataset.
 
     Raises UserError, before anything is written, naming what its layout lacks, or every
     image that cannot be read.
     """
     check_name(name)
-    dataset = read_source(data_root, name, data_path, seed)
+    dataset = read_source(data_root, name, data_path, seed, table)
     print_source(dataset)
     fingerprint = dataset.fingerprint(image_size, seed)
     if is_unchanged(dataset, fingerprint):
@@ -176,7 +191,11 @@ def make_links_and_crops(pool, dataset, fingerprint):
     os.makedirs(dataset.folder, exist_ok=True)
     if not dataset.in_place:
         link = os.path.join(dataset.folder, 'images')
-        crops.link_folder(dataset.source, link, dataset.data_root)
+        crops.link_source(dataset.source, link, dataset.data_root)
+    if dataset.table:
+        link = os.path.join(dataset.folder, TABLE)
+        if os.path.realpath(link) != dataset.table:
+            crops.link_source(dataset.table, link, dataset.data_root)
     if dataset.has_boxes:
         jobs = list(zip(dataset.images, dataset.targets('uncropped')))
         crops.link_images(jobs)
@@ -214,6 +233,7 @@ def prepare_one(args, name):
         args.image_size,
         args.seed,
         args.num_workers,
+        args.csv,
     )
 
 

@@ -156,6 +156,7 @@ def test_flags_have_their_defaults():
     assert cores >= 1
     assert defaults == {
         'data_name': None,
+        'csv': None,
         'data_root': 'data',
         'data_path': None,
         'image_size': 256,
@@ -289,3 +290,27 @@ def test_own_data_is_never_linked(call, root):
     code, output, errors = call('--data_name', 'cars196')
     assert code == 0 and 'links' not in output, errors
     assert not (root / 'car').exists()
+
+
+@pytest.mark.parametrize('name', [None, 'cub', 'sample'])
+def test_a_csv_needs_a_name_of_its_own(call, tmp_path, name):
+    (tmp_path / 'df.csv').write_text('path,label\n')
+    flags = ['--csv', 'df.csv', *(['--data_name', name] if name else [])]
+    code, _, errors = call(*flags)
+    assert code == 2 and '--csv needs a --data_name other than' in errors
+    flags = ['--csv', 'df.csv', '--data_path', '.', '--data_name', 'shop']
+    assert 'give one of them' in call(*flags)[2]
+
+
+def test_a_csv_is_prepared(call, root, tmp_path):
+    write_classes(tmp_path / 'photos')
+    rows = [f'{label}/{n}.png,{label}' for label in 'abcd' for n in range(2)]
+    table = tmp_path / 'photos/shop.csv'
+    table.write_text('\n'.join(['path,label', *rows]))
+    code, output, errors = call('--csv', 'photos/shop.csv', '--data_name', 'shop')
+    assert code == 0 and '8 images in' in output and '(shop.csv)' in output, errors
+    assert len(images_of(root, 'shop')) == 8
+    table.write_text('path,label\ngone.png,a\n')
+    code, _, errors = call('--data_name', 'shop')
+    assert code == 2 and 'line 2: ' in errors and 'Traceback' not in errors
+    assert len(images_of(root, 'shop')) == 8  # as it was

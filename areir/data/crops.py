@@ -27,10 +27,10 @@ def link_images(jobs):
         write_link(os.path.relpath(image, os.path.dirname(link)), link)
 
 
-def link_folder(source, link, data_root):
-    """Link to a folder of photos.
+def link_source(source, link, data_root):
+    """Link to the folder of photos, or to the CSV, of a dataset.
 
-    The link is relative if the photos are below data_root, so that both can be moved
+    The link is relative if they are below data_root, so that both can be moved
     together, and absolute otherwise.
     """
     target = os.path.realpath(source)

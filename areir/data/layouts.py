@@ -127,14 +127,20 @@ def read_folder(root, files, seed=0):
             f'{root}: {len(classes)} folders with images; a folder per class is '
             'needed, at least two'
         )
-    random.Random(seed).shuffle(classes)
-    train = set(classes[: (len(classes) + 1) // 2])
+    train = draw_training_classes(classes, seed)
     records = []
     for path in images:
         label, slash, _ = path.partition('/')
         if slash:
             records.append(Record('train' if label in train else 'test', label, path))
     return f'{len(classes)} class folders', records
+
+
+def draw_training_classes(classes, seed):
+    """Return the set of half of the classes, drawn from the seed."""
+    classes = list(classes)
+    random.Random(seed).shuffle(classes)
+    return set(classes[: (len(classes) + 1) // 2])
 
 
 def split_records(images, splits):

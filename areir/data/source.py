@@ -10,8 +10,11 @@ from functools import cached_property
 from areir.data.images import list_files
 from areir.data.layouts import LAYOUTS, crop_types, has_boxes, read_folder
 from areir.data.splits import split_path
+from areir.data.tables import read_table
 from areir.data.verification import count_splits
 from areir.errors import UserError
+
+TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
 
 
 @dataclass
@@ -24,6 +27,7 @@ class SourceDataset:
     layout: str  # which of its forms the dataset has
     records: list
     left_out: list  # files in `source` that are not images of a class, sorted
+    table: str | None = None  # the CSV that describes it
 
     @cached_property
     def folder(self):
@@ -37,11 +41,11 @@ class SourceDataset:
 
     @cached_property
     def has_boxes(self):
-        return has_boxes(self.name)
+        return any(record.box for record in self.records)
 
     @cached_property
     def crop_types(self):
-        return crop_types(self.name)
+        return ('uncropped', 'cropped') if self.has_boxes else ('uncropped',)
 
     @cached_property
     def counts(self):
@@ -135,12 +139,36 @@ def find_source(data_root, name, data_path=None):
     return source
 
 
-def read_source(data_root, name, data_path=None, seed=0):
+def find_table(data_root, name, table, data_path=None):
+    """Return the CSV of a dataset: `table`, or the one it was prepared from, or None.
+
+    Raises UserError if it is missing, or if a folder is to take its place.
+    """
+    link = os.path.join(data_root, name, TABLE)
+    if data_path and os.path.lexists(link):
+        raise UserError(
+            f'{name} is already the name of {os.path.realpath(link)}: choose another '
+            '--data_name'
+        )
+    path = table or (link if os.path.lexists(link) else None)
+    if path and not os.path.isfile(path):
+        raise UserError(f'{path}: no such file')
+    return path and os.path.realpath(path)
+
+
+def read_source(data_root, name, data_path=None, seed=0, table=None):
     """Read the layout of a dataset and return it as a SourceDataset.
 
-    seed: draws the training classes of a folder that has no split of its own.
+    seed: draws the training classes of a folder that has no split of its own; table:
+    a CSV that describes the dataset, whose folder has the images.
     Raises UserError if the dataset's own files are incomplete.
     """
+    table = find_table(data_root, name, table, data_path)
+    if table:
+        source = find_source(data_root, name, os.path.dirname(table))
+        layout, records = read_table(table, seed)
+        check_parts(table, records)
+        return SourceDataset(data_root, name, source, layout, records, [], table)
     source = find_source(data_root, name, data_path)
     made_here = crop_types(name) if has_boxes(name) else ()
     files = list_files(source, skip=made_here)
@@ -155,14 +183,19 @@ def read_source(data_root, name, data_path=None, seed=0):
         raise UserError(
             f'{source}: its annotation files are incomplete or damaged: {error!r}'
         ) from error
+    check_parts(source, records)
+    left_out = [] if name in LAYOUTS else files_without_class(files, records)
+    return SourceDataset(data_root, name, source, layout, records, left_out)
+
+
+def check_parts(source, records):
+    """Raise UserError unless there are images to train on and to test with."""
     counts = count_splits(records)
     if 'train' not in counts or len(counts) < 2:
         present = ' and '.join(counts) or 'no'
         raise UserError(
             f'{source}: {present} images found; both training and test are needed'
         )
-    left_out = [] if name in LAYOUTS else files_without_class(files, records)
-    return SourceDataset(data_root, name, source, layout, records, left_out)
 
 
 def files_without_class(files, records):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from areir.data.images import flip, normalise
 from areir.data.layouts import CROP_TYPES
 from areir.data.loading import embed_batches, make_loader
-from areir.data.splits import hold_out, load_split
+from areir.data.splits import hold_out, load_split, split_path
 from areir.errors import UserError
 from areir.processes import gather, is_first, rank_and_count
 from areir.seeds import SAMPLE, derive_seed
@@ -23,7 +23,9 @@ FIT_IMAGES = 4096  # training images at most that a projection is fitted to
 
 def load_data(args):
     """Return the Split of the dataset, with classes held out for --select val."""
-    if args.crop_type == 'cropped' and args.data_name not in CROP_TYPES:
+    path = split_path(args.data_root, args.data_name, 'cropped')
+    known = args.data_name in CROP_TYPES or os.path.isfile(path)
+    if args.crop_type == 'cropped' and not known:
         names = ' and '.join(CROP_TYPES)
         print(f'notice: --crop_type cropped works for {names} only: using uncropped')
         args.crop_type = 'uncropped'

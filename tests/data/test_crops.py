@@ -166,11 +166,11 @@ def test_a_link_to_a_folder_is_relative_if_both_move_together(tmp_path, inside):
     link.parent.mkdir(parents=True)
     link.symlink_to('elsewhere')  # of an earlier run
     for _ in range(2):
-        crops.link_folder(str(photos), str(link), str(data))
+        crops.link_source(str(photos), str(link), str(data))
         expected = '../photos' if inside else str(photos)
         assert os.readlink(link) == expected
     link.unlink()
     link.symlink_to(tmp_path)  # a folder that is there
-    crops.link_folder(str(photos), str(link), str(data))
+    crops.link_source(str(photos), str(link), str(data))
     assert link.resolve() == photos.resolve()
     assert os.listdir(link.parent) == ['images']

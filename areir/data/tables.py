@@ -1,0 +1,124 @@
+"""Read a dataset that a CSV describes, with the columns of open-metric-learning.
+
+    path,label              required; path is relative to the folder of the CSV
+    split                   train or validation; without it half of the classes train
+    is_query,is_gallery     of validation images; without them all search each other
+    x_1,x_2,y_1,y_2         a box on the stored pixels, or nothing
+
+https://open-metric-learning.readthedocs.io describes the format.
+"""
+
+import csv
+import os
+
+from areir.data.layouts import draw_training_classes
+from areir.data.records import Record
+from areir.errors import UserError
+
+CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
+ROLES = ('is_query', 'is_gallery')
+SPLITS = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
+YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', '', 'nan', 'none')
+SHOWN = 10  # bad rows that a message names
+
+
+def read_table(path, seed=0):
+    """Return (layout, records) of a CSV; see the top of this file.
+
+    seed: draws the training classes if there is no column split. Raises UserError
+    naming the lines that are wrong.
+    """
+    rows, problems = [], []
+    with open(path, newline='', encoding='utf-8-sig') as file:
+        table = csv.DictReader(file)
+        columns = table.fieldnames or []
+        missing = [name for name in ('path', 'label') if name not in columns]
+        if missing:
+            raise UserError(f'{path}: no column {" and ".join(missing)}')
+        for cells in table:
+            try:
+                record = read_row(os.path.dirname(path), cells)
+                rows.append((record, read_roles(cells)))
+            except ValueError as error:
+                problems.append(f'line {table.line_num}: {error}')
+    if problems:
+        more = f'\n  and {len(problems) - SHOWN} more' * (len(problems) > SHOWN)
+        listing = '\n  '.join(problems[:SHOWN])
+        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}{more}')
+    if 'split' in columns:
+        return os.path.basename(path), with_roles(path, rows)
+    classes = sorted({record.label for record, _ in rows})
+    train = draw_training_classes(classes, seed)
+    records = []
+    for record, _ in rows:
+        split = 'train' if record.label in train else 'test'
+        records.append(record._replace(split=split))
+    return os.path.basename(path), records
+
+
+def read_row(folder, cells):
+    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong."""
+    if None in cells or None in cells.values():
+        raise ValueError('more or fewer cells than columns')
+    image = os.path.relpath(os.path.join(folder, cells['path']), folder or '.')
+    image = image.replace(os.sep, '/')
+    if not cells['path'] or image.startswith('../'):
+        raise ValueError(f'path {cells["path"]!r} is not below the folder of the CSV')
+    if not os.path.isfile(os.path.join(folder, image)):
+        raise ValueError(f'path {cells["path"]!r}: no such file')
+    if not cells['label']:
+        raise ValueError('no label')
+    split = cells.get('split', 'train')
+    if split not in SPLITS:
+        raise ValueError(f'split {split!r} is neither train nor validation')
+    return Record(SPLITS[split], cells['label'], image, read_box(cells))
+
+
+def read_box(cells):
+    """Return the box of a row, or None. Raises ValueError if it is empty."""
+    corners = [cells.get(name, '') for name in CORNERS]
+    if all(corner.lower() in NO[3:] for corner in corners):
+        return None
+    try:
+        left, top, right, bottom = (round(float(corner)) for corner in corners)
+    except (ValueError, OverflowError):
+        raise ValueError(f'box {", ".join(corners)}: four numbers expected') from None
+    if left >= right or top >= bottom:
+        raise ValueError(
+            f'box from {left}, {top} to {right}, {bottom} is empty: x_1 must be below '
+            'x_2, and y_1 below y_2'
+        )
+    return left, top, right, bottom
+
+
+def read_roles(cells):
+    """Return (is_query, is_gallery) of a row; both are true without the columns."""
+    roles = []
+    for name in ROLES:
+        text = cells.get(name, 'true').lower()
+        if text not in YES + NO:
+            raise ValueError(f'{name} {text!r} is neither true nor false')
+        roles.append(text in YES)
+    return tuple(roles)
+
+
+def with_roles(path, rows):
+    """Return the records of (record, roles), the tests as query and gallery.
+
+    They stay test if all search each other. Raises UserError if some images have both
+    roles and others do not: such a query would have to be left out of its own gallery.
+    """
+    roles = {role for record, role in rows if record.split == 'test'}
+    if roles == {(True, True)} or not roles:
+        return [record for record, _ in rows]
+    if (True, True) in roles or (False, False) in roles:
+        raise UserError(
+            f'{path}: is_query and is_gallery: every validation image must have both '
+            'roles, or every one exactly one of them'
+        )
+    records = []
+    for record, (is_query, _) in rows:
+        if record.split == 'test':
+            record = record._replace(split='query' if is_query else 'gallery')
+        records.append(record)
+    return records
