@@ -127,9 +127,9 @@ class Results:
         os.makedirs(os.path.dirname(self.path) or '.', exist_ok=True)
         write_text(self.path, text.getvalue())
 
-    def vectors_path(self, run, output, lr, seed):
-        """Return the path of the vectors of a final run."""
-        parts = [run, output, write_lr(lr), f'seed{seed}']
+    def vectors_path(self, run, output, lr, budget, seed):
+        """Return the path of the vectors of a final run; budget: its seconds, or ''."""
+        parts = [run, output, write_lr(lr), budget and f'{budget}s', f'seed{seed}']
         name = '_'.join(part for part in parts if part)
         return os.path.join(self.folder, f'{name}.npz')
 
@@ -143,7 +143,8 @@ class Results:
             vectors = vectors.half()  # as they are written
         values = values_per_query(vectors, images.labels)
         if key['kind'] == 'final':
-            path = self.vectors_path(key['run'], output, key['lr'], key['seed'])
+            rest = key['lr'], key['budget'], key['seed']
+            path = self.vectors_path(key['run'], output, *rest)
             self.write_vectors(path, vectors, images, values)
         means = {name: value.mean().item() for name, value in values.items()}
         dimensions = vectors.shape[1]
@@ -190,7 +191,8 @@ def read_line(results, method, lr, budget):
         return None
     files = []
     for row in rows:
-        path = results.vectors_path(method.run, method.output, lr, row['seed'])
+        run = method.run, method.output
+        path = results.vectors_path(*run, lr, budget, row['seed'])
         with np.load(path) as file:
             files.append({name: file[name] for name in (*MEASURES, 'labels')})
     values = {

@@ -185,10 +185,10 @@ RIGHT = torch.eye(3)[[0, 0, 1, 1, 2, 2]]  # every image is nearest to its class
 THIRD = torch.eye(3)[[0, 0, 1, 2, 2, 1]]  # only those of the first class are
 
 
-def record(results, run, lr, seed, vectors):
+def record(results, run, lr, seed, vectors, budget='9'):
     """Record a final run on the 6 images of LABELS."""
     images = SimpleNamespace(labels=LABELS, paths=list('abcdef'))
-    key = {'kind': 'final', 'run': run, 'lr': lr, 'seed': seed, 'budget': '9'}
+    key = {'kind': 'final', 'run': run, 'lr': lr, 'seed': seed, 'budget': budget}
     results.record({**key, 'epochs': 2, 'seconds': 8.5}, 'embedding', vectors, images)
 
 
@@ -203,11 +203,16 @@ def lines(tmp_path):
     other = Results(results.path, {**SETTINGS, 'image_size': 64})
     record(other, 'current', 5e-4, 2, THIRD)
     record(results, 'cosface', 3e-3, 0, RIGHT)
+    record(results, 'cosface', 1e-3, 0, RIGHT, budget='90')
     chosen = {'cosface': 1e-3, 'ours': 5e-4, 'proxy_anchor': 1e-3}
     return {
         name: quality_results.read_line(results, METHODS[name], lr, '9')
         for name, lr in chosen.items()
     }
+
+
+def test_another_budget_is_another_run(lines):
+    assert lines['cosface'].mean('recall@1') == pytest.approx(1 / 3)
 
 
 def test_table(lines, capsys):
