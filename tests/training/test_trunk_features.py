@@ -103,7 +103,7 @@ def test_features_beyond_float16_are_cut(paths, trainer):
 
 def test_the_file_holds_all_views(paths, trainer, tmp_path):
     folder = str(tmp_path / 'features')
-    path = ensure_features(folder, 'name', views_of(paths), trainer, INFO)
+    path = ensure_features(folder, 'name', views_of(paths), trainer, INFO, [])
     assert path == os.path.join(folder, 'name.npy') and os.listdir(folder) == [
         'name.npy'
     ]
@@ -115,7 +115,7 @@ def test_a_file_that_is_there_is_kept_and_another_one_removed(
     paths, trainer, tmp_path, monkeypatch
 ):
     folder = str(tmp_path / 'features')
-    arguments = views_of(paths), trainer, INFO
+    arguments = views_of(paths), trainer, INFO, []
     path = ensure_features(folder, 'one', *arguments)
     before = os.stat(path)
     assert ensure_features(folder, 'one', *arguments) == path
