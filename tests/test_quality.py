@@ -243,7 +243,7 @@ def test_without_peers_nothing_is_compared(lines, capsys):
 
 
 def test_vectors_are_kept_for_evaluate_py(lines, tmp_path):
-    path = str(tmp_path / 'r' / 'current_embedding_0.0005_seed1.npz')
+    path = str(tmp_path / 'r' / 'current_embedding_0.0005_9s_seed1.npz')
     ranked = rank_file(path, 'cpu')
     assert ranked.images == list('abcdef') and ranked.ranks['rank'].tolist() == [1] * 6
 
