@@ -164,6 +164,19 @@ def catch_signals():
     return signals
 
 
+def until_signal(batches, signals, state):
+    """Yield batches. Raises KeyboardInterrupt once `signals` is not empty.
+
+    state: what is saved, as the message says it.
+    """
+    for batch in batches:
+        if signals:
+            raise KeyboardInterrupt(
+                f'{state}; the same command with --resume continues'
+            )
+        yield batch
+
+
 def ignore_signals(worker):
     """Worker init of a DataLoader: leave signals to the process that started it."""
     for number in (signal.SIGINT, signal.SIGTERM):

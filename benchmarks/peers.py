@@ -28,6 +28,7 @@ from areir.errors import UserError
 from areir.layers import Chain
 from areir.processes import available_cores, ignore_signals
 from areir.seeds import random_stream
+from areir.training.trainer import keep_statistics
 
 LOSSES = ('multi_similarity', 'proxy_anchor', 'norm_softmax', 'cosface')
 DIMENSIONS = 512
@@ -288,9 +289,8 @@ class PeerTrainer:
             self.optimizer, partial(learning_rate, steps=steps)
         )
         self.net.train()
-        for layer in self.net.modules():
-            if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
+        if self.freeze_bn:
+            keep_statistics(self.net)
 
     def step(self, pixels, labels):
         """Train on uint8 pixels (N, 3, S, S) of these classes; return the loss."""

@@ -60,7 +60,7 @@ def test_a_mirror_image_has_the_same_embedding(model):
 
 @torch.no_grad()
 def test_a_dot_product_is_the_mean_of_the_cosines(model):
-    """Over heads and their parts, each of which is the sum of an image and its mirror.
+    """A head has several parts; each sums the features of an image and its mirror.
 
     The parts are computed here from the blocks of trunk and head.
     """

@@ -12,7 +12,7 @@ from areir.data.layouts import CROP_TYPES
 from areir.data.loading import embed_batches, make_loader
 from areir.data.splits import hold_out, load_split, split_path
 from areir.errors import UserError
-from areir.processes import gather, is_first, rank_and_count
+from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.seeds import SAMPLE, derive_seed
 from areir.training import published
 from areir.training.batches import EpochSampler, InOrder, whole_batches
@@ -130,11 +130,9 @@ def embed_part(net, loader, info, dtype, signals, description, projection=None):
     embeddings = torch.empty(0, dtype=dtype)
     batches = whole_batches(loader, next(net.trunk.parameters()).device)
     embed = partial(embed_with_all_heads, net, info)
-    for indices, vectors, _ in embed_batches(batches, embed, count, description):
-        if signals:
-            raise KeyboardInterrupt(
-                'the trained epoch is saved; the same command with --resume continues'
-            )
+    embedded = embed_batches(batches, embed, count, description)
+    saved = 'the trained epoch is saved'
+    for indices, vectors, _ in until_signal(embedded, signals, saved):
         if is_first():
             if projection:
                 vectors = projection(vectors)

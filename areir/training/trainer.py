@@ -87,6 +87,13 @@ def sum_gradients(trunk):
         gradient.copy_(values.view_as(gradient))
 
 
+def keep_statistics(part):
+    """Let batch norm use the statistics it has and not change them."""
+    for layer in part.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
 def drops_by_chance(part):
     """Whether a part has stochastic depth or dropout."""
     kinds = StochasticDepth, nn.Dropout
@@ -156,9 +163,8 @@ class Trainer:
         self.set_lr(lr)
         for part in self.parts.values():
             part.train(next(part.parameters()).requires_grad)
-            for layer in part.modules():
-                if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
-                    layer.eval()
+            if self.freeze_bn:
+                keep_statistics(part)
 
     def begin_step(self, lr, epoch, batch):
         """Set the learning rate, and which step of the run is next."""

@@ -82,7 +82,8 @@ def ensure_features(folder, name, loader, trainer, info, signals):
     path = os.path.join(folder, f'{name}.npy')
     if not processes.any_process(not os.path.isfile(path)):
         return path
-    features = until_signal(view_features(loader, trainer, info), signals)
+    features = view_features(loader, trainer, info)
+    features = processes.until_signal(features, signals, 'no epoch is trained yet')
     if not processes.is_first():
         for _ in features:  # decodes this process's share
             pass
@@ -102,16 +103,6 @@ def view_features(loader, trainer, info):
     for (pixels, _, _), flips in zip(whole_batches(loader, trainer.device), mirrored):
         features = trainer.trunk(flip(to_images(pixels, info), flips))
         yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
-
-
-def until_signal(batches, signals):
-    """Yield batches. Raises KeyboardInterrupt once `signals` is not empty."""
-    for batch in batches:
-        if signals:
-            raise KeyboardInterrupt(
-                'no epoch is trained yet; the same command with --resume starts again'
-            )
-        yield batch
 
 
 def write_views(path, batches, shape):
