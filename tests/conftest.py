@@ -167,6 +167,18 @@ def slim_backbone(monkeypatch):
 
 
 @pytest.fixture(scope='session')
+def weights(tmp_path_factory):
+    """A file of weights for the slim backbone."""
+    import torch
+    from slim import SlimBackbone
+
+    path = tmp_path_factory.mktemp('weights') / 'slim.pth'
+    torch.manual_seed(1)
+    torch.save(SlimBackbone(5).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope='session')
 def trained_sample(tmp_path_factory):
     """A project with the sample dataset, trained for a minute; see trained.SAMPLE_RUN.
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from slim import SlimBackbone, use_slim_backbone
+from slim import use_slim_backbone
 from train_runs import (
     EVERY_BATCH,
     RUN,
@@ -98,13 +98,11 @@ CURRENT = {
 
 @pytest.mark.parametrize('kind', CURRENT)
 def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
-    slim, slim_backbone, tmp_path, kind
+    slim, slim_backbone, weights, tmp_path, kind
 ):
     """Before training, and after each epoch."""
     processes, flags = CURRENT[kind]
-    torch.manual_seed(1)
-    torch.save(SlimBackbone(5).state_dict(), tmp_path / 'slim.pth')
-    flags = [*GENTLE, '--weights', tmp_path / 'slim.pth', *flags]
+    flags = [*GENTLE, '--weights', weights, *flags]
     flags += ['--recipe', 'current', '--num_epochs', 2]
     one, several = tmp_path / 'one', tmp_path / 'several'
     train(slim, one, *flags, '--num_workers', 0)

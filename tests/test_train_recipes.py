@@ -7,7 +7,6 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from slim import SlimBackbone
 from test_train_interrupted import stop_at
 from train_runs import assert_same_run, read, start
 from train_runs import finish as finish_process
@@ -27,15 +26,6 @@ HEADS = RECIPES['current']['ensemble_size']
 SCRATCH = f'small_uncropped_resnet18_{HEADS}_3'
 LOADED = f'small_uncropped_resnet18_{HEADS}_6'
 HELD_OUT = f'small_uncropped_resnet18_{HEADS}_2'  # of 4 classes
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    """A file of weights for the slim backbone."""
-    path = tmp_path_factory.mktemp('weights') / 'slim.pth'
-    torch.manual_seed(1)
-    torch.save(SlimBackbone(5).state_dict(), path)
-    return path
 
 
 def train(slim, results, *flags):

@@ -11,7 +11,7 @@ import signal
 
 import pytest
 import torch
-from slim import SlimBackbone, build_backbone, use_slim_backbone
+from slim import build_backbone, use_slim_backbone
 from test_train_interrupted import Killed, die_at_batch, kill_after_move
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -43,15 +43,6 @@ KINDS = {
     'frozen': ['--freeze_trunk', 'yes', '--shared_stages', 3],
     'frozen statistics': ['--freeze_trunk', 'no', '--freeze_bn', 'yes'],
 }
-
-
-@pytest.fixture(scope='module')
-def weights(tmp_path_factory):
-    """A file of weights for the slim backbone."""
-    path = tmp_path_factory.mktemp('weights') / 'slim.pth'
-    torch.manual_seed(1)
-    torch.save(SlimBackbone(5).state_dict(), path)
-    return path
 
 
 @pytest.fixture
