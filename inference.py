@@ -34,13 +34,16 @@ from areir.retrieval.collection import (
 )
 from areir.retrieval.index import update_index
 from areir.retrieval.index_table import index_path
+from areir.retrieval.projection import Projection
 from areir.retrieval.queries import (
     embed_queries,
     find_queries,
     report_problems,
     search_queries,
 )
-from model import TrainedModel
+from areir.retrieval.thresholds import threshold_lines
+from areir.retrieval.votes import VOTERS
+from model import PretrainedModel, TrainedModel, open_model
 
 QUERY = 'data/car/uncropped/008055.jpg'
 NUMBER = 8
@@ -66,9 +69,17 @@ def get_parser():
              "[default value is '%(default)s']")
     add('--gallery', metavar='DIR',
         help='search the images of this folder and its subfolders instead')
-    add('--model', metavar='FILE',
-        help='model that embeds the images of --gallery, a file or a name below '
-             '--results_root [default is the newest there]')
+    add('--model', metavar='NAME',
+        help='model that embeds the images of --gallery: a file, a name below '
+             '--results_root, or a network of torchvision with its ImageNet weights '
+             f'[default is the newest model there, or {databases.PRETRAINED} if there '
+             'is none]')
+    add('--calibrate', action='store_true',
+        help='set the threshold of a match from the class folders of --gallery and '
+             'store it in the index')
+    add('--false_match_rate', type=float, default=0.01,
+        help='share of the queries without a true match that --calibrate lets pass as '
+             'matches [default value is %(default)s]')
     add('--index', default='exact', choices=['exact', 'faiss'],
         help='exact compares a query with every vector of --gallery; faiss, if '
              'installed, builds an approximate index and prints its recall '
@@ -96,6 +107,12 @@ def get_args():
     args = parser.parse_args()
     if args.index == 'faiss' and not args.gallery:
         parser.error('--index faiss: works for --gallery only')
+    if args.calibrate and not args.gallery:
+        parser.error('--calibrate: works for --gallery only; training calibrates')
+    if not 0 < args.false_match_rate < 1:
+        parser.error(
+            f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'
+        )
     if args.query_img_name == '':
         parser.error('--query_img_name: empty')
     if args.report and args.gallery:
@@ -134,14 +151,15 @@ def open_folder(args, clock):
     """Return the collection of --gallery, its index brought up to date."""
     if args.index == 'faiss':
         approximate.load_faiss()
-    path, models = databases.find_model(args.model, args.results_root)
+    name, note = databases.find_model(args.model, args.results_root)
     with clock('model'):
-        trained = TrainedModel(path)
+        trained = open_model(name)
         embedder = trained.embedder(utils.local_device())
-    is_choice = not args.model and models > 1
-    note = f', the newest of {models}: --model chooses' if is_choice else ''
-    print(f'model {path}{note}')
+    print(f'model {name}{note}')
     index = open_index(args, trained, embedder, clock)
+    if index.components:
+        trained = trained.shortened(Projection(**index.components))
+        embedder = trained.embedder(utils.local_device())
     if args.index == 'exact':
         return FolderCollection(args.gallery, index, trained, embedder)
     with clock('approximate index'):
@@ -164,7 +182,12 @@ def open_index(args, trained, embedder, clock):
     }
     with clock('index'):
         index = update_index(
-            args.gallery, folder, settings, trained.image_size, embedder
+            args.gallery,
+            folder,
+            settings,
+            trained.image_size,
+            embedder,
+            shortened=isinstance(trained, PretrainedModel),
         )
     problems = sorted(index.problems.items())
     report_problems({os.path.join(args.gallery, path): why for path, why in problems})
@@ -214,8 +237,9 @@ def find_answers(name, collection, args, clock):
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):
-        results = search_queries(queries, collection, min(number, available))
-    return [make_answer(query, *result, collection) for query, result in results]
+        nearest = min(max(number, VOTERS), available)
+        results = search_queries(queries, collection, nearest)
+    return [make_answer(query, *row, collection, number) for query, row in results]
 
 
 def compare_folder(collection, args, clock):
@@ -273,6 +297,10 @@ def main():
     open_collection = open_folder if args.gallery else open_database
     collection = open_collection(args, clock)
     processes.check_shared_folder(args.results_root)
+    if args.calibrate:
+        with clock('calibration'):
+            collection.calibrate(args.false_match_rate)
+        print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
         export(collection, args.export)
 

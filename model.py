@@ -8,13 +8,17 @@ for Metric Learning", ECCV 2018); the squeeze-and-excitation block is arXiv 1709
 """
 
 import argparse
+import copy
 import math
+import os
+from itertools import product
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import utils
+from areir import pretrained
 from areir.backbones import (
     build_backbone,
     copy_stages,
@@ -28,11 +32,14 @@ from areir.errors import UserError
 from areir.files import load_tensors
 from areir.folding import folded
 from areir.layers import Chain, MeanPool, SqueezeExcitation
-from areir.retrieval import calibration
+from areir.retrieval import thresholds
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
+
+# what describes an image for a network that was not trained here
+PRETRAINED = {'with_se': False, 'shared_stages': 3, 'embedding': 'features'}
 
 
 def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
@@ -278,7 +285,7 @@ class TrainedModel:
         if not 1 <= self.image_size <= 8192 or not str(self.version):
             raise ValueError('image size or version')
         normalise(torch.zeros(1, 3, 1, 1), self.mean, self.std)
-        calibration.check(self.calibration)
+        thresholds.check(self.calibration)
         if self.model.projection:
             self.model.projection.check(self.model.length)
 
@@ -287,6 +294,37 @@ class TrainedModel:
         dtype = torch.bfloat16 if utils.has_native_bf16(device) else torch.float32
         net = folded(self.model, dtype).to(device)
         return Embedder(net, self.mean, self.std, self.image_size, device)
+
+
+class PretrainedModel(TrainedModel):
+    """A torchvision network as its ImageNet weights are, without any training.
+
+    Its attributes are those of a TrainedModel. An image is described by the pooled
+    features of the last two stages, each normalised. name: see `pretrained.read`.
+    """
+
+    def __init__(self, name):
+        self.path = name
+        network, weights, self.version = pretrained.read(name)
+        model = EnsembleModel(network, 1, 1, **PRETRAINED)
+        pretrained.load_weights(model, weights)
+        self.model = model.requires_grad_(False).eval()
+        self.mean, self.std, self.image_size = pretrained.preprocessing(network)
+        self.calibration, self.dimensions = None, self.model.dimensions
+
+    def shortened(self, projection):
+        """Return a copy of this model that applies a Projection."""
+        other = copy.deepcopy(self)
+        other.model.projection = projection
+        other.dimensions = projection.matrix.shape[1]
+        return other
+
+
+def open_model(name):
+    """Return the TrainedModel or PretrainedModel of a file or a network's name."""
+    if os.path.isfile(name) and not pretrained.is_weights_file(name):
+        return TrainedModel(name)
+    return PretrainedModel(name)
 
 
 def rebuild(model_args, state_dict):
@@ -314,45 +352,30 @@ def count_parameters(
     return trunk, head, trunk + ensemble_size * head
 
 
+# fmt: off
+
+
 def get_parser():
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
-        description='Print the number of trainable parameters without allocating them.',
-    )
+        description='Print the number of trainable parameters without allocating them.')
     add = parser.add_argument
-    add(
-        '--model_type',
-        type=utils.model_type,
-        metavar='NAME',
+    add('--model_type', type=utils.model_type, metavar='NAME',
         help='any network that train.py takes [default value is the four of the '
-        'published tables]',
-    )
-    add(
-        '--with_se',
-        choices=['yes', 'no'],
-        help='squeeze-and-excitation [default value is both]',
-    )
-    add(
-        '--shared_stages',
-        type=utils.positive,
-        default=1,
-        help='stages that the trunk has [default value is %(default)s]',
-    )
-    add(
-        '--ensemble_size',
-        type=utils.positive,
-        default=48,
-        help='number of heads [default value is %(default)s]',
-    )
-    add(
-        '--meta_class_size',
-        type=utils.positive,
-        nargs='+',
-        default=[12, 192, 500],
+             'published tables]')
+    add('--with_se', choices=['yes', 'no'],
+        help='squeeze-and-excitation [default value is both]')
+    add('--shared_stages', type=utils.positive, default=1,
+        help='stages that the trunk has [default value is %(default)s]')
+    add('--ensemble_size', type=utils.positive, default=48,
+        help='number of heads [default value is %(default)s]')
+    add('--meta_class_size', type=utils.positive, nargs='+', default=[12, 192, 500],
         help='meta-classes per head [default value is 12 (CARS196, CUB200), '
-        '192 (In-shop), 500 (SOP)]',
-    )
+             '192 (In-shop), 500 (SOP)]')
     return parser
+
+
+# fmt: on
 
 
 def main():
@@ -363,17 +386,14 @@ def main():
         f'{"model":<22}{"heads":>6}{"meta_classes":>14}'
         f'{"trunk":>12}{"one head":>14}{"total":>16}'
     )
-    for meta_class_size in args.meta_class_size:
-        for se in with_se:
-            for model_type in model_types:
-                sizes = model_type, args.ensemble_size, meta_class_size, se
-                trunk, head, total = count_parameters(
-                    *sizes, shared_stages=args.shared_stages
-                )
-                print(
-                    f'{"se-" * se + model_type:<22}{args.ensemble_size:>6}'
-                    f'{meta_class_size:>14}{trunk:>12,}{head:>14,}{total:>16,}'
-                )
+    for size, se, model_type in product(args.meta_class_size, with_se, model_types):
+        trunk, head, total = count_parameters(
+            model_type, args.ensemble_size, size, se, shared_stages=args.shared_stages
+        )
+        print(
+            f'{"se-" * se + model_type:<22}{args.ensemble_size:>6}{size:>14}'
+            f'{trunk:>12,}{head:>14,}{total:>16,}'
+        )
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from areir import processes
 from areir.backbones import has_depthwise
 from areir.errors import UserError
 from areir.output.curves import draw_curves
+from areir.pretrained import load_weights
 from areir.training import record
 from areir.training.evaluation import Result
 from areir.training.loaders import (
@@ -56,7 +57,6 @@ from areir.training.trunk_features import prepare_features
 from areir.training.weights import (
     freeze_first_heads,
     initial_weights,
-    load_weights,
     read_base,
 )
 from model import EnsembleModel, assign_meta_classes, folded
@@ -80,7 +80,7 @@ def get_parser():
     add_evaluation_flags(parser.add_argument_group('evaluation').add_argument)
     add = parser.add_argument_group('results').add_argument
     add('--store', default='fp32', choices=['fp32', 'fp16'],
-        help='floating-point type of the embeddings in the database '
+        help='number format of the embeddings in the database '
              '[default value is %(default)s]')
     add('--results_root', default='results',
         help="folder to write to [default value is '%(default)s']")
@@ -120,7 +120,7 @@ def add_model_flags(add):
              'train.py [default value is %(default)s]')
     add('--extend', metavar='MODEL',
         help='model file of a finished run with fewer heads and the same settings: '
-             'keep its trunk and heads unchanged and train only the new heads')
+             'keep its trunk and heads and train only the new heads')
 
 
 def add_training_flags(add):
@@ -141,8 +141,8 @@ def add_training_flags(add):
     add('--resume', action='store_true',
         help='continue from the last checkpoint of this run, if there is one')
     add('--checkpoint_minutes', type=float, default=15,
-        help='minutes between checkpoints within an epoch, 0 for none; one is written '
-             'after every epoch [default value is %(default)s]')
+        help='minutes between checkpoints within an epoch, 0 for none; each epoch '
+             'ends with one [default value is %(default)s]')
 
 
 def add_evaluation_flags(add):

@@ -18,8 +18,9 @@ import utils
 from areir.data.images import list_files
 from areir.data.loading import Embedder
 from areir.data.sample import draw_sample
-from areir.retrieval.calibration import calibrate, threshold_for
+from areir.retrieval.calibration import calibrate
 from areir.retrieval.databases import load_database
+from areir.retrieval.thresholds import threshold_for
 from model import TrainedModel, folded
 
 RATES = (0.01, 0.05, 0.1)

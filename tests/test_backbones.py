@@ -15,7 +15,7 @@ from areir.backbones import (
 from areir.errors import UserError
 from areir.folding import folded
 from areir.layers import Chain
-from areir.training.weights import find_weights, load_weights
+from areir.pretrained import find_weights, load_weights
 from model import EnsembleModel
 
 SMALL = (  # one of each way to be cut

@@ -12,6 +12,7 @@ from areir.files import atomic_folder, write_table
 from areir.output.heat_maps import draw_heat_maps
 from areir.output.sheets import COLOURS, contact_sheet, thumbnail
 from areir.retrieval.queries import Query
+from areir.retrieval.votes import confidence_of, vote
 
 SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
@@ -27,6 +28,8 @@ class Answer:
     matched: bool  # whether it reaches the threshold; True without one
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
+    predicted_class: object = None  # that the nearest images vote for, or None
+    confidence: float | None = None  # that it is right, from 0 to 1
 
     def rights(self):
         """Return for each image whether it is of the query's class.
@@ -40,29 +43,48 @@ class Answer:
         ]
 
 
-def make_answer(query, scores, indices, collection):
-    """Return the Answer of one row of search results; indices of -1 are left out."""
+def make_answer(query, scores, indices, collection, number):
+    """Return the Answer of one row of search results.
+
+    number: how many images it shows; further ones only vote. Indices of -1 are left
+    out.
+    """
     indices = [index for index in indices if index >= 0]
     labels = [collection.class_of(index) for index in indices]
+    shown = indices[:number]
     table = pd.DataFrame(
         {
-            'rank': range(1, len(indices) + 1),
-            'path': [collection.path_of(index) for index in indices],
-            'class': labels,
-            'score': scores[: len(indices)],
+            'rank': range(1, len(shown) + 1),
+            'path': [collection.path_of(index) for index in shown],
+            'class': labels[:number],
+            'score': scores[: len(shown)],
         }
     )
-    threshold = collection.threshold
-    if threshold:
-        table['match'] = table['score'] >= threshold.score
-    matched = not threshold or scores[0] >= threshold.score
-    return Answer(query, scores[0], matched, labels, table)
+    answer = Answer(query, scores[0], True, labels[:number], table)
+    if collection.threshold:
+        add_match(answer, scores, labels, collection)
+    return answer
+
+
+def add_match(answer, scores, labels, collection):
+    """Add to an Answer what the threshold tells: matches, the class, its confidence."""
+    threshold = collection.threshold.score
+    answer.matched = answer.score >= threshold
+    answer.table['match'] = answer.table['score'] >= threshold
+    answer.predicted_class, share = vote(scores, labels, threshold)
+    curve = collection.calibration.get('confidence')
+    if answer.predicted_class is not None and curve:
+        answer.confidence = confidence_of(share, curve)
+    if any(label is not None for label in labels):
+        known = answer.predicted_class if answer.matched else 'no match'
+        answer.table['predicted_class'] = known
+        answer.table['confidence'] = answer.confidence
 
 
 def verdict(answer, collection):
     """Return the sentence that tells whether the nearest image is a match."""
     if not collection.threshold:
-        return 'no threshold: the model has none; train again to give it one'
+        return 'no threshold, so no verdict: ' + collection.how_to_calibrate
     threshold, calibrated = collection.threshold
     measured = collection.calibration
     if answer.matched:
@@ -164,8 +186,14 @@ def print_answer(answer, collection):
     label = 'class unknown' if query.label is None else query.label
     print(f'query {query.file} ({label})')
     table = answer.table.dropna(axis=1, how='all')
+    table = table.drop(columns=['predicted_class', 'confidence'], errors='ignore')
     print(table.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
     print(verdict(answer, collection))
+    if answer.predicted_class is not None:
+        sure = ''
+        if answer.confidence is not None:
+            sure = f', with a confidence of {answer.confidence:.0%}'
+        print(f'class: {answer.predicted_class}{sure}')
 
 
 # Many queries

@@ -15,19 +15,18 @@ threshold is read from it instead of from the one or two highest scores.
 Scores are those of unit vectors, from -1 to 1.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from areir.errors import UserError
 from areir.retrieval.best_scores import BestScores, score_blocks
 from areir.retrieval.intervals import (
     class_sums,
     confidence_intervals,
     resampled_means,
 )
+from areir.retrieval.votes import calibrate_confidence
 
 STEP = 0.01  # in -log d, between the thresholds that are considered
 GRID = torch.arange(-70, 1151) * STEP  # -log d of these: scores from -1 to 0.99999
@@ -65,13 +64,14 @@ def calibrate(
         false_match_rate      the wanted rate
         gallery_size          wrong images that a query was compared with, on average
         threshold, low, high  for that size, with its 95 % interval over classes
-        sizes, thresholds     the same for other sizes, see `threshold_for`
+        sizes, thresholds     the same for other sizes, see `thresholds.threshold_for`
         found                 share of the queries with a right image whose nearest
                               image is right and at or above the threshold
         realised, realised_low, realised_high   the rate measured on classes that did
                               not set the threshold, with its 95 % interval; None with
                               fewer than four classes
         queries, classes      how many set the threshold
+        confidence            [intercept, slope] for `votes.confidence_of`, or None
     """
     images = draw_queries(query, query_labels, gallery, gallery_labels, seed)
     wrong, best = count_wrong(images)
@@ -103,6 +103,7 @@ def calibrate(
         'thresholds': thresholds,
         'queries': len(labels),
         'classes': classes,
+        'confidence': calibrate_confidence(images, best.best_right, threshold),
     }
 
 
@@ -324,54 +325,3 @@ def mean_and_interval(rates, labels):
     if len(labels.unique()) < 2:
         return None, None, None
     return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']
-
-
-# What is saved with a model
-
-
-NUMBERS = (
-    'false_match_rate',
-    'gallery_size',
-    'threshold',
-    'low',
-    'high',
-    'found',
-    'queries',
-    'classes',
-)
-OPTIONAL = ('realised', 'realised_low', 'realised_high')
-
-
-def check(calibration):
-    """Raise UserError unless it is None, or what `calibrate` returns."""
-    try:
-        valid = calibration is None or is_valid(calibration)
-    except (KeyError, TypeError, IndexError):
-        valid = False
-    if not valid:
-        raise UserError('its calibration is not one of train.py')
-
-
-def is_valid(calibration):
-    """Whether a dict holds what `calibrate` returns; it may also raise an error."""
-    sizes, thresholds = calibration['sizes'], calibration['thresholds']
-    numbers = [calibration[name] for name in NUMBERS]
-    optional = [calibration[name] for name in OPTIONAL]
-    return (
-        all(math.isfinite(number) for number in (*numbers, *sizes, *thresholds))
-        and all(value is None or isinstance(value, float) for value in optional)
-        and len(sizes) == len(thresholds) > 0
-        and min(sizes) >= 1
-    )
-
-
-def threshold_for(calibration, gallery_size):
-    """Return (threshold, whether it was calibrated for that) for a gallery size.
-
-    Between the calibrated sizes the threshold is linear in their logarithm; beyond the
-    last size it is that of the last.
-    """
-    sizes, thresholds = calibration['sizes'], calibration['thresholds']
-    wanted = math.log(max(1, gallery_size))
-    threshold = np.interp(wanted, np.log(sizes), thresholds)
-    return float(threshold), gallery_size <= sizes[-1]

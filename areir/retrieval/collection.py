@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
-from areir.processes import from_first
-from areir.retrieval.calibration import threshold_for
+from areir.processes import from_first, is_first
+from areir.retrieval.calibration import calibrate
 from areir.retrieval.folders import class_names
+from areir.retrieval.index import store_calibration
 from areir.retrieval.queries import Query, embed_shared, find_images
 from areir.retrieval.ranking import search
+from areir.retrieval.thresholds import threshold_for
 
 
 class Threshold(NamedTuple):
@@ -31,6 +33,7 @@ class Collection:
     """
 
     sizes = None  # bytes of the image files, if they are known
+    how_to_calibrate = 'the model has none; train again to give it one'
 
     def __init__(self, name, folder, images, classes, embeddings, calibration):
         self.name = name
@@ -199,8 +202,10 @@ class FolderCollection(Collection):
 
     index: areir.retrieval.index.Index; trained: the TrainedModel; embedder: its
     Embedder. It is searched from disk, and with torchrun each process searches its
-    share.
+    share. The index may have a threshold of its own, which comes before the model's.
     """
+
+    how_to_calibrate = 'add --calibrate once if the images lie in class folders'
 
     def __init__(self, folder, index, trained, embedder):
         super().__init__(
@@ -209,7 +214,7 @@ class FolderCollection(Collection):
             index.paths,
             class_names(index.paths),
             index.vectors.rows(),
-            trained.calibration,
+            index.calibration or trained.calibration,
         )
         self.index = index
         self.sizes = index.sizes
@@ -217,6 +222,31 @@ class FolderCollection(Collection):
 
     def search(self, queries, k, exclude):
         return self.index.vectors.search(queries, k, exclude)
+
+    def calibrate(self, false_match_rate):
+        """Set the threshold by the class folders, and store it in the index.
+
+        Images outside of class folders are left out. Raises UserError if there are
+        fewer than two classes.
+        """
+        known = [row for row, name in enumerate(self.classes) if name is not None]
+        names = [self.classes[row] for row in known]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        calibration = None
+        if len(numbers) > 1:
+            calibration = calibrate(
+                torch.from_numpy(np.asarray(self.embeddings[known])),
+                torch.tensor([numbers[name] for name in names]),
+                false_match_rate=false_match_rate,
+            )
+        if not calibration:
+            raise UserError(
+                f'--calibrate: put the images of {self.folder} into a folder for each '
+                'class, at least two'
+            )
+        if is_first():
+            store_calibration(self.index, calibration)
+        self.calibration = calibration
 
     def load_model(self):
         return self.trained

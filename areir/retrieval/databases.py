@@ -4,10 +4,13 @@ import os
 
 import torch
 
+from areir.backbones import model_types
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.retrieval import calibration
+from areir.retrieval import thresholds
 
+MODEL, DATABASE = '_model.pth', '_data_base.pth'  # how names end
+PRETRAINED = 'resnet18'  # searches where nothing is trained
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
 NEEDED = {
     *('embeddings', 'labels', 'images', 'classes'),
@@ -24,40 +27,56 @@ def named_files(results_root, ending):
     return sorted(names, key=lambda name: os.path.getmtime(paths[name]))
 
 
-def find_file(name, flag, results_root, ending):
-    """Return the path of a file, or of a name below results_root.
+def find_database(name, results_root):
+    """Return the path of a database, a file or a name below results_root.
 
-    Raises UserError if there is none. The message lists the files with this ending, or
-    says what to do if nothing is trained yet.
+    Raises UserError if there is none. The message lists those that exist, or says what
+    to do if nothing is trained yet.
     """
     if name and os.path.isfile(name):
         return name
     path = os.path.join(results_root, name or '')
     if os.path.isfile(path):
         return path
-    names = sorted(named_files(results_root, ending))
-    if name is None or (name == DEFAULT_DATABASE and not names):
+    names = sorted(named_files(results_root, DATABASE))
+    if name == DEFAULT_DATABASE and not names:
         raise UserError(
             f'nothing is trained yet in {results_root}: run `make demo`, or '
-            'python data_utils.py and python train.py, see README.md'
+            'python data_utils.py and python train.py, or search any folder with '
+            'python inference.py --gallery DIR; see README.md'
         )
-    kind = 'database' if flag == '--data_base' else 'model'
     raise UserError(
-        f'{flag} {name}: no such {kind}; '
+        f'--data_base {name}: no such database; '
         f'in {results_root}: {", ".join(names) or "none"}'
     )
 
 
 def find_model(name, results_root):
-    """Return (path, number of models) of the model `name`, by default the newest.
+    """Return (the model that --model names, what to tell about the choice).
 
-    Raises UserError if there is none.
+    The model is a path or the name of a network. Without --model it is the newest below
+    results_root, or a pretrained network if nothing is trained there.
+    Raises UserError if there is no such model.
     """
-    ending = '_model.pth'
-    names = named_files(results_root, ending)
-    if name is None and names:
-        name = names[-1]
-    return find_file(name, '--model', results_root, ending), len(names)
+    names = named_files(results_root, MODEL)
+    if name is None and not names:
+        return PRETRAINED, (
+            f', pretrained on ImageNet: nothing is trained in {results_root}. Training '
+            'on labelled folders improves the search; see README.md'
+        )
+    if name is None:
+        newest = f', the newest of {len(names)}: --model chooses'
+        path = os.path.join(results_root, names[-1])
+        return path, newest if len(names) > 1 else ''
+    for path in (name, os.path.join(results_root, name)):
+        if os.path.isfile(path):
+            return path, ''
+    if name in model_types():
+        return name, ', pretrained on ImageNet'
+    raise UserError(
+        f'--model {name}: no such file and no network of torchvision; '
+        f'in {results_root}: {", ".join(sorted(names)) or "none"}'
+    )
 
 
 def load_database(name, results_root):
@@ -65,7 +84,7 @@ def load_database(name, results_root):
 
     Raises UserError if there is none, listing those that exist, or if it is damaged.
     """
-    path = find_file(name, '--data_base', results_root, '_data_base.pth')
+    path = find_database(name, results_root)
     database = load_tensors(path)
     if not isinstance(database, dict) or not database.keys() >= NEEDED:
         raise UserError(f'--data_base {name}: not a database written by train.py')
@@ -78,7 +97,7 @@ def load_database(name, results_root):
 
 def check_database(database):
     """Raise an error unless the parts of a database fit together."""
-    calibration.check(database.get('calibration'))
+    thresholds.check(database.get('calibration'))
     check_images(database, '')
     if 'query_embeddings' in database:
         check_images(database, 'query_')

@@ -4,6 +4,7 @@
         index.pth           settings, paths, what was seen of every file, and the name
                             of the vectors
         vectors_<token>.npy (images, dimensions) float32, in the order of the paths
+        shortened_<token>.npy   the same, shortened; see shortening.py
         journal_<token>.*   while images are embedded; see journal.py
         lock                held by the process that changes the index
 
@@ -25,7 +26,10 @@ from areir.files import remove_leftovers
 from areir.retrieval.folders import scan
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.journal import read_journals, write_journal
+from areir.retrieval.shortening import shorten
 from areir.retrieval.vectors_file import VectorsFile, write_vectors
+
+FILES = 'journal_', 'vectors_', 'shortened_'  # what their names begin with
 
 
 @dataclass
@@ -35,10 +39,12 @@ class Index:
     folder: str  # of the index
     paths: list  # relative to the folder of the images, sorted
     sizes: list  # bytes
-    vectors: VectorsFile
+    vectors: VectorsFile  # that are searched
     problems: dict  # {path: why it cannot be read}
     embedded: int  # images embedded by this update
     removed: int  # images that are gone since the last one
+    components: dict | None  # of the Projection that shortened the vectors
+    calibration: dict | None  # that --calibrate stored
 
 
 @dataclass
@@ -51,15 +57,16 @@ class Plan:
     todo: list  # paths of the images to embed
 
 
-def update_index(folder, index_folder, settings, image_size, embed):
+def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
     """Bring the index of a folder up to date and return it as an Index.
 
     Only images that are new or changed, by size or time, are embedded. settings: what
     vectors depend on, plain values; if they have changed, all images are embedded, with
-    a notice. embed: see `embed_files`. All processes of torchrun call this together,
-    and each embeds its share. Raises UserError if the folder is missing or has no
-    readable image, OSError if it vanishes or the index cannot be written; what was
-    embedded until then is kept in the journal.
+    a notice. embed: see `embed_files`. shortened: whether vectors are shortened by the
+    principal components of the folder, see shortening.py. All processes of torchrun
+    call this together, and each embeds its share. Raises UserError if the folder is
+    missing or has no readable image, OSError if it vanishes or the index cannot be
+    written; what was embedded until then is kept in the journal.
     """
     if not os.path.isdir(folder):
         raise UserError(f'--gallery {folder}: no such folder')
@@ -74,7 +81,9 @@ def update_index(folder, index_folder, settings, image_size, embed):
             share = {path: plan.images[path] for path in plan.todo[rank::count]}
             write_journal(index_folder, settings, folder, share, image_size, embed)
         processes.wait_for_all()  # all journals are complete
-        index = finish(folder, index_folder, settings, plan) if first else None
+        index = (
+            finish(folder, index_folder, settings, plan, shortened) if first else None
+        )
         index = processes.from_first(index)
         index.vectors = VectorsFile(index.vectors)
         processes.wait_for_all()  # all have opened the vectors
@@ -136,7 +145,7 @@ def files_seen(table, journal):
 # The end of an update
 
 
-def finish(folder, index_folder, settings, plan):
+def finish(folder, index_folder, settings, plan, shortened):
     """Put the index together from the earlier one and the journals.
 
     It is written if anything has changed. Returns the Index with the path of its
@@ -169,20 +178,25 @@ def finish(folder, index_folder, settings, plan):
             problems=unreadable,
             vectors=f'vectors_{secrets.token_hex(8)}.npy',
             dimensions=find_dimensions(plan, journal),
+            calibration=plan.table.calibration if plan.table else None,
         )
         vectors_path = os.path.join(index_folder, table.vectors)
         rows = [sources[path] for path in paths]
         write_vectors(vectors_path, rows, table.dimensions)
+        if shortened:
+            shorten(index_folder, table, plan.table)
         table.write(index_folder)
     remove_old_files(index_folder, table.vectors)
     return Index(
         folder=index_folder,
         paths=paths,
         sizes=[size for size, _ in seen],
-        vectors=os.path.join(index_folder, table.vectors),
+        vectors=os.path.join(index_folder, table.searched),
         problems=all_problems(plan, sources, unreadable),
         embedded=sum(path in journal.vectors for path in plan.todo),
         removed=count_removed(plan),
+        components=table.components,
+        calibration=table.calibration,
     )
 
 
@@ -236,12 +250,27 @@ def count_removed(plan):
     return len(set(plan.table.paths).difference(plan.images))
 
 
+def store_calibration(index, calibration):
+    """Store the result of `calibrate` in an Index, on the disk as well.
+
+    Raises UserError if another process has changed the index meanwhile.
+    """
+    with locked(index.folder):
+        table = read_table(index.folder)
+        name = os.path.basename(index.vectors.path)
+        if not table or table.searched != name:
+            raise UserError(f'{index.folder} has changed: run --calibrate again')
+        table.calibration = calibration
+        table.write(index.folder)
+    index.calibration = calibration
+
+
 def remove_old_files(index_folder, vectors):
     """Remove journals, leftovers, and all vectors but the file `vectors`."""
     remove_leftovers(index_folder, older_than=0)  # the lock is held
-    kept = vectors.removesuffix('.npy')
+    token = vectors.removesuffix('.npy').split('_')[-1]
     for name in os.listdir(index_folder):
-        if name.startswith(('journal_', 'vectors_')) and not name.startswith(kept):
+        if name.startswith(FILES) and token not in name:
             # Windows does not remove a file that another process reads
             with contextlib.suppress(OSError):
                 os.remove(os.path.join(index_folder, name))

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
+from areir.retrieval import thresholds
+from areir.retrieval.projection import Projection
 from areir.retrieval.vectors_file import VectorsFile
 
 
@@ -20,6 +22,16 @@ class IndexTable:
     problems: dict  # {path: (seen, why it cannot be read)}
     vectors: str  # the name of the .npy file
     dimensions: int
+    components: dict | None = None  # of a Projection to shorter vectors
+    fitted: int = 0  # how many images they were fitted to
+    calibration: dict | None = None  # of --calibrate
+
+    @property
+    def searched(self):
+        """The name of the file that is searched: the shortened vectors, if any."""
+        if not self.components:
+            return self.vectors
+        return self.vectors.replace('vectors_', 'shortened_')
 
     def check(self, index_folder):
         """Raise UserError unless the table and its vectors fit together."""
@@ -34,6 +46,18 @@ class IndexTable:
             and all(isinstance(path, str) for path in paths)
         ):
             raise UserError('its parts do not fit')
+        thresholds.check(self.calibration)
+        if self.components:
+            self.check_components(index_folder)
+
+    def check_components(self, index_folder):
+        """Raise an error unless the components and the shortened vectors fit."""
+        projection = Projection(**self.components)
+        projection.check(self.dimensions)
+        shortened = VectorsFile(os.path.join(index_folder, self.searched))
+        dimensions = projection.matrix.shape[1]
+        if (len(shortened), shortened.dimensions) != (len(self.paths), dimensions):
+            raise UserError('its shortened vectors do not fit')
 
     def write(self, index_folder):
         """Write the table to index.pth."""
@@ -67,6 +91,9 @@ def read_table(index_folder):
             problems=saved['problems'],
             vectors=os.path.basename(saved['vectors']),
             dimensions=saved['dimensions'],
+            components=saved.get('components'),
+            fitted=int(saved.get('fitted', 0)),
+            calibration=saved.get('calibration'),
         )
         table.check(index_folder)
         return table

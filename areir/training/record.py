@@ -17,6 +17,7 @@ import torch
 import torchvision
 
 from areir.retrieval.intervals import known
+from areir.retrieval.thresholds import threshold_lines
 from areir.training.run import model_args
 
 
@@ -282,26 +283,3 @@ def closing_lines(rows, k, calibration):
     """
     setback = setback_line(rows, k)
     return [*([setback] if setback else []), *threshold_lines(calibration)]
-
-
-def threshold_lines(calibration):
-    """Return the lines about the threshold of a match, or none."""
-    if not calibration:
-        return []
-    lines = [
-        'match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: '
-        '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
-        '{found:.2%} of the true ones found'.format(**calibration)
-    ]
-    if calibration['realised'] is not None:
-        line = (
-            'false matches on classes that did not set the threshold: {realised:.2%}, '
-            '95 % interval {realised_low:.2%} to {realised_high:.2%}'
-        ).format(**calibration)
-        if calibration['realised_low'] > calibration['false_match_rate']:
-            line += (
-                '; more than asked for: there are too few classes, or several classes '
-                'have similar images'
-            )
-        lines.append(line)
-    return lines

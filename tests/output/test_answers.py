@@ -1,5 +1,6 @@
 """The answers to queries: names, tables, verdicts, and what is drawn."""
 
+import math
 import os
 
 import pandas as pd
@@ -28,7 +29,7 @@ def collection(tmp_path):
 def answers_to(name, collection, k):
     queries = find_queries(str(name), collection)
     results = search_queries(queries, collection, k)
-    return [answers.make_answer(query, *row, collection) for query, row in results]
+    return [answers.make_answer(query, *row, collection, k) for query, row in results]
 
 
 def answer_to(name, collection, k=4):
@@ -45,7 +46,7 @@ def outside(tmp_path, degrees, name='own.png'):
 
 def answer_outside(query, collection, k=4):
     ((_, row),) = search_queries([query], collection, k)
-    return answers.make_answer(query, *row, collection)
+    return answers.make_answer(query, *row, collection, k)
 
 
 def frame_colour(path):
@@ -65,7 +66,8 @@ def distance(colour, other):
 def test_an_answer_is_a_table_in_the_order_of_scores(collection, tmp_path):
     answer = answer_to('a/1.png', collection)
     table = answer.table
-    assert list(table) == ['rank', 'path', 'class', 'score', 'match']
+    columns = ['rank', 'path', 'class', 'score', 'match']
+    assert list(table) == [*columns, 'predicted_class', 'confidence']
     assert table['rank'].tolist() == [1, 2, 3, 4]
     paths = [f'{tmp_path}/photos/{path}' for path in PATHS[1:]]
     assert table['path'].tolist() == paths
@@ -101,7 +103,7 @@ def test_without_a_threshold_there_is_no_verdict(collection):
 def test_missing_images_are_left_out(collection):
     (query,) = find_queries('5.png', collection)
     row = [0.5, -float('inf')], [2, -1]
-    assert len(answers.make_answer(query, *row, collection).table) == 1
+    assert len(answers.make_answer(query, *row, collection, 4).table) == 1
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,56 @@ def test_heat_maps_are_drawn(collection, tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+# The class
+
+
+def test_the_nearest_images_vote_for_the_class(collection, tmp_path, capsys):
+    """Images at 0, 10, 20, 40 degrees; the threshold of 0.64 lets 50 degrees pass."""
+    collection.calibration = {**CALIBRATION, 'confidence': [-1.0, 3.0]}
+    answer = answer_outside(outside(tmp_path, 5), collection)
+    cosines = [math.cos(math.radians(angle)) for angle in (5, 5, 15, 35)]
+    share = sum(cosines[:2]) / sum(cosines)
+    assert answer.predicted_class == 'a'
+    wanted = 1 / (1 + math.exp(1 - 3 * share))
+    assert answer.confidence == pytest.approx(wanted, abs=1e-6)
+    assert set(answer.table['predicted_class']) == {'a'}
+    assert answer.table['confidence'].tolist() == [answer.confidence] * 4
+    answers.print_answer(answer, collection)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f'class: a, with a confidence of {wanted:.0%}'
+
+
+def test_images_that_are_not_shown_vote(collection, tmp_path):
+    """The nearest image is of class b, the next two are of class a."""
+    query = outside(tmp_path, 32)
+    collection.embeddings = on_circle(20, 15, 31, 110, 150)
+    ((_, row),) = search_queries([query], collection, 4)
+    answer = answers.make_answer(query, *row, collection, 1)
+    assert len(answer.table) == 1 and answer.labels == ['b']
+    assert answer.predicted_class == 'a'
+
+
+def test_below_the_threshold_there_is_no_class(collection, tmp_path, capsys):
+    answer = answer_outside(outside(tmp_path, 200), collection)
+    assert not answer.matched and answer.predicted_class is None
+    assert set(answer.table['predicted_class']) == {'no match'}
+    assert answer.table['confidence'].isna().all()
+    answers.print_answer(answer, collection)
+    assert 'class:' not in capsys.readouterr().out
+
+
+def test_a_model_of_an_older_file_has_a_class_without_confidence(collection, tmp_path):
+    answer = answer_outside(outside(tmp_path, 0), collection)
+    assert answer.predicted_class == 'a' and answer.confidence is None
+
+
+def test_without_class_folders_there_is_no_class(collection, tmp_path):
+    collection.classes = [None] * 5
+    answer = answer_outside(outside(tmp_path, 0), collection)
+    assert answer.matched and answer.predicted_class is None
+    assert 'predicted_class' not in answer.table
+
+
 # Many queries
 
 
@@ -199,6 +251,7 @@ def test_many_answers_share_a_table(collection, tmp_path, capsys, monkeypatch):
     assert path == f'{results}/photos_answers/retrieved.csv'
     table = pd.read_csv(path)
     columns = ['query', 'rank', 'path', 'class', 'score', 'match']
+    columns += ['predicted_class', 'confidence']
     assert list(table) == columns and len(table) == 10
     queries = [f'{folder}/{name}' for name in sorted(PATHS)]
     assert table['query'].tolist() == [name for name in queries for _ in range(2)]

@@ -8,9 +8,8 @@ import torch
 from retrieval_cases import generator
 from torch.nn import functional as F
 
-from areir.errors import UserError
-from areir.retrieval import calibration
-from areir.retrieval.calibration import calibrate, threshold_for
+from areir.retrieval import calibration, thresholds
+from areir.retrieval.calibration import calibrate
 
 
 def clusters(classes, size, dimensions=16, seed=0):
@@ -132,21 +131,13 @@ def test_the_rate_is_kept_on_unseen_classes(rate, size, calibrations):
     """On 250 new classes, in galleries smaller, as large, and larger."""
     realised = []
     for seed, result in enumerate(calibrations[rate]):
-        threshold, within = threshold_for(result, size)
+        threshold, within = thresholds.threshold_for(result, size)
         assert within
         query, _ = clusters(250, 1, dimensions=8, seed=1000 + seed)
         wrong, _ = clusters(size // 5, 5, dimensions=8, seed=2000 + seed)
         matches = (query @ wrong.T).amax(dim=1) >= threshold
         realised.append(matches.double().mean().item())
     assert rate / 3 <= sum(realised) / 6 <= rate * 2
-
-
-def test_thresholds_between_and_beyond_the_sizes():
-    result = {'sizes': [1, 100, 10_000], 'thresholds': [0.1, 0.5, 0.9]}
-    assert threshold_for(result, 100) == (pytest.approx(0.5), True)
-    assert threshold_for(result, 1000) == (pytest.approx(0.7), True)
-    assert threshold_for(result, 0) == (0.1, True)
-    assert threshold_for(result, 1_000_000) == (0.9, False)
 
 
 def test_queries_apart_from_the_gallery():
@@ -186,7 +177,7 @@ def test_a_gallery_that_lacks_classes_of_the_queries(labels, halving_seed):
     gallery, _ = clusters(4, 1, seed=1)
     labels, query_labels = torch.tensor(labels), torch.arange(8) // 2
     result = calibrate(query, query_labels, gallery, labels, seed=halving_seed)
-    calibration.check(result)
+    thresholds.check(result)
     if result is not None and result['realised'] is not None:
         assert 0 <= result['realised'] <= 1
 
@@ -197,24 +188,4 @@ def test_identical_images_of_several_classes_are_admitted():
     result = calibrate(embeddings, labels)
     assert result['threshold'] == pytest.approx(0.99999)
     assert result['realised'] > 0.1
-    calibration.check(result)
-
-
-@pytest.mark.parametrize(
-    'changed',
-    [
-        {'sizes': 'x'},
-        {'thresholds': []},
-        {'low': 'x'},
-        {'high': math.nan},
-        {'realised': 'x'},
-        {'sizes': [0], 'thresholds': [0.5]},
-        None,
-    ],
-)
-def test_a_damaged_calibration_is_refused(changed):
-    good = calibrate(*clusters(4, 3))
-    calibration.check(good)
-    damaged = {'x': 1} if changed is None else {**good, **changed}
-    with pytest.raises(UserError, match='calibration'):
-        calibration.check(damaged)
+    thresholds.check(result)

@@ -10,7 +10,7 @@ from areir.errors import UserError
 from areir.files import write_tensors
 from areir.retrieval.databases import (
     DEFAULT_DATABASE,
-    find_file,
+    find_database,
     find_model,
     image_folder,
     load_database,
@@ -102,16 +102,16 @@ def test_another_file_is_refused(tmp_path, contents):
 def test_a_missing_file_is_named_with_those_there_are(tmp_path):
     load(tmp_path, database())
     with pytest.raises(UserError, match=r'--data_base x: .* toy_data_base\.pth'):
-        find_file('x', '--data_base', str(tmp_path), '_data_base.pth')
-    with pytest.raises(UserError, match=r'--model x: no such model; .*none'):
+        find_database('x', str(tmp_path))
+    with pytest.raises(UserError, match=r'--model x: no such file .*none'):
         find_model('x', str(tmp_path))
 
 
 @pytest.mark.parametrize('folder', ['', 'nowhere'])
 def test_nothing_trained_yet(tmp_path, folder):
     root = str(tmp_path / folder)
-    with pytest.raises(UserError, match=r'nothing is trained yet .*train\.py'):
-        find_model(None, root)
+    model, note = find_model(None, root)
+    assert model == 'resnet18' and 'ImageNet' in note and root in note
     with pytest.raises(UserError, match=r'nothing is trained yet .*train\.py'):
         load_database(DEFAULT_DATABASE, root)
 
@@ -121,8 +121,8 @@ def test_the_newest_model_is_the_default(tmp_path):
         path = tmp_path / f'{name}_model.pth'
         path.write_text('')
         os.utime(path, (1000 - age, 1000 - age))
-    path, count = find_model(None, str(tmp_path))
-    assert path == str(tmp_path / 'b_model.pth') and count == 3
+    path, note = find_model(None, str(tmp_path))
+    assert path == str(tmp_path / 'b_model.pth') and 'newest of 3' in note
     assert find_model('c_model.pth', str(tmp_path))[0] == str(tmp_path / 'c_model.pth')
 
 

@@ -304,15 +304,3 @@ CALIBRATION = {
     'realised_low': 0.005,
     'realised_high': 0.04,
 }
-
-
-def test_lines_of_the_threshold():
-    threshold, realised = record.threshold_lines(CALIBRATION)
-    for text in ('0.812', '0.700', '0.900', '1.00%', '1,234 images', '50.00%'):
-        assert text in threshold
-    for text in ('2.00%', '0.50%', '4.00%'):
-        assert text in realised
-    more = record.threshold_lines({**CALIBRATION, 'realised_low': 0.015})[1]
-    assert more.startswith(realised.replace('0.50%', '1.50%')) and len(more) > 100
-    assert len(record.threshold_lines({**CALIBRATION, 'realised': None})) == 1
-    assert record.threshold_lines(None) == []
