@@ -8,7 +8,6 @@ from PIL import Image
 
 from areir.data import optional_formats
 
-ALL = ('photo.jpg', 'photo.heic', 'photo.avif')
 LOSS = 12  # of 255, by which a pixel of two encodings of a picture differs at most
 
 

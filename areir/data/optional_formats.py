@@ -89,7 +89,7 @@ def check_readable(path):
 
 def missing_reader(kind):
     """Return why a file cannot be read that needs a package."""
-    return f'a {kind} file: {ADVICE[kind]}'
+    return f'nothing here reads {kind} files: {ADVICE[kind]}'
 
 
 def is_outdated(problem):

@@ -38,7 +38,7 @@ def verify_images(pool, name, jobs):
     _, unreadable = split_by_reader([path for path, _ in jobs])
     if unreadable:
         counts = '; '.join(
-            f'{len(paths):,} {kind} files cannot be read, {ADVICE[kind]}'
+            f'{len(paths):,} {kind} files cannot be read: {ADVICE[kind]}'
             for kind, paths in unreadable.items()
         )
         raise UserError(f'{name}: {counts}; nothing was written')
