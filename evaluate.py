@@ -3,8 +3,11 @@
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
 python evaluate.py FILE --compare OTHER    # and the difference to another result
 
-FILE is a database of train.py, or a .npz or .pt file that holds `embeddings` and
-`labels`; if the queries are separate, also `query_embeddings` and `query_labels`.
+FILE is a database of train.py or of the original code, or a .npz or .pt file that holds
+`embeddings` and `labels`; if the queries are separate, also `query_embeddings` and
+`query_labels`. Or it is a .npy file of embeddings, whose labels are in a CSV:
+
+python evaluate.py vectors.npy --labels images.csv
 """
 
 import argparse
@@ -17,7 +20,12 @@ import torch
 from areir.errors import UserError
 from areir.retrieval.embeddings_file import match_queries, rank_file
 from areir.retrieval.intervals import compare, confidence_intervals, known
-from areir.retrieval.metrics import check_ks, measures, summary
+from areir.retrieval.metrics import (
+    check_ks,
+    measures,
+    summary,
+    without_lone_queries,
+)
 from utils import integers, run_script
 
 KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
@@ -31,11 +39,17 @@ def get_parser():
     )
     parser.add_argument(
         'file',
-        help='a database of train.py, or a .npz or .pt file that holds embeddings and '
-        'labels; if the queries are not the gallery, also query_embeddings and '
-        'query_labels',
+        help='a database of train.py or of the original code; a .npz or .pt file that '
+        'holds embeddings and labels and, if the queries are not the gallery, also '
+        'query_embeddings and query_labels; or a .npy file of embeddings',
     )
     measured = parser.add_argument_group('what is measured')
+    measured.add_argument(
+        '--labels',
+        metavar='CSV',
+        help='labels of a .npy file, a row for each embedding; the columns are label '
+        '(or class, as --export writes) and optionally path, is_query, is_gallery',
+    )
     measured.add_argument(
         '--recalls',
         type=listed_integers,
@@ -77,6 +91,9 @@ def listed_integers(text):
 def get_args():
     parser = get_parser()
     args = parser.parse_args()
+    files = [args.file, args.compare or '']
+    if args.labels and not any(file.endswith('.npy') for file in files):
+        parser.error('--labels goes with a .npy file; other files hold their labels')
     try:
         torch.empty(0, device=args.device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -95,7 +112,7 @@ def main():
 
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
-    result = rank_file(args.file, args.device)
+    result = rank_file(args.file, args.device, table=args.labels)
     ks = args.recalls or [k for k in KS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
@@ -110,12 +127,15 @@ def evaluate_file(args):
         'metrics': summary(result.ranks, ks),
         'intervals': {name: known(limits) for name, limits in intervals.items()},
     }
+    if report['metrics']['queries_without_positive']:
+        queries, metrics = without_lone_queries(result.ranks, ks)
+        report['without_lone_queries'] = {'queries': queries, 'metrics': metrics}
     if args.evaluate_heads:
         report['heads'] = {
             heads: recall_of_heads(args, heads) for heads in args.evaluate_heads
         }
     if args.compare is not None:
-        other = rank_file(args.compare, args.device)
+        other = rank_file(args.compare, args.device, table=args.labels)
         order = match_queries(result, other)
         other_values = measures(other.ranks, ks)
         others = {name: value[order] for name, value in other_values.items()}
@@ -130,7 +150,7 @@ def evaluate_file(args):
 
 def recall_of_heads(args, heads):
     """Return Recall@1 of the first `heads` heads, with its interval."""
-    result = rank_file(args.file, args.device, heads)
+    result = rank_file(args.file, args.device, heads, args.labels)
     hits = measures(result.ranks, [1])['recall@1']
     interval = confidence_intervals({'recall@1': hits}, result.labels)['recall@1']
     return {'recall@1': hits.mean().item(), 'interval': known(interval)}
@@ -176,6 +196,8 @@ def print_report(report):
     if 'other' in report:
         print_warning(report['other'])
     print_metrics(report)
+    if 'without_lone_queries' in report:
+        print_without_lone_queries(report)
     if 'heads' in report:
         print_heads(report['heads'])
     if 'other' in report:
@@ -209,6 +231,17 @@ def print_metrics(report):
     rank, without = metrics['mean_rank'], metrics['queries_without_positive']
     print(f'{"mean rank":<14}{rank:8.1f}   of the nearest image of the class')
     print(f'{"no positive":<14}{without:8,}   queries, counted as misses')
+
+
+def print_without_lone_queries(report):
+    without = report['without_lone_queries']
+    lone = report['queries'] - without['queries']
+    print(
+        f'\nlone queries left out, the {lone:,} without a positive: the rule of '
+        'pytorch-metric-learning'
+    )
+    for name, value in without['metrics'].items():
+        print(f'{name:<14}{percent(value)}')
 
 
 def print_heads(rows):

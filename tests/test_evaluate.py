@@ -149,6 +149,66 @@ def test_recall_of_the_first_heads(save, call, refusal):
     assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
 
 
+# Lone queries
+
+ALONE = torch.tensor([*[0] * 10, *[1] * 11, 2, 3, 4])  # three classes of one image
+
+
+def test_lone_queries_are_left_out_as_well(save, call):
+    report = json.loads(call(save('file.pt', labels=ALONE), '--json'))
+    without = report['without_lone_queries']
+    assert report['metrics']['queries_without_positive'] == 3
+    assert without['queries'] == 21
+    values = measures(rank_positives(EMBEDDINGS, ALONE), [1, 2, 4, 8, 10, 20])
+    assert without['metrics'].keys() == values.keys()
+    for name, value in values.items():
+        kept = value[:21].mean().item()
+        assert without['metrics'][name] == pytest.approx(kept)
+        assert report['metrics'][name] == pytest.approx(kept * 21 / COUNT)
+    lines = call('file.pt', '--recalls', '1').splitlines()
+    (line,) = [line for line in lines if line.startswith('lone queries left out')]
+    assert '3 without' in line and 'pytorch-metric-learning' in line
+    row = lines[lines.index(line) + 1].split()
+    assert row == ['recall@1', f'{without["metrics"]["recall@1"]:.2%}']
+
+
+def test_nothing_is_said_without_lone_queries(save, call):
+    assert 'without_lone_queries' not in json.loads(call(save('file.pt'), '--json'))
+    assert 'lone' not in call('file.pt')
+
+
+def test_only_lone_queries(save, call):
+    save('file.pt', labels=torch.arange(COUNT))
+    without = json.loads(call('file.pt', '--json'))['without_lone_queries']
+    assert without['queries'] == 0 and set(without['metrics'].values()) == {None}
+    assert 'lone queries left out, the 24' in call('file.pt')
+
+
+# Labels in a CSV
+
+
+def test_npy_with_labels(save, call):
+    save('file.pt')
+    np.save('file.npy', EMBEDDINGS.numpy())
+    rows = [f'{label},{name}' for label, name in zip(TEXTS, IMAGES)]
+    with open('labels.csv', 'w') as file:
+        file.write('\n'.join(['label,path', *rows]))
+    flags = ('--labels', 'labels.csv', '--json', '--recalls', '1')
+    report = json.loads(call('file.npy', *flags, '--compare', 'file.pt'))
+    assert report['metrics'] == retrieval.evaluate(EMBEDDINGS, LABELS, [1])
+    assert report['difference']['map@r']['p'] == 1
+    report = json.loads(call('file.pt', *flags, '--compare', 'file.npy'))
+    assert report['other']['metrics'] == report['metrics']
+
+
+def test_labels_that_do_not_go_with_the_file(save, refusal):
+    save('file.pt')
+    np.save('file.npy', EMBEDDINGS.numpy())
+    assert '--labels' in refusal('file.npy')
+    assert '--labels' in refusal('file.pt', '--labels', 'labels.csv')
+    assert 'labels.csv' in refusal('file.npy', '--labels', 'labels.csv')
+
+
 # Comparing
 
 

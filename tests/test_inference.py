@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import phone
 import pytest
 import torch
 import trained
@@ -267,6 +268,20 @@ def test_an_image_that_cannot_be_read_is_listed(photos, ask):
         assert f'{photos}/broken.jpg is left out: cannot identify image' in output
         assert f'{photos}/huge.png is left out: Image size (400000000' in output
         assert '2 left out' in output
+
+
+@phone.needs('HEIC')
+def test_photos_of_a_phone(photos, tmp_path, ask, refuse, monkeypatch):
+    phone.write_photo(photos / 'phone.heic')
+    own = phone.write_photo(tmp_path / 'own.heic')
+    question = ['--gallery', photos, '--query_img_name', own, '--retrieval_num', 1]
+    assert '17 images' in ask(*question)
+    assert retrieved(tmp_path, 'own')['path'].tolist() == [f'{photos}/phone.heic']
+    phone.take_away(monkeypatch, 'HEIC')
+    notice = 'notice: 1 HEIC files are left out: pip install pillow-heif'
+    assert notice in ask('--gallery', photos)
+    line = refuse(*question)
+    assert f'{own}: ' in line and 'pip install pillow-heif' in line
 
 
 # What is refused

@@ -56,6 +56,8 @@ def write_crop(job):
     crop = load_image(source, box)
     suffix = os.path.splitext(target)[1].lower()
     kind = Image.registered_extensions().get(suffix, 'JPEG')
+    if kind in ('HEIF', 'AVIF'):  # what reads them need not be able to write them
+        kind = 'JPEG'
     options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}
     with atomic_path(target, failures=OSError, tidy=False) as temporary:
         crop.save(temporary, format=kind, **options)

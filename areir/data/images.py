@@ -7,11 +7,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from areir.data.optional_formats import (
+    as_stored,
+    can_read,
+    check_readable,
+    kind_by_suffix,
+)
 from areir.errors import UserError
 
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
-    *('.tif', '.tiff', '.ppm', '.pgm'),
+    *('.tif', '.tiff', '.ppm', '.pgm', '.heic', '.heif', '.hif', '.avif'),
 )
 
 # pillow runs another program for these, or only recognises them
@@ -25,8 +31,13 @@ def image_formats():
 
 
 def is_image(path):
-    """Whether a file is an image, by its suffix or, without one, by its first bytes."""
+    """Whether a file is an image, by its suffix or, without one, by its first bytes.
+
+    A HEIC or AVIF file is none where it cannot be read.
+    """
     Image.init()
+    if kind := kind_by_suffix(path):
+        return can_read(kind)
     suffix = os.path.splitext(path)[1].lower()
     kind = Image.registered_extensions().get(suffix)
     if kind:
@@ -34,10 +45,16 @@ def is_image(path):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            with Image.open(path, formats=image_formats()):
+            with open_image(path):
                 return True
     except Exception:  # decoders raise many kinds
         return False
+
+
+def open_image(path):
+    """Open an image file in one of the formats that are decoded, as Image.open does."""
+    check_readable(path)
+    return Image.open(path, formats=image_formats())
 
 
 def load_image(path, box=None):
@@ -51,11 +68,12 @@ def load_image(path, box=None):
     try:
         with (
             warnings.catch_warnings(),
-            Image.open(path, formats=image_formats()) as image,
+            open_image(path) as image,
         ):
             warnings.simplefilter('ignore')  # about odd metadata
             image.load()
             if box:
+                image = as_stored(image)
                 image = image.crop(clamp_box(box, image.size))
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image)

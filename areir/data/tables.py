@@ -28,23 +28,12 @@ def read_table(path, seed=0):
     seed: draws the training classes if there is no column split. Raises UserError
     naming the lines that are wrong.
     """
-    rows, problems = [], []
-    with open(path, newline='', encoding='utf-8-sig') as file:
-        table = csv.DictReader(file)
-        columns = table.fieldnames or []
-        missing = [name for name in ('path', 'label') if name not in columns]
-        if missing:
-            raise UserError(f'{path}: no column {" and ".join(missing)}')
-        for cells in table:
-            try:
-                record = read_row(os.path.dirname(path), cells)
-                rows.append((record, read_roles(cells)))
-            except ValueError as error:
-                problems.append(f'line {table.line_num}: {error}')
-    if problems:
-        more = f'\n  and {len(problems) - SHOWN} more' * (len(problems) > SHOWN)
-        listing = '\n  '.join(problems[:SHOWN])
-        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}{more}')
+    folder = os.path.dirname(path)
+    columns, rows = read_csv(
+        path,
+        [('path',), ('label',)],
+        lambda cells: (read_row(folder, cells), read_roles(cells)),
+    )
     if 'split' in columns:
         return os.path.basename(path), with_roles(path, rows)
     classes = sorted({record.label for record, _ in rows})
@@ -56,10 +45,50 @@ def read_table(path, seed=0):
     return os.path.basename(path), records
 
 
-def read_row(folder, cells):
-    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong."""
+def read_csv(path, required, read):
+    """Return (columns, [read(cells) of each row]) of a CSV; cells: {column: text}.
+
+    required: for each column that is needed, the names that it may have. Raises
+    UserError naming the columns that are missing, or the lines for which `read` raises
+    ValueError.
+    """
+    rows, problems = [], []
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:
+            table = csv.DictReader(file)
+            columns = table.fieldnames or []
+            check_columns(path, columns, required)
+            for cells in table:
+                try:
+                    check_width(cells)
+                    rows.append(read(cells))
+                except ValueError as error:
+                    problems.append(f'line {table.line_num}: {error}')
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f'{path}: not a CSV file in UTF-8 ({error})') from error
+    if problems:
+        more = f'\n  and {len(problems) - SHOWN} more' * (len(problems) > SHOWN)
+        listing = '\n  '.join(problems[:SHOWN])
+        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}{more}')
+    return columns, rows
+
+
+def check_columns(path, columns, required):
+    """Raise UserError unless a CSV has the columns that `read_csv` requires."""
+    missing = [names for names in required if not set(names) & set(columns)]
+    if missing:
+        names = ' and '.join(' or '.join(names) for names in missing)
+        raise UserError(f'{path}: no column {names}')
+
+
+def check_width(cells):
+    """Raise ValueError unless a row has a cell for each column."""
     if None in cells or None in cells.values():
         raise ValueError('more or fewer cells than columns')
+
+
+def read_row(folder, cells):
+    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong."""
     image = os.path.relpath(os.path.join(folder, cells['path']), folder or '.')
     image = image.replace(os.sep, '/')
     if not cells['path'] or image.startswith('../'):
@@ -102,20 +131,30 @@ def read_roles(cells):
     return tuple(roles)
 
 
+def check_roles(path, roles):
+    """Return whether queries and gallery are apart. roles: a set of `read_roles`.
+
+    They are not if all images have both roles. Raises UserError if some have both and
+    others do not: such a query would have to be left out of its own gallery.
+    """
+    if roles == {(True, True)} or not roles:
+        return False
+    if (True, True) in roles or (False, False) in roles:
+        raise UserError(
+            f'{path}: is_query and is_gallery: every test image must have both '
+            'roles, or every one exactly one of them'
+        )
+    return True
+
+
 def with_roles(path, rows):
     """Return the records of (record, roles), the tests as query and gallery.
 
-    They stay test if all search each other. Raises UserError if some images have both
-    roles and others do not: such a query would have to be left out of its own gallery.
+    They stay test if all search each other.
     """
     roles = {role for record, role in rows if record.split == 'test'}
-    if roles == {(True, True)} or not roles:
+    if not check_roles(path, roles):
         return [record for record, _ in rows]
-    if (True, True) in roles or (False, False) in roles:
-        raise UserError(
-            f'{path}: is_query and is_gallery: every validation image must have both '
-            'roles, or every one exactly one of them'
-        )
     records = []
     for record, (is_query, _) in rows:
         if record.split == 'test':

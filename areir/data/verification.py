@@ -2,10 +2,9 @@
 
 from collections import Counter, defaultdict
 
-from PIL import Image
-
-from areir.data.images import clamp_box, image_formats, load_image
+from areir.data.images import clamp_box, load_image, open_image
 from areir.data.layouts import LAYOUTS
+from areir.data.optional_formats import ADVICE, as_stored, split_by_reader
 from areir.data.workers import parallel
 from areir.errors import UserError
 
@@ -23,8 +22,9 @@ def verify_image(job):
         load_image(path, box)
         if box is None:
             return '', False
-        with Image.open(path, formats=image_formats()) as image:
-            return '', clamp_box(box, image.size) != tuple(box)
+        with open_image(path) as image:
+            size = as_stored(image).size
+        return '', clamp_box(box, size) != tuple(box)
     except UserError as error:
         return str(error), False
 
@@ -32,8 +32,16 @@ def verify_image(job):
 def verify_images(pool, name, jobs):
     """Decode all images (path, box); return how many boxes reach beyond their image.
 
-    Raises UserError naming every image that cannot be read.
+    Raises UserError naming every image that cannot be read, or the package that is
+    missing to read HEIC or AVIF files.
     """
+    _, unreadable = split_by_reader([path for path, _ in jobs])
+    if unreadable:
+        counts = '; '.join(
+            f'{len(paths):,} {kind} files cannot be read: {ADVICE[kind]}'
+            for kind, paths in unreadable.items()
+        )
+        raise UserError(f'{name}: {counts}; nothing was written')
     results = parallel(pool, verify_image, jobs, 'verifying')
     problems = [problem for problem, _ in results if problem]
     if problems:

@@ -8,7 +8,13 @@ import torch
 
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.retrieval.labelled_arrays import label_entries
 from areir.retrieval.metrics import rank_positives
+from areir.retrieval.original_files import (
+    current_entries,
+    is_original,
+    original_name,
+)
 
 NOTES = ('protocol', 'select')
 SIDES = ('', 'query_', 'gallery_')  # before the names of a file's entries
@@ -34,6 +40,7 @@ class EmbeddingsFile:
     gallery: ImageSet | None  # None: each image queries all others
     ensemble_size: int | None  # heads that the embeddings consist of
     notes: dict  # protocol and select, if the file has them
+    original: bool = False  # whether its names are those of the original code
 
     def keep_heads(self, heads):
         """Reduce the embeddings to those of the first `heads` heads.
@@ -54,7 +61,8 @@ class EmbeddingsFile:
         name, _, labels = argument.partition('_')
         if name not in sides or labels not in ('', 'labels'):
             return argument
-        return sides[name].prefix + (labels or 'embeddings')
+        entry = sides[name].prefix + (labels or 'embeddings')
+        return original_name(entry) if self.original else entry
 
 
 @dataclass
@@ -82,15 +90,20 @@ class RankedFile:
 # Reading
 
 
-def read_embeddings(path):
-    """Read an EmbeddingsFile from a .npz file or a file of torch.save.
+def read_embeddings(path, table=None):
+    """Read an EmbeddingsFile from a .npz or .npy file or a file of torch.save.
 
     The file holds `embeddings` and `labels`. If the queries are not the gallery,
     the queries' entries have the prefix `query_`, or the gallery's have the prefix
     `gallery_`, or both. Labels are integers or texts. `images`, with the same
-    prefix, may name the images. Raises UserError naming the file and what is missing.
+    prefix, may name the images. original_files.py has the names of older files. A .npy
+    file holds the embeddings only; table: the CSV of their labels. Raises UserError
+    naming the file and what is missing.
     """
-    entries = load_entries(path)
+    entries = load_entries(path, table)
+    original = is_original(entries)
+    if original:
+        entries = current_entries(path, entries)
     prefixes = [
         prefix if f'{prefix}embeddings' in entries else ''
         for prefix in ('query_', 'gallery_')
@@ -111,29 +124,34 @@ def read_embeddings(path):
         ) from error
     sides = [ImageSet(*values) for values in zip(prefixes, embeddings, labels)]
     for side in sides:
-        names = entries.get(f'{side.prefix}images')
-        side.images = read_names(path, f'{side.prefix}images', names, len(side.labels))
+        entry = f'{side.prefix}images'
+        name = original_name(entry) if original else entry
+        side.images = read_names(path, name, entries.get(entry), len(side.labels))
     return EmbeddingsFile(
         path=path,
         query=sides[0],
         gallery=sides[1] if len(sides) == 2 else None,
         ensemble_size=ensemble_size,
         notes={name: str(entries[name]) for name in NOTES if name in entries},
+        original=original,
     )
 
 
-def load_entries(path):
+def load_entries(path, table=None):
     """Return {name: array, tensor or list} of a file; nothing in it is executed.
 
-    Raises UserError naming the file if it is missing, damaged, or holds objects where
-    arrays or tensors belong.
+    table: the CSV of the labels of a .npy file. Raises UserError naming the file if it
+    is missing, damaged, or holds objects where arrays or tensors belong.
     """
     if not os.path.exists(path):
         raise UserError(f'{path}: no such file')
     if os.path.isdir(path):
         raise UserError(f'{path}: a folder')
+    suffix = os.path.splitext(path)[1]
+    if suffix == '.npy' and table is None:
+        raise UserError(f'{path}: give its labels with --labels FILE.csv')
     try:
-        entries = load_npz(path) if path.endswith('.npz') else load_tensors(path)
+        entries = LOADERS.get(suffix, load_tensors)(path)
     except PermissionError:
         raise
     except Exception as error:  # numpy raises many kinds for a damaged file
@@ -141,6 +159,8 @@ def load_entries(path):
             f'{path}: damaged, or holds objects; save plain arrays with numpy.savez, '
             'or tensors with torch.save'
         ) from error
+    if suffix == '.npy':
+        return label_entries(path, entries, table)
     if not isinstance(entries, dict):
         raise UserError(f'{path}: not a dict of embeddings and labels')
     return entries
@@ -151,6 +171,17 @@ def load_npz(path):
     used = (*NOTES, 'ensemble_size', *ENTRIES)
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] if name in used else None for name in file.files}
+
+
+def load_npy(path):
+    """Return the array of a .npy file."""
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError('an archive of several arrays')
+    return array
+
+
+LOADERS = {'.npz': load_npz, '.npy': load_npy}
 
 
 def check_entries(path, entries, prefixes):
@@ -189,13 +220,13 @@ def read_names(path, entry, names, count):
 # Ranking
 
 
-def rank_file(path, device, heads=None):
+def rank_file(path, device, heads=None, table=None):
     """Return a RankedFile: the embeddings in a file, ranked on a device.
 
-    heads: how many of the first heads to use, by default all. Raises UserError naming
-    the file.
+    heads: how many of the first heads to use, by default all; table: the CSV of the
+    labels of a .npy file. Raises UserError naming the file.
     """
-    file = read_embeddings(path)
+    file = read_embeddings(path, table)
     if heads is not None:
         file.keep_heads(heads)
     query, gallery = file.query, file.gallery

@@ -3,6 +3,7 @@
 import os
 
 from areir.data.images import IMAGE_SUFFIXES, is_image, list_files
+from areir.data.optional_formats import ADVICE, split_by_reader
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
@@ -12,11 +13,16 @@ SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 def list_pictures(folder, problems):
     """Return `list_files` of a folder without what inference.py has written below it.
 
-    problems: a dict that receives {path: reason} for folders that cannot be read.
+    HEIC and AVIF files that cannot be read here are left out, with a notice. problems:
+    a dict that receives {path: reason} for folders that cannot be read.
     """
     files = list_files(folder, problems=problems)
     own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
-    return [path for path in files if os.path.dirname(path) not in own]
+    files = [path for path in files if os.path.dirname(path) not in own]
+    readable, unreadable = split_by_reader(files)
+    for kind, paths in unreadable.items():
+        print(f'notice: {len(paths):,} {kind} files are left out: {ADVICE[kind]}')
+    return readable
 
 
 def is_own_file(path):

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import filelock
 
 from areir import processes
+from areir.data.optional_formats import is_outdated
 from areir.errors import UserError
 from areir.files import remove_leftovers
 from areir.retrieval.folders import scan
@@ -136,10 +137,21 @@ def files_seen(table, journal):
     seen = {}
     if table:
         seen |= dict(zip(table.paths, table.seen))
-        seen |= {path: problem[0] for path, problem in table.problems.items()}
+        seen |= still_unreadable(table.problems)
     seen |= {path: vector.seen for path, vector in journal.vectors.items()}
-    seen |= {path: problem[0] for path, problem in journal.problems.items()}
-    return seen
+    return seen | still_unreadable(journal.problems)
+
+
+def still_unreadable(problems):
+    """Return {path: seen} of {path: (seen, reason)}.
+
+    Files are left out that a package installed since then can read.
+    """
+    return {
+        path: seen
+        for path, (seen, reason) in problems.items()
+        if not is_outdated(reason)
+    }
 
 
 # The end of an update

@@ -18,7 +18,12 @@ from retrieval_cases import (
 
 from areir.errors import UserError
 from areir.retrieval import evaluate
-from areir.retrieval.metrics import measures, rank_positives, summary
+from areir.retrieval.metrics import (
+    measures,
+    rank_positives,
+    summary,
+    without_lone_queries,
+)
 
 kinds = pytest.mark.parametrize('kind', KINDS)
 
@@ -84,6 +89,41 @@ def test_ranks_by_hand():
         'map@r': ranks['map@r'].tolist(),
         'r_precision': ranks['r_precision'].tolist(),
     }
+
+
+def test_lone_queries_left_out_by_hand():
+    """The third query's class has no image in the gallery."""
+    query = torch.tensor([[1.0], [-1.0], [1.0]])
+    gallery = torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0]])
+    ranks = rank_positives(query, [0, 0, 9], gallery, [1, 0, 0, 1, 0])
+    count, metrics = without_lone_queries(ranks, [1, 2])
+    assert count == 2 and metrics == {
+        'recall@1': 1 / 2,
+        'recall@2': 1,
+        'map@r': pytest.approx(((1 / 2 + 2 / 3) / 3 + (1 + 2 / 3) / 3) / 2),
+        'r_precision': pytest.approx(2 / 3),
+    }
+    assert summary(ranks, [1])['recall@1'] == 1 / 3
+
+
+def test_lone_queries_left_out_equal_brute_force(seed):
+    """A lone image stays in the gallery, where it may be ahead of a positive."""
+    query, ks = vectors(N, seed), [1, 3, N - 1]
+    labels = labels_of(N, 40, seed)
+    scores = query.double() @ query.double().T
+    counts = [labels.tolist().count(label) for label in labels.tolist()]
+    hits = {k: [] for k in ks}
+    for row in range(N):
+        if counts[row] == 1:
+            continue
+        others = [column for column in range(N) if column != row]
+        others.sort(key=lambda column: (-scores[row, column].item(), column))
+        for k in ks:
+            hits[k].append(any(labels[other] == labels[row] for other in others[:k]))
+    count, metrics = without_lone_queries(rank_positives(query, labels), ks)
+    assert 0 < count < N and count == len(hits[1])
+    for k in ks:
+        assert metrics[f'recall@{k}'] == pytest.approx(sum(hits[k]) / count)
 
 
 def test_mean_rank_leaves_out_queries_without_positives():

@@ -1,0 +1,137 @@
+"""A gallery and queries with HEIC and AVIF files, with and without their packages."""
+
+import numpy as np
+import phone
+import pytest
+from photos import Counting, draw_photos, update
+from toy import ToyCollection, on_circle
+
+from areir.data.images import load_image
+from areir.errors import UserError
+from areir.output import answers
+from areir.retrieval.queries import (
+    Query,
+    embed_queries,
+    embed_shared,
+    find_queries,
+    search_queries,
+)
+
+optional = pytest.mark.parametrize('name', phone.names('photo.heic', 'photo.avif'))
+ADVICE = [('heic', 'pip install pillow-heif'), ('avif', 'pip install --upgrade pillow')]
+both_kinds = pytest.mark.parametrize(('suffix', 'advice'), ADVICE)
+
+
+class Colours:
+    """Embeds an image by its mean red and green."""
+
+    image_size = 4
+
+    def __call__(self, pixels):
+        return pixels.float().mean((2, 3))[:, :2]
+
+
+class ColourCollection(ToyCollection):
+    """A collection that embeds further images."""
+
+    def embed(self, paths):
+        return embed_shared(paths, Colours(), 2)
+
+
+@pytest.fixture
+def collection(tmp_path):
+    return ColourCollection(tmp_path / 'photos', ['a.png', 'b.png'], on_circle(0, 10))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return draw_photos(tmp_path / 'photos')
+
+
+@optional
+def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, capsys):
+    for each in ('photo.jpg', name):
+        phone.write_photo(photos / 'c' / each)
+    phone.write_photo(photos / 'c/upright.jpg', orientation=1)
+    index = update(photos, tmp_path / 'index')
+    assert len(index.paths) == 10 and not capsys.readouterr().out
+    rows = dict(zip(index.paths, index.vectors.rows()))
+    jpeg, other = rows['c/photo.jpg'], rows[f'c/{name}']
+    upright = rows['c/upright.jpg']
+    assert np.abs(jpeg - other).max() < 0.02 < np.abs(jpeg - upright).max()
+    assert update(photos, tmp_path / 'index').embedded == 0
+
+
+@both_kinds
+def test_files_without_a_package_are_counted(
+    suffix, advice, photos, tmp_path, capsys, monkeypatch
+):
+    for number in range(12):
+        (photos / f'{number}.{suffix.upper()}').write_bytes(b'')
+    phone.take_away(monkeypatch, suffix.upper())
+    index = update(photos, tmp_path / 'index')
+    (notice,) = capsys.readouterr().out.splitlines()
+    assert notice.startswith(f'notice: 12 {suffix.upper()} files') and advice in notice
+    assert len(index.paths) == 7 and not index.problems
+
+
+@optional
+@pytest.mark.parametrize('hidden', [False, True])
+def test_once_the_package_is_there_the_files_are_read(
+    name, hidden, photos, tmp_path, monkeypatch
+):
+    path = phone.write_photo(photos / name)
+    if hidden:  # under the name of another format
+        path = path.rename(photos / 'hidden.jpg')
+    with monkeypatch.context() as patch:
+        phone.take_away(patch, name[-4:].upper())
+        index = update(photos, tmp_path / 'index')
+        assert len(index.paths) == 7 and list(index.problems) == ['hidden.jpg'] * hidden
+        again = Counting()
+        update(photos, tmp_path / 'index', embed=again)
+        assert again.images == 0
+    index = update(photos, tmp_path / 'index')
+    assert (index.embedded, len(index.paths), index.problems) == (1, 8, {})
+
+
+@optional
+def test_a_folder_of_queries(name, collection, tmp_path):
+    path = phone.write_photo(tmp_path / 'queries' / name)
+    queries = find_queries(str(path.parent), collection)
+    assert [query.name for query in queries] == [str(path)]
+    assert embed_queries(queries, collection) == queries
+
+
+@both_kinds
+def test_queries_without_a_package(
+    suffix, advice, collection, tmp_path, capsys, monkeypatch
+):
+    phone.take_away(monkeypatch, suffix.upper())
+    jpeg = phone.write_photo(tmp_path / 'queries/photo.jpg')
+    path = tmp_path / f'queries/photo.{suffix}'
+    path.write_bytes(b'\x00\x00\x00\x18ftyp' + suffix.encode() + bytes(12))
+    queries = find_queries(str(path.parent), collection)
+    assert [query.name for query in queries] == [str(jpeg)]
+    assert f'notice: 1 {suffix.upper()} files' in capsys.readouterr().out
+
+    (query,) = find_queries(str(path), collection)  # that file alone
+    with pytest.raises(UserError) as refused:
+        embed_queries([query], collection)
+    line = str(refused.value)
+    assert line.startswith(f'{path}: ') and advice in line and '\n' not in line
+
+
+@optional
+def test_sheets(name, collection, tmp_path):
+    """The query and what was retrieved are drawn the same way round."""
+    path = str(phone.write_photo(tmp_path / name))
+    jpeg = load_image(phone.write_photo(tmp_path / 'photo.jpg'))
+    query = Query(file=path, name=path, embedding=on_circle(5)[0])
+    phone.write_photo(tmp_path / 'photos' / name)
+    collection.images[0] = name
+    ((_, row),) = search_queries([query], collection, 2)
+    answer = answers.make_answer(query, *row, collection)
+    _, images = answers.draw_answer(answer)
+    place = answer.table['path'].tolist().index(str(tmp_path / 'photos' / name))
+    for image in (images[0], images[1 + place]):
+        assert phone.difference(image, jpeg) <= phone.LOSS
