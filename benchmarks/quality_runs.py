@@ -231,7 +231,10 @@ class Ours:
     @property
     def default_lr(self):
         """What train.py takes without --lr."""
-        return recipes.RECIPES[self.recipe]['lr']
+        values = dict(recipes.RECIPES[self.recipe])
+        if self.recipe == 'current' and self.weights == 'none':
+            values |= recipes.FROM_SCRATCH
+        return values['lr']
 
     def arguments(self, dataset, results_root, lr, seed, epochs):
         """Return the arguments of train.py."""

@@ -28,9 +28,9 @@ RECIPES = {
     'current': {
         'ensemble_size': 2,
         'batch_size': 32,
-        'lr': 1e-3,
+        'lr': 3e-4,
         'shared_stages': 3,
-        'freeze_trunk': 'yes',
+        'freeze_trunk': 'no',
         'freeze_bn': 'yes',
         'schedule': 'cosine',
         'warmup': 0.05,
@@ -43,11 +43,7 @@ RECIPES = {
     },
 }
 # where the current recipe differs if it starts from random weights
-FROM_SCRATCH = {
-    'shared_stages': 1,
-    'freeze_trunk': 'no',
-    'freeze_bn': 'no',
-}
+FROM_SCRATCH = {'lr': 1e-3, 'shared_stages': 1, 'freeze_bn': 'no'}
 # training classes for each meta-class, where the tables have none
 TESTS = 5  # of a run of the current recipe, beside that of the initial weights
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
@@ -145,8 +141,8 @@ def default_meta_classes(args, classes, from_scratch):
 def default_test_every(args):
     """Return the epochs between tests.
 
-    On a CPU a test with mirror images may take longer than an epoch of heads on a
-    frozen trunk, so the current recipe tests a few times if the last epoch is kept.
+    A test with mirror images may take as long as an epoch of training, so the current
+    recipe tests a few times if the last epoch is kept.
     """
     if args.recipe == '2019' or args.select != 'last':
         return 1
