@@ -307,7 +307,7 @@ class PretrainedModel(TrainedModel):
         self.path = name
         network, weights, self.version = pretrained.read(name)
         model = EnsembleModel(network, 1, 1, **PRETRAINED)
-        pretrained.load_weights(model, weights)
+        pretrained.load_named(model, weights, name)
         self.model = model.requires_grad_(False).eval()
         self.mean, self.std, self.image_size = pretrained.preprocessing(network)
         self.calibration, self.dimensions = None, self.model.dimensions

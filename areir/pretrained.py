@@ -123,6 +123,14 @@ def load_weights(model, checkpoint):
         refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))
 
 
+def load_named(model, weights, name):
+    """Load weights as `load_weights` does; errors begin with their name."""
+    try:
+        load_weights(model, weights)
+    except UserError as error:
+        raise UserError(f'{name}: {error}') from error
+
+
 def is_state_dict(value):
     """Whether a value is a dict of named tensors."""
     if not isinstance(value, dict):

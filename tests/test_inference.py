@@ -358,8 +358,9 @@ def test_a_model_that_would_execute_something_is_refused(
     assert not (project.elsewhere / 'executed').exists()
 
 
-def test_nothing_trained_yet_says_what_to_do(project, tmp_path, photos):
+def test_nothing_trained_yet_says_what_to_do(project, tmp_path):
     root = ['--results_root', tmp_path / 'none']
-    for flags in ([], ['--gallery', photos], ['--report']):
+    for flags in ([], ['--report']):
         line = project.refuse('inference.py', *root, *flags)
         assert 'nothing is trained yet' in line and 'train.py' in line
+        assert '--gallery' in line

@@ -1,0 +1,212 @@
+"""inference.py on a folder before anything is trained: a pretrained network."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import Project
+
+from areir.data.images import load_image, normalise, to_pixels
+from areir.data.sample import draw_sample
+from areir.files import load_tensors
+from areir.pretrained import preprocessing
+from areir.retrieval import shortening
+from model import PretrainedModel, open_model
+
+CLASSES, IMAGES = 6, 5
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A project in which nothing is trained, and a folder of class folders."""
+    project = Project(tmp_path_factory.mktemp('untrained') / 'my project')
+    figures = project.root / 'figures'
+    sizes = {'train_classes': CLASSES, 'test_classes': 2, 'images_per_class': IMAGES}
+    draw_sample(str(figures), **sizes, side=32)
+    project.photos = figures / 'train'
+    project.query = next(iter(sorted((figures / 'test').glob('*/*.png'))))
+    return project
+
+
+@pytest.fixture
+def network(slim_backbone, weights, tmp_path):
+    """A file of weights, under the name of its network."""
+    path = tmp_path / 'resnet18-slim.pth'
+    shutil.copy(weights, path)
+    return path
+
+
+@pytest.fixture
+def ask(project, network, tmp_path):
+    """Call inference.py in this process and return what it prints."""
+
+    def called(*more, model=network):
+        flags = ['--results_root', tmp_path / 'results', '--gallery', project.photos]
+        if model:
+            flags += ['--model', model]
+        code, output, errors = project.call('inference.py', *flags, *more)
+        assert code == 0, errors
+        return output
+
+    return called
+
+
+@pytest.fixture
+def components(monkeypatch):
+    """Let the folder have enough images for principal components."""
+    monkeypatch.setattr(shortening, 'LEAST_IMAGES', 20)
+
+
+def table_of(tmp_path):
+    (path,) = tmp_path.glob('results/*_index/index.pth')
+    return load_tensors(str(path))
+
+
+def embed_by_hand(network, path):
+    """Return the normalised features of the last two stages, one after the other."""
+    trained = PretrainedModel(str(network))
+    pixels = to_pixels(load_image(path), 224)[None]
+    with torch.no_grad():
+        third = trained.model.trunk(normalise(pixels, trained.mean, trained.std))
+        fourth = trained.model.heads[0].layer4(third)
+    parts = [features.mean(dim=(2, 3)) for features in (third, fourth)]
+    parts = [torch.nn.functional.normalize(part) for part in parts]
+    return torch.cat(parts, dim=1)[0] / 2**0.5
+
+
+def test_an_image_is_described_by_the_last_two_stages(network, project):
+    trained = open_model(str(network))
+    assert isinstance(trained, PretrainedModel)
+    assert (trained.mean, trained.std, trained.image_size) == preprocessing('resnet18')
+    assert trained.dimensions == 16 + 32 and trained.calibration is None
+    pixels = to_pixels(load_image(project.query), 224)[None]
+    vector = trained.embedder(torch.device('cpu'))(pixels)[0]
+    expected = embed_by_hand(network, project.query)
+    assert torch.dot(vector, expected) > 0.999  # bf16 where it is native
+
+
+def test_a_folder_is_searched(ask, project, network, tmp_path):
+    output = ask('--query_img_name', project.query)
+    assert f'model {network}' in output and '30 embedded now' in output
+    assert 'no threshold' in output and '--calibrate' in output
+    table = pd.read_csv(tmp_path / f'results/{project.query.stem}/retrieved.csv')
+    expected = embed_by_hand(network, project.query)
+    for path, score in zip(table['path'], table['score']):
+        cosine = torch.dot(embed_by_hand(network, path), expected).item()
+        assert cosine == pytest.approx(score, abs=0.01)
+    assert 'match' not in table and 'predicted_class' not in table
+
+
+def test_without_a_model_a_network_is_taken_from_the_cache(
+    ask, project, network, tmp_path, monkeypatch
+):
+    cache = tmp_path / 'cache/hub/checkpoints'
+    cache.mkdir(parents=True)
+    shutil.copy(network, cache / 'resnet18-f37072fd.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    output = ask('--query_img_name', project.query, model=None)
+    assert 'model resnet18, pretrained on ImageNet: nothing is trained in' in output
+    assert 'Training on labelled folders improves the search' in output
+    assert 'model resnet18, pretrained on ImageNet\n' in ask(model='resnet18')
+
+
+def test_offline_without_weights_it_is_one_line(project, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'none'))
+    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing listens there
+    flags = ['--results_root', tmp_path / 'results', '--gallery', project.photos]
+    line = project.refuse('inference.py', *flags)
+    assert 'https://download.pytorch.org/models/resnet18-' in line
+    assert '--model FILE' in line and '--weights' not in line
+
+
+def test_many_images_are_shortened(ask, components, project, tmp_path):
+    ask('--query_img_name', project.query)
+    table = table_of(tmp_path)
+    assert table['fitted'] == 30 and table['dimensions'] == 48
+    exported = tmp_path / 'vectors'
+    ask('--export', exported)
+    vectors = np.load(next(exported.glob('*.npy')))
+    assert vectors.shape == (30, table['components']['matrix'].shape[1])
+    retrieved = tmp_path / f'results/{project.query.stem}/retrieved.csv'
+    assert len(pd.read_csv(retrieved)) == 8
+
+
+@pytest.mark.parametrize('index', ['exact', 'faiss'])
+def test_all_modes_work(ask, components, project, tmp_path, index):
+    if index == 'faiss':
+        pytest.importorskip('faiss')
+    question = ['--index', index, '--query_img_name']
+    output = ask(*question, project.query, '--heat_maps')
+    assert 'heat_maps.png' in output
+    assert 'pairs.csv' in ask(*question, project.photos)
+    folder = project.photos.parent / 'test'
+    assert '_answers' in ask(*question, folder)
+
+
+def test_calibrate_sets_a_threshold_and_stores_it(ask, project, tmp_path):
+    output = ask('--calibrate', '--false_match_rate', 0.2)
+    assert 'match at' in output and '20.00% false matches asked for' in output
+    stored = table_of(tmp_path)['calibration']
+    assert stored['false_match_rate'] == 0.2 and stored['classes'] == CLASSES
+    inside = next(iter(sorted(project.photos.glob('*/*.png'))))
+    output = ask('--query_img_name', inside)
+    table = pd.read_csv(tmp_path / f'results/{inside.stem}/retrieved.csv')
+    assert {'match', 'predicted_class', 'confidence'} <= {*table}
+    assert 'the threshold is' in output or 'below the threshold' in output
+    again = ask('--calibrate', '--false_match_rate', 0.1)
+    assert '10.00%' in again
+    assert table_of(tmp_path)['calibration']['false_match_rate'] == 0.1
+
+
+def test_calibrate_needs_class_folders(project, network, tmp_path):
+    shutil.copytree(next(project.photos.glob('*')), tmp_path / 'flat')
+    flags = ['--results_root', tmp_path / 'results', '--model', network]
+    line = project.refuse(
+        'inference.py', *flags, '--gallery', tmp_path / 'flat', '--calibrate'
+    )
+    assert 'a folder for each class' in line and str(tmp_path / 'flat') in line
+
+
+@pytest.mark.parametrize(
+    ('flags', 'text'),
+    [
+        (['--calibrate'], '--calibrate: works for --gallery only'),
+        (['--false_match_rate', '1'], 'must be between 0 and 1'),
+        (['--model', 'resnet19'], 'no such file and no network of torchvision'),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(project, tmp_path, flags, text):
+    if '--model' in flags:
+        flags = [*flags, '--gallery', project.photos]
+    code, _, errors = project.call(
+        'inference.py', '--results_root', tmp_path / 'results', *flags
+    )
+    assert code == 2 and text in errors.splitlines()[-1]
+
+
+def test_weights_that_name_no_network_are_refused(project, weights, tmp_path):
+    shutil.copy(weights, tmp_path / 'mine.pth')
+    flags = ['--results_root', tmp_path / 'results', '--gallery', project.photos]
+    line = project.refuse('inference.py', *flags, '--model', tmp_path / 'mine.pth')
+    assert 'for which network' in line and 'resnet18-mine.pth' in line
+
+
+def test_weights_of_another_network_are_refused(
+    slim_backbone, project, weights, tmp_path
+):
+    path = tmp_path / 'resnet18-wide.pth'
+    state = load_tensors(str(weights))
+    torch.save({**state, 'conv1.weight': torch.zeros(64, 3, 7, 7)}, path)
+    flags = ['--results_root', tmp_path / 'results', '--gallery', project.photos]
+    line = project.refuse('inference.py', *flags, '--model', path)
+    assert 'weights do not fit' in line and 'resnet18-wide.pth' in line
+
+
+def test_other_weights_make_the_index_stale(ask, network, tmp_path):
+    ask()
+    state = load_tensors(str(network))
+    torch.save({name: 2 * value for name, value in state.items()}, network)
+    output = ask()
+    assert 'stale' in output and '30 embedded now' in output
