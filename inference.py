@@ -81,7 +81,7 @@ def get_parser():
     add('--serve', metavar='PORT', nargs='?', const=8000, type=int,
         help='serve a page that searches --gallery; PORT is 8000 if left out')
     add('--host', default='127.0.0.1',
-        help="address of the page; others show it to others [default: %(default)s]")
+        help="address to serve; 0.0.0.0 shows the images to all [default: %(default)s]")
     add = parser.add_argument_group('what is written').add_argument
     add('--heat_maps', action='store_true',
         help='draw the regions that make a query and its answers similar')

@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 
 import pytest
 
 BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+TAB, ENTER, SPACE, ESCAPE = '\ue004', '\ue007', ' ', '\ue00c'
 DRIVER = shutil.which('chromedriver')
 FLAGS = [
     '--headless',
@@ -70,7 +72,10 @@ class Session:
         port = next(port[1] for port in ports if port and port[1] != '0')
         self.url = f'http://127.0.0.1:{port}/session'
         flags = [*FLAGS, f'--user-data-dir={self.folder}']
-        options = {'goog:chromeOptions': {'binary': CHROMIUM, 'args': flags}}
+        options = {
+            'goog:chromeOptions': {'binary': CHROMIUM, 'args': flags},
+            'goog:loggingPrefs': {'browser': 'ALL', 'performance': 'ALL'},
+        }
         answer = self.call('', capabilities={'alwaysMatch': options})
         self.url += '/' + answer['sessionId']
         return self
@@ -101,12 +106,55 @@ class Session:
         """Return what a script returns that runs in the page."""
         return self.call('/execute/sync', script=script, args=[])
 
-    def press_tab(self):
-        """Return the text of the element that gets the focus, and its outline."""
-        keys = [{'type': kind, 'value': '\ue004'} for kind in ('keyDown', 'keyUp')]
+    def press(self, key):
+        """Press and release a key; WebDriver has characters for special ones."""
+        keys = [{'type': kind, 'value': key} for kind in ('keyDown', 'keyUp')]
         keyboard = {'type': 'key', 'id': 'keyboard', 'actions': keys}
         self.call('/actions', actions=[keyboard])
+
+    def press_tab(self):
+        """Return the text of the element that gets the focus, and its outline."""
+        self.press(TAB)
         return tuple(self.run(FOCUS))
+
+    def resize(self, width, theme='light'):
+        """Set the width of the screen, and light or dark."""
+        self.emulate(
+            'setDeviceMetricsOverride',
+            width=width,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=width == 360,
+        )
+        feature = {'name': 'prefers-color-scheme', 'value': theme}
+        self.emulate('setEmulatedMedia', features=[feature])
+
+    def wait_for(self, condition, seconds=30):
+        """Wait until an expression of the page is true and return its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(f'return {condition}')):
+            assert time.monotonic() < end, condition
+            time.sleep(0.05)
+        return value
+
+    def choose(self, selector, *paths):
+        """Put files into a file input as a user does."""
+        element = self.call('/element', using='css selector', value=selector)
+        (key,) = element.values()
+        self.call(f'/element/{key}/value', text='\n'.join(map(str, paths)))
+
+    def log(self, kind):
+        """Return what has been logged since the last call: browser or performance."""
+        return [entry['message'] for entry in self.call('/se/log', type=kind)]
+
+    def requests(self):
+        """Return the URLs that have been requested since the last call."""
+        events = [json.loads(text)['message'] for text in self.log('performance')]
+        return [
+            event['params']['request']['url']
+            for event in events
+            if event['method'] == 'Network.requestWillBeSent'
+        ]
 
 
 def need_browser():

@@ -55,18 +55,10 @@ def test_keyboard(session):
 @pytest.mark.slow
 @pytest.mark.parametrize('width', [360, 800, 1440])
 def test_width_and_contrast(session, width):
-    session.emulate(
-        'setDeviceMetricsOverride',
-        width=width,
-        height=800,
-        deviceScaleFactor=1,
-        mobile=width == 360,
-    )
     session.run(OPEN_DETAILS)
     backgrounds = set()
     for theme in ('light', 'dark'):
-        feature = {'name': 'prefers-color-scheme', 'value': theme}
-        session.emulate('setEmulatedMedia', features=[feature])
+        session.resize(width, theme)
         assert session.run('return innerWidth') == width
         assert session.run('return document.documentElement.scrollWidth') <= width
         assert session.run(CONTRAST) >= 4.5

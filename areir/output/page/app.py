@@ -29,7 +29,7 @@ def make_app(folder, is_local, number, heat_maps):
     starts with.
     """
     app = Flask(__name__, static_folder=os.path.join(HERE, 'static'))
-    app.jinja_options = {'undefined': jinja2.StrictUndefined}
+    app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
     app.jinja_env.filters.update(share=formats.share, number=formats.number)

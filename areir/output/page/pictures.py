@@ -5,7 +5,7 @@ import io
 import os
 import threading
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from areir.data.images import load_image
 from areir.errors import UserError
@@ -72,7 +72,7 @@ def draw_pair(query_path, path, trained):
     side = SIDES['small']
     pair = Image.new('RGBA', (2 * side + GAP, side))
     for place, (image, heat) in enumerate(zip(images, heats)):
-        drawn = overlay(reduce(image, side), heat)
+        drawn = overlay(ImageOps.contain(image, (side, side)), heat)
         left = place * (side + GAP) + (side - drawn.width) // 2
         pair.paste(drawn, (left, (side - drawn.height) // 2))
     return encode(pair, 'PNG')

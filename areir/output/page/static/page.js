@@ -59,10 +59,8 @@ async function ask(next, {isNew = true, moveFocus = false} = {}) {
     answer.innerHTML = await reply.text() // the server has escaped names
     if (isNew) remember(next)
     say([...answer.querySelectorAll('h2, .verdict')].map(node => node.textContent).join('. '))
-    if (moveFocus) {
-      answer.focus({preventScroll: true})
-      scrollTo({top: 0})
-    }
+    if (moveFocus) answer.focus({preventScroll: true})
+    if (isNew) scrollToAnswer()
   } catch (error) {
     if (error.name === 'AbortError') return
     answer.replaceChildren()
@@ -72,6 +70,12 @@ async function ask(next, {isNew = true, moveFocus = false} = {}) {
   if (signal.aborted) return
   answer.removeAttribute('aria-busy')
   drawHeatMaps()
+}
+
+// On a narrow screen the answer is below the question.
+function scrollToAnswer() {
+  if (answer.offsetTop > innerHeight / 2) answer.scrollIntoView()
+  else scrollTo({top: 0})
 }
 
 function remember(next) {
@@ -105,6 +109,7 @@ function showQuestion() {
   preview.alt = `Your picture: ${name}`
   preview.hidden = false
   find('asked').textContent = name
+  find('asked').hidden = false
 }
 
 // Heat maps
@@ -202,8 +207,8 @@ find('file').addEventListener('change', event => {
 
 addEventListener('paste', event => {
   const {files} = event.clipboardData
-  const isText = event.target.matches('input[type=number]')
-  if (files.length || !isText) askFile(files[0])
+  const isTyping = document.activeElement === find('number')
+  if (files.length || !isTyping) askFile(files[0])
 })
 
 addEventListener('dragover', event => {
