@@ -61,7 +61,7 @@ def test_answers_are_those_of_inference(folder, tmp_path, index):
     assert paths == table['path'].tolist()
     assert [score for *_, score in tiles] == [f'{s:.3f}' for s in table['score']]
     assert html.count('✓ match') == table['match'].sum()
-    assert html.count('✗ no match') == (~table['match']).sum()
+    assert html.count('<span>no match') == (~table['match']).sum()
     assert all(f'<bdi>{name}</bdi>' in html for name in table['class'])
 
 

@@ -39,23 +39,18 @@ class PictureMaker:
 
     def draw(self, path, size):
         with self.decoding:
-            image = reduce(read(path), SIDES[size])
+            image = read(path, least=SIDES[size])
+        image.thumbnail((SIDES[size], SIDES[size]), Image.Resampling.LANCZOS)
         return encode(image, 'JPEG')
 
 
-def read(path):
+def read(path, least=None):
     """Read an image file. The text of a UserError leaves out where the file lies."""
     try:
-        return load_image(path)
+        return load_image(path, least=least)
     except UserError as error:
         name = os.path.basename(path)
         raise UserError(f'{name} cannot be read. Read the folder again.') from error
-
-
-def reduce(image, side):
-    """Reduce an image in place to at most `side` pixels and return it."""
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image
 
 
 def encode(image, kind):
