@@ -42,7 +42,9 @@ class PageCase:
         self.searched = SearchedFolder(
             self.collection, lambda: inference.read_folder(args, *model, clock)
         )
-        self.app = make_app(self.searched, True, 8, False)
+        self.uploads = folder / 'uploads'
+        self.uploads.mkdir(exist_ok=True)
+        self.app = make_app(self.searched, self.uploads, True, 8, False)
         self.client = self.app.test_client()
 
     @property

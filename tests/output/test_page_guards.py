@@ -25,13 +25,13 @@ def photo(page):
 
 
 @pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The folder of temporary files, which requests leave empty."""
+def temporary(page, tmp_path, monkeypatch):
+    """Look that requests leave no temporary file behind."""
     folder = tmp_path / 'temporary'
     folder.mkdir()
     monkeypatch.setattr(tempfile, 'tempdir', str(folder))
-    yield folder
-    assert not list(folder.iterdir())
+    yield
+    assert not list(folder.iterdir()) and not list(page.uploads.iterdir())
 
 
 def refused(page, picture, status=400):
@@ -107,7 +107,7 @@ def test_other_names_are_refused(page, name, photo):
 
 
 def test_with_host_other_names_are_taken(page):
-    app = make_app(page.searched, False, 8, False)
+    app = make_app(page.searched, page.uploads, False, 8, False)
     reply = app.test_client().get('/', base_url='http://my-machine:8000')
     assert reply.status_code == 200
 

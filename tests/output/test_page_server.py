@@ -1,10 +1,17 @@
 """inference.py --serve as a process: its address, its end, and what it refuses."""
 
+import contextlib
+import http.client
+import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -32,7 +39,27 @@ def keep_signals():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags):
+def post(url, **fields):
+    """Return what the page replies to a form."""
+    data = urllib.parse.urlencode(fields).encode()
+    origin = {'Origin': url.rpartition('/')[0]}
+    request = urllib.request.Request(url, data, origin)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request) as reply:
+        return reply.read()
+
+
+def keep_asking(url, asked):
+    """Ask for heat maps until the server has gone; append to `asked`."""
+    token = json.loads(post(f'{url}read_again'))['token']
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while True:
+            post(f'{url}heat_map', image=0, shown=1, token=token)
+            asked.append(True)
+
+
+def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
+    """Ctrl-C ends it at once, even if threads compute."""
     command = [sys.executable, f'../{project.root.name}/inference.py', *flags, '0']
     server = subprocess.Popen(
         [str(word) for word in [*command, *project.roots('inference.py')]],
@@ -40,17 +67,23 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, 'TMPDIR': str(tmp_path)},
         preexec_fn=keep_signals,
     )
     lines = iter(server.stdout.readline, '')
     (url,) = re.findall(r'http://127\.0\.0\.1:\d+/', next(filter(is_address, lines)))
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url) as reply:
-        assert b'<h1>Search <bdi>photos</bdi>' in reply.read()
+    asked = []
+    thread = threading.Thread(target=keep_asking, args=[url, asked])
+    thread.start()
+    while not asked and thread.is_alive():
+        time.sleep(0.05)
     server.send_signal(signal.SIGINT)
     _, errors = server.communicate(timeout=30)
-    assert server.returncode in (0, 130)
-    assert 'Traceback' not in errors and 'GET' not in errors
+    thread.join()
+    assert server.returncode in (0, 130) and asked
+    for word in ('Traceback', 'terminate', 'GET', 'POST'):
+        assert word not in errors
+    assert not list(tmp_path.glob('areir_*'))
 
 
 def is_address(line):

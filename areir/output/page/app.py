@@ -22,9 +22,10 @@ TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')
 STATUS = {OldPage: 410, NoSuchImage: 404}  # of other errors that a user can mend: 400
 
 
-def make_app(folder, is_local, number, heat_maps):
+def make_app(folder, uploads, is_local, number, heat_maps):
     """Return the Flask app that searches a SearchedFolder.
 
+    uploads: a folder for uploaded pictures, each of which is removed after its request;
     is_local: whether it serves this machine only; number, heat_maps: what the page
     starts with.
     """
@@ -35,7 +36,7 @@ def make_app(folder, is_local, number, heat_maps):
     app.jinja_env.filters.update(share=formats.share, number=formats.number)
     guards.protect(app, is_local)
 
-    views = Views(folder, number, heat_maps)
+    views = Views(folder, uploads, number, heat_maps)
     app.add_url_rule('/', view_func=views.page)
     app.add_url_rule('/page.css', view_func=views.style)
     app.add_url_rule('/search', view_func=views.search, methods=['POST'])
@@ -51,8 +52,8 @@ def make_app(folder, is_local, number, heat_maps):
 class Views:
     """What each address returns; threads share it, so a request changes nothing."""
 
-    def __init__(self, folder, number, heat_maps):
-        self.folder = folder
+    def __init__(self, folder, uploads, number, heat_maps):
+        self.folder, self.uploads = folder, uploads
         self.number, self.heat_maps = number, heat_maps
         self.pictures = PictureMaker()
 
@@ -80,7 +81,7 @@ class Views:
         number = request.form.get('number', self.number, type=int)
         number = max(1, min(number, MOST))
         generation = self.folder.current
-        with asked(generation) as query:
+        with asked(generation, self.uploads) as query:
             answer, indices = self.folder.find(query, number, generation.collection)
         view = view_answer(answer, indices, generation)
         return formats.valid_unicode(render_template('answer.html.jinja', view=view))
@@ -90,7 +91,7 @@ class Views:
         generation = self.folder.current
         collection = generation.collection
         shown = sent_index(generation, 'shown')
-        with asked(generation) as query, self.folder.computing:
+        with asked(generation, self.uploads) as query, self.folder.computing:
             path = collection.path_of(shown)
             pair = draw_pair(query.file, path, collection.load_model())
         return Response(pair, mimetype='image/png')
@@ -129,10 +130,11 @@ class Views:
 
 
 @contextlib.contextmanager
-def asked(generation):
+def asked(generation, uploads):
     """Yield the Query of a request: an image by its number, or an uploaded picture.
 
-    The upload lies in a temporary folder of its own, which is removed afterwards.
+    The upload lies in a temporary folder of its own below `uploads`, which is removed
+    afterwards.
     """
     collection = generation.collection
     if 'image' in request.form:
@@ -142,7 +144,7 @@ def asked(generation):
     upload = request.files.get('picture')
     if upload is None:
         raise UserError('No picture has arrived. Choose one.')
-    with tempfile.TemporaryDirectory(prefix='areir_') as folder:
+    with tempfile.TemporaryDirectory(dir=uploads) as folder:
         path = os.path.join(folder, 'picture')
         upload.save(path)
         if not os.path.getsize(path):

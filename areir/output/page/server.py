@@ -3,7 +3,10 @@
 import errno
 import logging
 import os
+import signal
 import socket
+import sys
+import tempfile
 
 from areir.errors import UserError
 from areir.output.page.folder import SearchedFolder
@@ -32,7 +35,7 @@ def check(port, gallery, query):
 
 
 def serve(collection, reopen, host, port, number, heat_maps=False):
-    """Serve the search page of a FolderCollection until Ctrl-C.
+    """Serve the search page of a FolderCollection; end the process at Ctrl-C.
 
     reopen: brings the index up to date and returns a new collection; port: 0 takes a
     free one; number, heat_maps: what the page starts with. Raises UserError if flask is
@@ -44,9 +47,10 @@ def serve(collection, reopen, host, port, number, heat_maps=False):
     from areir.output.page.app import make_app  # it needs flask
 
     is_local = host in LOCAL_HOSTS
-    app = make_app(SearchedFolder(collection, reopen), is_local, number, heat_maps)
+    folder = SearchedFolder(collection, reopen)
     logging.getLogger('werkzeug').setLevel(logging.ERROR)  # no line per request
-    with listen(host, port) as listening:
+    with temporary_folder() as uploads, listen(host, port) as listening:
+        app = make_app(folder, uploads, is_local, number, heat_maps)
         port = listening.getsockname()[1]
         if not is_local:
             print(
@@ -55,7 +59,16 @@ def serve(collection, reopen, host, port, number, heat_maps=False):
             )
         print(f'search page: {address(host, port)} (Ctrl-C ends it)', flush=True)
         server = make_server(host, port, app, threaded=True, fd=listening.fileno())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.serve_forever()  # returns at Ctrl-C
+    # a thread may be inside torch, which aborts if Python ends the thread
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def temporary_folder():
+    """Return a folder for uploads, to be used in a `with` statement."""
+    return tempfile.TemporaryDirectory(prefix='areir_', ignore_cleanup_errors=True)
 
 
 def listen(host, port):
