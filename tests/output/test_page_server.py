@@ -58,6 +58,7 @@ def keep_asking(url, asked):
             asked.append(True)
 
 
+@pytest.mark.slow
 def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     """Ctrl-C ends it at once, even if threads compute."""
     command = [sys.executable, f'../{project.root.name}/inference.py', *flags, '0']

@@ -49,6 +49,7 @@ async function ask(next, {isNew = true, moveFocus = false} = {}) {
   search = new AbortController()
   const {signal} = search
   question = next
+  find('large').close() // a picture may be pasted while it is open
   showQuestion()
   find('error').textContent = ''
   answer.setAttribute('aria-busy', 'true')
