@@ -4,6 +4,7 @@
     python inference.py --gallery ~/photos --query_img_name my_photo.jpg
     python inference.py --gallery ~/photos --query_img_name ~/new_photos  # each of them
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
+    python inference.py --gallery ~/photos --serve                        # a page
     python inference.py --data_base NAME --report                         # a run's page
 
 The images of a database were embedded in training. The images of --gallery are embedded
@@ -25,6 +26,7 @@ from areir.errors import UserError
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
 from areir.output.export import export
+from areir.output.page import server
 from areir.output.report import write_report
 from areir.retrieval import approximate, databases
 from areir.retrieval.collection import (
@@ -86,6 +88,11 @@ def get_parser():
              '[default value is %(default)s]')
     add('--data_root',
         help='folder of the datasets, if they have moved since training')
+    add = parser.add_argument_group('search page').add_argument
+    add('--serve', metavar='PORT', nargs='?', const=8000, type=int,
+        help='serve a page that searches --gallery; PORT is 8000 if left out')
+    add('--host', default='127.0.0.1',
+        help="address to serve; 0.0.0.0 shows the images to all [default: %(default)s]")
     add = parser.add_argument_group('what is written').add_argument
     add('--heat_maps', action='store_true',
         help='draw the regions that make a query and its answers similar')
@@ -117,6 +124,7 @@ def get_args():
         parser.error('--query_img_name: empty')
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')
+    server.check(args.serve, args.gallery, args.query_img_name)
     return args
 
 
@@ -148,7 +156,7 @@ def open_database(args, clock):
 
 
 def open_folder(args, clock):
-    """Return the collection of --gallery, its index brought up to date."""
+    """Return the collection of --gallery and of the model that embeds it."""
     if args.index == 'faiss':
         approximate.load_faiss()
     name, note = databases.find_model(args.model, args.results_root)
@@ -156,6 +164,11 @@ def open_folder(args, clock):
         trained = open_model(name)
         embedder = trained.embedder(utils.local_device())
     print(f'model {name}{note}')
+    return read_folder(args, trained, embedder, clock)
+
+
+def read_folder(args, trained, embedder, clock):
+    """Return the collection of --gallery, its index brought up to date."""
     index = open_index(args, trained, embedder, clock)
     if index.components:
         trained = trained.shortened(Projection(**index.components))
@@ -304,6 +317,11 @@ def main():
     if args.export and processes.is_first():
         export(collection, args.export)
 
+    if args.serve is not None:
+        page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps
+        model = collection.trained, collection.embedder
+        server.serve(collection, lambda: read_folder(args, *model, clock), *page)
+        return
     name = args.query_img_name
     if not name and not args.gallery and not args.export:
         name = QUERY

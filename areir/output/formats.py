@@ -1,4 +1,4 @@
-"""How the page of a run writes numbers: shares, intervals, decimal places."""
+"""How pages write numbers and texts: shares, intervals, counts, odd characters."""
 
 import math
 
@@ -24,3 +24,13 @@ def interval(low, high, write=share):
     if any(limit is None or math.isnan(limit) for limit in limits):
         return None
     return f'{write(low)} to {write(high)}'
+
+
+def counted(count, noun):
+    """Write a count with its noun: '1 image', '2,000 images'."""
+    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
+
+
+def valid_unicode(text):
+    """Replace what is not valid Unicode: names of files may hold any bytes."""
+    return text.encode('utf-8', 'surrogatepass').decode('utf-8', 'replace')

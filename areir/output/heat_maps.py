@@ -94,19 +94,26 @@ def overlay(image, heat):
     return Image.composite(Image.blend(image, glow, 0.4), dimmed, mask)
 
 
+def pair_heat(images, trained):
+    """Return the heat (2, h, w) of a pair of RGB images, an array; see similarity_maps.
+
+    trained: a TrainedModel.
+    """
+    pixels = [to_pixels(image, trained.image_size) for image in images]
+    pair = normalise(torch.stack(pixels), trained.mean, trained.std)
+    return similarity_maps(trained.model, pair).numpy()
+
+
 def draw_heat_maps(images, captions, trained):
     """Draw a sheet of pairs: the query and a retrieved image, each under its heat.
 
     images: RGB, the query first; captions: of the retrieved images; trained: a
     TrainedModel.
     """
-    pixels = [to_pixels(image, trained.image_size) for image in images]
     tiles, texts = [], []
     for number in range(1, len(images)):
-        pair = torch.stack([pixels[0], pixels[number]])
-        pair = normalise(pair, trained.mean, trained.std)
-        query_heat, heat = similarity_maps(trained.model, pair).numpy()
-        for image, image_heat in ((images[0], query_heat), (images[number], heat)):
-            tiles.append(thumbnail(overlay(image, image_heat), 'black', 1))
+        pair = images[0], images[number]
+        for image, heat in zip(pair, pair_heat(pair, trained)):
+            tiles.append(thumbnail(overlay(image, heat), 'black', 1))
         texts += [('query', ''), captions[number - 1]]
     return sheet(tiles, texts, min(len(tiles), TILES))

@@ -76,8 +76,7 @@ def render(page):
     environment.filters.update(**writers, interval=formats.interval, readable=readable)
     environment.globals.update(writers)
     html = environment.get_template('report.html.jinja').render(page)
-    # names of files and classes need not be valid Unicode
-    return html.encode('utf-8', 'surrogatepass').decode('utf-8', 'replace')
+    return formats.valid_unicode(html)
 
 
 # What the model retrieves

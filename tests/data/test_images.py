@@ -109,6 +109,18 @@ def test_an_absent_file_is_refused_by_name(tmp_path):
         load_image(tmp_path / 'absent.png')
 
 
+@pytest.mark.parametrize('size', [(100, 60), (400, 240), (1000, 600)])
+def test_a_jpeg_may_be_decoded_smaller_but_not_too_small(tmp_path, size):
+    path = tmp_path / 'it.jpg'
+    Image.linear_gradient('L').resize(size).rotate(90).save(path, quality=95)
+    whole, small = load_image(path), load_image(path, least=50)
+    assert whole.size == size and min(small.size) >= min(50, *size)
+    assert small.width <= max(100, size[0] // 4)
+    again = small.resize((10, 6), Image.Resampling.BOX)
+    expected = whole.resize((10, 6), Image.Resampling.BOX)
+    assert np.abs(np.subtract(again, expected, dtype=float)).max() < 12
+
+
 def test_formats_that_run_another_program_are_refused(tmp_path):
     noise().save(tmp_path / 'page.eps')
     (tmp_path / 'page.eps').rename(tmp_path / 'page.png')

@@ -1,0 +1,138 @@
+"""The folder that the page searches, as all its threads share it."""
+
+import secrets
+import threading
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from areir.errors import UserError
+from areir.output.answers import make_answer
+from areir.output.formats import counted
+from areir.retrieval.collection import FolderCollection
+from areir.retrieval.queries import search_queries
+
+
+class OldPage(UserError):
+    """A page or a link that was made before the folder was read again."""
+
+
+class NoSuchImage(UserError):
+    """A number that no image of the folder has."""
+
+
+class Generation(NamedTuple):
+    """The images of the folder as one reading found them.
+
+    token: a part of the URLs of these images, because another generation may give their
+    numbers to other images. It is random, so an earlier server has not used it either.
+    """
+
+    token: str
+    collection: FolderCollection
+
+    def check(self, token, index):
+        """Return the number of an image. Raises OldPage or NoSuchImage."""
+        if token != self.token:
+            raise OldPage(
+                'The folder has been read again since this page showed the image, so '
+                'its number may mean another one. Search with your picture again.'
+            )
+        if not 0 <= index < len(self.collection):
+            raise NoSuchImage('The folder has no image of this number.')
+        return index
+
+
+@dataclass
+class Changes:
+    """What reading the folder again has found."""
+
+    new: int
+    changed: int
+    removed: int
+    unreadable: int  # in all
+    total: int
+
+    def __str__(self):
+        parts = [counted(self.new, 'new image')]
+        if self.changed:
+            parts.append(f'{self.changed:,} changed')
+        if self.removed:
+            parts.append(f'{self.removed:,} gone')
+        text = f'{", ".join(parts)}. The folder has {counted(self.total, "image")}.'
+        if self.unreadable:
+            files = counted(self.unreadable, 'file')
+            text += f' {files} cannot be read; the terminal names them.'
+        return text
+
+
+class SearchedFolder:
+    """A FolderCollection that can be replaced while it is searched.
+
+    A request takes `current` once and keeps it to its end. Requests compute one at a
+    time: a network or a search already uses all cores, and memory stays bounded.
+    """
+
+    def __init__(self, collection, reopen):
+        self.current = Generation(secrets.token_hex(4), collection)
+        self.reopen = reopen
+        self.computing = threading.Lock()
+        self.reading = threading.Lock()
+
+    def find(self, query, number, collection):
+        """Return (Answer, indices of its images) for a Query."""
+        available = len(collection) - (query.index >= 0)
+        if not available:
+            raise UserError('The folder has no other image.')
+        with self.computing:
+            if query.embedding is None:
+                query.embedding = embed(query, collection)
+            ((_, result),) = search_queries([query], collection, min(number, available))
+        answer = make_answer(query, *result, collection)
+        return answer, [index for index in result[1] if index >= 0]
+
+    def read_again(self):
+        """Bring the folder up to date; return (earlier Generation, current, Changes).
+
+        Searches go on meanwhile. Raises UserError if the folder cannot be read or is
+        being read; the current generation then stays.
+        """
+        if not self.reading.acquire(blocking=False):
+            raise UserError('The folder is being read. Wait until that has ended.')
+        try:
+            earlier = self.current
+            collection = self.reopen()
+            if collection.index.vectors.path != earlier.collection.index.vectors.path:
+                self.current = Generation(secrets.token_hex(4), collection)
+            return earlier, self.current, compare(earlier.collection, collection)
+        finally:
+            self.reading.release()
+
+
+def embed(query, collection):
+    """Return the embedding of a picture. Raises UserError if it cannot be read."""
+    embeddings, problems = collection.embed([query.file])
+    if problems:
+        reason = problems[0].replace(f' {query.file!r}', '')
+        raise UserError(f'The picture cannot be read: {reason}.')
+    return embeddings[0]
+
+
+def compare(earlier, later):
+    """Return the Changes between two collections of a folder."""
+    new = len(set(later.images).difference(earlier.images))
+    return Changes(
+        new=new,
+        changed=max(0, later.index.embedded - new),
+        removed=len(set(earlier.images).difference(later.images)),
+        unreadable=len(later.index.problems),
+        total=len(later),
+    )
+
+
+def place_after(index, earlier, later):
+    """Return the number in a later collection of image `index`, or None if it is gone.
+
+    earlier: the collection to which `index` belongs.
+    """
+    path = earlier.images[index]
+    return later.images.index(path) if path in later.images else None

@@ -1,0 +1,135 @@
+"""inference.py --serve as a process: its address, its end, and what it refuses."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+
+import pytest
+from conftest import Project
+from page_cases import make_project
+
+pytest.importorskip('flask', reason='flask is optional')
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp('serve') / 'my project')
+    make_project(project.root)
+    return project
+
+
+@pytest.fixture
+def flags(project):
+    model = project.root / 'toy_model.pth'
+    return ['--gallery', project.root / 'photos', '--model', model, '--serve']
+
+
+def keep_signals():
+    """Take Ctrl-C even if these tests run in the background of a shell."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def post(url, **fields):
+    """Return what the page replies to a form."""
+    data = urllib.parse.urlencode(fields).encode()
+    origin = {'Origin': url.rpartition('/')[0]}
+    request = urllib.request.Request(url, data, origin)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request) as reply:
+        return reply.read()
+
+
+def keep_asking(url, asked):
+    """Ask for heat maps until the server has gone; append to `asked`."""
+    token = json.loads(post(f'{url}read_again'))['token']
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        while True:
+            post(f'{url}heat_map', image=0, shown=1, token=token)
+            asked.append(True)
+
+
+@pytest.mark.slow
+def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
+    """Ctrl-C ends it at once, even if threads compute."""
+    command = [sys.executable, f'../{project.root.name}/inference.py', *flags, '0']
+    server = subprocess.Popen(
+        [str(word) for word in [*command, *project.roots('inference.py')]],
+        cwd=project.elsewhere,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'TMPDIR': str(tmp_path)},
+        preexec_fn=keep_signals,
+    )
+    lines = iter(server.stdout.readline, '')
+    (url,) = re.findall(r'http://127\.0\.0\.1:\d+/', next(filter(is_address, lines)))
+    asked = []
+    thread = threading.Thread(target=keep_asking, args=[url, asked])
+    thread.start()
+    while not asked and thread.is_alive():
+        time.sleep(0.05)
+    server.send_signal(signal.SIGINT)
+    _, errors = server.communicate(timeout=30)
+    thread.join()
+    assert server.returncode in (0, 130) and asked
+    for word in ('Traceback', 'terminate', 'GET', 'POST'):
+        assert word not in errors
+    assert not list(tmp_path.glob('areir_*'))
+
+
+def is_address(line):
+    return line.startswith('search page: ')
+
+
+def test_a_port_in_use(project, flags):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f'--serve {port}' in project.refuse('inference.py', *flags, port)
+
+
+@pytest.mark.parametrize(
+    'more', [['70000'], ['0', '--host', '203.0.113.1'], ['0', '--host', 'no.invalid']]
+)
+def test_an_address_that_cannot_be_used(project, flags, more):
+    assert f'--serve {more[0]}' in project.refuse('inference.py', *flags, *more)
+
+
+@pytest.mark.parametrize(
+    'more', [[], ['--gallery', 'photos', '--query_img_name', 'one.png']]
+)
+def test_it_needs_a_folder_and_no_query(project, more):
+    assert '--serve' in project.refuse('inference.py', '--serve', *more)
+
+
+def test_flask_that_is_not_installed(project, flags, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'flask', None)
+    assert 'pip install flask' in project.refuse('inference.py', *flags)
+
+
+def test_several_processes(project, flags, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'torchrun' in project.refuse('inference.py', *flags)
+
+
+def test_other_machines_are_warned_of(project, flags, monkeypatch):
+    import werkzeug.serving
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(werkzeug.serving, 'make_server', interrupted)
+    for host, warned in (('0.0.0.0', True), ('localhost', False)):
+        more = [*flags, '0', '--host', host]
+        code, output, _ = project.call('inference.py', *more)
+        assert code == 130 and f'http://{host}:' in output
+        assert ('can see the images' in output) == warned
