@@ -19,6 +19,7 @@ import contextlib
 import os
 import sys
 import time
+from functools import partial
 
 import utils
 from areir import processes
@@ -156,7 +157,7 @@ def open_database(args, clock):
 
 
 def open_folder(args, clock):
-    """Return the collection of --gallery and of the model that embeds it."""
+    """Return the collection of --gallery, embedded by --model."""
     if args.index == 'faiss':
         approximate.load_faiss()
     name, note = databases.find_model(args.model, args.results_root)
@@ -169,12 +170,24 @@ def open_folder(args, clock):
 
 def read_folder(args, trained, embedder, clock):
     """Return the collection of --gallery, its index brought up to date."""
+    reopen = partial(read_folder, args, trained, embedder, clock)
     index = open_index(args, trained, embedder, clock)
     if index.components:
         trained = trained.shortened(Projection(**index.components))
         embedder = trained.embedder(utils.local_device())
     if args.index == 'exact':
-        return FolderCollection(args.gallery, index, trained, embedder)
+        collection = FolderCollection(args.gallery, index, trained, embedder)
+    else:
+        by_faiss = open_faiss(index, clock)
+        collection = ApproximateCollection(
+            args.gallery, index, trained, embedder, by_faiss
+        )
+    collection.reopen = reopen
+    return collection
+
+
+def open_faiss(index, clock):
+    """Return the approximate index of an Index; None in all processes but the first."""
     with clock('approximate index'):
         by_faiss = None
         if processes.is_first():
@@ -182,7 +195,7 @@ def read_folder(args, trained, embedder, clock):
         processes.wait_for_all()
     if by_faiss:
         print(by_faiss.describe())
-    return ApproximateCollection(args.gallery, index, trained, embedder, by_faiss)
+    return by_faiss
 
 
 def open_index(args, trained, embedder, clock):
@@ -319,8 +332,7 @@ def main():
 
     if args.serve is not None:
         page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps
-        model = collection.trained, collection.embedder
-        server.serve(collection, lambda: read_folder(args, *model, clock), *page)
+        server.serve(collection, *page)
         return
     name = args.query_img_name
     if not name and not args.gallery and not args.export:

@@ -124,7 +124,7 @@ def test_a_frozen_trunk_stays_and_its_features_are_kept(
 ):
     root = tmp_path / 'data'
     shutil.copytree(slim.root / 'data', root, symlinks=True)
-    flags = ['--weights', weights, '--data_root', root]
+    flags = ['--weights', weights, '--data_root', root, '--freeze_trunk', 'yes']
     written = []
     write = trunk_features.write_views
 
@@ -159,7 +159,7 @@ def test_a_disk_without_space_for_the_features(
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(trunk_features.shutil, 'disk_usage', lambda path: usage)
     words = [*SHORT, '--results_root', tmp_path, '--weights', weights]
-    code, _, errors = slim.call('train.py', *words)
+    code, _, errors = slim.call('train.py', *words, '--freeze_trunk', 'yes')
     assert code == 2 and '--freeze_trunk no' in errors
 
 

@@ -206,6 +206,7 @@ class FolderCollection(Collection):
     """
 
     how_to_calibrate = 'add --calibrate once if the images lie in class folders'
+    reopen = None  # brings the index up to date and returns a new collection
 
     def __init__(self, folder, index, trained, embedder):
         super().__init__(

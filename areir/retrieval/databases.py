@@ -19,7 +19,12 @@ NEEDED = {
 
 
 def named_files(results_root, ending):
-    """Return the names below results_root with this ending, the newest last."""
+    """Return the names below results_root with this ending, the newest last.
+
+    Raises UserError if results_root is a file.
+    """
+    if os.path.isfile(results_root):
+        raise UserError(f'--results_root {results_root}: not a folder')
     if not os.path.isdir(results_root):
         return []
     names = [name for name in os.listdir(results_root) if name.endswith(ending)]

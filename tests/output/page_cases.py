@@ -38,10 +38,7 @@ class PageCase:
         clock = inference.Clock()
         self.photos = folder / 'photos'
         self.collection = inference.open_folder(args, clock)
-        model = self.collection.trained, self.collection.embedder
-        self.searched = SearchedFolder(
-            self.collection, lambda: inference.read_folder(args, *model, clock)
-        )
+        self.searched = SearchedFolder(self.collection)
         self.uploads = folder / 'uploads'
         self.uploads.mkdir(exist_ok=True)
         self.app = make_app(self.searched, self.uploads, True, 8, False)

@@ -13,6 +13,8 @@ from PIL import Image
 pytest.importorskip('flask', reason='flask is optional')
 from page_cases import PageCase, make_project, read_tiles, write_noise
 
+from areir.output.answers import make_answer
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -101,10 +103,14 @@ def test_without_a_threshold_only_the_page_says_so(folder, photo, page):
 
 
 def test_a_class_that_an_answer_predicts_is_shown(page, photo, monkeypatch):
-    from areir.output.answers import Answer
+    from areir.output.page import folder
 
-    monkeypatch.setattr(Answer, 'predicted_class', 'a <b>', raising=False)
-    monkeypatch.setattr(Answer, 'confidence', 0.93, raising=False)
+    def answer_with_class(*arguments):
+        answer = make_answer(*arguments)
+        answer.predicted_class, answer.confidence = 'a <b>', 0.93
+        return answer
+
+    monkeypatch.setattr(folder, 'make_answer', answer_with_class)
     html = page.post('/search', picture=photo).text
     assert '<bdi>a &lt;b&gt;</bdi>' in html and '93\N{NO-BREAK SPACE}%' in html
 

@@ -10,6 +10,7 @@ from areir.output.answers import make_answer
 from areir.output.formats import counted
 from areir.retrieval.collection import FolderCollection
 from areir.retrieval.queries import search_queries
+from areir.retrieval.votes import VOTERS
 
 
 class OldPage(UserError):
@@ -72,9 +73,8 @@ class SearchedFolder:
     time: a network or a search already uses all cores, and memory stays bounded.
     """
 
-    def __init__(self, collection, reopen):
+    def __init__(self, collection):
         self.current = Generation(secrets.token_hex(4), collection)
-        self.reopen = reopen
         self.computing = threading.Lock()
         self.reading = threading.Lock()
 
@@ -86,9 +86,10 @@ class SearchedFolder:
         with self.computing:
             if query.embedding is None:
                 query.embedding = embed(query, collection)
-            ((_, result),) = search_queries([query], collection, min(number, available))
-        answer = make_answer(query, *result, collection)
-        return answer, [index for index in result[1] if index >= 0]
+            nearest = min(max(number, VOTERS), available)
+            ((_, result),) = search_queries([query], collection, nearest)
+        answer = make_answer(query, *result, collection, number)
+        return answer, result[1][: len(answer.table)]
 
     def read_again(self):
         """Bring the folder up to date; return (earlier Generation, current, Changes).
@@ -100,7 +101,7 @@ class SearchedFolder:
             raise UserError('The folder is being read. Wait until that has ended.')
         try:
             earlier = self.current
-            collection = self.reopen()
+            collection = earlier.collection.reopen()
             if collection.index.vectors.path != earlier.collection.index.vectors.path:
                 self.current = Generation(secrets.token_hex(4), collection)
             return earlier, self.current, compare(earlier.collection, collection)

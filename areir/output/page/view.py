@@ -39,16 +39,6 @@ class AnswerView:
     tiles: list
     verdict: str | None  # None without a threshold
 
-    @property
-    def predicted_class(self):
-        """The class that the answer predicts, or None."""
-        return getattr(self.answer, 'predicted_class', None)
-
-    @property
-    def confidence(self):
-        """The confidence of the predicted class from 0 to 1, or None."""
-        return getattr(self.answer, 'confidence', None)
-
 
 def view_answer(answer, indices, generation):
     """Return the AnswerView of an Answer; indices: of its images, in order."""
