@@ -7,6 +7,7 @@ import os
 import re
 import sys
 
+import numpy
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -14,6 +15,7 @@ from trained import MODEL_ARGS, save_database, save_model
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
 import common
+import confidence
 import demo
 import embedding
 import evaluation
@@ -344,3 +346,30 @@ def test_false_matches(run, monkeypatch):
     lines = call(false_matches, run)
     assert [line.split()[0] for line in lines[1:]] == ['1%', '5%', '10%']
     assert all(line.count('±') == 3 for line in lines[1:])
+
+
+def test_confidence_that_is_kept(seed):
+    """Answers that are right as often as they say."""
+    generator = torch.Generator().manual_seed(seed)
+    confidences = torch.rand(40_000, generator=generator, dtype=torch.float64)
+    right = torch.rand(40_000, generator=generator) < confidences
+    lines = confidence.reliability(list(zip(confidences.tolist(), right.tolist())))
+    assert len(lines) == len(confidence.EDGES) - 1
+    for low, high, _, mean, share in lines:
+        assert low <= mean <= high and share == pytest.approx(mean, abs=0.04)
+
+
+def test_confidence_of_a_file(tmp_path, capsys, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(30, 8, generator=generator)
+    labels = torch.arange(300) // 10
+    vectors = centres[labels] + 0.3 * torch.randn(300, 8, generator=generator)
+    path = tmp_path / 'x.npz'
+    numpy.savez(path, embeddings=vectors.numpy(), labels=labels.numpy())
+    monkeypatch.setattr(confidence, 'DRAWS', 3)
+    monkeypatch.setattr(sys, 'argv', ['confidence.py', str(path)])
+    confidence.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert 'queries get a class' in lines[0] and 'are right' in lines[1]
+    assert float(lines[1].split('%')[0]) > 90
+    assert lines[-1].startswith('95% to 100%')

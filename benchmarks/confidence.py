@@ -1,0 +1,103 @@
+"""Measure whether the confidence of a class is kept: of 90 %, are 90 % right?
+
+    python benchmarks/confidence.py results/<run>_data_base.pth
+    python benchmarks/confidence.py vectors.npy --labels images.csv
+
+FILE holds embeddings and labels of unseen classes; evaluate.py reads the same files.
+The classes are split in two: one half sets threshold and confidence, as training and
+--calibrate do. Of the other half's images, half are the gallery and half ask. DRAWS
+such splits are added up.
+"""
+
+import argparse
+
+import common  # noqa: F401  puts the repository on sys.path
+import torch
+from torch.nn import functional as F
+
+import utils
+from areir.errors import UserError
+from areir.retrieval.calibration import calibrate
+from areir.retrieval.embeddings_file import read_embeddings
+from areir.retrieval.ranking import search
+from areir.retrieval.thresholds import threshold_for
+from areir.retrieval.votes import VOTERS, confidence_of, vote
+
+DRAWS = 30
+EDGES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # of the bins of confidence
+
+
+def draw_answers(embeddings, labels, false_match_rate, generator):
+    """Return [(confidence, whether the class is right)] of one split, and its queries.
+
+    Queries without a class, below the threshold, have no pair.
+    """
+    classes = labels.unique()
+    order = torch.randperm(len(classes), generator=generator)
+    inside = torch.isin(labels, classes[order[: len(classes) // 2]])
+    calibration = calibrate(
+        embeddings[inside], labels[inside], false_match_rate=false_match_rate
+    )
+    if not calibration or not calibration['confidence']:
+        return [], 0
+    others, names = embeddings[~inside], labels[~inside]
+    asking = torch.rand(len(others), generator=generator) < 0.5
+    gallery, gallery_labels = others[~asking], names[~asking]
+    threshold, _ = threshold_for(calibration, len(gallery))
+    k = min(VOTERS, len(gallery))
+    scores, indices = search(others[asking], gallery, k)
+    pairs = []
+    for wanted, row, nearest in zip(names[asking].tolist(), scores, indices):
+        votes = row.tolist(), gallery_labels[nearest].tolist()
+        label, share = vote(*votes, threshold)
+        if label is not None:
+            confidence = confidence_of(share, calibration['confidence'])
+            pairs.append((confidence, label == wanted))
+    return pairs, int(asking.sum())
+
+
+def reliability(pairs):
+    """Return [(low, high, count, mean confidence, share that is right)] by bins."""
+    confidence, right = torch.tensor(pairs, dtype=torch.float64).T
+    lines = []
+    for low, high in zip(EDGES, EDGES[1:]):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            means = confidence[inside].mean().item(), right[inside].mean().item()
+            lines.append((low, high, int(inside.sum()), *means))
+    return lines
+
+
+def get_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    add = parser.add_argument
+    add('file', metavar='FILE', help='embeddings and labels, see evaluate.py')
+    add('--labels', metavar='CSV', help='of a .npy file, see evaluate.py')
+    add('--false_match_rate', type=float, default=0.01, help='[default: %(default)s]')
+    return parser.parse_args()
+
+
+def main():
+    args = get_args()
+    images = read_embeddings(args.file, args.labels).query
+    embeddings = F.normalize(images.embeddings.float(), dim=1)
+    generator = torch.Generator().manual_seed(0)
+    pairs, asked = [], 0
+    for _ in range(DRAWS):
+        draw = embeddings, images.labels, args.false_match_rate, generator
+        answers, queries = draw_answers(*draw)
+        pairs += answers
+        asked += queries
+    if not pairs:
+        raise UserError(f'{args.file}: no query reaches the threshold')
+    right = sum(is_right for _, is_right in pairs) / len(pairs)
+    print(f'{len(pairs) / asked:.1%} of {asked:,} queries get a class')
+    print(f'{right:.1%} of these classes are right')
+    print(f'{"confidence":<14}{"answers":>9}{"mean confidence":>18}{"right":>9}')
+    for low, high, count, mean, share in reliability(pairs):
+        name = f'{low:.0%} to {high:.0%}'
+        print(f'{name:<14}{count:>9,}{mean:>18.1%}{share:>9.1%}')
+
+
+if __name__ == '__main__':
+    utils.run_script(main)
