@@ -5,6 +5,7 @@
     python inference.py --gallery ~/photos --query_img_name ~/new_photos  # each of them
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
     python inference.py --data_base NAME --report                         # a run's page
+    python inference.py --model NAME --export_model network.onnx    # for other programs
 
 The images of a database were embedded in training. The images of --gallery are embedded
 by --model and kept in an index below --results_root, which every call brings up to
@@ -25,6 +26,7 @@ from areir.errors import UserError
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
 from areir.output.export import export
+from areir.output.network_export import export_network
 from areir.output.report import write_report
 from areir.retrieval import approximate, databases
 from areir.retrieval.collection import (
@@ -67,7 +69,7 @@ def get_parser():
     add('--gallery', metavar='DIR',
         help='search the images of this folder and its subfolders instead')
     add('--model', metavar='FILE',
-        help='model that embeds the images of --gallery, a file or a name below '
+        help='model for --gallery and --export_model, a file or a name below '
              '--results_root [default is the newest there]')
     add('--index', default='exact', choices=['exact', 'faiss'],
         help='exact compares a query with every vector of --gallery; faiss, if '
@@ -81,6 +83,9 @@ def get_parser():
     add('--export', metavar='DIR',
         help='write the vectors (.npy), paths and classes (CSV) of what is searched '
              'to DIR')
+    add('--export_model', metavar='FILE',
+        help='write the network of --model, from pixels to vectors, to FILE: .onnx, '
+             'or .pt2 for torch.export')
     add('--report', action='store_true',
         help='write an HTML page about the run of --data_base')
     add('--results_root', default='results',
@@ -130,17 +135,24 @@ def open_database(args, clock):
     return DatabaseCollection(database, path, folder, TrainedModel, device)
 
 
+def open_model(args, clock):
+    """Return the TrainedModel of --model, by default the newest."""
+    path, models = databases.find_model(args.model, args.results_root)
+    with clock('model'):
+        trained = TrainedModel(path)
+    is_choice = not args.model and models > 1
+    note = f', the newest of {models}: --model chooses' if is_choice else ''
+    print(f'model {path}{note}')
+    return trained
+
+
 def open_folder(args, clock):
     """Return the collection of --gallery, its index brought up to date."""
     if args.index == 'faiss':
         approximate.load_faiss()
-    path, models = databases.find_model(args.model, args.results_root)
+    trained = open_model(args, clock)
     with clock('model'):
-        trained = TrainedModel(path)
         embedder = trained.embedder(utils.local_device())
-    is_choice = not args.model and models > 1
-    note = f', the newest of {models}: --model chooses' if is_choice else ''
-    print(f'model {path}{note}')
     index = open_index(args, trained, embedder, clock)
     if args.index == 'exact':
         return FolderCollection(args.gallery, index, trained, embedder)
@@ -266,9 +278,12 @@ def main():
     clock = Clock()
     if args.report:
         report_run(args)
-        if not args.query_img_name and not args.export:
-            processes.leave()
-            return
+    if args.export_model and processes.is_first():
+        export_network(open_model(args, clock), args.export_model)
+    searches = args.query_img_name or args.gallery or args.export
+    if (args.report or args.export_model) and not searches:
+        processes.leave()
+        return
 
     open_collection = open_folder if args.gallery else open_database
     collection = open_collection(args, clock)
