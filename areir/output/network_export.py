@@ -117,7 +117,7 @@ def describe(trained):
 @torch.no_grad()
 def trace(trained):
     """Return the ExportedProgram of a model, for any number of images."""
-    net = fold_batch_norms(trained.model).float()
+    net = fold_batch_norms(trained.model).float().requires_grad_(False)
     embedder = PixelEmbedder(net, trained).eval()
     side = trained.image_size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 1 would stay 1
