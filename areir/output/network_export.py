@@ -68,8 +68,9 @@ def export_network(trained, path):
         cosine = lowest_cosine(open_network(content), trained)
     if not cosine >= LEAST_COSINE:  # NaN, too
         raise UserError(
-            f'{path} is not written: its vectors are not those of the model, the '
-            f'lowest cosine is {cosine:.6f}; another version of torch may help'
+            f'{path} is not written: on random images its vectors differ from those '
+            f'of the model, the lowest cosine is {cosine:.6f}; another version of '
+            'torch may help'
         )
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
