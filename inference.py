@@ -6,6 +6,7 @@
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
     python inference.py --gallery ~/photos --serve                        # a page
     python inference.py --data_base NAME --report                         # a run's page
+    python inference.py --model NAME --export_model network.onnx    # for other programs
 
 The images of a database were embedded in training. The images of --gallery are embedded
 by --model and kept in an index below --results_root, which every call brings up to
@@ -27,6 +28,7 @@ from areir.errors import UserError
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
 from areir.output.export import export
+from areir.output.network_export import export_network
 from areir.output.page import server
 from areir.output.report import write_report
 from areir.retrieval import approximate, databases
@@ -73,7 +75,7 @@ def get_parser():
     add('--gallery', metavar='DIR',
         help='search the images of this folder and its subfolders instead')
     add('--model', metavar='NAME',
-        help='model that embeds the images of --gallery: a file, a name below '
+        help='model for --gallery and --export_model: a file, a name below '
              '--results_root, or a network of torchvision with its ImageNet weights '
              f'[default is the newest model there, or {databases.PRETRAINED} if there '
              'is none]')
@@ -100,6 +102,9 @@ def get_parser():
     add('--export', metavar='DIR',
         help='write the vectors (.npy), paths and classes (CSV) of what is searched '
              'to DIR')
+    add('--export_model', metavar='FILE',
+        help='write the network of --model, from pixels to vectors, to FILE: .onnx, '
+             'or .pt2 for torch.export')
     add('--report', action='store_true',
         help='write an HTML page about the run of --data_base')
     add('--results_root', default='results',
@@ -156,15 +161,22 @@ def open_database(args, clock):
     return DatabaseCollection(database, path, folder, TrainedModel, device)
 
 
+def load_model(args, clock):
+    """Return the TrainedModel or PretrainedModel of --model, by default the newest."""
+    name, note = databases.find_model(args.model, args.results_root)
+    with clock('model'):
+        trained = open_model(name)
+    print(f'model {name}{note}')
+    return trained
+
+
 def open_folder(args, clock):
     """Return the collection of --gallery, embedded by --model."""
     if args.index == 'faiss':
         approximate.load_faiss()
-    name, note = databases.find_model(args.model, args.results_root)
+    trained = load_model(args, clock)
     with clock('model'):
-        trained = open_model(name)
         embedder = trained.embedder(utils.local_device())
-    print(f'model {name}{note}')
     return read_folder(args, trained, embedder, clock)
 
 
@@ -316,9 +328,12 @@ def main():
     clock = Clock()
     if args.report:
         report_run(args)
-        if not args.query_img_name and not args.export:
-            processes.leave()
-            return
+    if args.export_model and not args.gallery and processes.is_first():
+        export_network(load_model(args, clock), args.export_model)
+    searches = args.query_img_name or args.gallery or args.export
+    if (args.report or args.export_model) and not searches:
+        processes.leave()
+        return
 
     open_collection = open_folder if args.gallery else open_database
     collection = open_collection(args, clock)
@@ -329,6 +344,8 @@ def main():
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
         export(collection, args.export)
+    if args.export_model and args.gallery and processes.is_first():
+        export_network(collection.trained, args.export_model)
 
     if args.serve is not None:
         page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps

@@ -1,4 +1,4 @@
-"""A faster copy of a trained network, to embed with."""
+"""A faster copy of a trained network, to embed with, and one to export."""
 
 import copy
 from itertools import chain, pairwise
@@ -8,11 +8,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def folded(model, dtype):
-    """Return a copy of a model that is faster to embed with.
+def fold_batch_norms(model):
+    """Return a copy of a module, each batch norm folded into the convolution before it.
 
-    Each batch norm is folded into the convolution before it, and all layers before the
-    pooling are in `dtype`. The copy cannot be trained.
+    The copy cannot be trained.
     """
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):
@@ -23,6 +22,16 @@ def folded(model, dtype):
             if pair:
                 setattr(parent, name, fuse_conv_bn_eval(module, norm))
                 setattr(parent, norm_name, nn.Identity())
+    return model
+
+
+def folded(model, dtype):
+    """Return a copy of a model that is faster to embed with.
+
+    Batch norms are folded, and all layers before the pooling are in `dtype`. The copy
+    cannot be trained.
+    """
+    model = fold_batch_norms(model)
     model.trunk.to(dtype, memory_format=torch.channels_last)
     for head in model.heads:
         for name in chain.from_iterable(head.stages):

@@ -10,6 +10,7 @@ such splits are added up.
 """
 
 import argparse
+from itertools import pairwise
 
 import common  # noqa: F401  puts the repository on sys.path
 import torch
@@ -60,7 +61,7 @@ def reliability(pairs):
     """Return [(low, high, count, mean confidence, share that is right)] by bins."""
     confidence, right = torch.tensor(pairs, dtype=torch.float64).T
     lines = []
-    for low, high in zip(EDGES, EDGES[1:]):
+    for low, high in pairwise(EDGES):
         inside = (confidence >= low) & (confidence < high)
         if inside.any():
             means = confidence[inside].mean().item(), right[inside].mean().item()

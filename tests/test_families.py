@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
+from trained import take_statistics
 
 from areir.backbones import build_backbone, cut, find_family
 from areir.folding import folded
@@ -31,12 +31,7 @@ def random_images(count, side=64, seed=0):
 def model(request):
     """Two heads on three shared stages, with the statistics of a batch."""
     model = EnsembleModel(request.param, 2, 5, shared_stages=3, seed=3, **OPTIONS)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1
-    with torch.no_grad():
-        model.train()(random_images(8, seed=1))
-    return model.eval()
+    return take_statistics(model, random_images(8, seed=1))
 
 
 # Embeddings

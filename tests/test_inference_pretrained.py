@@ -133,6 +133,22 @@ def test_many_images_are_shortened(ask, components, project, tmp_path):
     assert len(pd.read_csv(retrieved)) == 8
 
 
+def test_the_exported_network_gives_the_exported_vectors(
+    ask, components, project, tmp_path
+):
+    """The components of the folder are part of it."""
+    path = tmp_path / 'network.pt2'
+    ask('--export', tmp_path / 'out', '--export_model', path)
+    vectors = np.load(tmp_path / 'out/vectors.npy')
+    images = pd.read_csv(tmp_path / 'out/images.csv')['path'][:3]
+    pixels = torch.stack([to_pixels(load_image(path), 224) for path in images])
+    network = torch.export.load(path).module()
+    found = network(pixels.permute(0, 2, 3, 1))
+    assert found.shape[1] == vectors.shape[1] < 48
+    cosines = (found * torch.from_numpy(vectors[:3])).sum(dim=1)
+    assert cosines.min() > 0.999  # bf16 where it is native
+
+
 @pytest.mark.parametrize('index', ['exact', 'faiss'])
 def test_all_modes_work(ask, components, project, tmp_path, index):
     if index == 'faiss':

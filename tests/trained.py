@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch import nn
 
 from areir.data.images import list_files, load_image, normalise, to_pixels
 from areir.files import write_tensors
@@ -37,6 +38,16 @@ CALIBRATION = {
 def random_weights(seed):
     """Return the state dict of a model with random weights."""
     return EnsembleModel(**MODEL_ARGS, seed=seed).state_dict()
+
+
+@torch.no_grad()
+def take_statistics(model, images):
+    """Give batch norms the statistics of images, so that the model tells them apart."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1
+    model.train()(images)
+    return model.eval()
 
 
 def save_model(path, seed=0, calibration=CALIBRATION, **changed):

@@ -1,0 +1,191 @@
+"""The network of a model as one file for other programs: ONNX, or torch.export.
+
+The file holds every step from pixels to vectors: the normalisation, trunk and heads,
+the mirror image and the projection. Its input `images` is uint8 (N, S, S, 3): RGB, with
+EXIF orientation applied, squashed to S by S by bilinear resizing with antialiasing. Its
+output `vectors` is float32 (N, D), of length 1. N is free, S and D are the model's.
+"""
+
+import importlib
+import io
+import json
+import os
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from areir.data.loading import Embedder
+from areir.errors import UserError
+from areir.files import atomic_path
+from areir.folding import fold_batch_norms
+
+LEAST_COSINE = 0.9999  # between vectors of the file and of the model
+ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
+METADATA = 'metadata.json'  # its name in a .pt2 file
+
+
+class PixelEmbedder(nn.Module):
+    """Maps images uint8 (N, S, S, 3) to vectors (N, D).
+
+    net: has embed(images (N, 3, S, S)); trained: see `export_network`.
+    """
+
+    def __init__(self, net, trained):
+        super().__init__()
+        self.net = net
+        self.embed = Embedder(net, trained.mean, trained.std, trained.image_size)
+
+    def forward(self, images):
+        return self.embed(images.permute(0, 3, 1, 2))
+
+
+def export_network(trained, path):
+    """Write the network of a model to an .onnx or a .pt2 file, and print its shapes.
+
+    trained: has model, mean, std, image_size and dimensions, as TrainedModel has. The
+    file is written only if its vectors are those of the model, see `lowest_cosine`.
+    Raises UserError if they are not, for another ending, if a package is missing, and
+    if there are more weights than the file can hold.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending == '.onnx':
+        load_onnx_packages()
+        check_size(trained.model, path)
+        convert, open_network = to_onnx, open_onnx
+    elif ending == '.pt2':
+        convert, open_network = to_pt2, open_pt2
+    else:
+        raise UserError(
+            f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
+        )
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch's, about its own code
+        content = convert(trace(trained), describe(trained))
+        cosine = lowest_cosine(open_network(content), trained)
+    if not cosine >= LEAST_COSINE:  # NaN, too
+        raise UserError(
+            f'{path} is not written: on random images its vectors differ from those '
+            f'of the model, the lowest cosine is {cosine:.6f}; another version of '
+            'torch may help'
+        )
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        file.write(content)
+    side, megabytes = trained.image_size, len(content) / 1e6
+    print(
+        f'wrote {path} ({megabytes:.1f} MB): images uint8 (N, {side}, {side}, 3) to '
+        f'vectors float32 (N, {trained.dimensions}); lowest cosine with the vectors '
+        f'of the model {cosine:.6f}'
+    )
+
+
+def load_onnx_packages():
+    """Import what ONNX needs. Raises a UserError that says what to install."""
+    try:
+        for name in ONNX_PACKAGES:
+            importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f'--export_model: {name} is not installed: '
+            f'pip install {" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
+        ) from error
+
+
+def check_size(model, path):
+    """Raise UserError if an ONNX file cannot hold the weights of a model."""
+    size = 4 * sum(weight.numel() for weight in model.state_dict().values())
+    if size > ONNX_LIMIT:
+        raise UserError(
+            f'--export_model {path}: the network has {size / 1e9:.1f} GB of weights, '
+            'and an ONNX file holds 2 GB: write a .pt2 file, or train fewer heads'
+        )
+
+
+def describe(trained):
+    """Return what the file says about itself, {name: text}."""
+    return {
+        'model': os.path.basename(getattr(trained, 'path', '')),
+        'image_size': str(trained.image_size),
+        'dimensions': str(trained.dimensions),
+        'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
+        'image_size, bilinear with antialiasing, as pillow resizes',
+    }
+
+
+@torch.no_grad()
+def trace(trained):
+    """Return the ExportedProgram of a model, for any number of images."""
+    net = fold_batch_norms(trained.model).float().requires_grad_(False)
+    embedder = PixelEmbedder(net, trained).eval()
+    side = trained.image_size
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 1 would stay 1
+    shapes = ({0: torch.export.Dim('images')},)
+    program = torch.export.export(embedder, (example,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # file names of this machine
+    return program
+
+
+def to_onnx(program, about):
+    """Return the bytes of an ONNX file. about: {name: text}, its metadata."""
+    exported = torch.onnx.export(
+        program,
+        dynamo=True,
+        dynamic_shapes=({0: 'images'},),
+        input_names=['images'],
+        output_names=['vectors'],
+        verbose=False,
+    )
+    exported.model.metadata_props.update(about)
+    return exported.model_proto.SerializeToString()
+
+
+def open_onnx(content):
+    """Return a function from images (N, S, S, 3) to vectors (N, D)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
+
+    def run(images):
+        (vectors,) = session.run(['vectors'], {'images': images.numpy()})
+        return torch.from_numpy(vectors)
+
+    return run
+
+
+def to_pt2(program, about):
+    """Return the bytes of a file that torch.export.load reads."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(about)})
+    return buffer.getvalue()
+
+
+def open_pt2(content):
+    """Return a function from images (N, S, S, 3) to vectors (N, D)."""
+    return torch.export.load(io.BytesIO(content)).module()
+
+
+@torch.no_grad()
+def lowest_cosine(run, trained):
+    """Return the lowest cosine between the vectors of a file and those of its model.
+
+    run: from images to vectors. They are compared on one image of noise and on three of
+    random spots.
+    """
+    embed = PixelEmbedder(trained.model, trained)
+    generator = torch.Generator().manual_seed(0)
+    cosines = []
+    for count, cells in ((1, trained.image_size), (3, 4)):
+        images = random_images(count, cells, trained.image_size, generator)
+        cosines.append(F.cosine_similarity(run(images), embed(images)))
+    return torch.cat(cosines).min().item()
+
+
+def random_images(count, cells, side, generator):
+    """Return uint8 (count, side, side, 3): cells x cells random colours, blurred."""
+    colours = 255 * torch.rand(count, 3, cells, cells, generator=generator)
+    images = F.interpolate(colours, (side, side), mode='bilinear')
+    return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

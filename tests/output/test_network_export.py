@@ -1,0 +1,249 @@
+"""The file of a network gives the vectors of its model, and nothing else is written."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from trained import take_statistics
+
+from areir.data.images import list_files, load_image, normalise, resize
+from areir.data.sample import draw_sample
+from areir.errors import UserError
+from areir.output import network_export
+from areir.output.network_export import export_network, random_images
+from areir.retrieval.projection import fit_projection
+from model import EnsembleModel
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]  # another for each channel
+OTHERS = (
+    *('convnext_tiny', 'efficientnet_b0', 'mobilenet_v3_small', 'regnet_y_400mf'),
+    'swin_t',
+)
+# embedding, with_se, mirror, projected: every pair of values occurs
+EMBEDDINGS = (
+    ('logits', True, False, False),
+    ('logits', False, True, True),
+    ('features', True, True, False),
+    ('features', True, False, True),
+    ('features', False, False, False),
+    ('logits', True, True, True),
+)
+
+
+def need_onnx():
+    for package in network_export.ONNX_PACKAGES:
+        pytest.importorskip(package, reason=f'{package} is optional')
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """Paths of eight figures of 48 pixels, of four classes."""
+    folder = tmp_path_factory.mktemp('pictures') / 'figures'
+    sizes = {'train_classes': 2, 'test_classes': 2, 'images_per_class': 2}
+    draw_sample(str(folder), **sizes, side=48)
+    return [str(folder / path) for path in list_files(str(folder))]
+
+
+def read_pixels(paths, side):
+    """Return uint8 (N, side, side, 3), as a program outside makes them."""
+    return np.stack([resize(load_image(path), side) for path in paths])
+
+
+def prepare(pixels):
+    """Return the normalised images (N, 3, S, S) of pixels (N, S, S, 3)."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return normalise(images, MEAN, STD)
+
+
+def make_trained(pictures, model_type='resnet18', side=32, projected=False, **options):
+    """Return what export_network takes: a model that tells the pictures apart.
+
+    It knows images of noise and spots, too: without them, an untrained network blows
+    up rounding errors. Its weights can be trained, which those of a file must not need.
+    """
+    images = prepare(read_pixels(pictures, side))
+    generator = torch.Generator().manual_seed(1)
+    noise = random_images(4, side, side, generator)
+    spots = random_images(4, 4, side, generator)
+    others = [prepare(pixels.numpy()) for pixels in (noise, spots)]
+    model = EnsembleModel(model_type, 2, 5, **options)
+    take_statistics(model, torch.cat([images, *others]))
+    if projected:
+        model.projection = fit_projection(model.embed(images), 4, whitening=0.5)
+    return SimpleNamespace(
+        model=model,
+        mean=MEAN,
+        std=STD,
+        image_size=side,
+        dimensions=model.dimensions,
+    )
+
+
+def run_onnx(path, pixels):
+    """Return the vectors of an ONNX file; its input and output are what is promised."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    (taken,), (given,) = session.get_inputs(), session.get_outputs()
+    assert (taken.name, taken.type) == ('images', 'tensor(uint8)')
+    assert (given.name, given.type) == ('vectors', 'tensor(float)')
+    assert isinstance(taken.shape[0], str) and taken.shape[1:] == [*pixels.shape[1:]]
+    return session.run(None, {'images': pixels})[0]
+
+
+def run_pt2(path, pixels):
+    return torch.export.load(path).module()(torch.from_numpy(pixels)).numpy()
+
+
+RUN = {'.onnx': run_onnx, '.pt2': run_pt2}
+
+
+def check_export(trained, pictures, folder, ending):
+    """Export a model and compare the file with it, on batches of several sizes."""
+    if ending == '.onnx':
+        need_onnx()
+    path = str(folder / f'network{ending}')
+    export_network(trained, path)
+    pixels = read_pixels(pictures, trained.image_size)
+    wanted = trained.model.embed(prepare(pixels)).numpy()
+    assert wanted.shape == (8, trained.dimensions)
+    scores = wanted @ wanted.T
+    assert scores[~np.eye(8, dtype=bool)].max() < 0.9995  # they differ
+    for rows in (slice(0, 1), slice(1, 4), slice(None)):
+        vectors = RUN[ending](path, pixels[rows])
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, wanted[rows], atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+# The vectors
+
+
+@pytest.mark.parametrize('ending', RUN)
+@pytest.mark.parametrize(('embedding', 'with_se', 'mirror', 'projected'), EMBEDDINGS)
+def test_every_kind_of_embedding(
+    slim_backbone, pictures, tmp_path, ending, embedding, with_se, mirror, projected
+):
+    options = {'embedding': embedding, 'with_se': with_se, 'mirror': mirror}
+    trained = make_trained(pictures, projected=projected, **options)
+    check_export(trained, pictures, tmp_path, ending)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ending', RUN)
+@pytest.mark.parametrize('embedding', ['logits', 'features'])
+def test_a_resnet(pictures, tmp_path, ending, embedding):
+    options = {'embedding': embedding, 'mirror': True, 'projected': True}
+    trained = make_trained(pictures, **options)
+    check_export(trained, pictures, tmp_path, ending)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model_type', OTHERS)
+def test_every_other_family(pictures, tmp_path, model_type):
+    options = {'embedding': 'features', 'shared_stages': 3, 'side': 64}
+    trained = make_trained(pictures, model_type, **options)
+    check_export(trained, pictures, tmp_path, '.onnx')
+
+
+# The file
+
+
+@pytest.fixture
+def trained(slim_backbone, pictures):
+    return make_trained(pictures)
+
+
+def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
+    trained.path = 'results/toy_model.pth'
+    path = str(tmp_path / 'new folder/network.pt2')
+    export_network(trained, path)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f'wrote {path} (') and '(N, 32, 32, 3)' in line
+    assert line.endswith(' 1.000000')
+    extra = {network_export.METADATA: ''}
+    torch.export.load(path, extra_files=extra)
+    about = json.loads(extra[network_export.METADATA])
+    assert about['model'] == 'toy_model.pth'
+    assert (about['image_size'], about['dimensions']) == ('32', '10')
+
+
+def test_an_onnx_file_says_the_same(trained, tmp_path):
+    need_onnx()
+    import onnx
+
+    path = tmp_path / 'network.onnx'
+    export_network(trained, str(path))
+    network = onnx.load(str(path))
+    onnx.checker.check_model(network)
+    about = {entry.key: entry.value for entry in network.metadata_props}
+    assert about.items() >= network_export.describe(trained).items()
+    assert [file.name for file in tmp_path.iterdir()] == ['network.onnx']
+    assert __file__.encode() not in path.read_bytes()  # nor other names from here
+
+
+def test_the_model_stays_as_it_was(trained, tmp_path):
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    export_network(trained, str(tmp_path / 'network.pt2'))
+    after = trained.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# What is refused
+
+
+def refuse(trained, path):
+    """Return the message of a refused export, which leaves the folder as it was."""
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    with pytest.raises(UserError) as error:
+        export_network(trained, str(path))
+    after = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    assert before == after
+    return str(error.value)
+
+
+@pytest.mark.parametrize('ending', RUN)
+@pytest.mark.parametrize('factor', [1.5, float('nan')])
+def test_a_file_of_other_vectors_is_not_written(
+    trained, tmp_path, monkeypatch, ending, factor
+):
+    if ending == '.onnx':
+        need_onnx()
+    path = tmp_path / f'network{ending}'
+    path.write_text('of an earlier call')
+    fold = network_export.fold_batch_norms
+
+    def spoil(model):
+        model = fold(model)
+        with torch.no_grad():
+            model.trunk.conv1.weight[0] *= factor
+        return model
+
+    monkeypatch.setattr(network_export, 'fold_batch_norms', spoil)
+    assert 'not written' in refuse(trained, path)
+
+
+@pytest.mark.parametrize('name', ['network', 'network.pth', '.onnx', 'onnx'])
+def test_other_endings(trained, tmp_path, name):
+    line = refuse(trained, tmp_path / name)
+    assert name in line and '.onnx' in line and '.pt2' in line
+
+
+@pytest.mark.parametrize('package', network_export.ONNX_PACKAGES)
+def test_a_package_that_is_not_installed(trained, tmp_path, monkeypatch, package):
+    need_onnx()
+    monkeypatch.setitem(sys.modules, package, None)
+    line = refuse(trained, tmp_path / 'network.onnx')
+    assert f'{package} is not installed' in line
+    assert 'pip install onnx onnxscript onnxruntime' in line
+    export_network(trained, str(tmp_path / 'network.pt2'))
+
+
+def test_more_weights_than_onnx_can_hold(trained, tmp_path, monkeypatch):
+    need_onnx()
+    monkeypatch.setattr(network_export, 'ONNX_LIMIT', 1000)
+    assert '.pt2' in refuse(trained, tmp_path / 'network.onnx')
