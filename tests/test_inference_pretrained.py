@@ -141,12 +141,14 @@ def test_the_exported_network_gives_the_exported_vectors(
     ask('--export', tmp_path / 'out', '--export_model', path)
     vectors = np.load(tmp_path / 'out/vectors.npy')
     images = pd.read_csv(tmp_path / 'out/images.csv')['path'][:3]
-    pixels = torch.stack([to_pixels(load_image(path), 224) for path in images])
+    files = [project.photos / image for image in images]
+    pixels = torch.stack([to_pixels(load_image(file), 224) for file in files])
     network = torch.export.load(path).module()
     found = network(pixels.permute(0, 2, 3, 1))
     assert found.shape[1] == vectors.shape[1] < 48
     cosines = (found * torch.from_numpy(vectors[:3])).sum(dim=1)
-    assert cosines.min() > 0.999  # bf16 where it is native
+    # where bf16 is native, vectors are rounded, and whitening amplifies that
+    assert cosines.min() > 0.98
 
 
 @pytest.mark.parametrize('index', ['exact', 'faiss'])

@@ -3,7 +3,6 @@
 import csv
 
 import numpy as np
-from scipy.io import loadmat
 
 from areir.data.records import Record, find_file, locate
 from areir.errors import UserError
@@ -54,6 +53,8 @@ def read_mat(path):
     Python integers and strings because the cells mix uint8 and uint16, whose
     arithmetic wraps around.
     """
+    from scipy.io import loadmat  # takes half a second
+
     try:
         table = loadmat(path)['annotations'].ravel()
     except Exception as error:  # scipy raises many kinds

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import torch
-from scipy import special  # scipy.stats takes a second to import
 
 SWAPS = 100  # randomisations drawn at a time by `compare`
 
@@ -33,6 +32,8 @@ def resampled_means(sums, sizes, resamples=1000, seed=0):
     their 95 % interval. The quantiles are widened for few classes (expanded
     percentile interval, Hesterberg, arXiv 1411.5279, section 5).
     """
+    from scipy import special  # takes half a second, and a search does without it
+
     count = len(sizes)
     rng = np.random.default_rng(seed)
     times = np.empty((resamples, count), dtype=np.int64)  # each class is drawn
