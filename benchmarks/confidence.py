@@ -50,10 +50,10 @@ def draw_answers(embeddings, labels, false_match_rate, generator):
     pairs = []
     for wanted, row, nearest in zip(names[asking].tolist(), scores, indices):
         votes = row.tolist(), gallery_labels[nearest].tolist()
-        label, share = vote(*votes, threshold)
-        if label is not None:
-            confidence = confidence_of(share, calibration['confidence'])
-            pairs.append((confidence, label == wanted))
+        result = vote(*votes, threshold)
+        if result.label is not None:
+            confidence = confidence_of(result, calibration['confidence'])
+            pairs.append((confidence, result.label == wanted))
     return pairs, int(asking.sum())
 
 

@@ -71,10 +71,11 @@ def add_match(answer, scores, labels, collection):
     threshold = collection.threshold.score
     answer.matched = answer.score >= threshold
     answer.table['match'] = answer.table['score'] >= threshold
-    answer.predicted_class, share = vote(scores, labels, threshold)
+    result = vote(scores, labels, threshold)
+    answer.predicted_class = result.label
     curve = collection.calibration.get('confidence')
-    if answer.predicted_class is not None and curve:
-        answer.confidence = confidence_of(share, curve)
+    if result.label is not None and curve:
+        answer.confidence = confidence_of(result, curve)
     if any(label is not None for label in labels):
         known = answer.predicted_class if answer.matched else 'no match'
         answer.table['predicted_class'] = known

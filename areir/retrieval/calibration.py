@@ -71,7 +71,7 @@ def calibrate(
                               not set the threshold, with its 95 % interval; None with
                               fewer than four classes
         queries, classes      how many set the threshold
-        confidence            [intercept, slope] for `votes.confidence_of`, or None
+        confidence            the curve for `votes.confidence_of`, or None
     """
     images = draw_queries(query, query_labels, gallery, gallery_labels, seed)
     wrong, best = count_wrong(images)

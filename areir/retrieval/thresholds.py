@@ -43,7 +43,7 @@ def is_valid(calibration):
         and all(value is None or isinstance(value, float) for value in optional)
         and len(sizes) == len(thresholds) > 0
         and min(sizes) >= 1
-        and (curve is None or (len(curve) == 2 and all(map(math.isfinite, curve))))
+        and (curve is None or (len(curve) == 3 and all(map(math.isfinite, curve))))
     )
 
 

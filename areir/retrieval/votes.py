@@ -1,59 +1,81 @@
 """The class of a query: a vote of its nearest images, and how sure it is.
 
 The images among the VOTERS nearest that reach the threshold vote for their class with
-their score. The share that the first class has of all votes is turned into a confidence
-by a logistic curve, fitted to votes whose outcome is known (Platt, "Probabilistic
-Outputs for Support Vector Machines", 1999). It is the probability that the class is
-right if the gallery has the query's class.
+their score. Two facts about the vote are turned into a confidence by a logistic curve,
+fitted to votes whose outcome is known (Platt, "Probabilistic Outputs for Support Vector
+Machines", 1999): the share of the winning class, and its lead. The confidence is the
+probability that the class is right if the gallery has the query's class.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from areir.retrieval.ranking import search
 
 VOTERS = 8
-PENALTY = 1e-4  # on the slope, which equal shares would leave undetermined
+PENALTY = 1e-4  # on the slopes, which equal votes would leave undetermined
+
+
+class Vote(NamedTuple):
+    """The result of a vote."""
+
+    label: object  # of the class with the most votes, or None if nobody votes
+    share: float = 0.0  # that it has of all votes
+    lead: float = (
+        0.0  # of its best score over the best of other voters, or the threshold
+    )
 
 
 def vote(scores, labels, threshold):
-    """Return (label, share) of the class with the most votes, or (None, 0.0).
+    """Return the Vote of the nearest images.
 
-    scores, labels: of the nearest images, the best first; labels may be None.
+    scores, labels: of images, the best first. Images without a label, None, do not
+    vote.
     """
-    votes = {}
+    sums, best = {}, {}
     for score, label in zip(scores[:VOTERS], labels):
         if score >= threshold and label is not None:
-            votes[label] = votes.get(label, 0.0) + max(score, 1e-9)
-    if not votes:
-        return None, 0.0
-    first = max(votes, key=votes.get)
-    return first, votes[first] / sum(votes.values())
+            sums[label] = sums.get(label, 0.0) + max(score, 1e-9)
+            best.setdefault(label, score)
+    if not sums:
+        return Vote(None)
+    first = max(sums, key=sums.get)
+    others = [score for label, score in best.items() if label != first]
+    lead = best[first] - max(others, default=threshold)
+    return Vote(first, sums[first] / sum(sums.values()), lead)
 
 
-def fit_confidence(shares, right):
-    """Return [intercept, slope] of the logistic curve from shares to confidence.
+def fit_confidence(votes, right):
+    """Return [intercept, slope of the share, slope of the lead] of the logistic curve.
 
-    shares (Q,): of votes; right (Q,): whether the class was right. Returns None without
+    votes: Vote of each query; right: whether its class was right. Returns None without
     votes. The targets are Platt's, which keep the confidence below 1.
     """
     from scipy import optimize
 
-    shares, right = np.asarray(shares, float), np.asarray(right, bool)
-    if not len(shares):
+    if not votes:
         return None
+    evidence = np.array([[1.0, vote.share, vote.lead] for vote in votes])
+    right = np.asarray(right, bool)
     high = (right.sum() + 1) / (right.sum() + 2)
     low = 1 / ((~right).sum() + 2)
     targets = np.where(right, high, low)
 
     def loss(curve):
-        logits = curve[0] + curve[1] * shares
+        logits = evidence @ curve
         losses = np.logaddexp(0, logits) - targets * logits
-        return losses.mean() + PENALTY * curve[1] ** 2
+        return losses.mean() + PENALTY * (curve[1:] ** 2).sum()
 
-    curve = optimize.minimize(loss, np.zeros(2)).x
-    return [float(value) for value in curve]
+    return optimize.minimize(loss, np.zeros(3)).x.tolist()
+
+
+def confidence_of(vote, curve):
+    """Return the confidence of a Vote; curve: what `fit_confidence` returns."""
+    intercept, share, lead = curve
+    logit = intercept + share * vote.share + lead * vote.lead
+    return 1 / (1 + math.exp(-logit))
 
 
 def calibrate_confidence(images, best_right, threshold):
@@ -65,18 +87,12 @@ def calibrate_confidence(images, best_right, threshold):
     k = min(VOTERS, len(images.gallery) - int((images.own >= 0).any()))
     scores, indices = search(images.query, images.gallery, k, images.own)
     labels = images.gallery_labels[indices].tolist()
-    shares, right = [], []
+    votes, right = [], []
     for wanted, best, *row in zip(
         images.query_labels.tolist(), best_right.tolist(), scores.tolist(), labels
     ):
-        label, share = vote(*row, threshold)
-        if best > -math.inf and label is not None:
-            shares.append(share)
-            right.append(label == wanted)
-    return fit_confidence(shares, right)
-
-
-def confidence_of(share, curve):
-    """Return the confidence of a vote; curve: what `fit_confidence` returns."""
-    intercept, slope = curve
-    return 1 / (1 + math.exp(-(intercept + slope * share)))
+        result = vote(*row, threshold)
+        if best > -math.inf and result.label is not None:
+            votes.append(result)
+            right.append(result.label == wanted)
+    return fit_confidence(votes, right)

@@ -194,12 +194,13 @@ def test_heat_maps_are_drawn(collection, tmp_path, capsys):
 
 def test_the_nearest_images_vote_for_the_class(collection, tmp_path, capsys):
     """Images at 0, 10, 20, 40 degrees; the threshold of 0.64 lets 50 degrees pass."""
-    collection.calibration = {**CALIBRATION, 'confidence': [-1.0, 3.0]}
+    collection.calibration = {**CALIBRATION, 'confidence': [-1.0, 3.0, 2.0]}
     answer = answer_outside(outside(tmp_path, 5), collection)
     cosines = [math.cos(math.radians(angle)) for angle in (5, 5, 15, 35)]
     share = sum(cosines[:2]) / sum(cosines)
     assert answer.predicted_class == 'a'
-    wanted = 1 / (1 + math.exp(1 - 3 * share))
+    lead = cosines[0] - cosines[2]
+    wanted = 1 / (1 + math.exp(1 - 3 * share - 2 * lead))
     assert answer.confidence == pytest.approx(wanted, abs=1e-6)
     assert set(answer.table['predicted_class']) == {'a'}
     assert answer.table['confidence'].tolist() == [answer.confidence] * 4

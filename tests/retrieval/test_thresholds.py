@@ -39,8 +39,8 @@ def test_thresholds_between_and_beyond_the_sizes():
         {'realised': 'x'},
         {'sizes': [0], 'thresholds': [0.5]},
         {'confidence': [0.5]},
-        {'confidence': [0.5, math.inf]},
-        {'confidence': ['x', 'y']},
+        {'confidence': [0.5, math.inf, 0.0]},
+        {'confidence': ['x', 'y', 'z']},
         {'confidence': 3},
         None,
     ],
@@ -56,7 +56,7 @@ def test_a_damaged_calibration_is_refused(changed):
 def test_a_calibration_may_have_a_confidence():
     check(SAVED)
     check({**SAVED, 'confidence': None})
-    check({**SAVED, 'confidence': [-1.0, 3.5]})
+    check({**SAVED, 'confidence': [-1.0, 3.5, 0.2]})
     check(None)
 
 
