@@ -77,8 +77,8 @@ def get_parser():
     add('--model', metavar='NAME',
         help='model for --gallery and --export_model: a file, a name below '
              '--results_root, or a network of torchvision with its ImageNet weights '
-             f'[default is the newest model there, or {databases.PRETRAINED} if there '
-             'is none]')
+             '[default is the newest model there, or '
+             f'{databases.DEFAULT_NETWORK} if there is none]')
     add('--calibrate', action='store_true',
         help='set the threshold of a match from the class folders of --gallery and '
              'store it in the index')
