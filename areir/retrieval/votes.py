@@ -1,9 +1,9 @@
-"""The class of a query: a vote of its nearest images, and how sure it is.
+"""Predict the class of a query by a vote of its nearest images, with a confidence.
 
-The images among the VOTERS nearest that reach the threshold vote for their class with
-their score. The share that the first class has of all votes is turned into a confidence
-by a logistic curve, fitted to votes whose outcome is known (Platt, "Probabilistic
-Outputs for Support Vector Machines", 1999). It is the probability that the class is
+Of the VOTERS nearest images, those that reach the threshold vote for their class with
+their score. A logistic curve turns the share of the votes that the winner has into a
+confidence. It is fitted to votes whose outcome is known (Platt, "Probabilistic Outputs
+for Support Vector Machines", 1999). The confidence is the probability that the class is
 right if the gallery has the query's class.
 """
 
@@ -18,25 +18,28 @@ PENALTY = 1e-4  # on the slope, which equal shares would leave undetermined
 
 
 def vote(scores, labels, threshold):
-    """Return (label, share) of the class with the most votes, or (None, 0.0).
+    """Return (label, share of the votes) of the winning class.
 
-    scores, labels: of the nearest images, the best first; labels may be None.
+    scores, labels: those of the nearest images, the best first; a label may be None.
+    Returns (None, 0.0) if no image votes.
     """
     votes = {}
     for score, label in zip(scores[:VOTERS], labels):
         if score >= threshold and label is not None:
-            votes[label] = votes.get(label, 0.0) + max(score, 1e-9)
+            weight = max(score, 1e-9)  # the threshold, and so a score, may be negative
+            votes[label] = votes.get(label, 0.0) + weight
     if not votes:
         return None, 0.0
-    first = max(votes, key=votes.get)
-    return first, votes[first] / sum(votes.values())
+    winner = max(votes, key=votes.get)
+    return winner, votes[winner] / sum(votes.values())
 
 
 def fit_confidence(shares, right):
     """Return [intercept, slope] of the logistic curve from shares to confidence.
 
-    shares (Q,): of votes; right (Q,): whether the class was right. Returns None without
-    votes. The targets are Platt's, which keep the confidence below 1.
+    shares (Q,): the winners' shares of the votes; right (Q,): whether the winner was
+    the query's class. Returns None if there are no votes. The targets are Platt's,
+    which keep the confidence below 1.
     """
     from scipy import optimize
 
@@ -57,26 +60,26 @@ def fit_confidence(shares, right):
 
 
 def calibrate_confidence(images, best_right, threshold):
-    """Return what `fit_confidence` finds for votes at a threshold.
+    """Return the curve of `fit_confidence` for votes at a threshold, or None.
 
-    images: calibration.LabelledVectors; best_right (Q,): the highest score of a right
-    image, -inf for queries without one, which are left out.
+    images: calibration.LabelledVectors; best_right (Q,): the highest score of an image
+    of the query's class, -inf if there is none. Such queries are left out.
     """
-    k = min(VOTERS, len(images.gallery) - int((images.own >= 0).any()))
+    in_gallery = bool((images.own >= 0).any())  # each query is one of its images
+    k = min(VOTERS, len(images.gallery) - in_gallery)
     scores, indices = search(images.query, images.gallery, k, images.own)
     labels = images.gallery_labels[indices].tolist()
+    wanted, best = images.query_labels.tolist(), best_right.tolist()
     shares, right = [], []
-    for wanted, best, *row in zip(
-        images.query_labels.tolist(), best_right.tolist(), scores.tolist(), labels
-    ):
+    for query, row in enumerate(zip(scores.tolist(), labels)):
         label, share = vote(*row, threshold)
-        if best > -math.inf and label is not None:
+        if label is not None and best[query] > -math.inf:
             shares.append(share)
-            right.append(label == wanted)
+            right.append(label == wanted[query])
     return fit_confidence(shares, right)
 
 
 def confidence_of(share, curve):
-    """Return the confidence of a vote; curve: what `fit_confidence` returns."""
+    """Return the confidence of a share of the votes; curve: [intercept, slope]."""
     intercept, slope = curve
     return 1 / (1 + math.exp(-(intercept + slope * share)))
