@@ -4,8 +4,8 @@ python evaluate.py FILE                    # recall@k, MAP@R and R-precision
 python evaluate.py FILE --compare OTHER    # and the difference to another result
 
 FILE is a database of train.py or of the original code, or a .npz or .pt file that holds
-`embeddings` and `labels`; if the queries are separate, also `query_embeddings` and
-`query_labels`. Or it is a .npy file of embeddings, whose labels are in a CSV:
+`embeddings` and `labels` and, if the queries are separate, also `query_embeddings` and
+`query_labels`. It may also be a .npy file of embeddings, whose labels are in a CSV:
 
 python evaluate.py vectors.npy --labels images.csv
 """
@@ -135,16 +135,7 @@ def evaluate_file(args):
             heads: recall_of_heads(args, heads) for heads in args.evaluate_heads
         }
     if args.compare is not None:
-        other = rank_file(args.compare, args.device, table=args.labels)
-        order = match_queries(result, other)
-        other_values = measures(other.ranks, ks)
-        others = {name: value[order] for name, value in other_values.items()}
-        report['other'] = {
-            'file': args.compare,
-            **other.notes,
-            'metrics': summary(other.ranks, ks),
-        }
-        report['difference'] = difference(values, others, result.labels)
+        report |= compare_files(args, result, values, ks)
     return report
 
 
@@ -156,12 +147,26 @@ def recall_of_heads(args, heads):
     return {'recall@1': hits.mean().item(), 'interval': known(interval)}
 
 
-def difference(values, others, labels):
-    """Return {metric: {difference, low, high, p}} of `intervals.compare`."""
+def compare_files(args, result, values, ks):
+    """Return the report's entries about --compare: other and difference.
+
+    values: the measures of each query of `result`.
+    """
+    other = rank_file(args.compare, args.device, table=args.labels)
+    order = match_queries(result, other)
+    others = {name: value[order] for name, value in measures(other.ranks, ks).items()}
     names = ('difference', 'low', 'high', 'p')
-    compared = compare(values, others, labels)
+    compared = compare(values, others, result.labels)
     return {
-        metric: dict(zip(names, known(numbers))) for metric, numbers in compared.items()
+        'other': {
+            'file': args.compare,
+            **other.notes,
+            'metrics': summary(other.ranks, ks),
+        },
+        'difference': {
+            metric: dict(zip(names, known(numbers)))
+            for metric, numbers in compared.items()
+        },
     }
 
 
@@ -169,9 +174,9 @@ def difference(values, others, labels):
 
 
 def write(report, printer):
-    """Print the report. Raises UserError if the disk is full.
+    """Print the report. Raises UserError if it cannot be written.
 
-    A reader such as `| head` may stop reading early.
+    A reader that stops early, such as `| head`, is no error.
     """
     try:
         printer(report)
@@ -213,7 +218,7 @@ def percents(values):
 
 
 def print_warning(result):
-    """Warn if the result is not of the strict protocol, or selected on test classes."""
+    """Print a warning unless the result is strict and not selected on test classes."""
     protocol, select = result.get('protocol'), result.get('select')
     if protocol in (None, 'strict') and select != 'test':
         return
@@ -237,8 +242,8 @@ def print_without_lone_queries(report):
     without = report['without_lone_queries']
     lone = report['queries'] - without['queries']
     print(
-        f'\nlone queries left out, the {lone:,} without a positive: the rule of '
-        'pytorch-metric-learning'
+        f'\nlone queries left out, the {lone:,} without a positive, as '
+        'pytorch-metric-learning does'
     )
     for name, value in without['metrics'].items():
         print(f'{name:<14}{percent(value)}')

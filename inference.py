@@ -8,9 +8,9 @@
     python inference.py --data_base NAME --report                         # a run's page
     python inference.py --model NAME --export_model network.onnx    # for other programs
 
-The images of a database were embedded in training. The images of --gallery are embedded
-by --model and kept in an index below --results_root, which every call brings up to
-date. The query, the retrieved images, a contact sheet and a table go to
+Training has embedded the images of a database. --model embeds the images of --gallery;
+an index below --results_root keeps their embeddings, and every call brings it up to
+date. The query, the retrieved images, a contact sheet and a table are written to
 results/<query>/.
 With torchrun, the processes share the embedding and the search of a folder.
 """
@@ -77,8 +77,8 @@ def get_parser():
     add('--model', metavar='NAME',
         help='model for --gallery and --export_model: a file, a name below '
              '--results_root, or a network of torchvision with its ImageNet weights '
-             f'[default is the newest model there, or {databases.PRETRAINED} if there '
-             'is none]')
+             '[default is the newest model there, or '
+             f'{databases.DEFAULT_NETWORK} if there is none]')
     add('--calibrate', action='store_true',
         help='set the threshold of a match from the class folders of --gallery and '
              'store it in the index')
@@ -199,7 +199,7 @@ def read_folder(args, trained, embedder, clock):
 
 
 def open_faiss(index, clock):
-    """Return the approximate index of an Index; None in all processes but the first."""
+    """Return the approximate index of an Index in rank 0, and None in other ranks."""
     with clock('approximate index'):
         by_faiss = None
         if processes.is_first():
@@ -239,6 +239,22 @@ def open_index(args, trained, embedder, clock):
 # The modes
 
 
+def answer_query(collection, args, clock):
+    """Answer --query_img_name; return the last line to print."""
+    name = args.query_img_name
+    if not name and not args.gallery and not args.export:
+        name = QUERY
+    if not name:
+        return 'to search it, add --query_img_name: an image, or a folder of images'
+    if not os.path.isdir(name):
+        return answer_one(name, collection, args, clock)
+    if args.heat_maps:
+        print('notice: --heat_maps: heat maps are drawn for a single query only')
+    if args.gallery and os.path.samefile(name, args.gallery):
+        return compare_folder(collection, args, clock)
+    return answer_many(name, collection, args, clock)
+
+
 def answer_one(name, collection, args, clock):
     """Answer the query of a file; return the last line to print."""
     (answer,) = find_answers(name, collection, args, clock)
@@ -263,8 +279,9 @@ def find_answers(name, collection, args, clock):
     """Return the Answers to the query of a file or to those of a folder."""
     queries = find_queries(name, collection)
     number = args.retrieval_num or NUMBER
+    least = args.retrieval_num or 1  # the default takes what there is
     available = len(collection) - any(query.index >= 0 for query in queries)
-    if (args.retrieval_num or 1) > available:
+    if least > available:
         raise UserError(
             f'--retrieval_num {number}: {collection.name} has {available} images to '
             'retrieve'
@@ -306,14 +323,14 @@ def compare_folder(collection, args, clock):
 def report_run(args):
     """Write the page of the run of --data_base.
 
-    If the images are not found, the page names them.
+    If the images are not found, the page shows their names instead.
     """
     database, path = databases.load_database(args.data_base, args.results_root)
     processes.check_shared_folder(args.results_root)
     try:
         folder = databases.image_folder(database, path, args.data_root)
     except UserError as error:
-        print(f'notice: {error}; the page names them')
+        print(f'notice: {error}; the page shows their names instead')
         folder = os.path.join(args.data_root or 'data', database['data_name'])
     if processes.is_first():
         print(f'wrote {write_report(args.results_root, path, database, folder)}')
@@ -351,20 +368,7 @@ def main():
         page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps
         server.serve(collection, *page)
         return
-    name = args.query_img_name
-    if not name and not args.gallery and not args.export:
-        name = QUERY
-    many = bool(name) and os.path.isdir(name)
-    if many and args.heat_maps:
-        print('notice: --heat_maps: heat maps are drawn for a single query only')
-    if not name:
-        last = 'to search it, add --query_img_name: an image, or a folder of images'
-    elif many and args.gallery and os.path.samefile(name, args.gallery):
-        last = compare_folder(collection, args, clock)
-    elif many:
-        last = answer_many(name, collection, args, clock)
-    else:
-        last = answer_one(name, collection, args, clock)
+    last = answer_query(collection, args, clock)
     print(f'times: {clock}')
     print(last)
     processes.leave()

@@ -254,12 +254,12 @@ def ensemble_loss(logits, meta_labels):
 
 
 class TrainedModel:
-    """A model file of train.py: the network and all that it takes to embed an image.
+    """A model file of train.py: the network and everything needed to embed an image.
 
     model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
-    side; version: what ties it to its database; calibration: the threshold of a match
-    or None; dimensions: the length of an embedding.
-    Raises UserError naming the file if it is not such a file or is damaged.
+    side; version: the same as in its database; calibration: what sets the threshold, or
+    None; dimensions: the length of an embedding.
+    Raises UserError naming the file if it is no such file or is damaged.
     """
 
     def __init__(self, path):
@@ -297,9 +297,9 @@ class TrainedModel:
 
 
 class PretrainedModel(TrainedModel):
-    """A torchvision network as its ImageNet weights are, without any training.
+    """A torchvision network with its pretrained weights, not trained further.
 
-    Its attributes are those of a TrainedModel. An image is described by the pooled
+    It has the attributes of a TrainedModel. An image is described by the pooled
     features of the last two stages, each normalised. name: see `pretrained.read`.
     """
 
@@ -313,7 +313,7 @@ class PretrainedModel(TrainedModel):
         self.calibration, self.dimensions = None, self.model.dimensions
 
     def shortened(self, projection):
-        """Return a copy of this model that applies a Projection."""
+        """Return a copy of this model that shortens embeddings by a Projection."""
         other = copy.deepcopy(self)
         other.model.projection = projection
         other.dimensions = projection.matrix.shape[1]
@@ -321,7 +321,7 @@ class PretrainedModel(TrainedModel):
 
 
 def open_model(name):
-    """Return the TrainedModel or PretrainedModel of a file or a network's name."""
+    """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
     if os.path.isfile(name) and not pretrained.is_weights_file(name):
         return TrainedModel(name)
     return PretrainedModel(name)

@@ -1,4 +1,4 @@
-"""Weights of torchvision's networks and of ensembles: find, download, load them.
+"""Find, download and load the weights of torchvision's networks and of ensembles.
 
 torchvision takes two seconds to import, so it is imported where it is needed.
 """
@@ -13,14 +13,14 @@ from areir.errors import UserError
 from areir.files import load_tensors
 
 OTHERWISE = 'give --weights FILE, or --weights none to start from random weights'
-PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')
+PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # in the tables
 
 
 def find_weights(model_type, name):
     """Return torchvision's entry for --weights imagenet or imagenet_v2.
 
-    imagenet is IMAGENET1K_V1 for the networks of the published tables, and the newest
-    for all others. Raises UserError if a network has no second version.
+    imagenet means IMAGENET1K_V1 for the networks of the published tables, and the
+    newest version for all others. Raises UserError if a network has no second version.
     """
     import torchvision
 
@@ -37,15 +37,15 @@ def find_weights(model_type, name):
 
 
 def is_weights_file(path):
-    """Whether a file holds a plain state dict, as torchvision's do."""
+    """Whether a file holds a plain state dict, as torchvision's files do."""
     return is_state_dict(load_tensors(path, mmap=True))
 
 
 def read(name):
     """Return (network, its state dict, a version that changes with the weights).
 
-    name: of a network, for torchvision's weights, or of a file that holds weights and
-    whose name begins with that of the network. Raises UserError if there are none.
+    name: a network, whose ImageNet weights are downloaded, or a file of weights, see
+    `network_name`. Raises UserError if the weights cannot be had.
     """
     if not os.path.isfile(name):
         weights = imagenet_weights(name, otherwise='give --model FILE')
@@ -56,9 +56,10 @@ def read(name):
 
 
 def network_name(name):
-    """Return the network whose name a file begins with, as torchvision's files do.
+    """Return the network of a file of weights, which the file's name begins with.
 
-    `resnet18-f37072fd.pth` is a file of resnet18. Raises UserError for another name.
+    torchvision names its files in this way: `resnet18-f37072fd.pth` holds weights of
+    resnet18. Raises UserError if the name begins with no known network.
     """
     network = os.path.basename(name).split('-')[0].split('.')[0]
     if network not in model_types():
@@ -78,8 +79,8 @@ def preprocessing(model_type):
 def imagenet_weights(model_type, name='imagenet', otherwise=OTHERWISE):
     """Return torchvision's state dict, downloaded once into its cache.
 
-    Raises UserError saying what to do if it is not cached and cannot be downloaded.
-    otherwise: what else the user may do then.
+    Raises UserError if it is not cached and cannot be downloaded. The message says how
+    to download it by hand. otherwise: what the message offers instead.
     """
     weights = find_weights(model_type, name)
     file = weights.url.rsplit('/', 1)[1]
@@ -98,9 +99,6 @@ def load_weights(model, checkpoint):
     """Copy weights into an EnsembleModel, in place.
 
     checkpoint: a torchvision state dict, or the contents of a model file of train.py.
-    From a torchvision network the trunk and every head's stages are taken;
-    squeeze-and-excitation and classifiers stay random. From an ensemble the trunk and
-    the first heads are taken, and the classifiers if meta_class_size is the same.
     Raises UserError if names or shapes do not fit.
     """
     ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
@@ -109,22 +107,40 @@ def load_weights(model, checkpoint):
         raise misfit('not a state dict')
     parts = {'trunk.': model.trunk}
     parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
-    used = set()
-    without_classifier = {k: v for k, v in state.items() if not k.startswith('fc.')}
+    if ours:
+        load_ensemble(parts, state)
+    else:
+        load_torchvision(parts, state)
+
+
+def load_ensemble(parts, state):
+    """Load the trunk and the heads of an ensemble into parts, {prefix: module}.
+
+    The ensemble may have more heads. Its classifiers are left out if they have another
+    number of meta-classes.
+    """
     for prefix, module in parts.items():
-        if ours:
-            own = {k: v for k, v in state.items() if k.startswith(prefix)}
-            used |= fill(module, own, prefix, optional=('fc.',))
-            refuse_spare(own.keys() - used)
-        else:
-            used |= fill(module, without_classifier, '', optional=('fc.', 'se.'))
-    if not ours:
-        spare = [name for name in state if name not in used]
-        refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))
+        own = {k: v for k, v in state.items() if k.startswith(prefix)}
+        used = fill(module, own, prefix, optional=('fc.',))
+        refuse_spare(own.keys() - used)
+
+
+def load_torchvision(parts, state):
+    """Load a torchvision network into parts, {prefix: module}.
+
+    Each part takes the stages that it has. Squeeze-and-excitation and classifiers stay
+    random.
+    """
+    without_classifier = {k: v for k, v in state.items() if not k.startswith('fc.')}
+    used = set()
+    for module in parts.values():
+        used |= fill(module, without_classifier, '', optional=('fc.', 'se.'))
+    spare = state.keys() - used
+    refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))
 
 
 def load_named(model, weights, name):
-    """Load weights as `load_weights` does; errors begin with their name."""
+    """Load weights as `load_weights` does; errors begin with `name`."""
     try:
         load_weights(model, weights)
     except UserError as error:
@@ -140,7 +156,7 @@ def is_state_dict(value):
 
 
 def fill(module, state, prefix, optional):
-    """Load into module what state holds under prefix; return the names it used.
+    """Load the entries of `state` that begin with `prefix`; return the names used.
 
     optional: the beginnings of names that may be missing. Classifiers of another size
     are left out.

@@ -1,12 +1,12 @@
-"""Measure whether the confidence of a class is kept: of 90 %, are 90 % right?
+"""Measure whether confidences hold: of the classes given at 90 %, are 90 % right?
 
     python benchmarks/confidence.py results/<run>_data_base.pth
     python benchmarks/confidence.py vectors.npy --labels images.csv
 
 FILE holds embeddings and labels of unseen classes; evaluate.py reads the same files.
-The classes are split in two: one half sets threshold and confidence, as training and
---calibrate do. Of the other half's images, half are the gallery and half ask. DRAWS
-such splits are added up.
+One half of the classes sets threshold and confidence, as training and --calibrate do.
+Of the other half's images, half are the gallery and half the queries. The answers of
+DRAWS such splits are pooled.
 """
 
 import argparse
@@ -29,9 +29,9 @@ EDGES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # of the bins of confidence
 
 
 def draw_answers(embeddings, labels, false_match_rate, generator):
-    """Return [(confidence, whether the class is right)] of one split, and its queries.
+    """Return ([(confidence, whether the class is right)], queries) of one split.
 
-    Queries without a class, below the threshold, have no pair.
+    A query below the threshold gets no class and is not in the list.
     """
     classes = labels.unique()
     order = torch.randperm(len(classes), generator=generator)
@@ -41,28 +41,30 @@ def draw_answers(embeddings, labels, false_match_rate, generator):
     )
     if not calibration or not calibration['confidence']:
         return [], 0
-    others, names = embeddings[~inside], labels[~inside]
-    asking = torch.rand(len(others), generator=generator) < 0.5
-    gallery, gallery_labels = others[~asking], names[~asking]
+    others, other_labels = embeddings[~inside], labels[~inside]
+    is_query = torch.rand(len(others), generator=generator) < 0.5
+    gallery, gallery_labels = others[~is_query], other_labels[~is_query]
     threshold, _ = threshold_for(calibration, len(gallery))
     k = min(VOTERS, len(gallery))
-    scores, indices = search(others[asking], gallery, k)
-    pairs = []
-    for wanted, row, nearest in zip(names[asking].tolist(), scores, indices):
-        votes = row.tolist(), gallery_labels[nearest].tolist()
-        result = vote(*votes, threshold)
+    scores, indices = search(others[is_query], gallery, k)
+    answers = []
+    for wanted, row, nearest in zip(other_labels[is_query].tolist(), scores, indices):
+        result = vote(row.tolist(), gallery_labels[nearest].tolist(), threshold)
         if result.label is not None:
             confidence = confidence_of(result, calibration['confidence'])
-            pairs.append((confidence, result.label == wanted))
-    return pairs, int(asking.sum())
+            answers.append((confidence, result.label == wanted))
+    return answers, int(is_query.sum())
 
 
-def reliability(pairs):
-    """Return [(low, high, count, mean confidence, share that is right)] by bins."""
-    confidence, right = torch.tensor(pairs, dtype=torch.float64).T
+def reliability(answers):
+    """Return [(low, high, count, mean confidence, share that is right)] of each bin.
+
+    answers: as `draw_answers` returns them.
+    """
+    confidence, right = torch.tensor(answers, dtype=torch.float64).T
     lines = []
     for low, high in pairwise(EDGES):
-        inside = (confidence >= low) & (confidence < high)
+        inside = (confidence >= low) & (confidence < high + (high == 1))
         if inside.any():
             means = confidence[inside].mean().item(), right[inside].mean().item()
             lines.append((low, high, int(inside.sum()), *means))
@@ -83,19 +85,20 @@ def main():
     images = read_embeddings(args.file, args.labels).query
     embeddings = F.normalize(images.embeddings.float(), dim=1)
     generator = torch.Generator().manual_seed(0)
-    pairs, asked = [], 0
+    answers, queries = [], 0
     for _ in range(DRAWS):
-        draw = embeddings, images.labels, args.false_match_rate, generator
-        answers, queries = draw_answers(*draw)
-        pairs += answers
-        asked += queries
-    if not pairs:
+        of_split, queries_of_split = draw_answers(
+            embeddings, images.labels, args.false_match_rate, generator
+        )
+        answers += of_split
+        queries += queries_of_split
+    if not answers:
         raise UserError(f'{args.file}: no query reaches the threshold')
-    right = sum(is_right for _, is_right in pairs) / len(pairs)
-    print(f'{len(pairs) / asked:.1%} of {asked:,} queries get a class')
+    right = sum(is_right for _, is_right in answers) / len(answers)
+    print(f'{len(answers) / queries:.1%} of {queries:,} queries get a class')
     print(f'{right:.1%} of these classes are right')
     print(f'{"confidence":<14}{"answers":>9}{"mean confidence":>18}{"right":>9}')
-    for low, high, count, mean, share in reliability(pairs):
+    for low, high, count, mean, share in reliability(answers):
         name = f'{low:.0%} to {high:.0%}'
         print(f'{name:<14}{count:>9,}{mean:>18.1%}{share:>9.1%}')
 

@@ -257,7 +257,7 @@ def test_the_newest_model_is_taken(project, photos, tmp_path):
         os.utime(path, (1000 - age, 1000 - age))
     question = ['--results_root', results, '--gallery', photos]
     _, output, _ = project.call('inference.py', *question)
-    assert 'b_model.pth, the newest of 2: --model chooses' in output
+    assert 'b_model.pth, the newest of 2: choose with --model' in output
 
 
 def test_an_image_that_cannot_be_read_is_listed(photos, ask):

@@ -33,7 +33,7 @@ def image_formats():
 def is_image(path):
     """Whether a file is an image, by its suffix or, without one, by its first bytes.
 
-    A HEIC or AVIF file is none where it cannot be read.
+    A HEIC or AVIF file counts only if it can be read here.
     """
     Image.init()
     if kind := kind_by_suffix(path):
@@ -63,8 +63,8 @@ def load_image(path, box=None, least=None):
     The first frame is taken, EXIF orientation is applied, and transparency becomes
     white. box: (left, top, right, bottom), cut out of the stored pixels before they
     are turned, because the datasets' boxes were drawn on stored pixels. least: pixels
-    per side that suffice. A JPEG is then decoded at a half, a quarter or an eighth of
-    its size, which is several times as fast; do not give a box, too.
+    per side that suffice, not to be combined with a box. A JPEG is then decoded at a
+    half, a quarter or an eighth of its size, which is several times as fast.
     Raises UserError naming the file if it is not a complete image.
     """
     try:
@@ -97,9 +97,9 @@ def to_rgb(image):
 
 
 def clamp_box(box, size):
-    """Cut a box to the part inside an image of `size` (width, height).
+    """Return the part of a box that is inside an image of `size` (width, height).
 
-    Raises UserError if no part of it is inside.
+    Raises UserError if no part is inside.
     """
     left, top = max(box[0], 0), max(box[1], 0)
     right, bottom = min(box[2], size[0]), min(box[3], size[1])
@@ -114,8 +114,7 @@ def clamp_box(box, size):
 def resize(image, image_size, region=None):
     """Squash an RGB image to uint8 (image_size, image_size, 3).
 
-    region: (left, top, right, bottom) as shares of width and height; only this part of
-    the image is taken.
+    region: the part to take, (left, top, right, bottom) as shares of width and height.
     """
     size = (image_size, image_size)
     if region:
@@ -155,7 +154,10 @@ def list_files(root, skip=(), problems=None):
 
 
 def walk(folder, prefix, above, skip, problems):
-    """Yield the files of `list_files` below a folder; above: its real parents."""
+    """Yield the files of `list_files` below a folder.
+
+    prefix: its path below the root; above: the real paths of the folders around it.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return

@@ -1,7 +1,7 @@
-"""HEIC and AVIF, which are read only where a package can.
+"""Read HEIC and AVIF files, if a package that can do so is installed.
 
-pillow-heif reads HEIC. It is imported when the first such file is met, in each process
-of its own. pillow reads AVIF from version 11.3 on, unless it was built without.
+pillow-heif reads HEIC. Each process imports it when it meets the first such file.
+pillow reads AVIF from version 11.3 on, unless it was built without AVIF.
 """
 
 import functools
@@ -60,7 +60,7 @@ def kind_by_content(path):
 
 
 def can_read(kind):
-    """Whether HEIC or AVIF can be read here; from then on pillow opens such files."""
+    """Whether HEIC or AVIF can be read here. Makes pillow open such files if it can."""
     return register_heic() if kind == 'HEIC' else has_avif()
 
 
@@ -76,29 +76,35 @@ def register_heic():
 
 
 def has_avif():
-    """Whether pillow reads AVIF; earlier versions do not know of it."""
+    """Whether pillow reads AVIF; versions before 11.3 do not know the name."""
     return 'avif' in features.modules and features.check('avif')
 
 
 def check_readable(path):
-    """Raise UserError, without the path, if a HEIC or AVIF file cannot be read here."""
+    """Raise UserError if a file is HEIC or AVIF and cannot be read here.
+
+    The message leaves out the path, which callers add.
+    """
     kind = kind_by_content(path)
     if kind and not can_read(kind):
         raise UserError(missing_reader(kind))
 
 
 def missing_reader(kind):
-    """Return why a file cannot be read that needs a package."""
+    """Return the reason to report if no installed package reads HEIC or AVIF.
+
+    An index stores the reason, and `is_outdated` compares it: keep the text.
+    """
     return f'nothing here reads {kind} files: {ADVICE[kind]}'
 
 
 def is_outdated(problem):
-    """Whether a file that could not be read needs a package that is here now."""
+    """Whether a file could not be read for lack of a package that is installed now."""
     return any(problem == missing_reader(kind) and can_read(kind) for kind in ADVICE)
 
 
 def split_by_reader(paths):
-    """Return (the paths that are readable by their suffix, {kind: those that are not}).
+    """Return (readable paths, {kind: unreadable paths}), judged by their suffix.
 
     A kind is HEIC or AVIF.
     """

@@ -1,9 +1,9 @@
 """Read a dataset that a CSV describes, with the columns of open-metric-learning.
 
     path,label              required; path is relative to the folder of the CSV
-    split                   train or validation; without it half of the classes train
-    is_query,is_gallery     of validation images; without them all search each other
-    x_1,x_2,y_1,y_2         a box on the stored pixels, or nothing
+    split                   train or validation; without it, half of the classes train
+    is_query,is_gallery     roles of validation images; without them, all have both
+    x_1,x_2,y_1,y_2         a box on the stored pixels, or empty cells
 
 https://open-metric-learning.readthedocs.io describes the format.
 """
@@ -18,7 +18,8 @@ from areir.errors import UserError
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROLES = ('is_query', 'is_gallery')
 SPLITS = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
-YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', '', 'nan', 'none')
+EMPTY = ('', 'nan', 'none')
+YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
 SHOWN = 10  # bad rows that a message names
 
 
@@ -46,10 +47,10 @@ def read_table(path, seed=0):
 
 
 def read_csv(path, required, read):
-    """Return (columns, [read(cells) of each row]) of a CSV; cells: {column: text}.
+    """Return (columns, [read(cells) for each row]) of a CSV; cells: {column: text}.
 
-    required: for each column that is needed, the names that it may have. Raises
-    UserError naming the columns that are missing, or the lines for which `read` raises
+    required: for each needed column, the names that it may have. Raises UserError
+    naming the columns that are missing, or the lines for which `read` raises
     ValueError.
     """
     rows, problems = [], []
@@ -67,9 +68,11 @@ def read_csv(path, required, read):
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f'{path}: not a CSV file in UTF-8 ({error})') from error
     if problems:
-        more = f'\n  and {len(problems) - SHOWN} more' * (len(problems) > SHOWN)
-        listing = '\n  '.join(problems[:SHOWN])
-        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}{more}')
+        listed = problems[:SHOWN]
+        if len(problems) > SHOWN:
+            listed.append(f'and {len(problems) - SHOWN} more')
+        listing = '\n  '.join(listed)
+        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}')
     return columns, rows
 
 
@@ -104,9 +107,12 @@ def read_row(folder, cells):
 
 
 def read_box(cells):
-    """Return the box of a row, or None. Raises ValueError if it is empty."""
+    """Return the box of a row, or None without one.
+
+    Raises ValueError if it is not four numbers or has no area.
+    """
     corners = [cells.get(name, '') for name in CORNERS]
-    if all(corner.lower() in NO[3:] for corner in corners):
+    if all(corner.lower() in EMPTY for corner in corners):
         return None
     try:
         left, top, right, bottom = (round(float(corner)) for corner in corners)
@@ -121,7 +127,10 @@ def read_box(cells):
 
 
 def read_roles(cells):
-    """Return (is_query, is_gallery) of a row; both are true without the columns."""
+    """Return (is_query, is_gallery) of a row; a missing column counts as true.
+
+    Raises ValueError if a cell is neither true nor false.
+    """
     roles = []
     for name in ROLES:
         text = cells.get(name, 'true').lower()
@@ -132,10 +141,11 @@ def read_roles(cells):
 
 
 def check_roles(path, roles):
-    """Return whether queries and gallery are apart. roles: a set of `read_roles`.
+    """Return whether the queries are separate from the gallery.
 
-    They are not if all images have both roles. Raises UserError if some have both and
-    others do not: such a query would have to be left out of its own gallery.
+    roles: the set of all that `read_roles` returned. They are not separate if all
+    images have both roles. Raises UserError if only some images have both, because each
+    of those would have to be left out of its own gallery, or if an image has neither.
     """
     if roles == {(True, True)} or not roles:
         return False
@@ -148,9 +158,9 @@ def check_roles(path, roles):
 
 
 def with_roles(path, rows):
-    """Return the records of (record, roles), the tests as query and gallery.
+    """Return the records of [(record, roles)] with their final split.
 
-    They stay test if all search each other.
+    A test image becomes query or gallery, unless all of them have both roles.
     """
     roles = {role for record, role in rows if record.split == 'test'}
     if not check_roles(path, roles):

@@ -28,13 +28,13 @@ class Answer:
     matched: bool  # whether it reaches the threshold; True without one
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
-    predicted_class: object = None  # that the nearest images vote for, or None
-    confidence: float | None = None  # that it is right, from 0 to 1
+    predicted_class: object = None  # the winner of the nearest images' vote, or None
+    confidence: float | None = None  # that this class is right, from 0 to 1
 
     def rights(self):
         """Return for each image whether it is of the query's class.
 
-        None where one of the classes is not known.
+        The value is None if either class is unknown.
         """
         wanted = self.query.label
         return [
@@ -46,7 +46,7 @@ class Answer:
 def make_answer(query, scores, indices, collection, number):
     """Return the Answer of one row of search results.
 
-    number: how many images it shows; further ones only vote. Indices of -1 are left
+    number: how many images it shows; further images only vote. Indices of -1 are left
     out.
     """
     indices = [index for index in indices if index >= 0]
@@ -67,7 +67,7 @@ def make_answer(query, scores, indices, collection, number):
 
 
 def add_match(answer, scores, labels, collection):
-    """Add to an Answer what the threshold tells: matches, the class, its confidence."""
+    """Add matches, the predicted class and its confidence to an Answer."""
     threshold = collection.threshold.score
     answer.matched = answer.score >= threshold
     answer.table['match'] = answer.table['score'] >= threshold
@@ -77,8 +77,8 @@ def add_match(answer, scores, labels, collection):
     if result.label is not None and curve:
         answer.confidence = confidence_of(result, curve)
     if any(label is not None for label in labels):
-        known = answer.predicted_class if answer.matched else 'no match'
-        answer.table['predicted_class'] = known
+        shown = answer.predicted_class if answer.matched else 'no match'
+        answer.table['predicted_class'] = shown
         answer.table['confidence'] = answer.confidence
 
 
@@ -87,15 +87,15 @@ def verdict(answer, collection):
     if not collection.threshold:
         return 'no threshold, so no verdict: ' + collection.how_to_calibrate
     threshold, calibrated = collection.threshold
-    measured = collection.calibration
+    calibration = collection.calibration
     if answer.matched:
         text = f'match: the nearest scores {answer.score:.3f}, the threshold is'
     else:
         text = f'no match: the nearest scores {answer.score:.3f}, '
         text += 'below the threshold of'
-    beyond = '' if calibrated else f', set for {measured["sizes"][-1]:,} at most'
+    beyond = '' if calibrated else f', set for {calibration["sizes"][-1]:,} at most'
     return (
-        f'{text} {threshold:.3f} ({measured["false_match_rate"]:.2%} false matches '
+        f'{text} {threshold:.3f} ({calibration["false_match_rate"]:.2%} false matches '
         f'asked for, among {len(collection):,} images{beyond})'
     )
 
@@ -120,7 +120,7 @@ def draw_answer(answer):
 
 
 def save_jpeg(image, path):
-    """Write an image as JPEG; one that is too large for the format is reduced."""
+    """Write an image as JPEG, reduced if it is too large for the format."""
     image = image.copy()
     image.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
     image.save(path, quality=95)
@@ -144,10 +144,10 @@ def save_images(answer, images, folder):
 
 
 def answer_name(query, collection):
-    """Return the name of an answer's folder: that of the query without its suffix.
+    """Return the name of an answer's folder: the query's name without its suffix.
 
-    If the collection holds the query and other images of the same name, the folders of
-    the query come before it.
+    If the collection holds the query and other images of the same name, the names of
+    the query's folders come first.
     """
     name = os.path.basename(query.name)
     if query.stored:
@@ -160,7 +160,7 @@ def answer_name(query, collection):
 def write_answer(answer, collection, results_root, heat_maps=False):
     """Write and print the answer to one query; return the path of its contact sheet.
 
-    Raises UserError if its folder is there and was not written by an earlier call.
+    Raises UserError if its folder exists and was not written by an earlier call.
     """
     target = os.path.join(results_root, answer_name(answer.query, collection))
     with atomic_folder(target, MARK) as folder:
@@ -203,7 +203,7 @@ def print_answer(answer, collection):
 def write_answers(answers, collection, query_folder, results_root):
     """Write the answers to the queries of a folder; return the path of their table.
 
-    It is one table, and a contact sheet for each of the first SHEETS queries.
+    Writes one table for all, and a contact sheet for each of the first SHEETS queries.
     """
     name = os.path.basename(os.path.abspath(query_folder))
     target = os.path.join(results_root, f'{name}_answers')

@@ -1,9 +1,9 @@
-"""The network of a model as one file for other programs: ONNX, or torch.export.
+"""Write the network of a model to one file for other programs: ONNX or torch.export.
 
 The file holds every step from pixels to vectors: the normalisation, trunk and heads,
 the mirror image and the projection. Its input `images` is uint8 (N, S, S, 3): RGB, with
 EXIF orientation applied, squashed to S by S by bilinear resizing with antialiasing. Its
-output `vectors` is float32 (N, D), of length 1. N is free, S and D are the model's.
+output `vectors` is float32 (N, D), of length 1. N is free; the model sets S and D.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from areir.errors import UserError
 from areir.files import atomic_path
 from areir.folding import fold_batch_norms
 
-LEAST_COSINE = 0.9999  # between vectors of the file and of the model
+LEAST_COSINE = 0.9999  # between the vectors of the file and of the model
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
 METADATA = 'metadata.json'  # its name in a .pt2 file
@@ -47,8 +47,8 @@ def export_network(trained, path):
 
     trained: has model, mean, std, image_size and dimensions, as TrainedModel has. The
     file is written only if its vectors are those of the model, see `lowest_cosine`.
-    Raises UserError if they are not, for another ending, if a package is missing, and
-    if there are more weights than the file can hold.
+    Raises UserError if they are not, if the path has another ending, if a package is
+    missing, or if there are more weights than the file can hold.
     """
     ending = os.path.splitext(path)[1].lower()
     if ending == '.onnx':
@@ -66,11 +66,10 @@ def export_network(trained, path):
         warnings.simplefilter('ignore')  # torch's, about its own code
         content = convert(trace(trained), describe(trained))
         cosine = lowest_cosine(open_network(content), trained)
-    if not cosine >= LEAST_COSINE:  # NaN, too
+    if not cosine >= LEAST_COSINE:  # true for NaN, too
         raise UserError(
             f'{path} is not written: on random images its vectors differ from those '
-            f'of the model, the lowest cosine is {cosine:.6f}; another version of '
-            'torch may help'
+            f'of the model (lowest cosine {cosine:.6f}); try another version of torch'
         )
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
@@ -83,7 +82,7 @@ def export_network(trained, path):
 
 
 def load_onnx_packages():
-    """Import what ONNX needs. Raises a UserError that says what to install."""
+    """Import what ONNX needs. Raises UserError saying what to install."""
     try:
         for name in ONNX_PACKAGES:
             importlib.import_module(name)
@@ -121,7 +120,8 @@ def trace(trained):
     net = fold_batch_norms(trained.model).float().requires_grad_(False)
     embedder = PixelEmbedder(net, trained).eval()
     side = trained.image_size
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)  # 1 would stay 1
+    # two images, because torch.export would fix a dimension of 1
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim('images')},)
     program = torch.export.export(embedder, (example,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
@@ -172,8 +172,8 @@ def open_pt2(content):
 def lowest_cosine(run, trained):
     """Return the lowest cosine between the vectors of a file and those of its model.
 
-    run: from images to vectors. They are compared on one image of noise and on three of
-    random spots.
+    run: maps images to vectors, as the file does. The vectors are compared on one image
+    of noise and on three of random spots.
     """
     embed = PixelEmbedder(trained.model, trained)
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,10 @@
-"""When is the nearest image a match? A threshold on the score, set on unseen classes.
+"""Set the score at which the nearest image is a match, on classes never trained on.
 
-When the gallery has no image of the query's class, the search should say so. A false
-match is such a query whose nearest image still scores at or above the threshold, and
-the false-match rate is their share. The rate grows with the gallery: among more wrong
-images, the best one scores higher. So thresholds are set for a series of gallery sizes.
+When the gallery has no image of the query's class, the search should say so. Such a
+query is a false match if its nearest image still scores at or above the threshold. The
+false-match rate is the share of these queries that are false matches. It grows with the
+gallery: among more wrong images, the best one scores higher. So thresholds are set for
+a series of gallery sizes.
 
 The wanted rate is small and classes are few, so hardly any scores were observed where
 the threshold lies. Among points in a space of dimension m, the number within a small
@@ -34,7 +35,7 @@ HIGHEST = 0.99999  # the highest threshold
 TAIL = 0.25  # share of the queries that the line is fitted to
 MOST_QUERIES = 2048  # used at most, drawn from all
 BLOCK = 64  # queries whose scores are held at a time
-HALVINGS = 5
+HALVINGS = 5  # of the classes, in `cross_check`
 
 
 class LabelledVectors(NamedTuple):
@@ -57,14 +58,14 @@ def calibrate(
 ):
     """Set the threshold for embeddings of unseen classes.
 
-    query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,) are those of
-    `metrics.evaluate`, unit vectors. Returns a dict of plain numbers, which is saved
-    with the model, or None if there are fewer than two classes:
+    query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,): as in
+    `metrics.evaluate`, but unit vectors. Returns None if there are fewer than two
+    classes, else a dict of plain numbers, which is saved with the model or the index:
 
         false_match_rate      the wanted rate
         gallery_size          wrong images that a query was compared with, on average
         threshold, low, high  for that size, with its 95 % interval over classes
-        sizes, thresholds     the same for other sizes, see `thresholds.threshold_for`
+        sizes, thresholds     for all sizes, see `thresholds.threshold_for`
         found                 share of the queries with a right image whose nearest
                               image is right and at or above the threshold
         realised, realised_low, realised_high   the rate measured on classes that did
@@ -123,7 +124,7 @@ def draw_queries(query, query_labels, gallery, gallery_labels, seed):
 
 
 def found_share(best, threshold):
-    """Return the share of queries whose nearest image is right and at the threshold.
+    """Return the share of queries whose nearest image is right and a match.
 
     Queries without a right image do not count.
     """
@@ -202,13 +203,13 @@ def count_above(scores, wrong):
 def threshold_at(rates, wanted):
     """Return the score (...) at which the false-match rate falls to `wanted`.
 
-    rates (..., len(GRID)) fall from 1. Where `wanted` is TAIL or more, the score is the
-    measured one. Where it is lower, it lies on the line fitted to the tail.
+    rates (..., len(GRID)) fall from 1. If `wanted` is TAIL or more, the score is the
+    measured one. If it is lower, it lies on the line fitted to the tail.
     """
     rates = rates.double()
-    start = (rates > max(TAIL, wanted)).sum(dim=-1, keepdim=True)
+    start = (rates > max(TAIL, wanted)).sum(dim=-1, keepdim=True)  # of the tail
     start = start.clamp(max=len(GRID) - 1)
-    share = rates.gather(-1, start)
+    share = rates.gather(-1, start)  # of the queries, in the tail
     tail = rates * (torch.arange(len(GRID)) > start)
     excess = tail.sum(dim=-1, keepdim=True) * STEP / share.clamp(min=1e-12)
     beyond = torch.zeros_like(share)
@@ -221,8 +222,9 @@ def threshold_at(rates, wanted):
 def gallery_sizes(full, false_match_rate, queries):
     """Return the gallery sizes that get a threshold: 1, 2, 5, 10, ... `full`, and more.
 
-    full: the size that was measured. Larger sizes are doubled until the rate that they
-    need is below one of the queries, the smallest share that could be observed.
+    full: the size that was measured. A larger gallery needs a lower rate at that size,
+    see `thresholds_by_size`. Sizes double from `full` as long as this rate is at least
+    one query, the smallest share that can be observed.
     """
     powers = range(12)
     smaller = [digit * 10**power for digit in (1, 2, 5) for power in powers]
@@ -234,10 +236,10 @@ def gallery_sizes(full, false_match_rate, queries):
 
 
 def thresholds_by_size(wrong, sizes, full, wanted):
-    """Return a threshold for each size; they never fall.
+    """Return a threshold for each size; a larger size never has a lower one.
 
-    A gallery larger than `full` consists of several of that size. Its rate is at most
-    the sum of theirs, so each of them may have its share of the wanted rate.
+    A gallery larger than `full` consists of several galleries of that size. Its rate is
+    at most the sum of theirs, so each of them may have its share of the wanted rate.
     """
     thresholds = []
     for size in sizes:
@@ -292,19 +294,19 @@ class Half:
     """
 
     def __init__(self, images, classes, inside):
-        """classes: those of this half if `inside`, else of the other half."""
-        own = torch.isin(images.query_labels, classes) == inside
-        there = torch.isin(images.gallery_labels, classes) == inside
-        self.asked = own.nonzero().flatten().cpu()
-        self.is_empty = not own.any() or not there.any()
+        """classes: those of this half if `inside`, else those of the other half."""
+        asked = torch.isin(images.query_labels, classes) == inside
+        searched = torch.isin(images.gallery_labels, classes) == inside
+        self.asked = asked.nonzero().flatten().cpu()
+        self.is_empty = not asked.any() or not searched.any()
         if self.is_empty:
             return
         vectors = LabelledVectors(
-            images.query[own],
-            images.query_labels[own],
-            images.gallery[there],
-            images.gallery_labels[there],
-            torch.full((int(own.sum()),), -1, device=own.device),
+            images.query[asked],
+            images.query_labels[asked],
+            images.gallery[searched],
+            images.gallery_labels[searched],
+            torch.full((int(asked.sum()),), -1, device=asked.device),
         )
         self.wrong, best = count_wrong(vectors)
         self.best_wrong = best.best_wrong
@@ -318,7 +320,7 @@ class Half:
 def mean_and_interval(rates, labels):
     """Return (mean, low, high) of the rates (Q,) that are not NaN.
 
-    All are None if those are of fewer than two classes.
+    All three are None if these rates cover fewer than two classes.
     """
     measured = ~rates.isnan()
     rates, labels = rates[measured], labels[measured]

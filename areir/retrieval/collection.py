@@ -26,10 +26,10 @@ class Threshold(NamedTuple):
 class Collection:
     """Images that are searched, in a fixed order.
 
-    name: what messages call it; folder: what the image paths are relative to; images:
-    paths; classes: the name of each image's class, or None; embeddings (N, D): a tensor
-    or a memory-mapped array; calibration: of the model, or None. A subclass adds
-    `search`, `load_model` and `embed`.
+    name: what messages call the collection; folder: what the image paths are relative
+    to; images: the paths; classes: the name of each image's class, or None; embeddings
+    (N, D): a tensor or a memory-mapped array; calibration: what `calibrate` returns, or
+    None. A subclass adds `search`, `load_model` and `embed`.
     """
 
     sizes = None  # bytes of the image files, if they are known
@@ -48,7 +48,7 @@ class Collection:
 
     @property
     def threshold(self):
-        """The Threshold for this many images, or None if the model has none."""
+        """The Threshold for this many images, or None without a calibration."""
         if not self.calibration:
             return None
         return Threshold(*threshold_for(self.calibration, len(self)))
@@ -58,7 +58,7 @@ class Collection:
         raise NotImplementedError
 
     def load_model(self):
-        """Return the TrainedModel that embeds further images."""
+        """Return the TrainedModel that embeds images from outside the collection."""
         raise NotImplementedError
 
     def embed(self, paths):
@@ -78,20 +78,20 @@ class Collection:
         return torch.as_tensor(np.asarray(self.embeddings[start:stop])).float()
 
     def names(self):
-        """Return the names that an image may have here."""
+        """Return the names of all images whose embedding is stored."""
         return self.images
 
     def locate(self, paths):
         """Return a Query for each path.
 
-        Those of the collection carry their stored embedding. Raises UserError if a path
-        is neither a file nor an image of the collection.
+        A Query from the collection carries its stored embedding. Raises UserError if a
+        path is neither a file nor an image of the collection.
         """
         positions = find_images(paths, self.images, self.folder, self.sizes)
         return [self.query_at(*pair) for pair in zip(paths, positions)]
 
     def query_at(self, path, index):
-        """Return the Query of a path that is the image `index`, or none if it is -1."""
+        """Return the Query of a path; index: its place in the collection, or -1."""
         if index >= 0:
             return Query(
                 file=self.path_of(index),
@@ -112,8 +112,8 @@ class DatabaseCollection(Collection):
     """The images of a database of train.py.
 
     database: the contents of the file; path: the file; folder: see `image_folder`;
-    open_model: returns the TrainedModel of a path. It is called only if an image
-    outside the database must be embedded; device: where it is embedded.
+    open_model: returns the TrainedModel of a path, and is called only if an image from
+    outside the database must be embedded; device: where to embed it.
     """
 
     def __init__(self, database, path, folder, open_model, device):
@@ -130,7 +130,7 @@ class DatabaseCollection(Collection):
         self.database, self.path = database, path
         self.open_model, self.device = open_model, device
         self.trained = None
-        # queries that are not part of what is searched, as In-shop Clothes has them
+        # In-shop Clothes has queries that are not part of the gallery
         self.stored_queries = database.get('query_images', [])
 
     def search(self, queries, k, exclude):
@@ -198,11 +198,11 @@ class DatabaseCollection(Collection):
 
 
 class FolderCollection(Collection):
-    """The images of a folder, searched by its index.
+    """The images of a folder, searched from the vectors of its index on disk.
 
     index: areir.retrieval.index.Index; trained: the TrainedModel; embedder: its
-    Embedder. It is searched from disk, and with torchrun each process searches its
-    share. The index may have a threshold of its own, which comes before the model's.
+    Embedder. With torchrun each process searches its share. If the index has a
+    threshold of its own, it replaces the model's.
     """
 
     how_to_calibrate = 'add --calibrate once if the images lie in class folders'
@@ -225,10 +225,10 @@ class FolderCollection(Collection):
         return self.index.vectors.search(queries, k, exclude)
 
     def calibrate(self, false_match_rate):
-        """Set the threshold by the class folders, and store it in the index.
+        """Set the threshold from the class folders, and store it in the index.
 
-        Images outside of class folders are left out. Raises UserError if there are
-        fewer than two classes.
+        Images outside class folders are left out. Raises UserError if there are fewer
+        than two classes.
         """
         known = [row for row, name in enumerate(self.classes) if name is not None]
         names = [self.classes[row] for row in known]
@@ -257,7 +257,10 @@ class FolderCollection(Collection):
 
 
 class ApproximateCollection(FolderCollection):
-    """A folder that rank 0 searches; `approximate` is None in the other ranks."""
+    """A folder that rank 0 searches by faiss; other ranks receive what it finds.
+
+    approximate: the approximate index; None in the other ranks.
+    """
 
     def __init__(self, folder, index, trained, embedder, approximate):
         super().__init__(folder, index, trained, embedder)

@@ -1,4 +1,4 @@
-"""The files below --results_root: find models and databases, load and check them."""
+"""Find the models and databases below --results_root; load and check databases."""
 
 import os
 
@@ -9,8 +9,8 @@ from areir.errors import UserError
 from areir.files import load_tensors
 from areir.retrieval import thresholds
 
-MODEL, DATABASE = '_model.pth', '_data_base.pth'  # how names end
-PRETRAINED = 'resnet18'  # searches where nothing is trained
+MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
+DEFAULT_NETWORK = 'resnet18'  # embeds with its ImageNet weights if nothing is trained
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
 NEEDED = {
     *('embeddings', 'labels', 'images', 'classes'),
@@ -19,7 +19,7 @@ NEEDED = {
 
 
 def named_files(results_root, ending):
-    """Return the names below results_root with this ending, the newest last.
+    """Return the names of the files in results_root with this ending, the newest last.
 
     Raises UserError if results_root is a file.
     """
@@ -33,17 +33,17 @@ def named_files(results_root, ending):
 
 
 def find_database(name, results_root):
-    """Return the path of a database, a file or a name below results_root.
+    """Return the path of a database; name: a file, or its name below results_root.
 
-    Raises UserError if there is none. The message lists those that exist, or says what
-    to do if nothing is trained yet.
+    Raises UserError if there is none. The message lists the databases that exist, or
+    says what to do if nothing is trained yet.
     """
     if name and os.path.isfile(name):
         return name
     path = os.path.join(results_root, name or '')
     if os.path.isfile(path):
         return path
-    names = sorted(named_files(results_root, DATABASE))
+    names = sorted(named_files(results_root, DATABASE_ENDING))
     if name == DEFAULT_DATABASE and not names:
         raise UserError(
             f'nothing is trained yet in {results_root}: run `make demo`, or '
@@ -57,22 +57,22 @@ def find_database(name, results_root):
 
 
 def find_model(name, results_root):
-    """Return (the model that --model names, what to tell about the choice).
+    """Return (model, note) for --model; the note explains the choice.
 
     The model is a path or the name of a network. Without --model it is the newest below
     results_root, or a pretrained network if nothing is trained there.
     Raises UserError if there is no such model.
     """
-    names = named_files(results_root, MODEL)
+    names = named_files(results_root, MODEL_ENDING)
     if name is None and not names:
-        return PRETRAINED, (
+        return DEFAULT_NETWORK, (
             f', pretrained on ImageNet: nothing is trained in {results_root}. Training '
             'on labelled folders improves the search; see README.md'
         )
     if name is None:
-        newest = f', the newest of {len(names)}: --model chooses'
+        note = f', the newest of {len(names)}: choose with --model'
         path = os.path.join(results_root, names[-1])
-        return path, newest if len(names) > 1 else ''
+        return path, note if len(names) > 1 else ''
     for path in (name, os.path.join(results_root, name)):
         if os.path.isfile(path):
             return path, ''
@@ -87,7 +87,7 @@ def find_model(name, results_root):
 def load_database(name, results_root):
     """Return (database, its path).
 
-    Raises UserError if there is none, listing those that exist, or if it is damaged.
+    Raises UserError if there is no such database, or if it is damaged.
     """
     path = find_database(name, results_root)
     database = load_tensors(path)
@@ -111,7 +111,10 @@ def check_database(database):
 
 
 def check_images(database, prefix):
-    """Check embeddings, labels and images whose keys start with prefix."""
+    """Raise UserError unless embeddings, labels and images fit together.
+
+    prefix: of their keys, '' or 'query_'.
+    """
     embeddings = database[f'{prefix}embeddings']
     labels, images = database[f'{prefix}labels'], database[f'{prefix}images']
     heads = int(database.get('ensemble_size', 1))

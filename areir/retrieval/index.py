@@ -1,12 +1,12 @@
 """The index of a folder of images: built once, updated, searched from disk.
 
     results/<folder>_<hash>_<model>_index/
-        index.pth           settings, paths, what was seen of every file, and the name
-                            of the vectors
-        vectors_<token>.npy (images, dimensions) float32, in the order of the paths
-        shortened_<token>.npy   the same, shortened; see shortening.py
-        journal_<token>.*   while images are embedded; see journal.py
-        lock                held by the process that changes the index
+        index.pth               settings, paths, size and time of every file, and the
+                                name of the file of vectors
+        vectors_<token>.npy     (images, dimensions) float32, in the order of the paths
+        shortened_<token>.npy   the same vectors, shortened; see shortening.py
+        journal_<token>.*       while images are embedded; see journal.py
+        lock                    held by the process that changes the index
 
 Vectors are appended to a journal as they come. When all are there, old and new ones are
 copied into a new file of vectors, and index.pth, which names it, is replaced. So the
@@ -40,12 +40,12 @@ class Index:
     folder: str  # of the index
     paths: list  # relative to the folder of the images, sorted
     sizes: list  # bytes
-    vectors: VectorsFile  # that are searched
+    vectors: VectorsFile  # searched: the shortened vectors, if there are any
     problems: dict  # {path: why it cannot be read}
     embedded: int  # images embedded by this update
-    removed: int  # images that are gone since the last one
+    removed: int  # images that are gone since the last update
     components: dict | None  # of the Projection that shortened the vectors
-    calibration: dict | None  # that --calibrate stored
+    calibration: dict | None  # stored by --calibrate
 
 
 @dataclass
@@ -61,13 +61,15 @@ class Plan:
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
     """Bring the index of a folder up to date and return it as an Index.
 
-    Only images that are new or changed, by size or time, are embedded. settings: what
-    vectors depend on, plain values; if they have changed, all images are embedded, with
-    a notice. embed: see `embed_files`. shortened: whether vectors are shortened by the
-    principal components of the folder, see shortening.py. All processes of torchrun
-    call this together, and each embeds its share. Raises UserError if the folder is
-    missing or has no readable image, OSError if it vanishes or the index cannot be
-    written; what was embedded until then is kept in the journal.
+    Only images that are new or changed, by size or time, are embedded. All processes of
+    torchrun call this together, and each embeds its share.
+
+    settings: the plain values that vectors depend on; if they have changed, a notice
+    says so and all images are embedded. embed: see `embed_files`. shortened: whether to
+    shorten vectors by the principal components of the folder, see shortening.py.
+
+    Raises UserError if the folder is missing or has no readable image, and OSError if
+    it vanishes or the index cannot be written. The journal keeps what was embedded.
     """
     if not os.path.isdir(folder):
         raise UserError(f'--gallery {folder}: no such folder')
@@ -145,7 +147,7 @@ def files_seen(table, journal):
 def still_unreadable(problems):
     """Return {path: seen} of {path: (seen, reason)}.
 
-    Files are left out that a package installed since then can read.
+    Files that a package installed since then can read are left out.
     """
     return {
         path: seen
@@ -158,10 +160,9 @@ def still_unreadable(problems):
 
 
 def finish(folder, index_folder, settings, plan, shortened):
-    """Put the index together from the earlier one and the journals.
+    """Merge the earlier index and the journals; write the index if it has changed.
 
-    It is written if anything has changed. Returns the Index with the path of its
-    vectors in place of the open file.
+    Returns the Index. Its `vectors` are the path of the file, which is not open yet.
     """
     if not os.path.isdir(folder):
         raise OSError(
@@ -178,31 +179,25 @@ def finish(folder, index_folder, settings, plan, shortened):
             f'such as {example}'
         )
     paths = sorted(sources)
-    seen = [plan.images[path] for path in paths]
-    table = plan.table
-    contents = paths, seen, unreadable
-    if not table or contents != (table.paths, table.seen, table.problems):
-        table = IndexTable(
-            settings=settings,
-            gallery=os.path.realpath(folder),
-            paths=paths,
-            seen=seen,
-            problems=unreadable,
-            vectors=f'vectors_{secrets.token_hex(8)}.npy',
-            dimensions=find_dimensions(plan, journal),
-            calibration=plan.table.calibration if plan.table else None,
-        )
-        vectors_path = os.path.join(index_folder, table.vectors)
-        rows = [sources[path] for path in paths]
-        write_vectors(vectors_path, rows, table.dimensions)
-        if shortened:
-            shorten(index_folder, table, plan.table)
-        table.write(index_folder)
+    table = IndexTable(
+        settings=settings,
+        gallery=os.path.realpath(folder),
+        paths=paths,
+        seen=[plan.images[path] for path in paths],
+        problems=unreadable,
+        vectors=f'vectors_{secrets.token_hex(8)}.npy',
+        dimensions=find_dimensions(plan, journal),
+        calibration=plan.table.calibration if plan.table else None,
+    )
+    if table.lists_the_same(plan.table):
+        table = plan.table
+    else:
+        write_index(index_folder, table, sources, plan.table, shortened)
     remove_old_files(index_folder, table.vectors)
     return Index(
         folder=index_folder,
-        paths=paths,
-        sizes=[size for size, _ in seen],
+        paths=table.paths,
+        sizes=[size for size, _ in table.seen],
         vectors=os.path.join(index_folder, table.searched),
         problems=all_problems(plan, sources, unreadable),
         embedded=sum(path in journal.vectors for path in plan.todo),
@@ -210,6 +205,19 @@ def finish(folder, index_folder, settings, plan, shortened):
         components=table.components,
         calibration=table.calibration,
     )
+
+
+def write_index(index_folder, table, sources, earlier, shortened):
+    """Write the vectors of a new IndexTable, copied from `sources`, and the table.
+
+    earlier: the IndexTable before it, or None; shortened: see `update_index`.
+    """
+    vectors_path = os.path.join(index_folder, table.vectors)
+    rows = [sources[path] for path in table.paths]
+    write_vectors(vectors_path, rows, table.dimensions)
+    if shortened:
+        shorten(index_folder, table, earlier)
+    table.write(index_folder)
 
 
 def find_sources(index_folder, plan, journal):
@@ -263,7 +271,7 @@ def count_removed(plan):
 
 
 def store_calibration(index, calibration):
-    """Store the result of `calibrate` in an Index, on the disk as well.
+    """Store the result of `calibrate` in an Index and on the disk.
 
     Raises UserError if another process has changed the index meanwhile.
     """
@@ -278,7 +286,10 @@ def store_calibration(index, calibration):
 
 
 def remove_old_files(index_folder, vectors):
-    """Remove journals, leftovers, and all vectors but the file `vectors`."""
+    """Remove journals, leftovers and the vectors of earlier indexes.
+
+    vectors: the name of the current file. Its shortened vectors are kept, too.
+    """
     remove_leftovers(index_folder, older_than=0)  # the lock is held
     token = vectors.removesuffix('.npy').split('_')[-1]
     for name in os.listdir(index_folder):

@@ -1,4 +1,4 @@
-"""The table of an index: which images it holds, and what was seen of their files."""
+"""The table of an index: its images, the sizes and times of their files, settings."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ class IndexTable:
     problems: dict  # {path: (seen, why it cannot be read)}
     vectors: str  # the name of the .npy file
     dimensions: int
-    components: dict | None = None  # of a Projection to shorter vectors
-    fitted: int = 0  # how many images they were fitted to
-    calibration: dict | None = None  # of --calibrate
+    components: dict | None = None  # of the Projection that shortens the vectors
+    fitted: int = 0  # how many images the components were fitted to
+    calibration: dict | None = None  # stored by --calibrate
 
     @property
     def searched(self):
@@ -63,6 +63,13 @@ class IndexTable:
         """Write the table to index.pth."""
         write_tensors({os.path.join(index_folder, 'index.pth'): asdict(self)})
 
+    def lists_the_same(self, other):
+        """Whether another table, or None, has the same images and problems."""
+        if not other:
+            return False
+        listed = other.paths, other.seen, other.problems
+        return (self.paths, self.seen, self.problems) == listed
+
     def stale_because(self, settings):
         """Return why the table cannot be used with these settings, or ''."""
         changes = [
@@ -76,7 +83,7 @@ class IndexTable:
 def read_table(index_folder):
     """Return the IndexTable of an index, or None if there is none.
 
-    A damaged one counts as none, with a notice.
+    A damaged table counts as none, and a notice says so.
     """
     path = os.path.join(index_folder, 'index.pth')
     if not os.path.isfile(path):
@@ -104,7 +111,7 @@ def read_table(index_folder):
 
 
 def index_path(folder, model_path, results_root):
-    """Return where the index of a folder for a model is."""
+    """Return the path of the index of a folder embedded by a model."""
     real = os.path.realpath(folder)
     name = os.path.basename(real)[:60] or 'root'
     place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Read a .npy file of embeddings together with a CSV that has a row for each."""
+"""Read a .npy file of embeddings together with the CSV of their labels."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 def label_entries(path, embeddings, table):
     """Return the entries of `read_embeddings`, from an array and a CSV of its labels.
 
-    path: the file of the array, for messages. The rows of the CSV are in the order of
-    the embeddings. Its columns are label, or class, and optionally path, is_query and
+    path: the file of the array, for messages. The CSV has a row for each embedding, in
+    the same order. Its columns are label, or class, and optionally path, is_query and
     is_gallery. Raises UserError naming the file that is at fault, or both if they have
     different numbers of rows.
     """

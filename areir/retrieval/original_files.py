@@ -1,11 +1,12 @@
 """Read the databases that the original code wrote, under its own names.
 
     test_features    (N, D), (N, heads, D), or a list of tensors of one image or batch
-    test_labels      (N,) integers; test_images, the paths, are optional
+    test_labels      (N,) integers
+    test_images      the paths; optional
     gallery_...      the same of the gallery; then the test images are the queries
 
 https://github.com/leftthomas/NormSoftmax/commits has that code. It scored two images by
-the mean of the heads' products, so heads side by side rank the images as it did.
+the mean of the heads' dot products, so concatenated heads rank the images as it did.
 """
 
 import torch
@@ -41,7 +42,7 @@ def current_entries(path, entries):
     sides = {'': test}
     if 'gallery_features' in entries or 'gallery_labels' in entries:
         gallery = read_side(path, entries, 'gallery_')
-        # without a gallery of its own, the data's test images were written twice
+        # for data without a gallery, the original code wrote the test images twice
         if not torch.equal(features, gallery['embeddings']):
             sides = {'query_': test, 'gallery_': gallery}
     heads = {}
@@ -75,7 +76,11 @@ def read_side(path, entries, prefix):
 
 
 def join(path, name, features):
-    """Return features as one tensor; a list has tensors of one image or batch each."""
+    """Return features as one tensor.
+
+    A list holds a tensor for each image or for each batch. Raises UserError if the
+    features are neither a tensor nor such a list.
+    """
     try:
         if isinstance(features, torch.Tensor):
             return features

@@ -1,10 +1,11 @@
-"""Shorter vectors for an index whose network was not trained on such images.
+"""Shorten the vectors of an index whose network was not trained on such images.
 
 The principal components of the folder itself, partly whitened, make the search better
-and its vectors shorter; docs/search.md has the figures. They are fitted once there are
-enough images, and again when the images have doubled.
+and its vectors shorter; docs/search.md has the figures. They are fitted once the folder
+has enough images, and again when the number of its images has doubled.
 """
 
+import math
 import os
 
 import numpy as np
@@ -24,8 +25,8 @@ MOST_IMAGES = 16384  # that components are fitted to
 def shorten(index_folder, table, earlier):
     """Write the shortened vectors of an IndexTable, and set its components in place.
 
-    The table's vectors must be written. earlier: the table before it, whose components
-    and threshold are kept until the images have doubled, or None.
+    The table's full vectors must have been written. earlier: the IndexTable before it,
+    or None. Its components and threshold are kept until the images have doubled.
     """
     vectors = VectorsFile(os.path.join(index_folder, table.vectors))
     if earlier:
@@ -40,19 +41,10 @@ def shorten(index_folder, table, earlier):
 def fit_components(table, vectors):
     """Fit the components of a table to its vectors.
 
-    Prints what is lost by it. A threshold is, because scores change.
+    Scores change, so the threshold is dropped. Prints a notice of what has changed.
     """
-    lost = ''
-    if table.calibration:
-        lost = '; the threshold no longer holds: run --calibrate again'
-    if table.components:
-        print(
-            f'notice: the folder has grown from {table.fitted:,} to {len(vectors):,} '
-            f'images, so the principal components are fitted again{lost}'
-        )
-    elif lost:
-        print(f'notice: {len(vectors):,} images: vectors are shortened now{lost}')
-    step = -(-len(vectors) // MOST_IMAGES)
+    print_fitting(table, len(vectors))
+    step = math.ceil(len(vectors) / MOST_IMAGES)
     sample = torch.from_numpy(np.array(vectors.rows()[::step]))
     try:
         projection = fit_projection(sample, DIMENSIONS, WHITENING)
@@ -63,8 +55,22 @@ def fit_components(table, vectors):
     table.calibration = None
 
 
+def print_fitting(table, count):
+    """Print why components are fitted to `count` images, if that changes anything."""
+    lost = ''
+    if table.calibration:
+        lost = '; the threshold no longer holds: run --calibrate again'
+    if table.components:
+        print(
+            f'notice: the folder has grown from {table.fitted:,} to {count:,} images, '
+            f'so the principal components are fitted again{lost}'
+        )
+    elif lost:
+        print(f'notice: {count:,} images: vectors are shortened now{lost}')
+
+
 def write_shortened(path, vectors, projection):
-    """Write the vectors of a VectorsFile, projected, to a new one."""
+    """Project the vectors of a VectorsFile and write them to a new one."""
     header = {'descr': '<f4', 'fortran_order': False}
     header['shape'] = len(vectors), projection.matrix.shape[1]
     with atomic_path(path) as temporary, open(temporary, 'wb') as out:

@@ -1,6 +1,6 @@
-"""A saved threshold: check it, read it for a gallery's size, and describe it.
+"""Check a saved calibration, read its threshold for a gallery's size, and describe it.
 
-`calibration.calibrate` sets it. It is saved with a model, a database or an index.
+`calibration.calibrate` computes it. A model, a database or an index stores it.
 """
 
 import math
@@ -19,17 +19,17 @@ NUMBERS = (
     'queries',
     'classes',
 )
-OPTIONAL = ('realised', 'realised_low', 'realised_high')
+OPTIONAL = ('realised', 'realised_low', 'realised_high')  # numbers or None
 
 
 def check(calibration):
-    """Raise UserError unless it is None, or what `calibrate` returns."""
+    """Raise UserError unless a calibration is None or what `calibrate` returns."""
     try:
         valid = calibration is None or is_valid(calibration)
     except (KeyError, TypeError, IndexError):
         valid = False
     if not valid:
-        raise UserError('its calibration is not one of train.py')
+        raise UserError('its calibration is damaged')
 
 
 def is_valid(calibration):
@@ -48,10 +48,10 @@ def is_valid(calibration):
 
 
 def threshold_for(calibration, gallery_size):
-    """Return (threshold, whether it was calibrated for that) for a gallery size.
+    """Return (threshold, is_calibrated) for a gallery of this size.
 
-    Between the calibrated sizes the threshold is linear in their logarithm; beyond the
-    last size it is that of the last.
+    Between calibrated sizes the threshold is linear in the logarithm of the size.
+    Beyond the largest one it stays the same, and is_calibrated is False.
     """
     sizes, thresholds = calibration['sizes'], calibration['thresholds']
     wanted = math.log(max(1, gallery_size))
@@ -60,13 +60,13 @@ def threshold_for(calibration, gallery_size):
 
 
 def threshold_lines(calibration):
-    """Return the lines about the threshold of a calibration, or none without one."""
+    """Return the lines to print about a calibration; none if it is None."""
     if not calibration:
         return []
     lines = [
         'match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: '
         '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
-        '{found:.2%} of the true ones found'.format(**calibration)
+        '{found:.2%} of the true matches found'.format(**calibration)
     ]
     if calibration['realised'] is not None:
         line = (

@@ -1,9 +1,9 @@
-"""The class of a query: a vote of its nearest images, and how sure it is.
+"""Predict the class of a query by a vote of its nearest images, with a confidence.
 
-The images among the VOTERS nearest that reach the threshold vote for their class with
-their score. Two facts about the vote are turned into a confidence by a logistic curve,
-fitted to votes whose outcome is known (Platt, "Probabilistic Outputs for Support Vector
-Machines", 1999): the share of the winning class, and its lead. The confidence is the
+Of the VOTERS nearest images, those that reach the threshold vote for their class with
+their score. A logistic curve turns the share of the votes that the winner has, and its
+lead, into a confidence. It is fitted to votes whose outcome is known (Platt,
+"Probabilistic Outputs for Support Vector Machines", 1999). The confidence is the
 probability that the class is right if the gallery has the query's class.
 """
 
@@ -37,14 +37,15 @@ def vote(scores, labels, threshold):
     sums, best = {}, {}
     for score, label in zip(scores[:VOTERS], labels):
         if score >= threshold and label is not None:
-            sums[label] = sums.get(label, 0.0) + max(score, 1e-9)
+            weight = max(score, 1e-9)  # the threshold, and so a score, may be negative
+            sums[label] = sums.get(label, 0.0) + weight
             best.setdefault(label, score)
     if not sums:
         return Vote(None)
-    first = max(sums, key=sums.get)
-    others = [score for label, score in best.items() if label != first]
-    lead = best[first] - max(others, default=threshold)
-    return Vote(first, sums[first] / sum(sums.values()), lead)
+    winner = max(sums, key=sums.get)
+    others = [score for label, score in best.items() if label != winner]
+    lead = best[winner] - max(others, default=threshold)
+    return Vote(winner, sums[winner] / sum(sums.values()), lead)
 
 
 def fit_confidence(votes, right):

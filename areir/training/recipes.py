@@ -1,7 +1,7 @@
-"""The two recipes of training: what a flag that is not given is set to.
+"""The two recipes of training: the values of the flags that are not given.
 
-2019 is the recipe of the published tables, and the default for their datasets. current
-is the default for all others; docs/results.md has what each of its items is worth.
+2019 is the recipe of the published tables and the default for their datasets. current
+is the default for all others; docs/results.md shows what each of its parts is worth.
 """
 
 from areir.errors import UserError
@@ -42,13 +42,13 @@ RECIPES = {
         'whitening': 0.75,
     },
 }
-# where the current recipe differs if it starts from random weights
+# how the current recipe differs if it starts from random weights
 FROM_SCRATCH = {'lr': 1e-3, 'shared_stages': 1, 'freeze_bn': 'no'}
-# training classes for each meta-class, where the tables have none
-TESTS = 5  # of a run of the current recipe, beside that of the initial weights
+# training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
+TESTS = 5  # of a run of the current recipe, besides that of the initial weights
 
-# what runs had before there were these flags
+# the flags of runs from before there were recipes
 BEFORE_RECIPES = {**RECIPES['2019'], 'recipe': '2019'}
 
 
@@ -109,7 +109,7 @@ def by_recipe(flag):
 
 
 def check_recipe_flags(args, parser):
-    """End the script if a value makes no sense."""
+    """End the script if a value is out of range."""
     ranges = {
         'warmup': (0, 0.9),
         'crop_area': (0.05, 1),
@@ -124,13 +124,13 @@ def check_recipe_flags(args, parser):
 
 
 def default_recipe(args):
-    """Return the recipe for which no --recipe is given."""
+    """Return the recipe of a run without --recipe."""
     published = args.protocol == 'published'
     return '2019' if published or args.data_name in META_CLASSES else 'current'
 
 
 def default_meta_classes(args, classes, from_scratch):
-    """Return the number of meta-classes for so many training classes."""
+    """Return the number of meta-classes; classes: the number of training classes."""
     if args.data_name in META_CLASSES:
         return META_CLASSES[args.data_name]
     scratch = from_scratch and args.recipe == 'current'
@@ -139,10 +139,10 @@ def default_meta_classes(args, classes, from_scratch):
 
 
 def default_test_every(args):
-    """Return the epochs between tests.
+    """Return the number of epochs from one test to the next.
 
     A test with mirror images may take as long as an epoch of training, so the current
-    recipe tests a few times if the last epoch is kept.
+    recipe tests about TESTS times if the last epoch is kept.
     """
     if args.recipe == '2019' or args.select != 'last':
         return 1
@@ -167,6 +167,6 @@ def complete(args, classes, from_scratch):
             setattr(args, name, value)
     if from_scratch and 'yes' in (args.freeze_trunk, args.freeze_bn):
         raise UserError(
-            '--freeze_trunk and --freeze_bn keep what was loaded: with --weights none '
-            'there is nothing to keep'
+            '--freeze_trunk and --freeze_bn keep what was loaded, and --weights none '
+            'loads nothing: leave them out or give weights'
         )

@@ -1,1 +1,1 @@
-"""The search page: a local server that answers the pictures dropped on its page."""
+"""The search page: a local server that finds images like the pictures dropped on it."""

@@ -17,17 +17,17 @@ from areir.output.page.view import MOST, view_answer
 from areir.retrieval.queries import Query
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# the page has the look of the page of a run
+# base.css is shared with the page of a run
 TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')]
-STATUS = {OldPage: 410, NoSuchImage: 404}  # of other errors that a user can mend: 400
+STATUS = {OldPage: 410, NoSuchImage: 404}  # 400 for any other UserError
 
 
 def make_app(folder, uploads, is_local, number, heat_maps):
     """Return the Flask app that searches a SearchedFolder.
 
-    uploads: a folder for uploaded pictures, each of which is removed after its request;
-    is_local: whether it serves this machine only; number, heat_maps: what the page
-    starts with.
+    uploads: a folder for uploaded pictures, which are removed after their request;
+    is_local: whether the app serves this machine only; number, heat_maps: the settings
+    that the page starts with.
     """
     app = Flask(__name__, static_folder=os.path.join(HERE, 'static'))
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
@@ -43,14 +43,14 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.add_url_rule('/heat_map', view_func=views.heat_map, methods=['POST'])
     app.add_url_rule('/read_again', view_func=views.read_again, methods=['POST'])
     app.add_url_rule('/images/<token>/<int:index>/<size>', view_func=views.picture)
-    app.register_error_handler(UserError, tell)
-    app.register_error_handler(OSError, tell)
-    app.register_error_handler(HTTPException, tell_http)
+    app.register_error_handler(UserError, error_reply)
+    app.register_error_handler(OSError, error_reply)
+    app.register_error_handler(HTTPException, http_error_reply)
     return app
 
 
 class Views:
-    """What each address returns; threads share it, so a request changes nothing."""
+    """The replies to each address. Threads share them, so no request changes them."""
 
     def __init__(self, folder, uploads, number, heat_maps):
         self.folder, self.uploads = folder, uploads
@@ -81,17 +81,17 @@ class Views:
         number = request.form.get('number', self.number, type=int)
         number = max(1, min(number, MOST))
         generation = self.folder.current
-        with asked(generation, self.uploads) as query:
+        with sent_query(generation, self.uploads) as query:
             answer, indices = self.folder.find(query, number, generation.collection)
         view = view_answer(answer, indices, generation)
         return formats.valid_unicode(render_template('answer.html.jinja', view=view))
 
     def heat_map(self):
-        """Return the picture of the query and one image under their heat."""
+        """Return the query and one image side by side, under their heat maps."""
         generation = self.folder.current
         collection = generation.collection
         shown = sent_index(generation, 'shown')
-        with asked(generation, self.uploads) as query, self.folder.computing:
+        with sent_query(generation, self.uploads) as query, self.folder.computing:
             path = collection.path_of(shown)
             pair = draw_pair(query.file, path, collection.load_model())
         return Response(pair, mimetype='image/png')
@@ -110,8 +110,8 @@ class Views:
     def read_again(self):
         """Read the folder again; return what has changed.
 
-        The form may name the image that was the query. The reply then has its number in
-        the new generation, or None.
+        The form may name the image that was the query. Its number in the new generation
+        is then part of the reply, or None if the image is gone.
         """
         earlier, later, changes = self.folder.read_again()
         image = None
@@ -126,15 +126,14 @@ class Views:
         }
 
 
-# What a request asks
+# What a request sends
 
 
 @contextlib.contextmanager
-def asked(generation, uploads):
+def sent_query(generation, uploads):
     """Yield the Query of a request: an image by its number, or an uploaded picture.
 
-    The upload lies in a temporary folder of its own below `uploads`, which is removed
-    afterwards.
+    An upload lies in a temporary folder below `uploads`, which is removed afterwards.
     """
     collection = generation.collection
     if 'image' in request.form:
@@ -153,7 +152,7 @@ def asked(generation, uploads):
 
 
 def sent_index(generation, field):
-    """Return the number of an image that a form has sent, checked."""
+    """Return the number of an image that a field of the form holds, checked."""
     index = request.form.get(field, -1, type=int)
     return generation.check(request.form.get('token'), index)
 
@@ -161,14 +160,14 @@ def sent_index(generation, field):
 # Errors
 
 
-def tell(error):
-    """Return an error that a user can mend as its sentence."""
+def error_reply(error):
+    """Reply with the message of a UserError or OSError."""
     status = 500 if isinstance(error, OSError) else STATUS.get(type(error), 400)
     return text_reply(str(error), status)
 
 
-def tell_http(error):
-    """Return an error of HTTP as a sentence."""
+def http_error_reply(error):
+    """Reply to an HTTP error with a sentence."""
     text = guards.SENTENCES.get(error.code, error.description)
     return text_reply(text, error.code)
 

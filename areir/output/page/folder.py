@@ -1,4 +1,4 @@
-"""The folder that the page searches, as all its threads share it."""
+"""The folder that the page searches, shared by all threads of the server."""
 
 import secrets
 import threading
@@ -14,25 +14,25 @@ from areir.retrieval.votes import VOTERS
 
 
 class OldPage(UserError):
-    """A page or a link that was made before the folder was read again."""
+    """The page or link was made before the folder was read again."""
 
 
 class NoSuchImage(UserError):
-    """A number that no image of the folder has."""
+    """No image of the folder has the number of a request."""
 
 
 class Generation(NamedTuple):
     """The images of the folder as one reading found them.
 
-    token: a part of the URLs of these images, because another generation may give their
-    numbers to other images. It is random, so an earlier server has not used it either.
+    token: a part of these images' URLs, because their numbers may mean other images in
+    another generation. It is random, so that no earlier server has used it either.
     """
 
     token: str
     collection: FolderCollection
 
     def check(self, token, index):
-        """Return the number of an image. Raises OldPage or NoSuchImage."""
+        """Return the number of an image, `index`. Raises OldPage or NoSuchImage."""
         if token != self.token:
             raise OldPage(
                 'The folder has been read again since this page showed the image, so '
@@ -69,8 +69,9 @@ class Changes:
 class SearchedFolder:
     """A FolderCollection that can be replaced while it is searched.
 
-    A request takes `current` once and keeps it to its end. Requests compute one at a
-    time: a network or a search already uses all cores, and memory stays bounded.
+    A request reads `current` once and uses that generation to its end. Requests compute
+    one at a time, because a network or a search already uses all cores and because that
+    bounds the memory.
     """
 
     def __init__(self, collection):
@@ -92,13 +93,13 @@ class SearchedFolder:
         return answer, result[1][: len(answer.table)]
 
     def read_again(self):
-        """Bring the folder up to date; return (earlier Generation, current, Changes).
+        """Read the folder again; return (earlier, current Generation, Changes).
 
-        Searches go on meanwhile. Raises UserError if the folder cannot be read or is
-        being read; the current generation then stays.
+        Searches go on meanwhile. Raises UserError and keeps the current generation if
+        the folder cannot be read or is already being read.
         """
         if not self.reading.acquire(blocking=False):
-            raise UserError('The folder is being read. Wait until that has ended.')
+            raise UserError('The folder is already being read. Wait until that ends.')
         try:
             earlier = self.current
             collection = earlier.collection.reopen()
@@ -131,9 +132,9 @@ def compare(earlier, later):
 
 
 def place_after(index, earlier, later):
-    """Return the number in a later collection of image `index`, or None if it is gone.
+    """Return the number that image `index` of an earlier collection has in a later one.
 
-    earlier: the collection to which `index` belongs.
+    Returns None if the image is gone.
     """
     path = earlier.images[index]
     return later.images.index(path) if path in later.images else None

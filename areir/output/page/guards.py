@@ -1,4 +1,4 @@
-"""Who may ask the search page, and what its replies allow the browser to do."""
+"""Which requests the search page accepts, and what its replies allow browsers."""
 
 import re
 
@@ -31,9 +31,9 @@ HEADERS = {
 
 
 def protect(app, is_local):
-    """Limit the requests that a Flask app takes, and secure its replies.
+    """Limit the requests that a Flask app accepts, and secure its replies.
 
-    is_local: whether only names of this machine are taken.
+    is_local: whether to accept only requests to a name of this machine.
     """
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
     if is_local:
@@ -45,8 +45,8 @@ def protect(app, is_local):
 def check_host():
     """Refuse a request to a name that is not this machine's own.
 
-    Otherwise a web site could give its name the address 127.0.0.1 (DNS rebinding), and
-    its scripts would see the images.
+    Otherwise a web site could let its name point to 127.0.0.1 (DNS rebinding), and its
+    scripts would see the images.
     """
     if not LOCAL_ADDRESS.fullmatch(request.host):
         abort(403)
@@ -60,7 +60,7 @@ def check_origin():
 
 
 def add_headers(response):
-    """Add the headers of security to a reply; keep pages out of caches."""
+    """Add the security headers to a reply, and keep pages out of caches."""
     for name, value in HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault('Cache-Control', 'no-store')

@@ -18,7 +18,7 @@ GAP = 8  # pixels between a pair
 
 
 class PictureMaker:
-    """Draws image files as JPEG when they are asked for; threads share it."""
+    """Draws image files as JPEG on request. Threads share it."""
 
     def __init__(self):
         self.decoding = threading.BoundedSemaphore(available_cores())
@@ -27,8 +27,8 @@ class PictureMaker:
     def picture(self, path, token, size):
         """Return the bytes of a JPEG.
 
-        token: of the generation, because a later one may have changed the file; size:
-        small or large. Raises UserError if the file cannot be read.
+        token: of the generation, because the file may have changed before a later one;
+        size: small or large. Raises UserError if the file cannot be read.
         """
         if size == 'small':
             return self.small(path, token)
@@ -45,7 +45,7 @@ class PictureMaker:
 
 
 def read(path, least=None):
-    """Read an image file. The text of a UserError leaves out where the file lies."""
+    """Read an image file. A UserError names the file without its folder."""
     try:
         return load_image(path, least=least)
     except UserError as error:
@@ -54,14 +54,14 @@ def read(path, least=None):
 
 
 def encode(image, kind):
-    """Return an image as the bytes of a file."""
+    """Return the bytes of an image file; kind: JPEG or PNG."""
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=85)
     return buffer.getvalue()
 
 
 def draw_pair(query_path, path, trained):
-    """Return a PNG of the query and an image, side by side, under their heat."""
+    """Return a PNG of the query and an image, side by side, under their heat maps."""
     images = [read(query_path), read(path)]
     heats = pair_heat(images, trained)
     side = SIDES['small']

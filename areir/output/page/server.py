@@ -1,4 +1,4 @@
-"""The server of the search page: its address, and its end by Ctrl-C."""
+"""Start the server of the search page, print its address, and end it at Ctrl-C."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ LOCAL_HOSTS = ('127.0.0.1', '::1', 'localhost')
 
 
 def load_flask():
-    """Import flask. Raises a UserError that says what to do if it is not installed."""
+    """Import flask. Raises UserError saying what to do if it is not installed."""
     try:
         import flask
     except ImportError as error:
@@ -24,21 +24,21 @@ def load_flask():
 
 
 def check(port, gallery, query):
-    """Raise UserError unless --serve can work, or is left out and `port` is None."""
+    """Raise UserError if --serve is given but cannot work; port: None if not given."""
     if port is None:
         return
     if not gallery or query:
-        raise UserError('--serve: needs --gallery, and no --query_img_name')
+        raise UserError('--serve: add --gallery and leave out --query_img_name')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise UserError('--serve: works in one process, so without torchrun')
+        raise UserError('--serve: works in one process; run it without torchrun')
     load_flask()
 
 
 def serve(collection, host, port, number, heat_maps=False):
     """Serve the search page of a FolderCollection; end the process at Ctrl-C.
 
-    port: 0 takes a free one; number, heat_maps: what the page starts with. Raises
-    UserError if flask is not installed or the port cannot be used.
+    port: 0 takes a free one; number, heat_maps: the settings that the page starts with.
+    Raises UserError if flask is not installed or the port cannot be used.
     """
     load_flask()
     from werkzeug.serving import make_server

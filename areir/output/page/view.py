@@ -12,7 +12,7 @@ MOST = 100  # images that the page shows at most
 class Tile:
     """An image that was retrieved."""
 
-    index: int  # in the collection
+    index: int  # its number in the collection
     rank: int
     score: float
     label: str | None
@@ -21,7 +21,7 @@ class Tile:
 
     @property
     def description(self):
-        """The image in words, for those who cannot see it."""
+        """A description of the image for people who cannot see it."""
         parts = [f'image {self.rank}', f'score {self.score:.3f}']
         if self.label is not None:
             parts.insert(1, str(self.label))
@@ -41,7 +41,7 @@ class AnswerView:
 
 
 def view_answer(answer, indices, generation):
-    """Return the AnswerView of an Answer; indices: of its images, in order."""
+    """Return the AnswerView of an Answer; indices: the numbers of its images."""
     table, tiles = answer.table, []
     matches = table['match'] if 'match' in table else [None] * len(table)
     columns = table['rank'], table['score'], answer.labels, table['path'], matches
