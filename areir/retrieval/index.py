@@ -123,7 +123,16 @@ def make_plan(folder, index_folder, settings):
             f'again: {why}'
         )
         table = None
-    journal = read_journals(index_folder, settings)
+    if table and (count := table.forget_damaged(index_folder)):
+        print(
+            f'notice: {index_folder} is damaged: {count:,} vectors are embedded again'
+        )
+    journal = read_journals(index_folder, settings, dimensions_of(table))
+    for name in journal.damaged:
+        print(
+            f'notice: {os.path.join(index_folder, name)} is damaged: images that '
+            'cannot be taken from it are embedded again'
+        )
     known = files_seen(table, journal)
     todo = [path for path, seen in images.items() if known.get(path) != seen]
     if journal.vectors and todo:
@@ -168,7 +177,7 @@ def finish(folder, index_folder, settings, plan, shortened):
             f'{folder} vanished while it was read; what was embedded is kept, and the '
             'same command continues'
         )
-    journal = read_journals(index_folder, settings)
+    journal = read_journals(index_folder, settings, dimensions_of(plan.table))
     sources = find_sources(index_folder, plan, journal)
     unreadable = find_unreadable(plan, journal, sources)
     if not sources:
@@ -236,6 +245,11 @@ def find_unreadable(plan, journal, sources):
         for path, (seen, reason) in problems.items()
         if plan.images.get(path) == seen and path not in sources
     }
+
+
+def dimensions_of(table):
+    """Return how many numbers a vector of an IndexTable has; None without a table."""
+    return table.dimensions if table else None
 
 
 def find_dimensions(plan, journal):

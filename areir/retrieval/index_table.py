@@ -59,6 +59,17 @@ class IndexTable:
         if (len(shortened), shortened.dimensions) != (len(self.paths), dimensions):
             raise UserError('its shortened vectors do not fit')
 
+    def forget_damaged(self, index_folder):
+        """Forget what was seen of the images whose vectors are damaged.
+
+        They are then embedded again. Returns how many there are.
+        """
+        vectors = VectorsFile(os.path.join(index_folder, self.vectors))
+        damaged = vectors.find_damaged()
+        for row in damaged:
+            self.seen[row] = []  # no image has this
+        return len(damaged)
+
     def write(self, index_folder):
         """Write the table to index.pth."""
         write_tensors({os.path.join(index_folder, 'index.pth'): asdict(self)})

@@ -14,7 +14,8 @@ from areir.retrieval.scores import LAST, to_indices, to_keys, to_scores
 
 BLOCK = 65536  # vectors searched at a time
 COPIED = 4096  # vectors copied at a time
-LARGEST_NORM = 1.01  # of a unit vector after rounding
+ROUNDING = 0.01  # by which the norm of a unit vector may differ from 1
+LARGEST_NORM = 1 + ROUNDING
 
 
 class VectorsFile:
@@ -53,6 +54,15 @@ class VectorsFile:
         shape = stop - start, self.dimensions
         # torch wants memory that it may write to, so it is mapped copy-on-write
         return np.memmap(self.file, np.float32, 'c', offset, shape)
+
+    def find_damaged(self):
+        """Return the rows that hold no unit vectors."""
+        damaged = []
+        for start in range(0, self.count, COPIED):
+            rows = self.rows(start, min(start + COPIED, self.count))
+            bad = np.flatnonzero(~are_unit_vectors(rows))
+            damaged += (start + bad).tolist()
+        return damaged
 
     def search(self, query, k, exclude=None, shared=True):
         """Search as `ranking.search` does, a block of vectors at a time.
@@ -95,6 +105,14 @@ class VectorsFile:
         own = torch.where(inside, exclude - start, -1)
         scores, indices = search(query, block, k, own, norm=LARGEST_NORM)
         return to_keys(scores, indices + start)
+
+
+def are_unit_vectors(rows):
+    """Return whether each of the vectors (n, D) has a norm of 1; NaN has not."""
+    # the square of a number beyond 1e19 is infinite, and so is the norm
+    with np.errstate(over='ignore', invalid='ignore'):
+        norms = np.sqrt(np.einsum('ij,ij->i', rows, rows))
+        return np.abs(norms - 1) <= ROUNDING
 
 
 def smallest(keys, k):

@@ -169,6 +169,14 @@ def test_leftovers_of_killed_processes_are_removed(photos, tmp_path):
 # Damage
 
 
+def without_checksums(index):
+    """Make an index as earlier versions wrote it."""
+    path = f'{index.folder}/index.pth'
+    table = load_tensors(path)
+    table.pop('checksums', None)
+    write_tensors({path: table})
+
+
 def damage_vectors(kind, path):
     """Damage a .npy file."""
     vectors = np.load(path)
@@ -197,6 +205,23 @@ def test_an_index_with_damaged_vectors_is_built_again(photos, tmp_path, capsys, 
     damage_vectors(kind, index.vectors.path)
     assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
     assert 'is damaged' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e19, 1e30])
+def test_vectors_that_are_damaged_are_embedded_again(photos, tmp_path, capsys, value):
+    index = update(photos, tmp_path / 'index')
+    without_checksums(index)
+    vectors = np.load(index.vectors.path)
+    vectors[2, 3] = vectors[5, 0] = value
+    np.save(index.vectors.path, vectors)
+    (photos / index.paths[5]).unlink()
+    counting = Counting()
+    again = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == again.embedded == again.removed == 1
+    (notice,) = capsys.readouterr().out.splitlines()
+    assert f'{index.folder} is damaged' in notice and '2 vectors' in notice
+    assert_same(again, update(photos, tmp_path / 'new'))
+    assert update(photos, tmp_path / 'index').embedded == 0
 
 
 @pytest.mark.parametrize(
