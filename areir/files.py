@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 import warnings
 import zipfile
@@ -144,6 +145,21 @@ def atomic_folder(path, mark=None):
         yield temporary
 
 
+def is_special(path):
+    """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # there is none
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def refuse_special(path):
+    """Raise UserError if a path is a FIFO, a socket or a device."""
+    if is_special(path):
+        raise UserError(f'{path}: not a regular file')
+
+
 def load_tensors(path, mmap=False):
     """torch.load plain tensors and containers on the CPU; nothing is executed.
 
@@ -151,6 +167,7 @@ def load_tensors(path, mmap=False):
     file is read once to check it.
     Raises UserError naming the file if it is missing, damaged or holds objects.
     """
+    refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     try:

@@ -14,6 +14,7 @@ from areir.data.optional_formats import (
     kind_by_suffix,
 )
 from areir.errors import UserError
+from areir.files import is_special
 
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
@@ -52,7 +53,12 @@ def is_image(path):
 
 
 def open_image(path):
-    """Open an image file in one of the formats that are decoded, as Image.open does."""
+    """Open an image file in one of the formats that are decoded, as Image.open does.
+
+    Raises UserError, without the path, if it is not a regular file.
+    """
+    if is_special(path):
+        raise UserError('not a regular file')
     check_readable(path)
     return Image.open(path, formats=image_formats())
 
@@ -144,14 +150,19 @@ def flip(images, mirrored):
     return torch.where(mirrored, images.flip(3), images)
 
 
-def list_files(root, skip=(), problems=None):
+def list_files(root, skip=(), problems=None, special=None):
     """Return all files below root as sorted relative paths with '/'.
 
     Links are followed, but never into a folder that contains them. Hidden and system
     files and the folders `skip` of root are left out. problems: a dict that receives
     {path: reason} for folders that cannot be read; without it they raise OSError.
+    FIFOs, sockets and devices are left out, too. special: a list that receives them.
     """
-    return sorted(walk(root, '', frozenset(), skip, problems))
+    files, others = [], [] if special is None else special
+    for path in walk(root, '', frozenset(), skip, problems):
+        kept = others if is_special(os.path.join(root, path)) else files
+        kept.append(path)
+    return sorted(files)
 
 
 def walk(folder, prefix, above, skip, problems):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from areir.data.loading import embed_files
-from areir.files import WriteError
+from areir.files import WriteError, refuse_special
 from areir.retrieval.scores import check_embeddings
 from areir.retrieval.vectors_file import are_unit_vectors
 
@@ -131,6 +131,8 @@ class JournalReader:
 
         Raises ValueError, TypeError, RecursionError or OSError if it is damaged.
         """
+        refuse_special(self.path)
+        refuse_special(self.vectors_path)
         with open(self.path) as lines, open(self.vectors_path, 'rb') as vectors_file:
             for number, line in enumerate(lines):
                 if not line.endswith('\n'):  # a kill cut it short

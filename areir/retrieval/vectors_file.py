@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from areir.errors import UserError
-from areir.files import atomic_path
+from areir.files import atomic_path, refuse_special
 from areir.processes import gather, rank_and_count
 from areir.retrieval.ranking import check_k, search
 from areir.retrieval.scores import LAST, to_indices, to_keys, to_scores
@@ -26,6 +26,7 @@ class VectorsFile:
     """
 
     def __init__(self, path):
+        refuse_special(path)
         self.path = path
         self.file = open(path, 'rb')
         try:
