@@ -56,6 +56,7 @@ class Plan:
     problems: dict  # {path: why a folder or link cannot be read}
     table: IndexTable  # of the earlier index, or None
     todo: list  # paths of the images to embed
+    damaged: bool  # whether the vectors of the table must be written again
 
 
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
@@ -123,10 +124,7 @@ def make_plan(folder, index_folder, settings):
             f'again: {why}'
         )
         table = None
-    if table and (count := table.forget_damaged(index_folder)):
-        print(
-            f'notice: {index_folder} is damaged: {count:,} vectors are embedded again'
-        )
+    damaged = bool(table) and forget_damaged(index_folder, table)
     journal = read_journals(index_folder, settings, dimensions_of(table))
     for name in journal.damaged:
         print(
@@ -138,7 +136,27 @@ def make_plan(folder, index_folder, settings):
     if journal.vectors and todo:
         count = len(journal.vectors)
         print(f'notice: continuing from {count:,} images of an interrupted build')
-    return Plan(images, problems, table, todo)
+    return Plan(images, problems, table, todo, damaged)
+
+
+def forget_damaged(index_folder, table):
+    """Forget the images of a table whose vectors are damaged, with a notice.
+
+    Returns whether any vectors are damaged, shortened ones included.
+    """
+    damaged = table.forget_damaged(index_folder)
+    if damaged:
+        print(
+            f'notice: {index_folder} is damaged: {damaged:,} vectors are computed again'
+        )
+    elif table.components:
+        damaged = len(table.find_damaged(index_folder, table.searched))
+        if damaged:
+            print(
+                f'notice: {index_folder} is damaged: its shortened vectors are '
+                'computed again'
+            )
+    return damaged > 0
 
 
 def files_seen(table, journal):
@@ -190,7 +208,11 @@ def finish(folder, index_folder, settings, plan, shortened):
     seen = [plan.images[path] for path in paths]
     table = plan.table
     contents = paths, seen, unreadable
-    if not table or contents != (table.paths, table.seen, table.problems):
+    if (
+        not table
+        or plan.damaged
+        or contents != (table.paths, table.seen, table.problems)
+    ):
         table = IndexTable(
             settings=settings,
             gallery=os.path.realpath(folder),
@@ -203,7 +225,8 @@ def finish(folder, index_folder, settings, plan, shortened):
         )
         vectors_path = os.path.join(index_folder, table.vectors)
         rows = [sources[path] for path in paths]
-        write_vectors(vectors_path, rows, table.dimensions)
+        checksums = write_vectors(vectors_path, rows, table.dimensions)
+        table.checksums[table.vectors] = checksums
         if shortened:
             shorten(index_folder, table, plan.table)
         table.write(index_folder)

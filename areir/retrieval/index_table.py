@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
@@ -25,6 +25,7 @@ class IndexTable:
     components: dict | None = None  # of a Projection to shorter vectors
     fitted: int = 0  # how many images they were fitted to
     calibration: dict | None = None  # of --calibrate
+    checksums: dict = field(default_factory=dict)  # {.npy file: CRC-32 of its blocks}
 
     @property
     def searched(self):
@@ -42,6 +43,7 @@ class IndexTable:
             (len(vectors), vectors.dimensions) == (len(self.paths), self.dimensions)
             and len(self.seen) == len(self.paths)
             and isinstance(self.settings, dict)
+            and isinstance(self.checksums, dict)
             and all(len(pair) == 2 for pair in seen)
             and all(isinstance(path, str) for path in paths)
         ):
@@ -64,11 +66,18 @@ class IndexTable:
 
         They are then embedded again. Returns how many there are.
         """
-        vectors = VectorsFile(os.path.join(index_folder, self.vectors))
-        damaged = vectors.find_damaged()
+        damaged = self.find_damaged(index_folder, self.vectors)
         for row in damaged:
             self.seen[row] = []  # no image has this
         return len(damaged)
+
+    def find_damaged(self, index_folder, name):
+        """Return the rows of a .npy file of the index that are damaged.
+
+        The files of earlier versions have no checksums.
+        """
+        vectors = VectorsFile(os.path.join(index_folder, name))
+        return vectors.find_damaged(self.checksums.get(name))
 
     def write(self, index_folder):
         """Write the table to index.pth."""
@@ -105,6 +114,7 @@ def read_table(index_folder):
             components=saved.get('components'),
             fitted=int(saved.get('fitted', 0)),
             calibration=saved.get('calibration'),
+            checksums=saved.get('checksums', {}),
         )
         table.check(index_folder)
         return table
