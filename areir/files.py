@@ -11,8 +11,11 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 import warnings
+import zipfile
+from zipfile import BadZipFile
 
 import torch
 
@@ -142,22 +145,52 @@ def atomic_folder(path, mark=None):
         yield temporary
 
 
+def is_special(path):
+    """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # there is none
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def refuse_special(path):
+    """Raise UserError if a path is a FIFO, a socket or a device."""
+    if is_special(path):
+        raise UserError(f'{path}: not a regular file')
+
+
 def load_tensors(path, mmap=False):
     """torch.load plain tensors and containers on the CPU; nothing is executed.
 
-    mmap: map the tensors from the file instead of reading them.
+    mmap: map the tensors from the file instead of reading them. Either way the whole
+    file is read once to check it.
     Raises UserError naming the file if it is missing, damaged or holds objects.
     """
+    refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     try:
+        check_members(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged file
         if isinstance(error, OSError) and error.filename:
             raise  # the file cannot be opened
-        kind = type(error).__name__
+        reason = str(error) if isinstance(error, BadZipFile) else type(error).__name__
         raise UserError(
-            f'{path} is damaged or not a file of tensors ({kind})'
+            f'{path} is damaged or not a file of tensors ({reason})'
         ) from error
+
+
+def check_members(path):
+    """Raise BadZipFile if a part of a zip file does not have its checksum.
+
+    torch.save writes zip files, and torch.load does not check them. Files of other
+    formats, such as that of torch before 1.6, have no checksums and pass.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if member := file.testzip():
+                raise BadZipFile(f'the checksum of {member} does not fit')

@@ -342,6 +342,24 @@ def test_damaged_files_are_refused_by_name(tmp_path, content, mmap):
         files.load_tensors(str(path), mmap=mmap)
 
 
+@pytest.mark.parametrize('mmap', [False, True])
+def test_a_flipped_bit_is_noticed(tmp_path, mmap):
+    path = tmp_path / 'a.pth'
+    tensor = torch.ones(1000)
+    files.write_tensors({str(path): {'a': torch.zeros(9), 'b': tensor}})
+    content = bytearray(path.read_bytes())
+    content[content.index(tensor.numpy().tobytes()) + 2001] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r'a\.pth is damaged.*sum of archive/data/1 '):
+        files.load_tensors(str(path), mmap=mmap)
+
+
+def test_files_of_the_legacy_format_have_no_checksums_and_are_read(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    torch.save({'a': torch.arange(5)}, path, _use_new_zipfile_serialization=False)
+    assert files.load_tensors(path)['a'].tolist() == [0, 1, 2, 3, 4]
+
+
 def test_absent_files_and_folders_are_refused_by_name(tmp_path):
     for path in (tmp_path / 'absent.pth', tmp_path):
         with pytest.raises(UserError, match=path.name):

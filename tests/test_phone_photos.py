@@ -130,7 +130,7 @@ def test_sheets(name, collection, tmp_path):
     phone.write_photo(tmp_path / 'photos' / name)
     collection.images[0] = name
     ((_, row),) = search_queries([query], collection, 2)
-    answer = answers.make_answer(query, *row, collection)
+    answer = answers.make_answer(query, *row, collection, 8)
     _, images = answers.draw_answer(answer)
     place = answer.table['path'].tolist().index(str(tmp_path / 'photos' / name))
     for image in (images[0], images[1 + place]):

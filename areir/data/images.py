@@ -14,6 +14,7 @@ from areir.data.optional_formats import (
     kind_by_suffix,
 )
 from areir.errors import UserError
+from areir.files import is_special
 
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
@@ -52,7 +53,12 @@ def is_image(path):
 
 
 def open_image(path):
-    """Open an image file in one of the formats that are decoded, as Image.open does."""
+    """Open an image file in one of the formats that are decoded, as Image.open does.
+
+    Raises UserError, without the path, if it is not a regular file.
+    """
+    if is_special(path):
+        raise UserError('not a regular file')
     check_readable(path)
     return Image.open(path, formats=image_formats())
 
@@ -76,24 +82,51 @@ def load_image(path, box=None, least=None):
             if least:
                 image.draft(None, (least, least))
             image.load()
+            file_format = image.format
             if box:
                 image = as_stored(image)
                 image = image.crop(clamp_box(box, image.size))
             ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return to_rgb(image, file_format)
     except Exception as error:  # decoders raise many kinds
         raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
 
 
-def to_rgb(image):
-    """Convert an image of any mode to RGB, with transparency on white."""
-    if image.mode.startswith('I'):  # 16-bit grey, which pillow would clip at 255
+def to_rgb(image, file_format=None):
+    """Convert an image of any mode to RGB, with transparency on white.
+
+    file_format: of its file, as pillow calls it. 16 bits of grey are divided by 256.
+    The other numbers that a TIFF may hold, floats, 32 bits and signed 16 bits, have no
+    agreed white: the smallest becomes black and the largest white, see
+    `stretch_to_bytes`.
+    """
+    numbers = image.mode == 'I' and file_format == 'TIFF'
+    if numbers or image.mode == 'F':
+        image = Image.fromarray(stretch_to_bytes(np.asarray(image)))
+    elif image.mode.startswith('I'):  # 16-bit grey, which pillow would clip at 255
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert('RGBA')
         white = Image.new('RGBA', image.size, 'white')
         image = Image.alpha_composite(white, image)
     return image.convert('RGB')
+
+
+def stretch_to_bytes(values):
+    """Map numbers (H, W) from their own range to 0 ... 255, as uint8.
+
+    If all are equal, they become 0. NaN and infinity do not count for the range: NaN
+    becomes 0, and infinity 0 or 255 by its sign. Raises UserError if no number is
+    finite.
+    """
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise UserError('none of its pixels is a finite number')
+    low, high = finite.min(), finite.max()
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    shares = (values - low) / ((high - low) or 1)
+    return np.rint(255 * shares).astype(np.uint8)
 
 
 def clamp_box(box, size):
@@ -143,14 +176,19 @@ def flip(images, mirrored):
     return torch.where(mirrored, images.flip(3), images)
 
 
-def list_files(root, skip=(), problems=None):
+def list_files(root, skip=(), problems=None, special=None):
     """Return all files below root as sorted relative paths with '/'.
 
     Links are followed, but never into a folder that contains them. Hidden and system
     files and the folders `skip` of root are left out. problems: a dict that receives
     {path: reason} for folders that cannot be read; without it they raise OSError.
+    FIFOs, sockets and devices are left out, too. special: a list that receives them.
     """
-    return sorted(walk(root, '', frozenset(), skip, problems))
+    files, others = [], [] if special is None else special
+    for path in walk(root, '', frozenset(), skip, problems):
+        kept = others if is_special(os.path.join(root, path)) else files
+        kept.append(path)
+    return sorted(files)
 
 
 def walk(folder, prefix, above, skip, problems):

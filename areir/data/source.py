@@ -171,7 +171,8 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
         return SourceDataset(data_root, name, source, layout, records, [], table)
     source = find_source(data_root, name, data_path)
     made_here = crop_types(name) if has_boxes(name) else ()
-    files = list_files(source, skip=made_here)
+    special = []
+    files = list_files(source, skip=made_here, special=special)
     try:
         if name in LAYOUTS:
             layout, records = LAYOUTS[name].read(source, files)
@@ -184,7 +185,7 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
             f'{source}: its annotation files are incomplete or damaged: {error!r}'
         ) from error
     check_parts(source, records)
-    left_out = [] if name in LAYOUTS else files_without_class(files, records)
+    left_out = [] if name in LAYOUTS else files_without_class(files + special, records)
     return SourceDataset(data_root, name, source, layout, records, left_out)
 
 

@@ -14,6 +14,7 @@ import os
 from areir.data.layouts import draw_training_classes
 from areir.data.records import Record
 from areir.errors import UserError
+from areir.files import refuse_special
 
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROLES = ('is_query', 'is_gallery')
@@ -53,6 +54,7 @@ def read_csv(path, required, read):
     naming the columns that are missing, or the lines for which `read` raises
     ValueError.
     """
+    refuse_special(path)
     rows, problems = [], []
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:

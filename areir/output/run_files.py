@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from areir.files import refuse_special
 from areir.output import charts
 from areir.output.curves import curve_panels
 
@@ -14,6 +15,7 @@ from areir.output.curves import curve_panels
 def read(path, parse):
     """Return (parse(the open file), None), or (None, why it cannot be read)."""
     try:
+        refuse_special(path)
         with open(path, encoding='utf-8') as file:
             return parse(file), None
     except (ValueError, OSError, RecursionError) as error:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from areir.errors import UserError
-from areir.files import atomic_path, write_json
+from areir.files import atomic_path, refuse_special, write_json
 from areir.retrieval.index import locked
 from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
 from areir.retrieval.vectors_file import VectorsFile
@@ -109,6 +109,8 @@ def open_approximate(index_folder, vectors):
 
 def read_approximate(path, vectors):
     """Read an index and its measurements. Raises an error if they do not fit."""
+    refuse_special(path)
+    refuse_special(f'{path}.json')
     with open(f'{path}.json', encoding='utf-8') as file:
         saved = json.load(file)
     measured = {name: saved[name] for name in MEASURED}

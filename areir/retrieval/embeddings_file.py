@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
-from areir.files import load_tensors
+from areir.files import load_tensors, refuse_special
 from areir.retrieval.labelled_arrays import label_entries
 from areir.retrieval.metrics import rank_positives
 from areir.retrieval.original_files import (
@@ -147,6 +147,7 @@ def load_entries(path, table=None):
         raise UserError(f'{path}: no such file')
     if os.path.isdir(path):
         raise UserError(f'{path}: a folder')
+    refuse_special(path)
     suffix = os.path.splitext(path)[1]
     if suffix == '.npy' and table is None:
         raise UserError(f'{path}: give its labels with --labels FILE.csv')

@@ -10,13 +10,14 @@ OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
-def list_pictures(folder, problems):
+def list_pictures(folder, problems, special=None):
     """Return `list_files` of a folder without what inference.py has written below it.
 
     HEIC and AVIF files that cannot be read here are left out, with a notice. problems:
-    a dict that receives {path: reason} for folders that cannot be read.
+    a dict that receives {path: reason} for folders that cannot be read; special: a list
+    that receives the FIFOs, sockets and devices, which are left out.
     """
-    files = list_files(folder, problems=problems)
+    files = list_files(folder, problems=problems, special=special)
     own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
     files = [path for path in files if os.path.dirname(path) not in own]
     readable, unreadable = split_by_reader(files)
@@ -36,8 +37,10 @@ def scan(folder):
     Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
     that cannot be read, and the number of other files.
     """
-    images, problems, others = {}, {}, 0
-    for path in list_pictures(folder, problems):
+    images, problems, special = {}, {}, []
+    paths = list_pictures(folder, problems, special)
+    others = len(special)
+    for path in paths:
         file = os.path.join(folder, path)
         try:
             seen = os.stat(file)

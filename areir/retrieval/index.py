@@ -56,6 +56,7 @@ class Plan:
     problems: dict  # {path: why a folder or link cannot be read}
     table: IndexTable  # of the earlier index, or None
     todo: list  # paths of the images to embed
+    damaged: bool  # whether the vectors of the table must be written again
 
 
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
@@ -125,13 +126,39 @@ def make_plan(folder, index_folder, settings):
             f'again: {why}'
         )
         table = None
-    journal = read_journals(index_folder, settings)
+    damaged = bool(table) and forget_damaged(index_folder, table)
+    journal = read_journals(index_folder, settings, dimensions_of(table))
+    for name in journal.damaged:
+        print(
+            f'notice: {os.path.join(index_folder, name)} is damaged: images that '
+            'cannot be taken from it are embedded again'
+        )
     known = files_seen(table, journal)
     todo = [path for path, seen in images.items() if known.get(path) != seen]
     if journal.vectors and todo:
         count = len(journal.vectors)
         print(f'notice: continuing from {count:,} images of an interrupted build')
-    return Plan(images, problems, table, todo)
+    return Plan(images, problems, table, todo, damaged)
+
+
+def forget_damaged(index_folder, table):
+    """Forget the images of a table whose vectors are damaged, with a notice.
+
+    Returns whether any vectors are damaged, shortened ones included.
+    """
+    damaged = table.forget_damaged(index_folder)
+    if damaged:
+        print(
+            f'notice: {index_folder} is damaged: {damaged:,} vectors are computed again'
+        )
+    elif table.components:
+        damaged = len(table.find_damaged(index_folder, table.searched))
+        if damaged:
+            print(
+                f'notice: {index_folder} is damaged: its shortened vectors are '
+                'computed again'
+            )
+    return damaged > 0
 
 
 def files_seen(table, journal):
@@ -169,7 +196,7 @@ def finish(folder, index_folder, settings, plan, shortened):
             f'{folder} vanished while it was read; what was embedded is kept, and the '
             'same command continues'
         )
-    journal = read_journals(index_folder, settings)
+    journal = read_journals(index_folder, settings, dimensions_of(plan.table))
     sources = find_sources(index_folder, plan, journal)
     unreadable = find_unreadable(plan, journal, sources)
     if not sources:
@@ -189,7 +216,7 @@ def finish(folder, index_folder, settings, plan, shortened):
         dimensions=find_dimensions(plan, journal),
         calibration=plan.table.calibration if plan.table else None,
     )
-    if table.lists_the_same(plan.table):
+    if table.lists_the_same(plan.table) and not plan.damaged:
         table = plan.table
     else:
         write_index(index_folder, table, sources, plan.table, shortened)
@@ -214,7 +241,8 @@ def write_index(index_folder, table, sources, earlier, shortened):
     """
     vectors_path = os.path.join(index_folder, table.vectors)
     rows = [sources[path] for path in table.paths]
-    write_vectors(vectors_path, rows, table.dimensions)
+    checksums = write_vectors(vectors_path, rows, table.dimensions)
+    table.checksums[table.vectors] = checksums
     if shortened:
         shorten(index_folder, table, earlier)
     table.write(index_folder)
@@ -244,6 +272,11 @@ def find_unreadable(plan, journal, sources):
         for path, (seen, reason) in problems.items()
         if plan.images.get(path) == seen and path not in sources
     }
+
+
+def dimensions_of(table):
+    """Return how many numbers a vector of an IndexTable has; None without a table."""
+    return table.dimensions if table else None
 
 
 def find_dimensions(plan, journal):

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
@@ -25,6 +25,7 @@ class IndexTable:
     components: dict | None = None  # of the Projection that shortens the vectors
     fitted: int = 0  # how many images the components were fitted to
     calibration: dict | None = None  # stored by --calibrate
+    checksums: dict = field(default_factory=dict)  # {.npy file: CRC-32 of its blocks}
 
     @property
     def searched(self):
@@ -42,6 +43,7 @@ class IndexTable:
             (len(vectors), vectors.dimensions) == (len(self.paths), self.dimensions)
             and len(self.seen) == len(self.paths)
             and isinstance(self.settings, dict)
+            and isinstance(self.checksums, dict)
             and all(len(pair) == 2 for pair in seen)
             and all(isinstance(path, str) for path in paths)
         ):
@@ -58,6 +60,24 @@ class IndexTable:
         dimensions = projection.matrix.shape[1]
         if (len(shortened), shortened.dimensions) != (len(self.paths), dimensions):
             raise UserError('its shortened vectors do not fit')
+
+    def forget_damaged(self, index_folder):
+        """Forget what was seen of the images whose vectors are damaged.
+
+        They are then embedded again. Returns how many there are.
+        """
+        damaged = self.find_damaged(index_folder, self.vectors)
+        for row in damaged:
+            self.seen[row] = []  # no image has this
+        return len(damaged)
+
+    def find_damaged(self, index_folder, name):
+        """Return the rows of a .npy file of the index that are damaged.
+
+        The files of earlier versions have no checksums.
+        """
+        vectors = VectorsFile(os.path.join(index_folder, name))
+        return vectors.find_damaged(self.checksums.get(name))
 
     def write(self, index_folder):
         """Write the table to index.pth."""
@@ -101,6 +121,7 @@ def read_table(index_folder):
             components=saved.get('components'),
             fitted=int(saved.get('fitted', 0)),
             calibration=saved.get('calibration'),
+            checksums=saved.get('checksums', {}),
         )
         table.check(index_folder)
         return table

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
-from areir.files import atomic_path
 from areir.retrieval.projection import Projection, fit_projection
-from areir.retrieval.vectors_file import COPIED, VectorsFile
+from areir.retrieval.vectors_file import COPIED, VectorsFile, write_blocks
 
 DIMENSIONS = 256
 WHITENING = 0.75
@@ -35,7 +34,8 @@ def shorten(index_folder, table, earlier):
         fit_components(table, vectors)
     if table.components:
         path = os.path.join(index_folder, table.searched)
-        write_shortened(path, vectors, Projection(**table.components))
+        projection = Projection(**table.components)
+        table.checksums[table.searched] = write_shortened(path, vectors, projection)
 
 
 def fit_components(table, vectors):
@@ -43,7 +43,6 @@ def fit_components(table, vectors):
 
     Scores change, so the threshold is dropped. Prints a notice of what has changed.
     """
-    print_fitting(table, len(vectors))
     step = math.ceil(len(vectors) / MOST_IMAGES)
     sample = torch.from_numpy(np.array(vectors.rows()[::step]))
     try:
@@ -51,6 +50,7 @@ def fit_components(table, vectors):
     except UserError as error:
         print(f'notice: no principal components: {error}')
         return
+    print_fitting(table, len(vectors))
     table.components, table.fitted = projection.to_state(), len(vectors)
     table.calibration = None
 
@@ -70,11 +70,15 @@ def print_fitting(table, count):
 
 
 def write_shortened(path, vectors, projection):
-    """Project the vectors of a VectorsFile and write them to a new one."""
-    header = {'descr': '<f4', 'fortran_order': False}
-    header['shape'] = len(vectors), projection.matrix.shape[1]
-    with atomic_path(path) as temporary, open(temporary, 'wb') as out:
-        np.lib.format.write_array_header_1_0(out, header)
-        for start in range(0, len(vectors), COPIED):
-            rows = vectors.rows(start, min(start + COPIED, len(vectors)))
-            out.write(projection(torch.from_numpy(rows)).numpy().tobytes())
+    """Project the vectors of a VectorsFile and write them to a new one.
+
+    Returns what `write_blocks` does.
+    """
+
+    def project(start):
+        rows = vectors.rows(start, min(start + COPIED, len(vectors)))
+        return projection(torch.from_numpy(rows)).numpy()
+
+    blocks = map(project, range(0, len(vectors), COPIED))
+    shape = len(vectors), projection.matrix.shape[1]
+    return write_blocks(path, shape, blocks)

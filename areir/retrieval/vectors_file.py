@@ -1,20 +1,22 @@
 """A .npy file of unit vectors, searched from disk without reading it into memory."""
 
 import os
+import zlib
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from areir.errors import UserError
-from areir.files import atomic_path
+from areir.files import atomic_path, refuse_special
 from areir.processes import gather, rank_and_count
 from areir.retrieval.ranking import check_k, search
 from areir.retrieval.scores import LAST, to_indices, to_keys, to_scores
 
 BLOCK = 65536  # vectors searched at a time
-COPIED = 4096  # vectors copied at a time
-LARGEST_NORM = 1.01  # of a unit vector after rounding
+COPIED = 4096  # vectors copied at a time, and covered by one checksum
+ROUNDING = 0.01  # by which the norm of a unit vector may differ from 1
+LARGEST_NORM = 1 + ROUNDING
 
 
 class VectorsFile:
@@ -25,6 +27,7 @@ class VectorsFile:
     """
 
     def __init__(self, path):
+        refuse_special(path)
         self.path = path
         self.file = open(path, 'rb')
         try:
@@ -53,6 +56,23 @@ class VectorsFile:
         shape = stop - start, self.dimensions
         # torch wants memory that it may write to, so it is mapped copy-on-write
         return np.memmap(self.file, np.float32, 'c', offset, shape)
+
+    def find_damaged(self, checksums=None):
+        """Return the rows that are damaged.
+
+        checksums: those that `write_blocks` returned. Every row of a block that does
+        not have its checksum is damaged. Without checksums, the rows that are not unit
+        vectors are.
+        """
+        damaged = []
+        for block, start in enumerate(range(0, self.count, COPIED)):
+            rows = self.rows(start, min(start + COPIED, self.count))
+            if checksums is None:
+                bad = np.flatnonzero(~are_unit_vectors(rows))
+                damaged += (start + bad).tolist()
+            elif checksums[block : block + 1] != [zlib.crc32(rows)]:
+                damaged += range(start, start + len(rows))
+        return damaged
 
     def search(self, query, k, exclude=None, shared=True):
         """Search as `ranking.search` does, a block of vectors at a time.
@@ -97,6 +117,14 @@ class VectorsFile:
         return to_keys(scores, indices + start)
 
 
+def are_unit_vectors(rows):
+    """Return whether each of the vectors (n, D) has a norm of 1; NaN has not."""
+    # the square of a number beyond 1e19 is infinite, and so is the norm
+    with np.errstate(over='ignore', invalid='ignore'):
+        norms = np.sqrt(np.einsum('ij,ij->i', rows, rows))
+        return np.abs(norms - 1) <= ROUNDING
+
+
 def smallest(keys, k):
     """Return the k smallest keys of each row, in order."""
     return keys.sort(dim=1).values[:, :k]
@@ -106,17 +134,31 @@ def write_vectors(path, sources, dimensions):
     """Copy vectors into a new .npy file, a block at a time.
 
     sources: (file, row) for each vector; a file is a .npy file, or the raw float32 file
-    of a journal.
+    of a journal. Returns what `write_blocks` does.
     """
     files = dict.fromkeys(file for file, _ in sources)
     mapped = {file: map_source(file, dimensions) for file in files}
-    header = {'descr': '<f4', 'fortran_order': False}
-    header['shape'] = len(sources), dimensions
+    batches = [
+        sources[start : start + COPIED] for start in range(0, len(sources), COPIED)
+    ]
+    blocks = (gather_rows(batch, mapped, dimensions) for batch in batches)
+    return write_blocks(path, (len(sources), dimensions), blocks)
+
+
+def write_blocks(path, shape, blocks):
+    """Write blocks of COPIED vectors each to a new .npy file of this shape.
+
+    Returns the CRC-32 of each block.
+    """
+    header = {'descr': '<f4', 'fortran_order': False, 'shape': shape}
+    checksums = []
     with atomic_path(path) as temporary, open(temporary, 'wb') as out:
         np.lib.format.write_array_header_1_0(out, header)
-        for start in range(0, len(sources), COPIED):
-            batch = sources[start : start + COPIED]
-            out.write(gather_rows(batch, mapped, dimensions).tobytes())
+        for block in blocks:
+            content = block.tobytes()
+            out.write(content)
+            checksums.append(zlib.crc32(content))
+    return checksums
 
 
 def map_source(file, dimensions):

@@ -76,6 +76,48 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     assert [loaded.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ('values', 'kind', 'expected'),
+    [
+        ([0, 51, 255, 102], np.int32, [0, 51, 255, 102]),
+        ([-(2**31), 0, 2**31 - 1, 0], np.int32, [0, 128, 255, 128]),
+        ([-1000, 0, 1000, 500], np.int32, [0, 128, 255, 191]),
+        ([7, 7, 7, 7], np.int32, [0, 0, 0, 0]),
+        ([0, 0.2, 1, 0.4], np.float32, [0, 51, 255, 102]),
+        ([-3e38, 0, 3e38, 0], np.float32, [0, 128, 255, 128]),
+        ([1000, np.nan, 2000, np.inf], np.float32, [0, 0, 255, 255]),
+    ],
+)
+def test_numbers_of_a_tiff_are_scaled_by_their_range(tmp_path, values, kind, expected):
+    rows = np.array([values] * 3, dtype=kind)
+    write_image(tmp_path / 'it.tif', Image.fromarray(rows))
+    loaded = load_image(tmp_path / 'it.tif')
+    assert loaded.mode == 'RGB'
+    assert to_pixels(loaded)[1].tolist() == [[value] * 3 for value in expected]
+    # a box does not lose the format of the file
+    cut = load_image(tmp_path / 'it.tif', (0, 1, 4, 3))
+    assert to_pixels(cut)[1].tolist() == to_pixels(loaded)[1].tolist()
+
+
+def test_a_tiff_without_a_finite_number_is_refused(tmp_path):
+    rows = np.full((3, 4), np.nan, np.float32)
+    write_image(tmp_path / 'it.tif', Image.fromarray(rows))
+    with pytest.raises(UserError, match=r'it\.tif: .*finite'):
+        load_image(tmp_path / 'it.tif')
+
+
+@pytest.mark.parametrize('name', ['deep.png', 'deep.tif', 'deep.pgm'])
+def test_16_bits_of_every_format_are_divided(tmp_path, name):
+    # none is black or white, so stretching would change them
+    rows = np.array([[512, 2560, 25600, 51200]] * 3, dtype=np.uint16)
+    if name.endswith('pgm'):
+        content = b'P5 4 3 65535\n' + rows.astype('>u2').tobytes()
+        (tmp_path / name).write_bytes(content)
+    else:
+        write_image(tmp_path / name, Image.fromarray(rows))
+    assert to_pixels(load_image(tmp_path / name))[1, :, 0].tolist() == [2, 10, 100, 200]
+
+
 def test_orientation_is_applied_after_the_box_is_cut(tmp_path):
     image, exif = noise((6, 4)), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise

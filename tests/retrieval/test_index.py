@@ -24,6 +24,7 @@ from photos import (
 from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
+from areir.retrieval import vectors_file
 
 
 @pytest.fixture
@@ -169,6 +170,22 @@ def test_leftovers_of_killed_processes_are_removed(photos, tmp_path):
 # Damage
 
 
+def flip_bit(path, place):
+    with open(path, 'r+b') as file:
+        file.seek(place)
+        (value,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([value ^ 1]))
+
+
+def without_checksums(index):
+    """Make an index as earlier versions wrote it."""
+    path = f'{index.folder}/index.pth'
+    table = load_tensors(path)
+    del table['checksums']
+    write_tensors({path: table})
+
+
 def damage_vectors(kind, path):
     """Damage a .npy file."""
     vectors = np.load(path)
@@ -199,6 +216,56 @@ def test_an_index_with_damaged_vectors_is_built_again(photos, tmp_path, capsys, 
     assert 'is damaged' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('place', [128, 128 + 7 * 6 * 4 - 1])
+def test_a_flipped_bit_in_a_vector_is_noticed(photos, tmp_path, capsys, place):
+    index = update(photos, tmp_path / 'index')
+    flip_bit(index.vectors.path, place)
+    counting = Counting()
+    again = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 7  # a block of vectors has one checksum
+    assert f'{index.folder} is damaged: 7 vectors' in capsys.readouterr().out
+    assert_same(again, update(photos, tmp_path / 'new'))
+    assert update(photos, tmp_path / 'index').embedded == 0
+
+
+def test_only_the_block_of_a_flipped_bit_is_embedded_again(
+    photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vectors_file, 'COPIED', 3)
+    index = update(photos, tmp_path / 'index')
+    flip_bit(index.vectors.path, 128 + 4 * 24)
+    counting = Counting()
+    again = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 3
+    assert_same(again, update(photos, tmp_path / 'new'))
+
+
+def test_an_index_of_earlier_versions_has_no_checksums_and_is_read(
+    photos, tmp_path, capsys
+):
+    without_checksums(update(photos, tmp_path / 'index'))
+    index = update(photos, tmp_path / 'index')
+    assert index.embedded == 0 and not capsys.readouterr().out
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e19, 1e30])
+def test_vectors_that_are_damaged_are_embedded_again(photos, tmp_path, capsys, value):
+    index = update(photos, tmp_path / 'index')
+    without_checksums(index)
+    vectors = np.load(index.vectors.path)
+    vectors[2, 3] = vectors[5, 0] = value
+    np.save(index.vectors.path, vectors)
+    (photos / index.paths[5]).unlink()
+    counting = Counting()
+    again = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == again.embedded == again.removed == 1
+    (notice,) = capsys.readouterr().out.splitlines()
+    assert f'{index.folder} is damaged' in notice and '2 vectors' in notice
+    assert_same(again, update(photos, tmp_path / 'new'))
+    assert update(photos, tmp_path / 'index').embedded == 0
+
+
 @pytest.mark.parametrize(
     'changed',
     [
@@ -210,6 +277,7 @@ def test_an_index_with_damaged_vectors_is_built_again(photos, tmp_path, capsys, 
         {'paths': [1] * 7},
         {'dimensions': 5},
         {'vectors': 3},
+        {'checksums': 3},
     ],
 )
 def test_an_index_with_a_damaged_table_is_built_again(

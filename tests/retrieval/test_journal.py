@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import zlib
 
+import numpy as np
 import pytest
 from photos import (
     SETTINGS,
@@ -77,9 +79,17 @@ def test_a_journal_cut_anywhere_is_used_as_far_as_it_is_whole(
         '[["a"], [1, 2], 64]',
         '["a/0.png", [1, 2], -4]',
         '{}',
+        '["a/0.png", [1, 2], true]',
+        '["a/0.png", [1, 2], 7]',  # the others have 6 dimensions
+        '["a/0.png", null, 6, 0, 0]',
+        '["a/0.png", [1, 2], 6, -1, 0]',
+        '["a/0.png", [1, 2], 6, 0, 0]',
+        '["a/0.png", [1, 2], 6, 0]',
+        '[' * 100_000,
     ],
+    ids=lambda line: line[:40],
 )
-def test_a_line_that_makes_no_sense_ends_a_journal(photos, tmp_path, line):
+def test_a_line_that_makes_no_sense_ends_a_journal(photos, tmp_path, line, capsys):
     write(photos, tmp_path / 'index')
     (path,) = (tmp_path / 'index').glob('*.jsonl')
     lines = path.read_text().splitlines()
@@ -87,6 +97,78 @@ def test_a_line_that_makes_no_sense_ends_a_journal(photos, tmp_path, line):
     counting = Counting()
     index = update(photos, tmp_path / 'index', embed=counting)
     assert counting.images == 5
+    assert f'{path} is damaged' in capsys.readouterr().out
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+def as_earlier_versions(folder):
+    """Rewrite a journal without rows and checksums; return the paths of its files."""
+    (path,) = folder.glob('*.jsonl')
+    settings, *lines = [json.loads(line) for line in path.read_text().splitlines()]
+    write_lines(path, [settings, *(line[:3] for line in lines)])
+    return path, path.with_suffix('.f32')
+
+
+def write_lines(path, lines):
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def test_a_lost_line_does_not_shift_the_others(photos, tmp_path):
+    write(photos, tmp_path / 'index')
+    (path,) = (tmp_path / 'index').glob('*.jsonl')
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(''.join(lines[:3] + lines[4:]))
+    counting = Counting()
+    index = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 1
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+def test_a_damaged_vector_is_embedded_again(photos, tmp_path, capsys):
+    write(photos, tmp_path / 'index')
+    (path,) = (tmp_path / 'index').glob('*.f32')
+    content = bytearray(path.read_bytes())
+    content[4 * 24 + 2] ^= 1  # in the fifth vector
+    path.write_bytes(content)
+    counting = Counting()
+    index = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 3
+    assert f'{path.with_suffix(".jsonl")} is damaged' in capsys.readouterr().out
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+def test_a_journal_of_earlier_versions_is_continued(photos, tmp_path, capsys):
+    write(photos, tmp_path / 'index')
+    as_earlier_versions(tmp_path / 'index')
+    counting = Counting()
+    index = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 0 and 'damaged' not in capsys.readouterr().out
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+@pytest.mark.parametrize('damage', ['lost line', 'NaN', 'cut', 'dimensions'])
+def test_a_damaged_journal_of_earlier_versions_is_not_used(
+    photos, tmp_path, damage, capsys
+):
+    write(photos, tmp_path / 'index')
+    path, vectors_path = as_earlier_versions(tmp_path / 'index')
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    vectors = np.fromfile(vectors_path, np.float32)
+    if damage == 'lost line':
+        del lines[3]
+    elif damage == 'NaN':
+        vectors[8] = np.nan
+    elif damage == 'cut':
+        vectors = vectors[:-1]
+    else:
+        for line in lines[1:]:
+            line[2] = 7
+    write_lines(path, lines)
+    vectors.tofile(vectors_path)
+    counting = Counting()
+    index = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 7
+    assert f'{path} is damaged' in capsys.readouterr().out
     assert_same(index, update(photos, tmp_path / 'new'))
 
 
@@ -105,10 +187,15 @@ def test_the_format_of_a_journal(photos, tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     images, _, _ = scan(str(photos))
     assert lines[0] == SETTINGS
-    assert lines[1] == ['a/0.png', images['a/0.png'], 6]
+    vectors = path.with_suffix('.f32').read_bytes()
+    for row in range(7):
+        image = lines[1 + row][0]
+        checksum = zlib.crc32(vectors[24 * row : 24 * row + 24])
+        assert lines[1 + row] == [image, images[image], 6, row, checksum]
+    assert lines[1][0] == 'a/0.png'
     assert lines[-1][:2] == ['broken.png', images['broken.png']]
     assert 'cannot identify' in lines[-1][2]
-    assert path.with_suffix('.f32').stat().st_size == 7 * 6 * 4
+    assert len(vectors) == 7 * 6 * 4
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(photos, tmp_path, monkeypatch):

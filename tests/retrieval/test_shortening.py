@@ -180,3 +180,21 @@ def test_an_index_that_has_changed_is_not_calibrated(update, photos):
     update()
     with pytest.raises(UserError, match='has changed'):
         store_calibration(index, CALIBRATION)
+
+
+@pytest.mark.parametrize('checksums', [True, False])
+def test_damaged_vectors_are_shortened_again(update, capsys, checksums):
+    index = update()
+    store_calibration(index, CALIBRATION)
+    expected = np.array(index.vectors.rows())
+    if not checksums:  # an index of earlier versions
+        path = f'{index.folder}/index.pth'
+        write_tensors({path: load_tensors(path) | {'checksums': {}}})
+    damaged = expected.copy()
+    damaged[4, 1] += 0.5
+    np.save(index.vectors.path, damaged)
+    again = update()
+    (notice,) = capsys.readouterr().out.splitlines()
+    assert f'{index.folder} is damaged' in notice
+    assert again.embedded == 0 and again.calibration == CALIBRATION
+    assert np.array_equal(again.vectors.rows(), expected)
