@@ -14,6 +14,7 @@ from areir.errors import UserError
 from areir.files import write_json, write_table, write_tensors
 from areir.training import checkpoints
 from areir.training.recipes import BEFORE_RECIPES, default_recipe
+from areir.training.run_lock import RunLock
 
 # flags that may differ when a run is resumed
 FREE = (
@@ -149,6 +150,7 @@ class Run:
     def __init__(self, name, results_root, settings):
         self.name, self.settings = name, settings
         self.prefix = os.path.join(results_root, name)
+        self.lock = RunLock(self.prefix)
 
     def path(self, ending):
         """Return the path of one of the run's files."""
@@ -159,11 +161,35 @@ class Run:
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
     def check_start(self, resume, num_epochs):
-        """Return whether there is anything to train.
+        """Return whether there is anything to train; if so, lock the run.
 
-        Raises UserError if the run was interrupted and is not resumed, or if it is
-        finished and was run with other settings.
+        All processes call it together. Raises UserError if another process trains the
+        run, if it was interrupted and is not resumed, or if it is finished and was run
+        with other settings.
         """
+        self.take_lock()
+        needed = False
+        try:
+            needed = self.needs_training(resume, num_epochs)
+        finally:
+            if not needed:
+                self.lock.release()
+        return needed
+
+    def take_lock(self):
+        """Lock the run in rank 0. Raises what that raises, in every process."""
+        problem = None
+        if processes.is_first():
+            try:
+                self.lock.take()
+            except (UserError, OSError) as error:
+                problem = error
+        problem = processes.from_first(problem)
+        if problem:
+            raise problem
+
+    def needs_training(self, resume, num_epochs):
+        """Return what `check_start` returns, without the lock."""
         if self.checkpoints() and not resume:
             raise UserError(
                 f'{self.name} was interrupted: continue with --resume, or remove '
@@ -278,9 +304,10 @@ class Run:
         with open(self.path('run.json'), encoding='utf-8') as file:
             return json.load(file)['calibration']
 
-    def remove_checkpoints(self):
-        """Remove the checkpoints of a finished run."""
+    def end(self):
+        """Remove the checkpoints of a finished run and release its lock."""
         shutil.rmtree(self.path('checkpoint'))
+        self.lock.release()
 
 
 def try_restore(trainer, folder, state):

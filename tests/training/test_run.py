@@ -252,7 +252,8 @@ def test_the_epoch_that_is_kept_is_written_together(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
 
 
-def test_checkpoints_of_a_finished_run_are_removed(interrupted):
+def test_checkpoints_of_a_finished_run_are_removed(interrupted, tmp_path):
     run, _ = interrupted
-    run.remove_checkpoints()
-    assert run.checkpoints() == [] and not os.path.exists(run.path('checkpoint'))
+    assert run.check_start(resume=True, num_epochs=3)
+    run.end()
+    assert run.checkpoints() == [] and os.listdir(tmp_path) == []
