@@ -300,6 +300,16 @@ def test_a_finished_run_is_not_run_again(slim, uninterrupted):
     assert '--seed 1' in slim.refuse('train.py', *FLAGS, *flags)
 
 
+def test_a_finished_run_with_a_short_csv_is_kept(slim, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / 'results')
+    csv, model = (tmp_path / f'results/{RUN}_{n}' for n in ('results.csv', 'model.pth'))
+    csv.write_text(''.join(csv.read_text().splitlines(True)[:-1]))
+    before = model.read_bytes()
+    output = train(slim, tmp_path / 'results', '--resume')
+    assert f'{RUN} is finished' in output and str(csv) in output
+    assert model.read_bytes() == before
+
+
 def test_resume_without_a_checkpoint_begins(
     slim, slim_backbone, uninterrupted, tmp_path
 ):

@@ -1,6 +1,5 @@
 """One training run: its name, its settings, its progress, and the files it writes."""
 
-import json
 import os
 import shutil
 import sys
@@ -13,8 +12,17 @@ from areir import processes
 from areir.errors import UserError
 from areir.files import write_json, write_table, write_tensors
 from areir.training import checkpoints
+from areir.training.finished import (
+    AGAIN,
+    csv_problem,
+    read_record,
+    saved_settings,
+    tested_epochs,
+)
 from areir.training.recipes import BEFORE_RECIPES, default_recipe
 from areir.training.run_lock import RunLock
+
+KEPT = 'the checkpoints of the run are kept'
 
 # flags that may differ when a run is resumed
 FREE = (
@@ -190,33 +198,40 @@ class Run:
 
     def needs_training(self, resume, num_epochs):
         """Return what `check_start` returns, without the lock."""
-        if self.checkpoints() and not resume:
-            raise UserError(
-                f'{self.name} was interrupted: continue with --resume, or remove '
-                f'{self.path("checkpoint")} to start again'
-            )
-        if resume and not self.checkpoints() and self.is_finished(num_epochs):
-            print(f'{self.name} is finished: nothing to do')
-            return False
-        return True
+        if self.checkpoints():
+            if not resume:
+                raise UserError(
+                    f'{self.name} was interrupted: continue with --resume, or remove '
+                    f'{self.path("checkpoint")} to start again'
+                )
+            return True
+        return not resume or not self.is_finished(num_epochs)
 
     def is_finished(self, num_epochs):
-        """Whether the last epoch is in the CSV. Raises UserError for other settings."""
+        """Whether a run without checkpoints is finished; if so, say it.
+
+        A file of it that is damaged is named. Raises UserError for other settings, and
+        if what is there may not be a finished run: nothing may overwrite it unasked.
+        """
         json_path, csv_path = self.path('run.json'), self.path('results.csv')
-        if not os.path.isfile(json_path) or not os.path.isfile(csv_path):
+        others = [csv_path, self.path('model.pth'), self.path('data_base.pth')]
+        present = [path for path in others if os.path.isfile(path)]
+        if not os.path.isfile(json_path):
+            if present:
+                raise UserError(
+                    f'{json_path} is missing, but {present[0]} is there; {AGAIN}'
+                )
             return False
-        try:
-            with open(json_path, encoding='utf-8') as file:
-                record = json.load(file)
-            saved = dict(record['arguments'], precision=record['precision'])
-            saved['split_sha256'] = record['data']['split_sha256']
-            epochs = pd.read_csv(csv_path)['epoch'].max()
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f'{json_path} or {csv_path} is damaged: remove both to start again'
-            ) from error
-        self.refuse_other_settings(saved, json_path)
-        return epochs == num_epochs
+        record = read_record(json_path)
+        self.refuse_other_settings(saved_settings(record, json_path), json_path)
+        tested = tested_epochs(record, json_path)
+        problem = csv_problem(csv_path, tested, num_epochs)
+        if tested is None and problem:
+            raise UserError(f'{problem}; {AGAIN}')
+        print(f'{self.name} is finished: nothing to do')
+        if problem:
+            print(f'notice: {problem}; {AGAIN}')
+        return True
 
     def refuse_other_settings(self, saved, source):
         """Raise UserError naming the flag if the run began with other settings."""
@@ -301,11 +316,14 @@ class Run:
 
     def calibration(self):
         """Return the threshold of the epoch that was kept, or None."""
-        with open(self.path('run.json'), encoding='utf-8') as file:
-            return json.load(file)['calibration']
+        return read_record(self.path('run.json'), KEPT).get('calibration')
 
-    def end(self):
-        """Remove the checkpoints of a finished run and release its lock."""
+    def end(self, progress):
+        """Note in run.json that the run is finished, remove its checkpoints, unlock."""
+        record = read_record(self.path('run.json'), KEPT)
+        tested = [row['epoch'] for row in progress.rows]
+        finished = {'finished': True, 'tested_epochs': tested}
+        write_json(self.path('run.json'), {**record, **finished})
         shutil.rmtree(self.path('checkpoint'))
         self.lock.release()
 
