@@ -255,15 +255,19 @@ class Run:
     def restore(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.
 
-        Raises UserError if its settings differ, or if none can be read.
+        Newer ones that are damaged are removed. Raises UserError if its settings
+        differ, or if none can be read.
         """
+        damaged = []
         for folder in self.checkpoints():
             state, problem = self.read_state(folder)
             if state:
                 problem = try_restore(trainer, folder, state)
             if not processes.any_process(problem):
+                checkpoints.remove_damaged(damaged)
                 return Progress.from_state(state)
             print(f'notice: {problem or "another process cannot read " + folder}')
+            damaged.append(folder)
         raise UserError(
             f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
             'start again'
@@ -275,7 +279,7 @@ class Run:
         Raises UserError if it was made with other settings.
         """
         try:
-            state = checkpoints.read_part(folder, 'state')
+            state = checkpoints.read_state(folder)
         except (UserError, OSError) as error:
             return None, error
         self.refuse_other_settings(state['settings'], folder)
@@ -330,10 +334,13 @@ class Run:
 
 def try_restore(trainer, folder, state):
     """Load a checkpoint into the trainer; return why it cannot be read, or None."""
+    begun = state['epoch'] > 1 or state['done']['batches'] > 0
     try:
-        trainer.restore(folder)
-    except (ValueError, OSError, RuntimeError) as error:  # torch raises all three
+        trainer.restore(folder, begun)
+        if trainer.noise:
+            trainer.noise.set_state(state['noise'])
+    except (UserError, OSError) as error:
         return error
-    if trainer.noise:
-        trainer.noise.set_state(state['noise'])
+    except (LookupError, TypeError, RuntimeError):  # of set_state
+        return f'{os.path.join(folder, "state.pth")} is damaged: noise is odd'
     return None
