@@ -384,7 +384,7 @@ def main(args=None, stages=None, normalisation=None):
         print_result(run, progress, recalls[0])
     processes.leave()
     if rank == 0:
-        run.remove_checkpoints()
+        run.end(progress)
 
 
 if __name__ == '__main__':

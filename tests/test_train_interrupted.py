@@ -213,6 +213,33 @@ def test_a_signal_while_embedding_keeps_the_trained_epoch(
     assert_same_run(uninterrupted, tmp_path)
 
 
+# Two runs of one name
+
+
+@pytest.mark.slow
+def test_a_run_that_is_going_on_is_not_started_again(
+    slim, slim_backbone, uninterrupted, tmp_path
+):
+    """With or without --resume, by one process or two; killed, it is resumed."""
+    process = start(slim, tmp_path, '--num_epochs', 200)
+    wait_for_first_batch(process)
+    flags = [*FLAGS, '--results_root', tmp_path, '--num_epochs', 200]
+    for more in ([], ['--resume'], ['--seed', 1]):
+        line = slim.refuse('train.py', *flags, *more)
+        assert f'{RUN} is going on' in line and f'process {process.pid},' in line
+    two = start(slim, tmp_path, '--num_epochs', 200, processes=2)
+    errors = two.communicate(timeout=60)[1]
+    assert f'process {process.pid},' in errors
+    wait_for_checkpoint(process, tmp_path)
+    process.kill()
+    process.communicate()
+    assert '--resume' in slim.refuse('train.py', *flags)
+    shutil.rmtree(tmp_path / f'{RUN}_checkpoint')
+    train(slim, tmp_path, '--num_workers', 0)
+    assert_same_run(uninterrupted, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(uninterrupted))
+
+
 # Damaged checkpoints and other settings
 
 
@@ -271,6 +298,16 @@ def test_a_finished_run_is_not_run_again(slim, uninterrupted):
     assert (uninterrupted / f'{RUN}_model.pth').stat().st_mtime == before
     flags = ['--resume', '--seed', '1', '--results_root', uninterrupted]
     assert '--seed 1' in slim.refuse('train.py', *FLAGS, *flags)
+
+
+def test_a_finished_run_with_a_short_csv_is_kept(slim, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / 'results')
+    csv, model = (tmp_path / f'results/{RUN}_{n}' for n in ('results.csv', 'model.pth'))
+    csv.write_text(''.join(csv.read_text().splitlines(True)[:-1]))
+    before = model.read_bytes()
+    output = train(slim, tmp_path / 'results', '--resume')
+    assert f'{RUN} is finished' in output and str(csv) in output
+    assert model.read_bytes() == before
 
 
 def test_resume_without_a_checkpoint_begins(

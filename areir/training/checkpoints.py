@@ -10,11 +10,25 @@ The folder is written under a temporary name and moved. The last two are kept.
 import os
 import re
 import shutil
+from math import isfinite
+from numbers import Real
 
 import torch
 
 from areir import processes
+from areir.errors import UserError
 from areir.files import WriteError, load_tensors, remove_leftovers, temporary_name
+
+# the fields of state.pth, and those of its field done
+STATE = {
+    'settings': dict,
+    'epoch': int,
+    'done': dict,
+    'rows': list,
+    'best': Real,
+    'kept': str,
+}
+DONE = {'batches', 'loss', 'accuracy', 'seconds', 'waited'}
 
 
 def list_checkpoints(root):
@@ -80,9 +94,77 @@ def write_files(folder, files):
         torch.save(value, os.path.join(folder, f'{name}.pth'))
 
 
+def remove_damaged(folders):
+    """Remove checkpoints that cannot be read, all processes together.
+
+    Their names would keep others from being written.
+    """
+    processes.wait_for_all()  # all have tried to read them
+    if processes.is_first():
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    processes.wait_for_all()
+
+
+# Checked reads: what passes them can be used without looking
+
+
+def place_of(folder):
+    """Return (epoch, batches done in it) of a checkpoint, from its name."""
+    _, epoch, _, batch = os.path.basename(folder).split('_')
+    return int(epoch), int(batch)
+
+
 def read_part(folder, name):
-    """Load one file of a checkpoint. Raises UserError if it is missing or damaged."""
-    return load_tensors(os.path.join(folder, f'{name}.pth'))
+    """Load the weights and the optimizer of one part of the model.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    path = os.path.join(folder, f'{name}.pth')
+    part = load_tensors(path)
+    for field in ('weights', 'optimizer'):
+        if not isinstance(part, dict) or not isinstance(part.get(field), dict):
+            raise UserError(f'{path} is damaged: it has no {field}')
+    return part
+
+
+def read_state(folder):
+    """Load the progress and the settings of a run, as `Progress.to_state` gives them.
+
+    Raises UserError if the file is missing or damaged.
+    """
+    path = os.path.join(folder, 'state.pth')
+    state = load_tensors(path)
+    problem = state_problem(state, *place_of(folder))
+    if problem:
+        raise UserError(f'{path} is damaged: {problem}')
+    return state
+
+
+def state_problem(state, epoch, batches):
+    """Return what is wrong with the state of a checkpoint, or None."""
+    if not isinstance(state, dict):
+        return 'it has no fields'
+    for name, kind in STATE.items():
+        if not isinstance(state.get(name), kind):
+            return f'{name} is missing or odd'
+    if not isinstance(state.get('seconds', 0.0), Real):  # old files have none
+        return 'seconds are odd'
+    settings, done = state['settings'], state['done']
+    if 'split_sha256' not in settings:
+        return 'settings are missing'
+    finite = (isinstance(value, Real) and isfinite(value) for value in done.values())
+    if done.keys() != DONE or not all(finite):
+        return 'done is odd'
+    if (state['epoch'], done['batches']) != (epoch, batches):
+        return 'it is of another epoch or batch than its folder'
+    if epoch > settings.get('num_epochs', epoch):
+        return f'the run has no epoch {epoch}'
+    for row in state['rows']:
+        number = row.get('epoch') if isinstance(row, dict) else None
+        if not isinstance(number, int) or number > epoch:
+            return 'rows are odd'
+    return None
 
 
 def part_names(ensemble_size):

@@ -1,6 +1,5 @@
 """One training run: its name, its settings, its progress, and the files it writes."""
 
-import json
 import os
 import shutil
 import sys
@@ -13,7 +12,17 @@ from areir import processes
 from areir.errors import UserError
 from areir.files import write_json, write_table, write_tensors
 from areir.training import checkpoints
+from areir.training.finished import (
+    AGAIN,
+    csv_problem,
+    read_record,
+    saved_settings,
+    tested_epochs,
+)
 from areir.training.recipes import BEFORE_RECIPES, default_recipe
+from areir.training.run_lock import RunLock
+
+KEPT = 'the checkpoints of the run are kept'
 
 # flags that may differ when a run is resumed
 FREE = (
@@ -149,6 +158,7 @@ class Run:
     def __init__(self, name, results_root, settings):
         self.name, self.settings = name, settings
         self.prefix = os.path.join(results_root, name)
+        self.lock = RunLock(self.prefix)
 
     def path(self, ending):
         """Return the path of one of the run's files."""
@@ -159,38 +169,69 @@ class Run:
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
     def check_start(self, resume, num_epochs):
-        """Return whether there is anything to train.
+        """Return whether there is anything to train; if so, lock the run.
 
-        Raises UserError if the run was interrupted and is not resumed, or if it is
-        finished and was run with other settings.
+        All processes call it together. Raises UserError if another process trains the
+        run, if it was interrupted and is not resumed, or if it is finished and was run
+        with other settings.
         """
-        if self.checkpoints() and not resume:
-            raise UserError(
-                f'{self.name} was interrupted: continue with --resume, or remove '
-                f'{self.path("checkpoint")} to start again'
-            )
-        if resume and not self.checkpoints() and self.is_finished(num_epochs):
-            print(f'{self.name} is finished: nothing to do')
-            return False
-        return True
+        self.take_lock()
+        needed = False
+        try:
+            needed = self.needs_training(resume, num_epochs)
+        finally:
+            if not needed:
+                self.lock.release()
+        return needed
+
+    def take_lock(self):
+        """Lock the run in rank 0. Raises what that raises, in every process."""
+        problem = None
+        if processes.is_first():
+            try:
+                self.lock.take()
+            except (UserError, OSError) as error:
+                problem = error
+        problem = processes.from_first(problem)
+        if problem:
+            raise problem
+
+    def needs_training(self, resume, num_epochs):
+        """Return what `check_start` returns, without the lock."""
+        if self.checkpoints():
+            if not resume:
+                raise UserError(
+                    f'{self.name} was interrupted: continue with --resume, or remove '
+                    f'{self.path("checkpoint")} to start again'
+                )
+            return True
+        return not resume or not self.is_finished(num_epochs)
 
     def is_finished(self, num_epochs):
-        """Whether the last epoch is in the CSV. Raises UserError for other settings."""
+        """Whether a run without checkpoints is finished; if so, say it.
+
+        A file of it that is damaged is named. Raises UserError for other settings, and
+        if what is there may not be a finished run: nothing may overwrite it unasked.
+        """
         json_path, csv_path = self.path('run.json'), self.path('results.csv')
-        if not os.path.isfile(json_path) or not os.path.isfile(csv_path):
+        others = [csv_path, self.path('model.pth'), self.path('data_base.pth')]
+        present = [path for path in others if os.path.isfile(path)]
+        if not os.path.isfile(json_path):
+            if present:
+                raise UserError(
+                    f'{json_path} is missing, but {present[0]} is there; {AGAIN}'
+                )
             return False
-        try:
-            with open(json_path, encoding='utf-8') as file:
-                record = json.load(file)
-            saved = dict(record['arguments'], precision=record['precision'])
-            saved['split_sha256'] = record['data']['split_sha256']
-            epochs = pd.read_csv(csv_path)['epoch'].max()
-        except (ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f'{json_path} or {csv_path} is damaged: remove both to start again'
-            ) from error
-        self.refuse_other_settings(saved, json_path)
-        return epochs == num_epochs
+        record = read_record(json_path)
+        self.refuse_other_settings(saved_settings(record, json_path), json_path)
+        tested = tested_epochs(record, json_path)
+        problem = csv_problem(csv_path, tested, num_epochs)
+        if tested is None and problem:
+            raise UserError(f'{problem}; {AGAIN}')
+        print(f'{self.name} is finished: nothing to do')
+        if problem:
+            print(f'notice: {problem}; {AGAIN}')
+        return True
 
     def refuse_other_settings(self, saved, source):
         """Raise UserError naming the flag if the run began with other settings."""
@@ -214,15 +255,19 @@ class Run:
     def restore(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.
 
-        Raises UserError if its settings differ, or if none can be read.
+        Newer ones that are damaged are removed. Raises UserError if its settings
+        differ, or if none can be read.
         """
+        damaged = []
         for folder in self.checkpoints():
             state, problem = self.read_state(folder)
             if state:
                 problem = try_restore(trainer, folder, state)
             if not processes.any_process(problem):
+                checkpoints.remove_damaged(damaged)
                 return Progress.from_state(state)
             print(f'notice: {problem or "another process cannot read " + folder}')
+            damaged.append(folder)
         raise UserError(
             f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
             'start again'
@@ -234,7 +279,7 @@ class Run:
         Raises UserError if it was made with other settings.
         """
         try:
-            state = checkpoints.read_part(folder, 'state')
+            state = checkpoints.read_state(folder)
         except (UserError, OSError) as error:
             return None, error
         self.refuse_other_settings(state['settings'], folder)
@@ -275,20 +320,27 @@ class Run:
 
     def calibration(self):
         """Return the threshold of the epoch that was kept, or None."""
-        with open(self.path('run.json'), encoding='utf-8') as file:
-            return json.load(file)['calibration']
+        return read_record(self.path('run.json'), KEPT).get('calibration')
 
-    def remove_checkpoints(self):
-        """Remove the checkpoints of a finished run."""
+    def end(self, progress):
+        """Note in run.json that the run is finished, remove its checkpoints, unlock."""
+        record = read_record(self.path('run.json'), KEPT)
+        tested = [row['epoch'] for row in progress.rows]
+        finished = {'finished': True, 'tested_epochs': tested}
+        write_json(self.path('run.json'), {**record, **finished})
         shutil.rmtree(self.path('checkpoint'))
+        self.lock.release()
 
 
 def try_restore(trainer, folder, state):
     """Load a checkpoint into the trainer; return why it cannot be read, or None."""
+    begun = state['epoch'] > 1 or state['done']['batches'] > 0
     try:
-        trainer.restore(folder)
-    except (ValueError, OSError, RuntimeError) as error:  # torch raises all three
+        trainer.restore(folder, begun)
+        if trainer.noise:
+            trainer.noise.set_state(state['noise'])
+    except (UserError, OSError) as error:
         return error
-    if trainer.noise:
-        trainer.noise.set_state(state['noise'])
+    except (LookupError, TypeError, RuntimeError):  # of set_state
+        return f'{os.path.join(folder, "state.pth")} is damaged: noise is odd'
     return None

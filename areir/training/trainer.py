@@ -7,9 +7,13 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
+from areir.errors import UserError
 from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import read_part
+
+# what torch raises if weights or moments do not fit
+DAMAGE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 
 
 class Autocast(nn.Module):
@@ -209,12 +213,42 @@ class Trainer:
             for name, part in self.parts.items()
         }
 
-    def restore(self, folder):
-        """Load this process's parts from a checkpoint."""
+    def restore(self, folder, begun=True):
+        """Load this process's parts from a checkpoint.
+
+        begun: whether a step was made before it. Raises UserError naming the file if
+        one is missing or damaged.
+        """
         for name, part in self.parts.items():
             saved = read_part(folder, name)
-            part.load_state_dict(saved['weights'])
-            self.optimizers[name].load_state_dict(saved['optimizer'])
+            try:
+                load_part(part, self.optimizers[name], saved, begun)
+            except torch.OutOfMemoryError:
+                raise
+            except DAMAGE as error:
+                reason = str(error).partition('\n')[0]
+                raise UserError(f'{folder}/{name}.pth is damaged ({reason})') from error
+
+
+def load_part(part, optimizer, saved, begun):
+    """Load the weights of a part and the state of its optimizer.
+
+    begun: whether the optimizer has made steps. Raises one of DAMAGE if what is saved
+    does not fit; torch itself would find out in the next step, or never.
+    """
+    options = optimizer.param_groups[0].keys()
+    part.load_state_dict(saved['weights'])
+    optimizer.load_state_dict(saved['optimizer'])
+    if not options <= optimizer.param_groups[0].keys():
+        raise ValueError('options of the optimizer are missing')
+    trained = any(parameter.requires_grad for parameter in part.parameters())
+    if trained and begun and not optimizer.state:
+        raise ValueError('the moments of the optimizer are missing')
+    for parameter, state in optimizer.state.items():
+        state['step'].item()
+        for name in ('exp_avg', 'exp_avg_sq'):
+            if state[name].shape != parameter.shape:
+                raise ValueError(f'{name} has another shape than its weights')
 
 
 def make_trainer(model, args, hardware, extended):

@@ -1,0 +1,78 @@
+"""What a finished run has left: its run.json and its CSV, either perhaps damaged."""
+
+import io
+import json
+
+import pandas as pd
+
+from areir.errors import UserError
+
+AGAIN = 'to train the run again, leave out --resume'
+
+
+def read_record(path, advice=AGAIN):
+    """Return the dict of a run.json.
+
+    Raises UserError with the path and the advice if it is damaged.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            record = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, advice) from error
+    if not isinstance(record, dict):
+        raise damaged(path, advice)
+    return record
+
+
+def damaged(path, advice):
+    """Return the UserError that a run.json is damaged."""
+    return UserError(f'{path} is damaged or no run.json of train.py; {advice}')
+
+
+def saved_settings(record, path):
+    """Return the settings, as `run_settings` returns them, in the dict of a run.json.
+
+    Raises UserError if there are none.
+    """
+    try:
+        settings = dict(record['arguments'], precision=record['precision'])
+        settings['split_sha256'] = record['data']['split_sha256']
+    except (ValueError, LookupError, TypeError) as error:
+        raise damaged(path, AGAIN) from error
+    return settings
+
+
+def tested_epochs(record, path):
+    """Return the epochs of the CSV if a run.json says that the run is finished.
+
+    Returns None if it does not say so: older versions did not write it.
+    """
+    if record.get('finished') is not True:
+        return None
+    epochs = record.get('tested_epochs')
+    if not isinstance(epochs, list):
+        raise damaged(path, AGAIN)
+    return epochs
+
+
+def csv_problem(path, tested, num_epochs):
+    """Return why the CSV of a finished run is not whole, or None if it is.
+
+    tested: its epochs, or None if only the last one, num_epochs, is known.
+    """
+    try:
+        with open(path, encoding='utf-8', newline='') as file:
+            text = file.read()
+        epochs = pd.read_csv(io.StringIO(text))['epoch'].tolist()
+    except FileNotFoundError:
+        return f'{path} is missing'
+    except (ValueError, LookupError, TypeError, OverflowError):
+        return f'{path} is damaged'
+    if not text.endswith('\n'):
+        return f'{path} is damaged: its last line is cut off'
+    if tested is not None and epochs != tested:
+        return f'{path} is damaged: it should hold {len(tested)} tested epochs'
+    if epochs[-1:] != [num_epochs]:
+        return f'{path} does not end with epoch {num_epochs}'
+    return None
