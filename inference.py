@@ -82,9 +82,9 @@ def get_parser():
     add('--calibrate', action='store_true',
         help='set the threshold of a match from the class folders of --gallery and '
              'store it in the index')
-    add('--false_match_rate', type=float, default=0.01,
+    add('--false_match_rate', type=float,
         help='share of the queries without a true match that --calibrate lets pass as '
-             'matches [default value is %(default)s]')
+             'matches [default value is 0.01]')
     add('--index', default='exact', choices=['exact', 'faiss'],
         help='exact compares a query with every vector of --gallery; faiss, if '
              'installed, builds an approximate index and prints its recall '
@@ -122,6 +122,10 @@ def get_args():
         parser.error('--index faiss: works for --gallery only')
     if args.calibrate and not args.gallery:
         parser.error('--calibrate: works for --gallery only; training calibrates')
+    if args.false_match_rate is None:
+        args.false_match_rate = 0.01
+    elif not args.calibrate:
+        parser.error('--false_match_rate: works with --calibrate only')
     if not 0 < args.false_match_rate < 1:
         parser.error(
             f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'

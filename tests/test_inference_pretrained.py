@@ -191,8 +191,12 @@ def test_calibrate_needs_class_folders(project, network, tmp_path):
     ('flags', 'text'),
     [
         (['--calibrate'], '--calibrate: works for --gallery only'),
-        (['--false_match_rate', '1'], 'must be between 0 and 1'),
-        (['--model', 'resnet19'], 'no such file and no network of torchvision'),
+        (['--false_match_rate', '0.1'], 'works with --calibrate only'),
+        (
+            ['--gallery', 'x', '--calibrate', '--false_match_rate', '1'],
+            'must be between 0 and 1',
+        ),
+        (['--model', 'resnet19'], 'no network that train.py takes'),
     ],
 )
 def test_what_cannot_be_done_is_one_line(project, tmp_path, flags, text):

@@ -88,15 +88,17 @@ def verdict(answer, collection):
         return 'no threshold, so no verdict: ' + collection.how_to_calibrate
     threshold, calibrated = collection.threshold
     calibration = collection.calibration
+    # as many digits as tell the two apart
+    digits = 3 if abs(answer.score - threshold) > 0.001 else 6
+    score = f'{answer.score:.{digits}f}'
     if answer.matched:
-        text = f'match: the nearest scores {answer.score:.3f}, the threshold is'
+        text = f'match: the nearest scores {score}, the threshold is'
     else:
-        text = f'no match: the nearest scores {answer.score:.3f}, '
-        text += 'below the threshold of'
+        text = f'no match: the nearest scores {score}, below the threshold of'
     beyond = '' if calibrated else f', set for {calibration["sizes"][-1]:,} at most'
     return (
-        f'{text} {threshold:.3f} ({calibration["false_match_rate"]:.2%} false matches '
-        f'asked for, among {len(collection):,} images{beyond})'
+        f'{text} {threshold:.{digits}f} ({calibration["false_match_rate"]:.2%} false '
+        f'matches asked for, among {len(collection):,} images{beyond})'
     )
 
 

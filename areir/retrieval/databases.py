@@ -79,7 +79,7 @@ def find_model(name, results_root):
     if name in model_types():
         return name, ', pretrained on ImageNet'
     raise UserError(
-        f'--model {name}: no such file and no network of torchvision; '
+        f'--model {name}: no such file, and no network that train.py takes; '
         f'in {results_root}: {", ".join(sorted(names)) or "none"}'
     )
 

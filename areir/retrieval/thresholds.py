@@ -68,7 +68,12 @@ def threshold_lines(calibration):
         '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
         '{found:.2%} of the true matches found'.format(**calibration)
     ]
-    if calibration['realised'] is not None:
+    if calibration['realised'] is None:
+        lines.append(
+            f'notice: {calibration["classes"]} classes set the threshold, which are '
+            'too few to check it on others: do not rely on it'
+        )
+    else:
         line = (
             'false matches on classes that did not set the threshold: {realised:.2%}, '
             '95 % interval {realised_low:.2%} to {realised_high:.2%}'

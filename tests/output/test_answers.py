@@ -93,6 +93,15 @@ def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
     assert 'set for 3 at most' in answers.verdict(answer, collection)
 
 
+@pytest.mark.parametrize('difference', [1e-4, -1e-4])
+def test_a_close_verdict_has_digits_that_tell(collection, difference):
+    answer = answer_to('a/1.png', collection)
+    score = collection.threshold.score
+    answer.score, answer.matched = score + difference, difference > 0
+    text = answers.verdict(answer, collection)
+    assert f'{score + difference:.6f}' in text and f'{score:.6f}' in text
+
+
 def test_without_a_threshold_there_is_no_verdict(collection):
     collection.calibration = None
     answer = answer_to('a/1.png', collection)

@@ -259,6 +259,15 @@ def test_a_query_that_has_gone(own):
     assert own.post('/read_again', image=gone, token=own.token).json['image'] is None
 
 
+def test_a_lost_threshold_is_said(own):
+    """As when components are fitted again."""
+    later = own.collection.reopen()
+    later.calibration = None
+    own.collection.reopen = lambda: later
+    text = own.post('/read_again').text
+    assert 'no threshold any more' in text and '--calibrate' in text
+
+
 def test_a_folder_that_cannot_be_read_again(own):
     token = own.token
     own.photos.rename(own.photos.with_name('elsewhere'))

@@ -103,7 +103,7 @@ def test_a_missing_file_is_named_with_those_there_are(tmp_path):
     load(tmp_path, database())
     with pytest.raises(UserError, match=r'--data_base x: .* toy_data_base\.pth'):
         find_database('x', str(tmp_path))
-    with pytest.raises(UserError, match=r'--model x: no such file .*none'):
+    with pytest.raises(UserError, match=r'--model x: no such file, .*none'):
         find_model('x', str(tmp_path))
 
 

@@ -52,6 +52,7 @@ class Changes:
     removed: int
     unreadable: int  # in all
     total: int
+    lost_threshold: bool  # because the principal components were fitted again
 
     def __str__(self):
         parts = [counted(self.new, 'new image')]
@@ -63,6 +64,12 @@ class Changes:
         if self.unreadable:
             files = counted(self.unreadable, 'file')
             text += f' {files} cannot be read; the terminal names them.'
+        if self.lost_threshold:
+            text += (
+                ' It has grown so much that its principal components were fitted '
+                'again, so there is no threshold any more: end the page and run '
+                'inference.py with --calibrate.'
+            )
         return text
 
 
@@ -128,6 +135,7 @@ def compare(earlier, later):
         removed=len(set(earlier.images).difference(later.images)),
         unreadable=len(later.index.problems),
         total=len(later),
+        lost_threshold=bool(earlier.threshold and not later.threshold),
     )
 
 
