@@ -71,7 +71,9 @@ def test_a_finished_run_with_a_damaged_csv_is_finished(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('kind', sorted({*DAMAGED_CSVS} - {'a row short in the middle'}))
+@pytest.mark.parametrize(
+    'kind', sorted({*DAMAGED_CSVS} - {'a row short in the middle'})
+)
 def test_a_damaged_csv_of_an_older_version_is_refused(tmp_path, kind):
     """Its run.json does not say that the run is finished."""
     run = make_run(tmp_path)
