@@ -99,13 +99,15 @@ def test_medians():
 
 
 @pytest.mark.slow
-def test_training(in_process):
+def test_training(in_process, monkeypatch):
+    """In fp32: one step of bf16 on so few images rounds the losses apart."""
+    monkeypatch.setattr(utils, 'has_native_bf16', lambda device: False)
     lines = call(training, '--batch_size', 4, '--steps', 1, *SMALL_NETWORK)
     joint, ours = lines[-2:]
     assert joint.startswith('joint loop') and ours.startswith('ours, 1 process ')
     first, second = joint.split()[-2:], ours.split()[-2:]
     for loss, other in zip(first, second):
-        assert float(loss) == pytest.approx(float(other), rel=0.02)
+        assert float(loss) == pytest.approx(float(other), rel=0.002)
     assert numbers(joint)[1] == 1 and numbers(ours)[5] == 0  # faster, MB sent
 
 

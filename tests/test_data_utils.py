@@ -232,6 +232,8 @@ def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, s
             *(str(word) for flag in flags.items() for word in flag),
         ],
         start_new_session=True,
+        # a shell ignores SIGINT in what it starts in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
