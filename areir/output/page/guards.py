@@ -10,7 +10,7 @@ TOO_LARGE = (
     f'The picture has more than {LARGEST_UPLOAD // 1_000_000} MB. Choose a smaller one.'
 )
 SENTENCES = {
-    403: 'This address is not that of the search page, so the request is refused.',
+    403: 'Refused: only the search page itself may ask, at its own address.',
     404: 'There is nothing at this address.',
     405: 'This address cannot be used in this way.',
     413: TOO_LARGE,

@@ -29,6 +29,8 @@ def check(port, gallery, query):
         return
     if not gallery or query:
         raise UserError('--serve: add --gallery and leave out --query_img_name')
+    if not 0 <= port <= 65535:
+        raise UserError(f'--serve {port}: a port is from 0 to 65535')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise UserError('--serve: works in one process; run it without torchrun')
     load_flask()
