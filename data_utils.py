@@ -51,7 +51,7 @@ def get_parser():
              'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
              'stay where they are')
     add = parser.add_argument_group('preparation').add_argument
-    add('--image_size', type=utils.positive, default=256,
+    add('--image_size', type=utils.image_size, default=256,
         help='pixels per side at which the mean and standard deviation of your own '
              'dataset are computed [default value is %(default)s]')
     add('--seed', type=int, default=0,

@@ -96,7 +96,7 @@ def add_data_flags(add):
              '[default value is %(default)s]')
     add('--data_root', default='data',
         help="folder of the datasets [default value is '%(default)s']")
-    add('--image_size', type=utils.positive, default=256,
+    add('--image_size', type=utils.image_size, default=256,
         help='pixels per side [default value is %(default)s]')
     add('--num_workers', type=int,
         help='processes that decode images, 0 for none [default value is the number '
@@ -175,6 +175,8 @@ def get_args(argv=None):
     check_recipe_flags(args, parser)
     if args.lr is not None and not 0 < args.lr < math.inf:
         parser.error(f'--lr {args.lr}: must be above 0')
+    if args.extend == '':
+        parser.error('--extend: empty')
     if args.num_workers is None:
         cores = min(8, processes.available_cores())
         args.num_workers = max(1, cores // processes.local_processes())

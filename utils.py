@@ -24,6 +24,8 @@ OUT_OF_MEMORY = (
     'the GPU does not have enough memory: use a smaller --batch_size, or divide the '
     'heads among more GPUs with torchrun'
 )
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError
+LARGEST_IMAGE = 8192  # pixels per side that a network is given
 
 
 def run_script(main):
@@ -63,6 +65,11 @@ def describe(error):
         return f'interrupted; {text}', 130
     if isinstance(error, torch.OutOfMemoryError):
         return f'error: {OUT_OF_MEMORY}', 2
+    if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
+        return (
+            'error: there is not enough memory: use a smaller --batch_size, '
+            '--image_size or --ensemble_size, or divide the heads with torchrun'
+        ), 2
     if isinstance(error, (UserError, OSError)):
         return f'error: {str(error).strip()}', 2
     if 'DataLoader worker' in str(error):
@@ -87,6 +94,14 @@ def positive(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f'{text} is below 1')
+    return value
+
+
+def image_size(text):
+    """argparse type: pixels per side, at least 1 and at most LARGEST_IMAGE."""
+    value = positive(text)
+    if value > LARGEST_IMAGE:
+        raise argparse.ArgumentTypeError(f'{text} is above {LARGEST_IMAGE}')
     return value
 
 

@@ -296,6 +296,8 @@ def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
         (['--false_match_rate', '0'], '--false_match_rate 0.0'),
         (['--false_match_rate', '1'], '--false_match_rate 1.0'),
         (['--weights', 'nowhere.pth'], 'nowhere.pth'),
+        (['--extend', ''], '--extend: empty'),
+        (['--image_size', '100000'], '--image_size: 100000 is above 8192'),
         (['--weights', '../my project/train.py'], 'train.py is damaged'),
     ],
 )

@@ -76,6 +76,28 @@ def test_memory_of_the_gpu_names_the_flag(run):
     assert code == 2 and text.count('\n') == 1 and '--batch_size' in text
 
 
+@pytest.mark.parametrize(
+    'error',
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+            'allocate memory: you tried to allocate 9 bytes.\nmore'
+        ),
+    ],
+)
+def test_memory_of_the_computer_names_the_flags(run, error):
+    code, text = run(error)
+    assert code == 2 and text.count('\n') == 1 and '--batch_size' in text
+
+
+@pytest.mark.parametrize('text', ['0', '8193', '100000', '1e20', 'x', ''])
+def test_an_image_size_that_makes_no_sense(text):
+    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+        utils.image_size(text)
+    assert utils.image_size('8192') == 8192
+
+
 def test_a_killed_worker_is_one_line(run):
     reason = 'DataLoader worker (pid(s) 7) exited unexpectedly'
     code, text = run(RuntimeError(f'{reason}\nand more'))
