@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import time
 import warnings
 import zipfile
@@ -21,6 +22,7 @@ import torch
 
 from areir.errors import UserError
 
+LONGEST_NAME = 200  # bytes
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
 
 
@@ -33,6 +35,17 @@ class WriteError(OSError):
 
     def __reduce__(self):  # for pickle: a worker process sends it to its parent
         return OSError, self.args
+
+
+def cut_name(name, most=LONGEST_NAME):
+    """Return a file name cut to at most `most` bytes; a cut character is left out.
+
+    Disks limit a name to 255 bytes, and a temporary name is 19 bytes longer.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    return encoded[:most].decode(sys.getfilesystemencoding(), errors='ignore')
 
 
 def temporary_name(path):

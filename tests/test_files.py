@@ -386,3 +386,11 @@ def test_pickled_objects_are_refused_and_not_executed(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=name):
             files.load_tensors(name)
     assert not os.path.exists('executed')
+
+
+@pytest.mark.parametrize(
+    ('name', 'cut'),
+    [('abcdef', 'abcde'), ('中文', '中'), ('a中文', 'a中'), 2 * ('\udcff' * 5,)],
+)
+def test_names_are_cut_between_characters(name, cut):
+    assert files.cut_name(name, 5) == cut

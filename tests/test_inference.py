@@ -260,6 +260,19 @@ def test_the_newest_model_is_taken(project, photos, tmp_path):
     assert 'b_model.pth, the newest of 2: choose with --model' in output
 
 
+def test_long_names_in_other_scripts(photos, tmp_path, ask):
+    """83 characters of 3 bytes are 249 bytes, nearly all that a name may have."""
+    folder, query = tmp_path / ('中' * 83), tmp_path / ('語' * 83)
+    folder.mkdir()
+    for path in photos.glob('*.png'):
+        shutil.copy(path, folder)
+    shutil.copy(photos / 'figure_1_01.png', query)
+    ask('--gallery', folder, '--query_img_name', query)
+    ask('--gallery', folder, '--query_img_name', folder)
+    names = {path.name for path in (tmp_path / 'results').iterdir()}
+    assert {'語' * 66, '中' * 66 + '_pairs'} < names
+
+
 def test_an_image_that_cannot_be_read_is_listed(photos, ask):
     (photos / 'broken.jpg').write_text('no image')
     Image.new('1', (20_000, 20_000)).save(photos / 'huge.png')

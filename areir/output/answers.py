@@ -8,7 +8,7 @@ from PIL import ImageOps
 from tqdm import tqdm
 
 from areir.data.images import load_image
-from areir.files import atomic_folder, write_table
+from areir.files import atomic_folder, cut_name, write_table
 from areir.output.heat_maps import draw_heat_maps
 from areir.output.sheets import COLOURS, contact_sheet, thumbnail
 from areir.retrieval.queries import Query
@@ -156,7 +156,7 @@ def answer_name(query, collection):
         names = [os.path.basename(image) for image in collection.names()]
         if names.count(name) > 1:
             name = query.name.replace('/', '_')
-    return os.path.splitext(name)[0]
+    return cut_name(os.path.splitext(name)[0])
 
 
 def write_answer(answer, collection, results_root, heat_maps=False):
@@ -207,7 +207,7 @@ def write_answers(answers, collection, query_folder, results_root):
 
     Writes one table for all, and a contact sheet for each of the first SHEETS queries.
     """
-    name = os.path.basename(os.path.abspath(query_folder))
+    name = cut_name(os.path.basename(os.path.abspath(query_folder)))
     target = os.path.join(results_root, f'{name}_answers')
     with atomic_folder(target, MARK) as folder:
         tables = []
@@ -233,7 +233,7 @@ def sheet_name(number, answer, query_folder):
     """Return the file name of the contact sheet of one query of a folder."""
     path = os.path.relpath(answer.query.file, query_folder).replace(os.sep, '_')
     name = os.path.splitext(path)[0]
-    return f'{number:03d}_{name[:100]}.png'
+    return f'{number:03d}_{cut_name(name, 100)}.png'
 
 
 def print_matches(answers, collection):

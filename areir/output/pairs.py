@@ -9,7 +9,7 @@ import torch
 
 from areir.data.images import load_image
 from areir.data.loading import embed_files
-from areir.files import atomic_folder, write_table
+from areir.files import atomic_folder, cut_name, write_table
 from areir.output.sheets import COLUMNS, sheet, thumbnail
 
 KINDS = ('identical', 'near-duplicate', 'same item')
@@ -134,7 +134,7 @@ def draw_pairs(table):
 
 def pairs_folder(collection, results_root):
     """Return where the pairs of a folder are written."""
-    name = os.path.basename(os.path.abspath(collection.folder))
+    name = cut_name(os.path.basename(os.path.abspath(collection.folder)))
     return os.path.join(results_root, f'{name}_pairs')
 
 

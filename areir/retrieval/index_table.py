@@ -5,7 +5,7 @@ import os
 from dataclasses import asdict, dataclass, field
 
 from areir.errors import UserError
-from areir.files import load_tensors, write_tensors
+from areir.files import cut_name, load_tensors, write_tensors
 from areir.retrieval import thresholds
 from areir.retrieval.projection import Projection
 from areir.retrieval.vectors_file import VectorsFile
@@ -134,7 +134,7 @@ def read_table(index_folder):
 def index_path(folder, model_path, results_root):
     """Return the path of the index of a folder embedded by a model."""
     real = os.path.realpath(folder)
-    name = os.path.basename(real)[:60] or 'root'
+    name = cut_name(os.path.basename(real), 60) or 'root'
     place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
     model = os.path.basename(model_path).removesuffix('.pth').removesuffix('_model')
-    return os.path.join(results_root, f'{name}_{place}_{model[:100]}_index')
+    return os.path.join(results_root, f'{name}_{place}_{cut_name(model, 100)}_index')
