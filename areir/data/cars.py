@@ -1,10 +1,12 @@
 """Read CARS196 in any of the three forms in which it is distributed."""
 
 import csv
+from concurrent.futures import BrokenExecutor
 
 import numpy as np
 
 from areir.data.records import Record, find_file, locate
+from areir.data.workers import start_pool
 from areir.errors import UserError
 
 WITH_LABELS = 'cars_test_annos_withlabels.mat'
@@ -47,6 +49,18 @@ def car_records(labels, paths, boxes):
 
 
 def read_mat(path):
+    """Return what `parse_mat` does, called in a process of its own.
+
+    A damaged file can end a process that reads it by scipy. Raises UserError then.
+    """
+    with start_pool(1) as pool:
+        try:
+            return pool.submit(parse_mat, path).result()
+        except BrokenExecutor as error:
+            raise UserError(f'{path} is damaged: it cannot be read') from error
+
+
+def parse_mat(path):
     """Return the struct array `annotations` of a MATLAB file as {field: values}.
 
     Columns are taken by name because their order differs between files. Values become
@@ -59,9 +73,14 @@ def read_mat(path):
         table = loadmat(path)['annotations'].ravel()
     except Exception as error:  # scipy raises many kinds
         raise UserError(f'{path} is not a readable annotation file: {error}') from error
+    if not table.dtype.names:
+        raise UserError(f'{path}: annotations is not a struct array')
     columns = {}
-    for name in table.dtype.names:
-        columns[name] = [np.asarray(cell).item() for cell in table[name]]
+    try:
+        for name in table.dtype.names:
+            columns[name] = [np.asarray(cell).item() for cell in table[name]]
+    except ValueError as error:  # a cell of several values
+        raise UserError(f'{path}: {name} is not one value per image') from error
     return columns
 
 
