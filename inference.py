@@ -47,7 +47,7 @@ from areir.retrieval.queries import (
     search_queries,
 )
 from areir.retrieval.thresholds import threshold_lines
-from areir.retrieval.votes import VOTERS
+from areir.retrieval.votes import images_to_find
 from model import PretrainedModel, TrainedModel, open_model
 
 QUERY = 'data/car/uncropped/008055.jpg'
@@ -296,7 +296,7 @@ def find_answers(name, collection, args, clock):
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):
-        nearest = min(max(number, VOTERS), available)
+        nearest = images_to_find(number, available)
         results = search_queries(queries, collection, nearest)
     return [make_answer(query, *row, collection, number) for query, row in results]
 

@@ -18,6 +18,14 @@ VOTERS = 8
 PENALTY = 1e-4  # on the slopes, which equal votes would leave undetermined
 
 
+def images_to_find(number, available):
+    """Return how many nearest images to search: those to show, and all voters.
+
+    number: of images to show; available: how many there are.
+    """
+    return min(max(number, VOTERS), available)
+
+
 class Vote(NamedTuple):
     """The result of a vote."""
 

@@ -10,7 +10,7 @@ from areir.output.answers import make_answer
 from areir.output.formats import counted
 from areir.retrieval.collection import FolderCollection
 from areir.retrieval.queries import search_queries
-from areir.retrieval.votes import VOTERS
+from areir.retrieval.votes import images_to_find
 
 
 class OldPage(UserError):
@@ -94,7 +94,7 @@ class SearchedFolder:
         with self.computing:
             if query.embedding is None:
                 query.embedding = embed(query, collection)
-            nearest = min(max(number, VOTERS), available)
+            nearest = images_to_find(number, available)
             ((_, result),) = search_queries([query], collection, nearest)
         answer = make_answer(query, *result, collection, number)
         return answer, result[1][: len(answer.table)]
