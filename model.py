@@ -258,13 +258,13 @@ class TrainedModel:
 
     model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
     side; version: the same as in its database; calibration: what sets the threshold, or
-    None; dimensions: the length of an embedding.
+    None; dimensions: the length of an embedding. saved: the file's contents, if read.
     Raises UserError naming the file if it is no such file or is damaged.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, saved=None):
         self.path = path
-        saved = load_tensors(path)
+        saved = load_tensors(path) if saved is None else saved
         try:
             self.model = rebuild(saved['model_args'], saved['state_dict'])
             if saved.get('projection'):
@@ -322,9 +322,9 @@ class PretrainedModel(TrainedModel):
 
 def open_model(name):
     """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
-    if os.path.isfile(name) and not pretrained.is_weights_file(name):
-        return TrainedModel(name)
-    return PretrainedModel(name)
+    saved = load_tensors(name) if os.path.isfile(name) else {}
+    is_weights = pretrained.is_state_dict(saved)
+    return PretrainedModel(name) if is_weights else TrainedModel(name, saved)
 
 
 def rebuild(model_args, state_dict):

@@ -36,11 +36,6 @@ def find_weights(model_type, name):
     return entries.IMAGENET1K_V2
 
 
-def is_weights_file(path):
-    """Whether a file holds a plain state dict, as torchvision's files do."""
-    return is_state_dict(load_tensors(path, mmap=True))
-
-
 def read(name):
     """Return (network, its state dict, a version that changes with the weights).
 
