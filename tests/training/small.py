@@ -5,7 +5,7 @@ from torch import nn
 
 import utils
 from areir.seeds import random_stream
-from areir.training.run import Run
+from areir.training.run import Progress, Run
 from areir.training.trainer import Trainer
 
 HARDWARE = utils.Hardware(torch.device('cpu'), [], 'fp32', False)
@@ -60,3 +60,14 @@ def equal_weights(one, other):
     return all(
         torch.equal(value, others[name]) for name, value in one.state_dict().items()
     )
+
+
+def interrupt(folder):
+    """Return (run, batches) with checkpoints after 1 and 2 of 4 batches."""
+    run, trainer, progress = make_run(folder), make_trainer(), Progress()
+    batches = random_batches(4)
+    for batch in batches[:2]:
+        train(trainer, [batch])
+        progress.done.add(1.0, 0.5)
+        run.save_checkpoint(trainer, progress)
+    return run, batches

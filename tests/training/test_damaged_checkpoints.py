@@ -4,7 +4,13 @@ import os
 
 import pytest
 import torch
-from small import equal_weights, make_run, make_trainer, random_batches, train
+from small import (
+    equal_weights,
+    interrupt,
+    make_run,
+    make_trainer,
+    train,
+)
 
 from areir.errors import UserError
 from areir.training.run import Progress
@@ -71,14 +77,7 @@ def change_file(folder, name, change):
 
 @pytest.fixture
 def interrupted(tmp_path):
-    """(run, batches) with checkpoints after 1 and 2 of 4 batches."""
-    run, trainer, progress = make_run(tmp_path), make_trainer(), Progress()
-    batches = random_batches(4)
-    for batch in batches[:2]:
-        train(trainer, [batch])
-        progress.done.add(1.0, 0.5)
-        run.save_checkpoint(trainer, progress)
-    return run, batches
+    return interrupt(tmp_path)
 
 
 @pytest.mark.parametrize(('name', 'change'), DAMAGES, ids=range(len(DAMAGES)))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from experiments import CLASSES, INFO, make_embeddings, make_experiment
+from trained import CALIBRATION
 
 from areir.retrieval.projection import Projection, fit_projection
 from areir.training import record
@@ -291,16 +292,3 @@ def test_a_start_as_good_as_the_end_is_not_called_better():
     """As with 100 % from the beginning."""
     line = record.setback_line(rows_of(1.0, 1.0), 2)
     assert line is None or 'more than' not in line
-
-
-CALIBRATION = {
-    'threshold': 0.8123,
-    'low': 0.7,
-    'high': 0.9,
-    'false_match_rate': 0.01,
-    'gallery_size': 1234,
-    'found': 0.5,
-    'realised': 0.02,
-    'realised_low': 0.005,
-    'realised_high': 0.04,
-}

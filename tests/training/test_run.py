@@ -7,7 +7,14 @@ import os
 import pandas as pd
 import pytest
 import torch
-from small import SETTINGS, equal_weights, make_run, make_trainer, random_batches, train
+from small import (
+    SETTINGS,
+    equal_weights,
+    interrupt,
+    make_run,
+    make_trainer,
+    train,
+)
 
 from areir.errors import UserError
 from areir.training.run import (
@@ -97,14 +104,7 @@ def test_progress_survives_a_checkpoint():
 
 @pytest.fixture
 def interrupted(tmp_path):
-    """(run, batches) with checkpoints after 1 and 2 of 4 batches."""
-    run, trainer, progress = make_run(tmp_path), make_trainer(), Progress()
-    batches = random_batches(4)
-    for batch in batches[:2]:
-        train(trainer, [batch])
-        progress.done.add(1.0, 0.5)
-        run.save_checkpoint(trainer, progress)
-    return run, batches
+    return interrupt(tmp_path)
 
 
 def test_resumed_equals_uninterrupted(interrupted):
