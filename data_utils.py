@@ -119,10 +119,10 @@ def prepare(
 
     refuse_foreign_files(dataset)
     with start_pool(num_workers) as pool:
-        jobs = list(zip(dataset.images, dataset.boxes))
-        beyond = verify_images(pool, name, jobs)
+        beyond = verify_images(pool, name, dataset.images, dataset.records)
         print_counts(name, dataset.counts)
-        warnings = find_oddities(name, dataset.records, beyond)
+        print_cut_boxes(name, beyond)
+        warnings = find_oddities(name, dataset.records, len(beyond))
         for warning in warnings:
             print(f'warning: {name}: {warning}')
         mean, std = find_statistics(pool, dataset, image_size)
@@ -141,14 +141,25 @@ def prepare(
 
 
 def print_source(dataset):
-    """Print what was found, and a notice if some files are not images of a class."""
+    """Print what was found, and a notice if some files are left out."""
     name, count = dataset.name, len(dataset.records)
     print(f'{name}: {count:,} images in {dataset.source} ({dataset.layout})')
     left_out = dataset.left_out
     if left_out:
+        why = 'files are not images in class folders'
+        if name in LAYOUTS:
+            why = f'images are not in {dataset.layout}'
+        print(f'notice: {name}: {len(left_out):,} {why}, such as {left_out[0]}')
+
+
+def print_cut_boxes(name, records):
+    """Print a notice about records whose boxes reach beyond their image."""
+    if records:
+        first = records[0]
+        where = f' ({first.origin})' if first.origin else ''
         print(
-            f'notice: {name}: {len(left_out):,} files are not images in class folders, '
-            f'such as {left_out[0]}'
+            f'notice: {name}: {len(records):,} boxes reach beyond their image and are '
+            f'cut at its edge, such as that of {first.path}{where}'
         )
 
 
