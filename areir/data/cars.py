@@ -93,12 +93,13 @@ def parse_mat(path):
         raise UserError(f'{path} is not a readable annotation file: {error}') from error
     if not table.dtype.names:
         raise UserError(f'{path}: annotations is not a struct array')
-    columns = {}
-    try:
-        for name in table.dtype.names:
-            columns[name] = [np.asarray(cell).item() for cell in table[name]]
-    except ValueError as error:  # a cell of several values
-        raise UserError(f'{path}: {name} is not one value per image') from error
+    columns = {name: [] for name in table.dtype.names}
+    for number, row in enumerate(table, 1):
+        for name, values in columns.items():
+            cell = np.asarray(row[name])
+            if cell.size != 1:
+                raise UserError(f'{path}, row {number}: {name} is not one value')
+            values.append(cell.item())
     return columns
 
 

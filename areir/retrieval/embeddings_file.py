@@ -15,6 +15,7 @@ from areir.retrieval.original_files import (
     is_original,
     original_name,
 )
+from areir.schemas import is_count, is_dense
 
 NOTES = ('protocol', 'select')
 SIDES = ('', 'query_', 'gallery_')  # before the names of a file's entries
@@ -112,15 +113,16 @@ def read_embeddings(path, table=None):
     check_entries(path, entries, prefixes)
     try:
         embeddings = [
-            torch.as_tensor(entries[prefix + 'embeddings']) for prefix in prefixes
+            torch.as_tensor(entries[prefix + 'embeddings']).detach()
+            for prefix in prefixes
         ]
+        check_dense(prefixes, embeddings)
         labels = number_labels([entries[prefix + 'labels'] for prefix in prefixes])
-        ensemble_size = None
-        if 'ensemble_size' in entries:
-            ensemble_size = int(entries['ensemble_size'])
+        ensemble_size = read_heads(entries.get('ensemble_size'), embeddings[0])
     except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition('\n')[0]
         raise UserError(
-            f'{path}: embeddings and labels must be arrays ({error})'
+            f'{path}: embeddings and labels must be arrays ({reason})'
         ) from error
     sides = [ImageSet(*values) for values in zip(prefixes, embeddings, labels)]
     for side in sides:
@@ -192,6 +194,26 @@ def check_entries(path, entries, prefixes):
     if missing:
         present = ', '.join(map(str, entries)) or 'nothing'
         raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
+
+
+def check_dense(prefixes, embeddings):
+    """Raise ValueError unless the embeddings of each side are plain tensors."""
+    for prefix, tensor in zip(prefixes, embeddings):
+        if not is_dense(tensor):
+            raise ValueError(f'{prefix}embeddings are sparse or expanded')
+
+
+def read_heads(value, embeddings):
+    """Return the number of heads of embeddings (N, D), or None if value is None.
+
+    Raises ValueError unless it is an integer that divides D.
+    """
+    if value is None:
+        return None
+    heads = np.asarray(value).item()
+    if not is_count(heads) or embeddings.shape[-1:].numel() % heads:
+        raise ValueError(f'ensemble_size {heads!r} does not fit the embeddings')
+    return heads
 
 
 def number_labels(labels):
