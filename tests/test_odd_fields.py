@@ -263,14 +263,15 @@ def test_queries_of_another_length_are_refused(tmp_path):
 # Anybody's embeddings
 
 EMBEDDINGS = {name: DATABASE[name] for name in ('embeddings', 'labels', 'images')}
-EMBEDDINGS['ensemble_size'] = 2
+EMBEDDINGS |= {'ensemble_size': 2, 'protocol': 'strict'}
 EMBEDDINGS_FIELDS = [
     ('embeddings', [value for value in ODD_TENSORS if not isinstance(value, list)]),
     (
         'labels',
-        [None, 'x', SPARSE, torch.zeros(4), [[0], [1, 2]], [0, 1], [math.inf] * 4],
+        [None, 'x', 5, SPARSE, torch.zeros(4), [[0], [1, 2]], [0, 1], [0.5] * 4],
     ),
-    ('images', ['x', [1], 5, torch.ones(2)]),
+    ('images', ['x', [1], 5, torch.ones(2), SPARSE, EXPANDED]),
+    ('protocol', [None, 5, [], SPARSE, 'x' * 1000, torch.tensor(1)]),
     ('ensemble_size', ['x', 0, -2, 3, 2.5, math.inf, math.nan, [], FLOATS]),
 ]
 
