@@ -308,7 +308,7 @@ TABLE = {
     'checksums': {'vectors_0.npy': [1]},
 }
 TABLE_FIELDS = [
-    ('settings', [REMOVED, None, 'x', []]),
+    ('settings', [REMOVED, None, 'x', [], {'model': torch.zeros(3)}]),
     ('paths', [REMOVED, None, ['1.png'], ['2.png', '1.png'], [1, 2], ['1.png'] * 2]),
     ('seen', [REMOVED, None, [[5, 6]], [5, 6], [[5, 6], [7, '8']], [[5, 6], [7]]]),
     ('problems', [REMOVED, [], {5: ([9, 9], 'x')}, {'x': 5}, {'x': ([9, 9], None)}]),

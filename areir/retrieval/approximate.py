@@ -19,6 +19,7 @@ from areir.files import atomic_path, refuse_special, write_json
 from areir.retrieval.index import locked
 from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
 from areir.retrieval.vectors_file import VectorsFile
+from areir.schemas import find_problem, is_count, is_number
 
 RECALL = (
     0.95  # of the exact nearest images; enough cells are searched to find this share
@@ -29,7 +30,13 @@ SAMPLE = 256  # queries with which recall is measured
 NEAREST = 8
 ADDED = 65536  # vectors added to faiss at a time
 VECTORS_PER_CELL = 39  # what faiss asks for to place a centre
-MEASURED = ('cells', 'looked_into', 'recall', 'nearest', 'queries')
+MEASURED = {
+    'cells': is_count,
+    'looked_into': is_count,
+    'recall': lambda value: is_number(value) and 0 <= value <= 1,
+    'nearest': is_count,
+    'queries': is_count,
+}
 
 
 def load_faiss():
@@ -100,7 +107,7 @@ def open_approximate(index_folder, vectors):
     with locked(index_folder):
         try:
             return read_approximate(path, vectors)
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError):
+        except (OSError, RuntimeError, ValueError):
             pass  # there is none, or it is damaged
         except AttributeError:
             pass  # another kind of index
@@ -113,19 +120,17 @@ def read_approximate(path, vectors):
     refuse_special(f'{path}.json')
     with open(f'{path}.json', encoding='utf-8') as file:
         saved = json.load(file)
+    problem = find_problem(saved, MEASURED)
+    if problem:
+        raise ValueError(problem)
     measured = {name: saved[name] for name in MEASURED}
     cells = load_faiss().read_index(path)
-    shape = len(vectors), vectors.dimensions, int(measured['cells'])
+    shape = len(vectors), vectors.dimensions, measured['cells']
     if (cells.ntotal, cells.d, cells.nlist) != shape:
         raise ValueError('an index of other vectors')
-    if not (
-        1 <= measured['looked_into'] <= cells.nlist
-        and 0 <= measured['recall'] <= 1
-        and measured['nearest'] > 0
-        and measured['queries'] > 0
-    ):
+    if measured['looked_into'] > cells.nlist:
         raise ValueError('impossible measurements')
-    cells.nprobe = int(measured['looked_into'])
+    cells.nprobe = measured['looked_into']
     return ApproximateIndex(cells, vectors, measured)
 
 

@@ -19,6 +19,13 @@ from areir.schemas import (
 )
 
 
+def is_settings(value):
+    """Whether a value is a dict of plain values."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(setting, (str, int, float)) for setting in value.values())
+
+
 def is_seen(value):
     """Whether a value is [size, mtime_ns] of a file."""
     return is_list(value, lambda number: type(number) is int) and len(value) == 2
@@ -44,7 +51,7 @@ def is_checksums(value):
 
 # the schema of index.pth
 TABLE = {
-    'settings': lambda value: isinstance(value, dict),
+    'settings': is_settings,
     'paths': is_paths,
     'seen': lambda value: is_list(value, is_seen),
     'problems': lambda value: (
