@@ -284,6 +284,18 @@ def test_odd_embeddings_are_refused(tmp_path, path, value):
     assert '\n' not in str(refused.value)
 
 
+@pytest.mark.parametrize('features', [None, 'x', SPARSE, EXPANDED, [SPARSE], []])
+def test_odd_features_of_the_original_code_are_refused(tmp_path, features):
+    labels = DATABASE['labels']
+    original = {'test_features': FLOATS, 'test_labels': labels}
+    gallery = {'gallery_features': FLOATS, 'gallery_labels': labels}
+    for name in ('test_features', 'gallery_features'):
+        content = {**original, **gallery, name: features}
+        file = save(tmp_path, 'o.pt', content)
+        with pytest.raises(UserError, match=rf'o\.pt: {name} must be a tensor'):
+            rank_file(file, 'cpu')
+
+
 def test_embeddings_with_a_gradient_are_ranked(tmp_path):
     plain = rank_file(save(tmp_path, 'e.pt', EMBEDDINGS), 'cpu').ranks
     tensor = FLOATS.clone().requires_grad_()
