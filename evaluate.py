@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 
 import torch
 
@@ -26,7 +27,7 @@ from areir.retrieval.metrics import (
     summary,
     without_lone_queries,
 )
-from utils import integers, run_script
+from utils import integers, path, run_script
 
 KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
 NOT_COMPARABLE = 'not comparable with strict figures'
@@ -39,6 +40,7 @@ def get_parser():
     )
     parser.add_argument(
         'file',
+        type=path,
         help='a database of train.py or of the original code; a .npz or .pt file that '
         'holds embeddings and labels and, if the queries are not the gallery, also '
         'query_embeddings and query_labels; or a .npy file of embeddings',
@@ -47,6 +49,7 @@ def get_parser():
     measured.add_argument(
         '--labels',
         metavar='CSV',
+        type=path,
         help='labels of a .npy file, a row for each embedding; the columns are label '
         '(or class, as --export writes) and optionally path, is_query, is_gallery',
     )
@@ -59,6 +62,7 @@ def get_parser():
     measured.add_argument(
         '--compare',
         metavar='OTHER',
+        type=path,
         help='a second file with embeddings of the same images, to compare with',
     )
     measured.add_argument(
@@ -94,11 +98,23 @@ def get_args():
     files = [args.file, args.compare or '']
     if args.labels and not any(file.endswith('.npy') for file in files):
         parser.error('--labels goes with a .npy file; other files hold their labels')
-    try:
-        torch.empty(0, device=args.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f'--device {args.device}: {str(error).splitlines()[0]}')
+    if not is_usable(args.device):
+        parser.error(
+            f'--device {args.device}: not on this machine; choose cpu or, if there is '
+            'a GPU, cuda'
+        )
     return args
+
+
+def is_usable(device):
+    """Whether torch computes on a device here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch knows some names only from old code
+            torch.empty(0, device=device).cpu()
+    except Exception:  # each kind of device fails in its own way
+        return False
+    return True
 
 
 def main():

@@ -25,7 +25,6 @@ OUT_OF_MEMORY = (
     'heads among more GPUs with torchrun'
 )
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError
-LARGEST_IMAGE = 8192  # pixels per side that a network is given
 
 
 def run_script(main):
@@ -89,20 +88,30 @@ def end_workers():
         worker.kill()
 
 
-def positive(text):
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is below 1')
-    return value
+def integer(least, most):
+    """Return an argparse type: an integer from `least` to `most`."""
+
+    def convert(text):
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f'{text} is below {least}')
+        if value > most:
+            raise argparse.ArgumentTypeError(f'{text} is above {most}')
+        return value
+
+    convert.__name__ = 'integer'  # what argparse calls it if int() fails
+    return convert
 
 
-def image_size(text):
-    """argparse type: pixels per side, at least 1 and at most LARGEST_IMAGE."""
-    value = positive(text)
-    if value > LARGEST_IMAGE:
-        raise argparse.ArgumentTypeError(f'{text} is above {LARGEST_IMAGE}')
-    return value
+positive = integer(1, 1_000_000)
+image_size = integer(1, 8192)  # pixels per side that a network is given
+
+
+def path(text):
+    """argparse type: the name of a file or folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('empty: no such file or folder')
+    return text
 
 
 def model_type(text):

@@ -183,7 +183,10 @@ def list_files(root, skip=(), problems=None, special=None):
     files and the folders `skip` of root are left out. problems: a dict that receives
     {path: reason} for folders that cannot be read; without it they raise OSError.
     FIFOs, sockets and devices are left out, too. special: a list that receives them.
+    Raises UserError for the root of the disk, which would take hours.
     """
+    if os.path.realpath(root) == '/':
+        raise UserError(f'{root}: the root of the disk; name a folder of images')
     files, others = [], [] if special is None else special
     for path in walk(root, '', frozenset(), skip, problems):
         kept = others if is_special(os.path.join(root, path)) else files

@@ -259,3 +259,10 @@ def test_unreadable_folders_are_collected_or_raised(tmp_path, monkeypatch):
     assert problems == {'b/': 'Permission denied'}
     with pytest.raises(PermissionError):
         list_files(str(tmp_path))
+
+
+def test_the_root_of_the_disk_is_not_searched():
+    with pytest.raises(UserError, match=r'^/: the root of the disk'):
+        list_files('/')
+    with pytest.raises(UserError, match=r'^/usr/\.\.: the root'):
+        list_files('/usr/..')
