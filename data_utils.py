@@ -12,7 +12,6 @@ split files, areir/data/layouts.py the layouts.
 
 import argparse
 import os
-import signal
 import sys
 
 import utils
@@ -239,7 +238,6 @@ def prepare_one(args, name):
 
 def main():
     args = get_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     failed = False
     for name in args.names:
         try:
@@ -251,7 +249,8 @@ def main():
             failed = True
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None
-    sys.exit(2 if failed else 0)
+    if failed:
+        sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -11,14 +11,12 @@ python evaluate.py vectors.npy --labels images.csv
 """
 
 import argparse
+import contextlib
 import json
-import os
-import sys
 import warnings
 
 import torch
 
-from areir.errors import UserError
 from areir.retrieval.embeddings_file import match_queries, rank_file
 from areir.retrieval.intervals import compare, confidence_intervals, known
 from areir.retrieval.metrics import (
@@ -120,7 +118,9 @@ def is_usable(device):
 def main():
     args = get_args()
     report = evaluate_file(args)
-    write(report, print_json if args.json else print_report)
+    printer = print_json if args.json else print_report
+    with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early
+        printer(report)
 
 
 # The report
@@ -187,21 +187,6 @@ def compare_files(args, result, values, ks):
 
 
 # Printing
-
-
-def write(report, printer):
-    """Print the report. Raises UserError if it cannot be written.
-
-    A reader that stops early, such as `| head`, is no error.
-    """
-    try:
-        printer(report)
-        sys.stdout.flush()
-    except OSError as error:
-        # what is still buffered must not fail again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise UserError(f'the report cannot be written: {error}') from error
 
 
 def print_json(report):

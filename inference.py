@@ -18,7 +18,6 @@ With torchrun, the processes share the embedding and the search of a folder.
 import argparse
 import contextlib
 import os
-import sys
 import time
 from functools import partial
 
@@ -340,9 +339,6 @@ def report_run(args):
 
 def main():
     args = get_args()
-    for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
     processes.join()
     clock = Clock()
     if args.report:
