@@ -12,7 +12,6 @@ split files, areir/data/layouts.py the layouts.
 
 import argparse
 import os
-import signal
 import sys
 
 import utils
@@ -41,12 +40,12 @@ def get_parser():
     add('--data_name',
         help=f'dataset to prepare: {known}, sample, or a name of your own '
              f'[default is those of {known} that are in --data_root]')
-    add('--data_root', default='data',
+    add('--data_root', type=utils.path, default='data',
         help="folder of the datasets [default value is '%(default)s']")
-    add('--data_path',
+    add('--data_path', type=utils.path,
         help='folder of class folders to prepare under --data_name; the images stay '
              'there')
-    add('--csv', metavar='FILE',
+    add('--csv', metavar='FILE', type=utils.path,
         help='CSV to prepare under --data_name, with the columns path, label, and '
              'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
              'stay where they are')
@@ -57,7 +56,7 @@ def get_parser():
     add('--seed', type=int, default=0,
         help='seed that draws the training half of your own dataset '
              '[default value is %(default)s]')
-    add('--num_workers', type=utils.positive, default=available_cores(),
+    add('--num_workers', type=utils.integer(1, 256), default=available_cores(),
         help='processes that read images [default is the number of cores]')
     return parser
 
@@ -250,7 +249,6 @@ def prepare_one(args, name):
 
 def main():
     args = get_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     failed = False
     for name in args.names:
         try:
@@ -262,7 +260,8 @@ def main():
             failed = True
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None
-    sys.exit(2 if failed else 0)
+    if failed:
+        sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -177,7 +177,7 @@ def until_signal(batches, signals, state):
         yield batch
 
 
-def ignore_signals(worker):
-    """Worker init of a DataLoader: leave signals to the process that started it."""
+def ignore_signals():
+    """Ignore Ctrl-C and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -138,7 +138,9 @@ def test_the_sample_has_40_and_40_classes_of_20_images(call, root):
         ('--data_name car', 'data/car'),
         ('--num_workers 0', '--num_workers'),
         ('--image_size 0', '--image_size'),
+        ('--num_workers 100000', '--num_workers: 100000 is above 256'),
         ('--seed -1', '--seed'),
+        ('--data_path / --data_name shoes', '/: the root of the disk'),
     ],
 )
 def test_bad_flags_are_refused_by_name(call, tmp_path, flags, names):

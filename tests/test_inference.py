@@ -304,6 +304,9 @@ def test_photos_of_a_phone(photos, tmp_path, ask, refuse, monkeypatch):
     ('flags', 'text'),
     [
         (['--gallery', 'nowhere'], '--gallery nowhere: '),
+        (['--gallery', ''], '--gallery: empty'),
+        (['--gallery', '/'], '/: the root of the disk'),
+        (['--query_img_name', '/'], '/: the root of the disk'),
         (['--gallery', '{0}/empty'], 'empty: no images'),
         (['--gallery', '{0}/bad'], 'none of its 2 images'),
         (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: '),

@@ -111,7 +111,7 @@ def test_other_processes_note_signals_in_silence(handlers, capfd, monkeypatch):
 
 
 def test_workers_leave_signals_to_their_parent(handlers):
-    processes.ignore_signals(0)
+    processes.ignore_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
         assert signal.getsignal(number) == signal.SIG_IGN

@@ -1,6 +1,7 @@
 """Images of every mode and state become RGB, or are refused by name."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -259,3 +260,27 @@ def test_unreadable_folders_are_collected_or_raised(tmp_path, monkeypatch):
     assert problems == {'b/': 'Permission denied'}
     with pytest.raises(PermissionError):
         list_files(str(tmp_path))
+
+
+def test_the_root_of_the_disk_is_not_searched():
+    with pytest.raises(UserError, match=r'^/: the root of the disk'):
+        list_files('/')
+    with pytest.raises(UserError, match=r'^/usr/\.\.: the root'):
+        list_files('/usr/..')
+
+
+def test_pillow_does_not_warn(tmp_path, monkeypatch, capfd):
+    """Neither about large images nor, in libtiff's own words, about damage."""
+    large, damaged = tmp_path / 'large.png', tmp_path / 'damaged.tif'
+    image = Image.effect_noise((30, 30), 50)
+    image.save(large)
+    image.save(damaged, compression='tiff_lzw')
+    damaged.write_bytes(damaged.read_bytes()[:300] + bytes(900))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 800)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        assert load_image(large).size == (30, 30)
+        with pytest.raises(UserError, match=r'damaged\.tif: '):
+            load_image(damaged)
+    assert not warned
+    assert capfd.readouterr() == ('', '')
