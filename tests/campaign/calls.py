@@ -1,0 +1,126 @@
+"""Run a script in a process forked from this one, which has imported torch already."""
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+
+import data_utils
+import evaluate
+import inference
+import train
+import utils
+from campaign import page
+
+SCRIPTS = {
+    'data_utils.py': data_utils.main,
+    'evaluate.py': evaluate.main,
+    'inference.py': inference.main,
+    'train.py': train.main,
+    'page': page.main,
+}
+TIME_LIMIT = 60  # seconds after which a call hangs
+LOOK = 0.005  # seconds between two looks at a call
+
+
+@dataclass
+class Ended:
+    """A call that has ended."""
+
+    words: list
+    code: int  # exit status; negative: the number of the signal
+    hung: bool
+    output: str
+    errors: str
+
+    @property
+    def text(self):
+        return self.output + self.errors
+
+
+class Call:
+    """A script that runs in the folder of a case, in a process group of its own.
+
+    words: the script and its flags; log: path that the files of its output begin with;
+    before: called in the child, with its parameters changed by a case.
+    """
+
+    def __init__(self, words, folder, log, before=None):
+        self.words = [str(word) for word in words]
+        self.files = [f'{log}.{name}' for name in ('stdout', 'stderr')]
+        self.pid = os.fork()
+        if not self.pid:
+            run_child(self.words, folder, self.files, before)
+        self.status = None
+
+    def is_running(self):
+        """Whether the script has not ended yet."""
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = status if pid else None
+        return self.status is None
+
+    def kill(self, number=signal.SIGKILL):
+        """Send a signal to the script and its processes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def wait(self, seconds=TIME_LIMIT):
+        """Wait for the end, or kill the script after some seconds; return an Ended."""
+        limit = time.monotonic() + seconds
+        while self.is_running() and time.monotonic() < limit:
+            time.sleep(LOOK)
+        hung = self.is_running()
+        self.kill()  # and whatever it has left behind
+        while self.is_running():
+            time.sleep(LOOK)
+        texts = []
+        for path in self.files:
+            with open(path, encoding='utf-8', errors='replace') as file:
+                texts.append(file.read())
+        code = os.waitstatus_to_exitcode(self.status)
+        return Ended(self.words, code, hung, *texts)
+
+
+def run_child(words, folder, files, before):
+    """Be the process of a call: run its script and end."""
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(folder)
+        redirect(files)
+        sys.argv = words
+        if before:
+            before()
+        utils.run_script(SCRIPTS[words[0]])
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)
+
+
+def redirect(files):
+    """Let stdout and stderr be files, and stdin be empty."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for number, path in enumerate(files, 1):
+        os.dup2(os.open(path, flags, 0o600), number)
+    sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
+    sys.stderr = open(2, 'w', encoding='utf-8', closefd=False, buffering=1)
+
+
+def call(words, folder, log, before=None, seconds=TIME_LIMIT):
+    """Run a script to its end; return an Ended."""
+    return Call(words, folder, log, before).wait(seconds)
