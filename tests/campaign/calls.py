@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ SCRIPTS = {
     'train.py': train.main,
     'page': page.main,
 }
-TIME_LIMIT = 60  # seconds after which a call hangs
+TIME_LIMIT = 120  # seconds after which a call hangs
 LOOK = 0.005  # seconds between two looks at a call
 
 
@@ -45,16 +46,21 @@ class Ended:
 class Call:
     """A script that runs in the folder of a case, in a process group of its own.
 
-    words: the script and its flags; log: path that the files of its output begin with;
-    before: called in the child, with its parameters changed by a case.
+    words: the script and its flags; before: called in the child before the script.
     """
 
-    def __init__(self, words, folder, log, before=None):
+    def __init__(self, words, folder, before=None):
         self.words = [str(word) for word in words]
-        self.files = [f'{log}.{name}' for name in ('stdout', 'stderr')]
+        # pipes, because the size of files may be limited
+        pipes = [os.pipe(), os.pipe()]
         self.pid = os.fork()
         if not self.pid:
-            run_child(self.words, folder, self.files, before)
+            run_child(self.words, folder, [pipe[1] for pipe in pipes], before)
+        self.streams = [pipe[0] for pipe in pipes]
+        for reading, writing in pipes:
+            os.close(writing)
+            os.set_blocking(reading, False)
+        self.texts = [b'', b'']
         self.status = None
 
     def is_running(self):
@@ -62,7 +68,15 @@ class Call:
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.status = status if pid else None
+        self.read()
         return self.status is None
+
+    def read(self):
+        """Read what the script has printed since the last time."""
+        for place, stream in enumerate(self.streams):
+            with contextlib.suppress(BlockingIOError):
+                while piece := os.read(stream, 1 << 16):
+                    self.texts[place] += piece
 
     def kill(self, number=signal.SIGKILL):
         """Send a signal to the script and its processes."""
@@ -75,24 +89,27 @@ class Call:
         while self.is_running() and time.monotonic() < limit:
             time.sleep(LOOK)
         hung = self.is_running()
+        if hung and seconds:
+            self.kill(signal.SIGUSR1)  # it prints where it is
+            time.sleep(1)
         self.kill()  # and whatever it has left behind
         while self.is_running():
             time.sleep(LOOK)
-        texts = []
-        for path in self.files:
-            with open(path, encoding='utf-8', errors='replace') as file:
-                texts.append(file.read())
+        self.read()
+        for stream in self.streams:
+            os.close(stream)
         code = os.waitstatus_to_exitcode(self.status)
+        texts = [text.decode(errors='replace') for text in self.texts]
         return Ended(self.words, code, hung, *texts)
 
 
-def run_child(words, folder, files, before):
+def run_child(words, folder, streams, before):
     """Be the process of a call: run its script and end."""
     code = 1
     try:
         os.setsid()
         os.chdir(folder)
-        redirect(files)
+        redirect(streams)
         sys.argv = words
         if before:
             before()
@@ -111,16 +128,18 @@ def run_child(words, folder, files, before):
         os._exit(code)
 
 
-def redirect(files):
-    """Let stdout and stderr be files, and stdin be empty."""
+def redirect(streams):
+    """Let stdout and stderr be these streams, and stdin be empty."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    for number, path in enumerate(files, 1):
-        os.dup2(os.open(path, flags, 0o600), number)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
     sys.stdout = open(1, 'w', encoding='utf-8', closefd=False)
     sys.stderr = open(2, 'w', encoding='utf-8', closefd=False, buffering=1)
+    faulthandler.register(signal.SIGUSR1, file=2)
 
 
-def call(words, folder, log, before=None, seconds=TIME_LIMIT):
+
+def call(words, folder, before=None, seconds=TIME_LIMIT):
     """Run a script to its end; return an Ended."""
-    return Call(words, folder, log, before).wait(seconds)
+    return Call(words, folder, before).wait(seconds)

@@ -1,14 +1,17 @@
 """Damage cases: one file of the world, one damage, one call, one outcome."""
 
 import os
+import re
 import shutil
 import traceback
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from campaign import damages
 from campaign.calls import call
-from campaign.targets import all_targets
+from campaign.searches import evaluation, indexes, searching
+from campaign.targets import preparation, training
 from campaign.verdicts import RIGHT, WRONG, judge, printed, snapshot
 
 
@@ -23,6 +26,25 @@ class Case:
     words: list
     text: str  # of the console
     damaged: Path | None = None  # the file, while it is there
+
+
+def all_targets():
+    """Return the targets, without those whose optional package is not installed."""
+    found = [*preparation(), *training(), *searching(), *indexes(), *evaluation()]
+    return [target for target in found if not target.needs or find_spec(target.needs)]
+
+
+@dataclass
+class Reference:
+    """What a call on valid files has led to, and the lines that it printed."""
+
+    result: tuple
+    lines: set
+
+    def news(self, text):
+        """Return the lines of another call that are not among them."""
+        lines = text.splitlines()
+        return '\n'.join(line for line in lines if line not in self.lines)
 
 
 def deal(targets):
@@ -49,12 +71,12 @@ class DamageCases:
         words = [name if word == '{file}' else word for word in target.words]
         reference = self.reference(target, words)
         self.world.lay_out(target.areas)
-        choice = damages.damages_for(path)
+        choice = damages.damages_for(path, target.is_sent)
         damage = rng.choice(sorted(choice))
         before = snapshot(self.world.case, target.outputs)
         damages.apply(choice[damage], path, rng)
         kept = keep(path, self.world.base / 'damaged')
-        ended = call(words, self.world.case, self.world.log, target.before)
+        ended = call(words, self.world.case, target.before)
         outcome = self.judge(target, ended, reference, (path, damage))
         if ended.code and lost(before, self.world.case, target, name):
             outcome = WRONG
@@ -63,12 +85,15 @@ class DamageCases:
 
     def judge(self, target, ended, reference, harm):
         path, damage = harm
-        result = snapshot(self.world.case, target.outputs)
-        text = printed(ended) if target.printed else None
         names = (path.name, *target.names)
-        ended.output += texts_of(self.world.case, target.says)
-        unknowable = damage in target.unknowable
-        return judge(ended, (result, text) == reference, names, unknowable)
+        same = self.result(target, ended) == reference.result
+        news = reference.news(ended.text) + complaints(self.world.case, target.says)
+        return judge(ended, same, names, news, damage in target.unknowable)
+
+    def result(self, target, ended):
+        """Return what a call has led to, to be compared."""
+        text = printed(ended) if target.printed else None
+        return snapshot(self.world.case, target.outputs), text
 
     def draw_file(self, target, rng):
         """Return the path of the file that a case damages."""
@@ -82,15 +107,14 @@ class DamageCases:
         return rng.choice(sorted(path for path in files if path.suffix == suffix))
 
     def reference(self, target, words):
-        """Return (files, stdout) of a call on valid files; it is made once."""
+        """Return the Reference of a call on valid files, which is made once."""
         key = (target.kind, *map(str, words))
         if key not in self.references:
-            ended = call(words, self.world.case, self.world.log, target.before)
-            text = printed(ended) if target.printed else None
-            result = snapshot(self.world.case, target.outputs)
+            ended = call(words, self.world.case, target.before)
+            result = self.result(target, ended)
             outcome = judge(ended, True, ())
-            assert outcome == RIGHT and (result or text), (target.kind, ended.text)
-            self.references[key] = result, text
+            assert outcome == RIGHT and any(result), (target.kind, ended.text)
+            self.references[key] = Reference(result, set(ended.text.splitlines()))
         return self.references[key]
 
 
@@ -103,10 +127,11 @@ def keep(path, copy):
     return None
 
 
-def texts_of(case, patterns):
-    """Return the texts of the files that patterns find."""
+def complaints(case, patterns):
+    """Return what the files that patterns find say about damaged files."""
     paths = [path for pattern in patterns for path in case.glob(pattern)]
-    return ''.join(path.read_text() for path in paths)
+    text = ''.join(path.read_text() for path in paths)
+    return ''.join(re.findall(r'\S+ is (?:damaged|missing)', text))
 
 
 def lost(before, case, target, damaged):
@@ -124,4 +149,6 @@ def attempt(run, number, kind):
     try:
         return run(number)
     except Exception:
-        return Case(kind, number, 'the campaign itself', 'error', [], traceback.format_exc())
+        return Case(
+            kind, number, 'the campaign itself', 'error', [], traceback.format_exc()
+        )

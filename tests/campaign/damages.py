@@ -262,11 +262,16 @@ PLACES = [missing, folder, fifo, device, loop, dangling, other_file]
 TEXT_SUFFIXES = ('.txt', '.csv', '.json', '.jsonl')
 
 
-def damages_for(path):
-    """Return {name: function} of what can happen to a file."""
-    found = [*BYTES, *PLACES, *VALUES.get(path.suffix, [])]
-    if path.suffix in TEXT_SUFFIXES:
-        found += TEXTS
+def damages_for(path, is_sent=False):
+    """Return {name: function} of what can happen to a file.
+
+    is_sent: whether only its content counts, not what kind of file it is.
+    """
+    found = [] if is_sent else list(PLACES)
+    if path.stat().st_size:
+        found += [*BYTES, *VALUES.get(path.suffix, [])]
+        if path.suffix in TEXT_SUFFIXES:
+            found += TEXTS
     return {function.__name__: function for function in found}
 
 

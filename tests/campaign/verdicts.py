@@ -103,11 +103,12 @@ def is_named(names, text):
     return any(name in text for name in names) or bool(FLAG.search(text))
 
 
-def judge(ended, same, names, unknowable=False):
+def judge(ended, same, names, news='', unknowable=False):
     """Return the outcome of a call.
 
     same: whether its result is that of the valid files; names: of what was damaged;
-    unknowable: whether the damage cannot be known.
+    news: what was printed and would not have been otherwise; unknowable: whether the
+    damage cannot be known.
     """
     if ended.hung:
         return HANG
@@ -120,6 +121,6 @@ def judge(ended, same, names, unknowable=False):
         return CLEAR if line and is_named(names, line) else NAMELESS
     if same:
         return RIGHT
-    if any(name in ended.text for name in names):
+    if any(name in news for name in names):
         return CLEAR
     return UNKNOWABLE if unknowable else WRONG

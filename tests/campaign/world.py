@@ -9,18 +9,17 @@ import shutil
 import numpy as np
 import official
 import torch
-from campaign import hooks
-from campaign.calls import call
 from slim import SlimBackbone
 
 from areir.data.sample import draw_sample
-from areir.files import load_tensors
+from campaign import hooks
+from campaign.calls import call
 
 RUN = 'small_uncropped_resnet18_2_2_2019'
-FROZEN = 'small_uncropped_resnet18_2_2'
 MODEL = f'results/{RUN}_model.pth'
 DATABASE = f'results/{RUN}_data_base.pth'
 QUERY = 'photos/figure_1/figure_1_01.png'
+STORED = 'data/small/test/figure_6/figure_6_01.png'
 TRAIN = [
     *('train.py', '--data_name', 'small', '--image_size', 32, '--batch_size', 8),
     *('--ensemble_size', 2, '--meta_class_size', 2, '--num_epochs', 2),
@@ -47,6 +46,9 @@ TRAINED = ['--model', MODEL]
 NETWORK = ['--model', 'files/resnet18-slim.pth']
 
 
+EXPORT = ['inference.py', *gallery('out', *TRAINED), '--export', 'exports']
+
+
 class World:
     """The areas below a folder, built at first use.
 
@@ -55,7 +57,6 @@ class World:
 
     def __init__(self, base):
         self.base, self.case = base, base / 'case'
-        self.log = base / 'log'
         self.pristine = base / 'pristine'
         self.pristine.mkdir(parents=True, exist_ok=True)
 
@@ -81,7 +82,7 @@ class World:
 
     def run(self, words, before=None, code=0):
         """Run a script that must end as it should."""
-        ended = call(words, self.case, self.log, before)
+        ended = call(words, self.case, before)
         assert ended.code == code, ended.text
         return ended
 
@@ -153,12 +154,12 @@ def make_faiss(world, folder):
 
 def make_answers(world, folder):
     words = ['inference.py', '--data_base', DATABASE, '--results_root', 'answers']
-    world.run([*words, '--query_img_name', first_image(world)])
+    world.run([*words, '--query_img_name', STORED])
     world.run([*words, '--query_img_name', 'photos'])
 
 
-def first_image(world):
-    return load_tensors(world.case / DATABASE)['images'][0]
+def make_exports(world, folder):
+    world.run(EXPORT)
 
 
 LAYOUTS = {
@@ -206,6 +207,7 @@ AREAS = {
     'short': (['photos', 'files'], make_short),
     'faiss': (['photos', 'results'], make_faiss),
     'answers': (['data', 'photos', 'results'], make_answers),
+    'exports': (['photos', 'results'], make_exports),
     'crops': ([], make_crops),
     'table': ([], make_table),
     **{f'layouts/{name}': ([], make_layout) for name in LAYOUTS},
