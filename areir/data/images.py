@@ -1,5 +1,6 @@
 """From image files to pixels: find them, decode them, resize and normalise them."""
 
+import io
 import os
 import warnings
 
@@ -215,3 +216,14 @@ def walk(folder, prefix, above, skip, problems):
             yield from walk(entry.path, below, above | {real}, skip, problems)
         else:
             yield prefix + name
+
+
+def save_image(image, path, kind, **options):
+    """Write a pillow image in the format `kind`. Raises OSError on a full disk.
+
+    pillow would not notice that the disk took only a part of a JPEG, BMP or TIFF.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    with open(path, 'wb') as file:
+        file.write(buffer.getbuffer())

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import torch
 from slim import build_backbone
+from tqdm import tqdm
 
 import model
 from areir.processes import available_cores
@@ -48,7 +50,7 @@ def get_args():
 
 def main():
     args = get_args()
-    torch.set_num_threads(1)  # threads do not survive a fork
+    prepare_to_fork()
     model.build_backbone = build_backbone
     started = time.perf_counter()
     base = Path(tempfile.mkdtemp(prefix='campaign_'))  # children must not remove it
@@ -62,6 +64,13 @@ def main():
     print_table(tried)
     print(f'{len(tried):,} cases in {time.perf_counter() - started:.0f} s')
     return int(any(failed) or any(case.outcome not in GOOD for case in tried))
+
+
+def prepare_to_fork():
+    """Start no threads, and share no lock with children, which may be killed."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
 
 
 # What is tried
@@ -113,7 +122,7 @@ def plan(args, world):
         if args.only in kind
     ]
     if damaged.turns:
-        found.append(('damage', damaged.run, range(args.cases)))
+        found.insert(0, ('damage', damaged.run, range(args.cases)))
     if args.case is not None:
         found = [(kind, run, [args.case]) for kind, run, _ in found]
     return found

@@ -139,7 +139,6 @@ def redirect(streams):
     faulthandler.register(signal.SIGUSR1, file=2)
 
 
-
 def call(words, folder, before=None, seconds=TIME_LIMIT):
     """Run a script to its end; return an Ended."""
     return Call(words, folder, before).wait(seconds)

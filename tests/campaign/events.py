@@ -105,7 +105,7 @@ class EventCases:
         rng = damages.generator(self.seed, 'limit', number)
         job = self.jobs[number % len(self.jobs)]
         self.lay_out(job)
-        size = int(10 ** rng.uniform(0, 5.5))
+        size = int(10 ** rng.uniform(2, 5.5))
         ended = self.start(job, before=Limited(job.before, size)).wait()
         what = f'files of at most {size} bytes'
         return self.after_full(job, number, what, ended)

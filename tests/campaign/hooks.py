@@ -14,6 +14,7 @@ CHECKPOINTS = 5  # written before training stops: it is then in the second epoch
 def small_steps():
     """Index two images at a time, and shorten the vectors of small folders."""
     areir.data.loading.BATCH = 2
+    areir.data.loading.available_cores = lambda: 0  # decodes in the same process
     areir.retrieval.shortening.LEAST_IMAGES = 8
     areir.retrieval.shortening.DIMENSIONS = 4
 
