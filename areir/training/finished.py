@@ -11,6 +11,7 @@ import zlib
 import pandas as pd
 
 from areir.errors import UserError
+from areir.files import is_special
 
 AGAIN = 'to train the run again, leave out --resume'
 
@@ -88,6 +89,8 @@ def csv_problem(path, tested, num_epochs, csv_checksum=None):
     tested: its epochs, or None if only the last one, num_epochs, is known;
     csv_checksum: of the whole file, if it is known.
     """
+    if is_special(path):
+        return f'{path} is not a regular file'
     try:
         with open(path, 'rb') as file:
             content = file.read()
@@ -95,6 +98,8 @@ def csv_problem(path, tested, num_epochs, csv_checksum=None):
         epochs = pd.read_csv(io.StringIO(text))['epoch'].tolist()
     except FileNotFoundError:
         return f'{path} is missing'
+    except OSError:  # a folder, for example
+        return f'{path} cannot be read'
     except (ValueError, LookupError, TypeError, OverflowError):
         return f'{path} is damaged'
     if not text.endswith('\n'):

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import faulthandler
 import os
+import resource
 import signal
 import sys
 import time
@@ -25,6 +26,7 @@ SCRIPTS = {
     'page': page.main,
 }
 TIME_LIMIT = 120  # seconds after which a call hangs
+MEMORY = 12 * 2**30  # bytes of addresses that a call may use
 LOOK = 0.005  # seconds between two looks at a call
 
 
@@ -109,6 +111,7 @@ def run_child(words, folder, streams, before):
     try:
         os.setsid()
         os.chdir(folder)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         redirect(streams)
         sys.argv = words
         if before:

@@ -71,6 +71,7 @@ def searching():
             ['answers/figure_6_01/*'],
             answer,
             ['answers/figure_6_01/*'],
+            names=('answers/figure_6_01',),
         ),
         Target(
             'exported files',
@@ -154,7 +155,7 @@ def indexes():
             search('out', *TRAINED),
             below('out', INDEX),
             before=kept,
-            unknowable=IMAGE,
+            unknowable=(*IMAGE, 'missing'),
         ),
         Target(
             'faiss index',

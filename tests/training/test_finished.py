@@ -5,6 +5,7 @@ import os
 
 import pytest
 from small import make_run
+from special import KINDS, in_time, make_special
 from test_run import finish
 
 from areir.errors import UserError
@@ -77,6 +78,22 @@ def test_a_finished_run_with_a_damaged_csv_is_finished(
     first, second = capsys.readouterr().out.splitlines()
     assert 'is finished' in first and finished.path('results.csv') in second
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.usefixtures(in_time.__name__)
+def test_a_csv_that_is_no_regular_file_is_named(finished, tmp_path, capsys, kind):
+    path = tmp_path / os.path.basename(finished.path('results.csv'))
+    make_special(path, kind)
+    assert not finished.check_start(resume=True, num_epochs=3)
+    assert f'{path} is not a regular file' in capsys.readouterr().out
+
+
+def test_a_folder_in_the_place_of_the_csv_is_named(finished, capsys):
+    os.remove(finished.path('results.csv'))
+    os.mkdir(finished.path('results.csv'))
+    assert not finished.check_start(resume=True, num_epochs=3)
+    assert 'results.csv cannot be read' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('kind', sorted({*DAMAGED_CSVS} - UNKNOWN_BEFORE))
