@@ -1,6 +1,8 @@
-"""FIFOs, sockets and devices: who opens one of them may wait for ever."""
+"""FIFOs, sockets and devices: who opens one of them may wait for ever. Full disks."""
 
+import contextlib
 import os
+import resource
 import signal
 import stat
 
@@ -32,3 +34,14 @@ def in_time():
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, earlier)
+
+
+@contextlib.contextmanager
+def largest_file(size):
+    """Let this process write no file of more than `size` bytes, as on a full disk."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)

@@ -59,7 +59,8 @@ def test_a_gallery_is_indexed_without_it(tmp_path, capsys, kind):
         make_special(photos / 'a' / name, kind)
     index = update(photos, tmp_path / 'index')
     assert len(index.paths) == 7 and not index.problems
-    assert 'notice: 3 files' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert 'notice: 3 files' in output and 'such as a/it\n' in output
 
 
 def test_a_dataset_is_read_without_it(tmp_path):

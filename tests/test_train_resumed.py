@@ -261,6 +261,8 @@ def make_older(results, run):
     path = results / f'{run}_run.json'
     if path.exists():
         record = json.loads(path.read_text())
+        for name in ('finished', 'tested_epochs', 'csv_checksum', 'checksum'):
+            record.pop(name, None)
         for name in [*BEFORE_RECIPES, 'test_every']:
             if name not in ('ensemble_size', 'batch_size', 'lr'):
                 del record['arguments'][name]

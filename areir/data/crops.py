@@ -4,7 +4,7 @@ import os
 
 from PIL import Image
 
-from areir.data.images import load_image
+from areir.data.images import load_image, save_image
 from areir.data.workers import parallel
 from areir.errors import UserError
 from areir.files import atomic_path, remove_leftovers, write_text
@@ -60,7 +60,7 @@ def write_crop(job):
         kind = 'JPEG'
     options = {'quality': 95, 'subsampling': 0} if kind == 'JPEG' else {}
     with atomic_path(target, failures=OSError, tidy=False) as temporary:
-        crop.save(temporary, format=kind, **options)
+        save_image(crop, temporary, kind, **options)
 
 
 def write_crops(pool, folder, jobs, fingerprint):

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import io
 import logging
 import os
 import warnings
@@ -233,3 +234,14 @@ def walk(folder, prefix, above, skip, problems):
             yield from walk(entry.path, below, above | {real}, skip, problems)
         else:
             yield prefix + name
+
+
+def save_image(image, path, kind, **options):
+    """Write a pillow image in the format `kind`. Raises OSError on a full disk.
+
+    pillow would not notice that the disk took only a part of a JPEG, BMP or TIFF.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    with open(path, 'wb') as file:
+        file.write(buffer.getbuffer())

@@ -7,7 +7,7 @@ import pandas as pd
 from PIL import ImageOps
 from tqdm import tqdm
 
-from areir.data.images import load_image
+from areir.data.images import load_image, save_image
 from areir.files import atomic_folder, cut_name, write_table
 from areir.output.heat_maps import draw_heat_maps
 from areir.output.sheets import COLOURS, contact_sheet, thumbnail
@@ -125,7 +125,7 @@ def save_jpeg(image, path):
     """Write an image as JPEG, reduced if it is too large for the format."""
     image = image.copy()
     image.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
-    image.save(path, quality=95)
+    save_image(image, path, 'JPEG', quality=95)
 
 
 def save_images(answer, images, folder):

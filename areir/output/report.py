@@ -40,6 +40,10 @@ def write_report(results_root, database_path, database, folder, progress=True):
         )
     results = find_results(images, database, progress)
     tiles = TileMaker(results, database['classes'], folder, progress)
+    csv_path, provenance = (
+        f'{beside}_results.csv',
+        read_provenance(f'{beside}_run.json'),
+    )
     page = {
         'run': run,
         'database': database,
@@ -47,13 +51,15 @@ def write_report(results_root, database_path, database, folder, progress=True):
         'results': results,
         'calibration': database.get('calibration'),
         'figures': key_figures(images, results.ranks),
-        'curves': read_curves(f'{beside}_results.csv', database.get('epoch', 0)),
+        'curves': read_curves(
+            csv_path, database.get('epoch', 0), provenance.csv_checksum
+        ),
         'heads_chart': charts.heads_chart(results.recalls),
         'classes': tiles.class_rows(),
         'worst': [tiles.query_row(query) for query in results.worst],
         'best': [tiles.query_row(query) for query in results.best],
         'scores': describe_scores(results.statistics, database.get('calibration')),
-        'provenance': read_provenance(f'{beside}_run.json'),
+        'provenance': provenance,
     }
     path = os.path.join(results_root, f'{run}_report.html')
     write_text(path, render(page))

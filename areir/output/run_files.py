@@ -1,22 +1,26 @@
 """What the page of a run shows of its CSV and run.json, if they are there."""
 
-import json
+import io
 import math
 import os
 import shlex
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from areir.files import refuse_special
 from areir.output import charts
 from areir.output.curves import curve_panels
+from areir.training.finished import parse_record
 
 
 def read(path, parse):
     """Return (parse(the open file), None), or (None, why it cannot be read)."""
     try:
         refuse_special(path)
-        with open(path, encoding='utf-8') as file:
+        # with the line ends and bytes that it was written with
+        with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
             return parse(file), None
     except (ValueError, OSError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError)
@@ -36,9 +40,12 @@ class Curves:
     is_last: bool = True
 
 
-def read_curves(path, kept):
-    """Return the Curves of a run's CSV; kept: the epoch of its database."""
-    table, problem = read(path, parse_rows)
+def read_curves(path, kept, checksum=None):
+    """Return the Curves of a run's CSV.
+
+    kept: the epoch of its database; checksum: of the file, as run.json records it.
+    """
+    table, problem = read(path, partial(parse_rows, checksum=checksum))
     if problem:
         return Curves(problem)
     panels = curve_panels(table)
@@ -56,11 +63,17 @@ def read_curves(path, kept):
     return Curves(None, drawn, columns, rows, kept, not kept < table['epoch'].max())
 
 
-def parse_rows(file):
-    """Return the rows of a run's CSV, numbers only. Raises ValueError without any."""
+def parse_rows(file, checksum=None):
+    """Return the rows of a run's CSV, numbers only.
+
+    Raises ValueError if there are none, or if its checksum is another one.
+    """
     import pandas as pd
 
-    rows = pd.read_csv(file).apply(pd.to_numeric, errors='coerce')
+    text = file.read()
+    if checksum not in (None, zlib.crc32(text.encode(errors='surrogateescape'))):
+        raise ValueError('its checksum does not fit')
+    rows = pd.read_csv(io.StringIO(text)).apply(pd.to_numeric, errors='coerce')
     rows = rows.replace([math.inf, -math.inf], math.nan)
     rows = rows.dropna(subset=['epoch']) if 'epoch' in rows else rows[:0]
     if rows.empty:
@@ -86,11 +99,12 @@ class Provenance:
     precision: Any = None
     warnings: Any = None
     arguments: dict | None = None
+    csv_checksum: Any = None
 
 
 def read_provenance(path):
     """Return the Provenance of a run.json. Parts of the wrong kind are left out."""
-    run, problem = read(path, parse_run)
+    run, problem = read(path, parse_record)
     run = run or {}
     data, arguments, words = run.get('data'), run.get('arguments'), run.get('command')
     if not isinstance(data, dict):
@@ -109,15 +123,8 @@ def read_provenance(path):
         precision=run.get('precision'),
         warnings=data.get('warnings'),
         arguments=arguments if isinstance(arguments, dict) else None,
+        csv_checksum=run.get('csv_checksum'),
     )
-
-
-def parse_run(file):
-    """Return the dict of a run.json. Raises ValueError if it holds anything else."""
-    run = json.load(file)
-    if not isinstance(run, dict):
-        raise ValueError('no dict')
-    return run
 
 
 def describe_counts(counts):

@@ -35,11 +35,10 @@ def scan(folder):
     """Look at all files below a folder except those that inference.py has written.
 
     Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
-    that cannot be read, and the number of other files.
+    that cannot be read, and the paths of other files.
     """
-    images, problems, special = {}, {}, []
-    paths = list_pictures(folder, problems, special)
-    others = len(special)
+    images, problems, others = {}, {}, []
+    paths = list_pictures(folder, problems, others)
     for path in paths:
         file = os.path.join(folder, path)
         try:
@@ -51,7 +50,7 @@ def scan(folder):
         if os.path.isfile(file) and is_image(file):
             images[path] = [seen.st_size, seen.st_mtime_ns]
         else:
-            others += 1
+            others.append(path)
     return images, problems, others
 
 

@@ -118,7 +118,10 @@ def make_plan(folder, index_folder, settings):
     if not images:
         raise UserError(f'--gallery {folder}: no images in it')
     if others:
-        print(f'notice: {others:,} files of {folder} are not images and are skipped')
+        print(
+            f'notice: {len(others):,} files of {folder} are not images and are '
+            f'skipped, such as {min(others)}'
+        )
     table = read_table(index_folder)
     if table and (why := table.stale_because(settings)):
         print(

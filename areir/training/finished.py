@@ -1,13 +1,30 @@
-"""What a finished run has left: its run.json and its CSV, either perhaps damaged."""
+"""What a finished run has left: its run.json and its CSV, either perhaps damaged.
+
+run.json holds a checksum of its own fields and, once the run is finished, one of the
+CSV. Those of older versions have neither.
+"""
 
 import io
 import json
+import zlib
 
 import pandas as pd
 
 from areir.errors import UserError
+from areir.files import is_special
 
 AGAIN = 'to train the run again, leave out --resume'
+
+
+def with_checksum(record):
+    """Return the dict of a run.json with the checksum of its other fields."""
+    return {**record, 'checksum': checksum(record)}
+
+
+def checksum(record):
+    """Return the CRC-32 of the fields of a run.json, of all but `checksum`."""
+    fields = {name: value for name, value in record.items() if name != 'checksum'}
+    return zlib.crc32(json.dumps(fields).encode())
 
 
 def read_record(path, advice=AGAIN):
@@ -16,12 +33,22 @@ def read_record(path, advice=AGAIN):
     Raises UserError with the path and the advice if it is damaged.
     """
     try:
-        with open(path, encoding='utf-8') as file:
-            record = json.load(file)
+        # the names of files in it need not be valid UTF-8
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+            record = parse_record(file)
     except (ValueError, RecursionError) as error:
         raise damaged(path, advice) from error
+    return record
+
+
+def parse_record(file):
+    """Return the dict of an open run.json. Raises ValueError if it is damaged."""
+    record = json.load(file)
     if not isinstance(record, dict):
-        raise damaged(path, advice)
+        raise ValueError('no dict')
+    has_checksum = 'checksum' in record or 'finished' in record
+    if has_checksum and record.get('checksum') != checksum(record):
+        raise ValueError('its checksum does not fit')
     return record
 
 
@@ -56,17 +83,23 @@ def tested_epochs(record, path):
     return epochs
 
 
-def csv_problem(path, tested, num_epochs):
+def csv_problem(path, tested, num_epochs, csv_checksum=None):
     """Return why the CSV of a finished run is not whole, or None if it is.
 
-    tested: its epochs, or None if only the last one, num_epochs, is known.
+    tested: its epochs, or None if only the last one, num_epochs, is known;
+    csv_checksum: of the whole file, if it is known.
     """
+    if is_special(path):
+        return f'{path} is not a regular file'
     try:
-        with open(path, encoding='utf-8', newline='') as file:
-            text = file.read()
+        with open(path, 'rb') as file:
+            content = file.read()
+        text = content.decode()
         epochs = pd.read_csv(io.StringIO(text))['epoch'].tolist()
     except FileNotFoundError:
         return f'{path} is missing'
+    except OSError:  # a folder, for example
+        return f'{path} cannot be read'
     except (ValueError, LookupError, TypeError, OverflowError):
         return f'{path} is damaged'
     if not text.endswith('\n'):
@@ -75,4 +108,6 @@ def csv_problem(path, tested, num_epochs):
         return f'{path} is damaged: it should hold {len(tested)} tested epochs'
     if epochs[-1:] != [num_epochs]:
         return f'{path} does not end with epoch {num_epochs}'
+    if csv_checksum not in (None, zlib.crc32(content)):
+        return f'{path} is damaged: it has changed since the run ended'
     return None

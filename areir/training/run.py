@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import zlib
 from dataclasses import asdict, dataclass, field
 
 import pandas as pd
@@ -18,6 +19,7 @@ from areir.training.finished import (
     read_record,
     saved_settings,
     tested_epochs,
+    with_checksum,
 )
 from areir.training.recipes import BEFORE_RECIPES, default_recipe
 from areir.training.run_lock import RunLock
@@ -225,7 +227,8 @@ class Run:
         record = read_record(json_path)
         self.refuse_other_settings(saved_settings(record, json_path), json_path)
         tested = tested_epochs(record, json_path)
-        problem = csv_problem(csv_path, tested, num_epochs)
+        known = record.get('csv_checksum')
+        problem = csv_problem(csv_path, tested, num_epochs, known)
         if tested is None and problem:
             raise UserError(f'{problem}; {AGAIN}')
         print(f'{self.name} is finished: nothing to do')
@@ -316,7 +319,7 @@ class Run:
         write_tensors(
             {self.path('model.pth'): model, self.path('data_base.pth'): database}
         )
-        write_json(self.path('run.json'), provenance)
+        write_json(self.path('run.json'), with_checksum(provenance))
 
     def calibration(self):
         """Return the threshold of the epoch that was kept, or None."""
@@ -326,8 +329,14 @@ class Run:
         """Note in run.json that the run is finished, remove its checkpoints, unlock."""
         record = read_record(self.path('run.json'), KEPT)
         tested = [row['epoch'] for row in progress.rows]
-        finished = {'finished': True, 'tested_epochs': tested}
-        write_json(self.path('run.json'), {**record, **finished})
+        with open(self.path('results.csv'), 'rb') as file:
+            csv_checksum = zlib.crc32(file.read())
+        finished = {
+            'finished': True,
+            'tested_epochs': tested,
+            'csv_checksum': csv_checksum,
+        }
+        write_json(self.path('run.json'), with_checksum({**record, **finished}))
         shutil.rmtree(self.path('checkpoint'))
         self.lock.release()
 

@@ -2,6 +2,8 @@
 
     <run>_trunk_features/<fingerprint>.npy    float16 (views * images, C, H, W)
 
+The last four bytes of the file are the CRC-32 of those before them.
+
 Random crops and flips happen before the trunk, so a few views of each image are kept,
 each with a crop and a flip of its own, and every epoch draws one of them. The name of
 the file is a hash of everything that the features depend on, so they are computed again
@@ -9,12 +11,15 @@ when images or weights change.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
 import time
+import zlib
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,6 +35,7 @@ from areir.training.batches import ViewSampler, whole_batches
 from areir.training.loaders import to_images
 
 VIEWS = 4
+READ = 2**20  # bytes read at a time
 BATCH = 64  # images whose features are computed at a time
 HIGHEST = 65504  # of float16
 
@@ -80,7 +86,10 @@ def ensure_features(folder, name, loader, trainer, info, signals):
     loader: a DataLoader with a ViewSampler. Returns the path.
     """
     path = os.path.join(folder, f'{name}.npy')
-    if not processes.any_process(not os.path.isfile(path)):
+    damaged = processes.is_first() and os.path.isfile(path) and not is_whole(path)
+    if damaged:
+        print(f'notice: {path} is damaged: the features are computed again')
+    if not processes.any_process(damaged or not os.path.isfile(path)):
         return path
     features = view_features(loader, trainer, info)
     features = processes.until_signal(features, signals, 'no epoch is trained yet')
@@ -108,17 +117,42 @@ def view_features(loader, trainer, info):
 def write_views(path, batches, shape):
     """Write batches of features to a new file; shape: (views, images)."""
     views, images = shape
-    done = 0
-    with tqdm(total=views * images, desc='trunk features', unit='img') as bar:
-        for features in batches:
-            if not done:
-                whole = (views * images, *features.shape[1:])
-                check_space(path, 2 * math.prod(whole))
-                rows = np.lib.format.open_memmap(path, 'w+', np.float16, whole)
-            rows[done : done + len(features)] = features.numpy()
-            done += len(features)
+    first = next(batches)
+    whole = (views * images, *first.shape[1:])
+    check_space(path, 2 * math.prod(whole))
+    header = npy_header(whole)
+    checksum = zlib.crc32(header)
+    with (
+        open(path, 'wb') as file,
+        tqdm(total=views * images, desc='trunk features', unit='img') as bar,
+    ):
+        file.write(header)
+        for features in chain([first], batches):
+            content = features.numpy().tobytes()
+            file.write(content)
+            checksum = zlib.crc32(content, checksum)
             bar.update(len(features))
-    rows.flush()
+        file.write(checksum.to_bytes(4, 'little'))
+
+
+def npy_header(shape):
+    """Return what a .npy file of float16 begins with."""
+    header = io.BytesIO()
+    fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    return header.getvalue()
+
+
+def is_whole(path):
+    """Whether a file of features ends with its checksum."""
+    checksum = 0
+    with open(path, 'rb') as file:
+        left = os.fstat(file.fileno()).st_size - 4
+        while left > 0:
+            block = file.read(min(left, READ))
+            checksum = zlib.crc32(block, checksum)
+            left -= len(block)
+        return left == 0 and file.read() == checksum.to_bytes(4, 'little')
 
 
 def check_space(path, size):

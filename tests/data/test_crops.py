@@ -15,6 +15,7 @@ from official import (
     write_car_folder,
     write_image,
 )
+from special import largest_file
 
 from areir.data import crops
 from areir.data.splits import load_split
@@ -117,6 +118,16 @@ def test_crops_of_earlier_boxes_do_not_survive_an_interrupted_run(root, monkeypa
     parts = load_split(root, 'car', 'cropped').parts.values()
     images = [image for part in parts for image in part.images]
     assert {image_size(root / 'car' / image) for image in images} == {(13, 11)}
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif', 'webp'])
+def test_a_crop_that_is_cut_short_is_not_kept(tmp_path, suffix):
+    """pillow does not notice that a disk took only a part of a JPEG, BMP or TIFF."""
+    image, target = tmp_path / 'it.png', tmp_path / f'crop.{suffix}'
+    write_image(image, noise((64, 64)))
+    with largest_file(1000), pytest.raises(OSError, match=f'crop.{suffix} cannot be'):
+        crops.write_crop((image, str(target), (0, 0, 60, 60)))
+    assert not target.exists()
 
 
 def test_a_full_disk_is_reported_with_the_crop_it_hit(root, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import pandas as pd
 import pytest
 from PIL import Image
+from special import largest_file
 from toy import ToyCollection, draw_noise, on_circle
 from trained import CALIBRATION, save_model
 
@@ -279,3 +280,10 @@ def test_many_answers_without_a_threshold(collection, tmp_path, capsys):
     folder = str(tmp_path / 'photos')
     answers.write_answers(many, collection, folder, str(tmp_path / 'results'))
     assert 'match' not in capsys.readouterr().out
+
+
+def test_a_picture_that_is_cut_short_is_an_error(tmp_path):
+    draw_noise(tmp_path / 'it.png', 0, (64, 64))
+    image = Image.open(tmp_path / 'it.png')
+    with largest_file(1000), pytest.raises(OSError):
+        answers.save_jpeg(image, str(tmp_path / 'it.jpg'))

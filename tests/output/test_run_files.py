@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import pytest
 from pages import CSV, PROVENANCE
@@ -93,3 +94,13 @@ def test_parts_of_the_wrong_kind_are_left_out(tmp_path):
 )
 def test_readable(value, text):
     assert readable(value) == text
+
+
+def test_a_number_that_has_changed_is_damage(tmp_path):
+    path = tmp_path / 'results.csv'
+    path.write_text('epoch,test_recall@1\n1,0.5\n')
+    checksum = zlib.crc32(path.read_bytes())
+    assert read_curves(str(path), 1, checksum).rows == [(1, [0.5])]
+    path.write_text('epoch,test_recall@1\n1,0.7\n')
+    curves = read_curves(str(path), 1, checksum)
+    assert curves.problem == 'results.csv is damaged' and not curves.rows

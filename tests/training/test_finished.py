@@ -5,9 +5,12 @@ import os
 
 import pytest
 from small import make_run
+from special import KINDS, in_time, make_special
 from test_run import finish
 
 from areir.errors import UserError
+from areir.files import write_json
+from areir.training.finished import read_record, with_checksum
 from areir.training.run import Progress
 
 CSV = 'epoch,loss\n1,0.5\n2,0.25\n3,0.125\n'
@@ -20,7 +23,9 @@ DAMAGED_CSVS = {
     'other columns': CSV.replace('epoch', 'era'),
     'text': CSV.replace('3,', 'three,'),
     'binary': b'PK\x03\x04\x00\xff\xfe' * 20,
+    'another number': CSV.replace('0.25', '0.75'),
 }
+UNKNOWN_BEFORE = {'a row short in the middle', 'another number'}
 DAMAGED_RECORDS = {
     'empty': '',
     'dict': '{}',
@@ -52,8 +57,12 @@ def finished(tmp_path):
     run = make_run(tmp_path)
     finish(run, 3)
     os.mkdir(run.path('checkpoint'))
-    run.end(Progress(rows=[{'epoch': epoch} for epoch in (1, 2, 3)]))
-    damage(run.path('results.csv'), CSV)
+    rows = [{'epoch': epoch, 'loss': 2.0**-epoch} for epoch in (1, 2, 3)]
+    progress = Progress(rows=rows)
+    run.record(progress)
+    run.end(progress)
+    with open(run.path('results.csv')) as file:
+        assert file.read() == CSV
     return run
 
 
@@ -71,9 +80,23 @@ def test_a_finished_run_with_a_damaged_csv_is_finished(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    'kind', sorted({*DAMAGED_CSVS} - {'a row short in the middle'})
-)
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.usefixtures(in_time.__name__)
+def test_a_csv_that_is_no_regular_file_is_named(finished, tmp_path, capsys, kind):
+    path = tmp_path / os.path.basename(finished.path('results.csv'))
+    make_special(path, kind)
+    assert not finished.check_start(resume=True, num_epochs=3)
+    assert f'{path} is not a regular file' in capsys.readouterr().out
+
+
+def test_a_folder_in_the_place_of_the_csv_is_named(finished, capsys):
+    os.remove(finished.path('results.csv'))
+    os.mkdir(finished.path('results.csv'))
+    assert not finished.check_start(resume=True, num_epochs=3)
+    assert 'results.csv cannot be read' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', sorted({*DAMAGED_CSVS} - UNKNOWN_BEFORE))
 def test_a_damaged_csv_of_an_older_version_is_refused(tmp_path, kind):
     """Its run.json does not say that the run is finished."""
     run = make_run(tmp_path)
@@ -92,11 +115,41 @@ def test_a_damaged_run_json_is_named(finished, tmp_path, kind):
     assert '\n' not in str(refused.value) and contents(tmp_path) == before
 
 
+def test_no_byte_of_a_run_json_can_change_unseen(finished):
+    path = finished.path('run.json')
+    with open(path, 'rb') as file:
+        content = file.read()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        damage(path, bytes(changed))
+        with pytest.raises(UserError, match=r'run\.json is damaged'):
+            finished.check_start(resume=True, num_epochs=3)
+
+
+def test_a_record_may_hold_names_that_are_not_unicode(finished):
+    path = finished.path('run.json')
+    write_json(path, with_checksum({'arguments': {'data_root': 'd\udcffta'}}))
+    assert read_record(path)['arguments'] == {'data_root': 'd\udcffta'}
+
+
+def test_what_is_kept_of_a_run_has_a_checksum(finished):
+    finished.keep({}, {}, {'arguments': {'seed': 1}})
+    path = finished.path('run.json')
+    with open(path) as file:
+        text = file.read()
+    assert read_record(path)['arguments'] == {'seed': 1}
+    damage(path, text.replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(UserError, match=r'run\.json is damaged'):
+        finished.calibration()
+
+
 @pytest.mark.parametrize('tested', [None, 5, {}])
 def test_odd_epochs_in_a_run_json_are_damage(finished, tested):
     with open(finished.path('run.json')) as file:
         record = json.load(file)
-    damage(finished.path('run.json'), json.dumps({**record, 'tested_epochs': tested}))
+    record = with_checksum({**record, 'tested_epochs': tested})
+    damage(finished.path('run.json'), json.dumps(record))
     with pytest.raises(UserError, match=r'run\.json'):
         finished.check_start(resume=True, num_epochs=3)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small import HARDWARE, TinyEnsemble
+from special import largest_file
 
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.loading import make_loader
@@ -122,6 +123,46 @@ def test_a_file_that_is_there_is_kept_and_another_one_removed(
     assert os.stat(path).st_mtime_ns == before.st_mtime_ns
     ensure_features(folder, 'two', *arguments)
     assert os.listdir(folder) == ['two.npy']
+
+
+def flip_byte(content, place):
+    changed = bytearray(content)
+    changed[place] ^= 4
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: b'',
+        lambda content: content[:-2],
+        lambda content: content[:1000],
+        lambda content: content + b'0',
+        lambda content: flip_byte(content, 20),
+        lambda content: flip_byte(content, 1000),
+        lambda content: flip_byte(content, -1),
+        lambda content: content[:200] + bytes(64) + content[264:],
+    ],
+)
+def test_a_damaged_file_is_computed_again(paths, trainer, tmp_path, capsys, damage):
+    arguments = str(tmp_path / 'it'), 'name', views_of(paths), trainer, INFO, []
+    path = ensure_features(*arguments)
+    with open(path, 'rb') as file:
+        content = file.read()
+    assert damage(content) != content
+    with open(path, 'wb') as file:
+        file.write(damage(content))
+    assert ensure_features(*arguments) == path
+    assert f'{path} is damaged' in capsys.readouterr().out
+    with open(path, 'rb') as file:
+        assert file.read() == content
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(paths, trainer, tmp_path):
+    arguments = str(tmp_path / 'it'), 'name', views_of(paths), trainer, INFO, []
+    with largest_file(40_000), pytest.raises(OSError, match=r'name\.npy cannot be'):
+        ensure_features(*arguments)
+    assert os.listdir(tmp_path / 'it') == []
 
 
 def test_a_disk_that_is_too_small_is_refused_before_writing(tmp_path, monkeypatch):

@@ -1,0 +1,164 @@
+"""The command line of the campaign, its table, and what it keeps of failures."""
+
+import argparse
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
+import torch
+from slim import build_backbone
+from tqdm import tqdm
+
+import model
+from areir.processes import available_cores
+from campaign.cases import DamageCases, attempt
+from campaign.events import EventCases, can_mount
+from campaign.ranks import RankCases
+from campaign.verdicts import GOOD, OUTCOMES
+from campaign.world import World
+
+# cases of an event, per damaged file
+EVENTS = {'killed': 0.05, 'limited': 0.02, 'full disk': 0.02, 'at once': 0.0125}
+EVENTS['torchrun'] = 0.002
+
+
+def get_args():
+    parser = argparse.ArgumentParser(prog='campaign', description=__doc__)
+    add = parser.add_argument
+    add('--seed', type=int, default=0)
+    add(
+        '--cases',
+        type=int,
+        default=2000,
+        help='damaged files; kills, full disks and pairs are in proportion',
+    )
+    add('--only', default='', metavar='KIND', help='only kinds with this in the name')
+    add('--case', type=int, help='try only this case of KIND, and print its output')
+    add('--jobs', type=int, default=available_cores(), help='cases at a time')
+    add('--keep', default='campaign_failures', help='folder for what failed')
+    return parser.parse_args()
+
+
+def main():
+    args = get_args()
+    prepare_to_fork()
+    model.build_backbone = build_backbone
+    started = time.perf_counter()
+    base = Path(tempfile.mkdtemp(prefix='campaign_'))  # children must not remove it
+    try:
+        workers = [start_worker(args, base, place) for place in range(args.jobs)]
+        failed = [os.waitpid(worker, 0)[1] for worker in workers]
+        results = [path.read_bytes() for path in base.glob('*.cases')]
+    finally:
+        shutil.rmtree(base)
+    tried = [case for content in results for case in pickle.loads(content)]
+    print_table(tried)
+    print(f'{len(tried):,} cases in {time.perf_counter() - started:.0f} s')
+    return int(any(failed) or any(case.outcome not in GOOD for case in tried))
+
+
+def prepare_to_fork():
+    """Start no threads, and share no lock with children, which may be killed."""
+    torch.set_num_threads(1)
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
+
+
+# What is tried
+
+
+def start_worker(args, base, place):
+    """Fork a process that tries its share of the cases; return its id."""
+    worker = os.fork()
+    if worker:
+        return worker
+    code = 1
+    try:
+        tried = try_share(args, base / str(place), place)
+        (base / f'{place}.cases').write_bytes(pickle.dumps(tried))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def try_share(args, base, place):
+    """Return the Cases of one of --jobs processes."""
+    world = World(base)
+    tried = []
+    for kind, run, numbers in plan(args, world):
+        for number in numbers[place :: args.jobs]:
+            case = attempt(run, number, kind)
+            report(case, args)
+            tried.append(case)
+    return tried
+
+
+def plan(args, world):
+    """Return (kind, function that tries a number, numbers) of all that is tried."""
+    damaged = DamageCases(world, args.seed, args.only)
+    events = EventCases(world, args.seed)
+    kinds = {
+        'killed': events.kill,
+        'limited': events.limit,
+        'full disk': events.fill,
+        'at once': events.pair,
+        'torchrun': RankCases(world, args.seed).run,
+    }
+    if not can_mount(world.base):
+        print('full disk: skipped, because this process may not mount a disk')
+        del kinds['full disk']
+    found = [
+        (kind, run, range(int(args.cases * EVENTS[kind])))
+        for kind, run in kinds.items()
+        if args.only in kind
+    ]
+    if damaged.turns:
+        found.insert(0, ('damage', damaged.run, range(args.cases)))
+    if args.case is not None:
+        found = [(kind, run, [args.case]) for kind, run, _ in found]
+    return found
+
+
+# What is said
+
+
+def report(case, args):
+    """Print a case that failed, and keep its file, command and output."""
+    if args.case is not None:
+        print(*map(str, case.words), case.text, sep='\n')
+    if case.outcome in GOOD:
+        return
+    last = case.text.strip().splitlines()[-1:]
+    print(f'{case.outcome:<14} {case.kind} {case.number}: {case.what}', flush=True)
+    print(*(line[-300:] for line in last), flush=True)
+    name = f'{args.seed}_{case.kind}_{case.number}'.replace(' ', '_')
+    folder = Path(args.keep) / case.outcome.replace(' ', '_') / name
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ' '.join(map(str, case.words))
+    (folder / 'output').write_text(f'{case.what}\n{command}\n{case.text}')
+    if case.damaged and case.damaged.exists():
+        shutil.copy(case.damaged, folder / 'damaged')
+
+
+def print_table(tried):
+    """Print how often each kind had each outcome."""
+    outcomes = [*OUTCOMES, 'error']
+    counts = Counter((case.kind, case.outcome) for case in tried)
+    counts.update(('all', case.outcome) for case in tried)
+    print(f'{"":<34}' + ''.join(f'{outcome:>15}' for outcome in outcomes))
+    for kind in [*sorted({case.kind for case in tried}), 'all']:
+        numbers = [counts[kind, outcome] or '-' for outcome in outcomes]
+        print(f'{kind:<34}' + ''.join(f'{number:>15}' for number in numbers))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
