@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from areir.errors import UserError
 from areir.files import cut_name, load_tensors, write_tensors
 from areir.retrieval import thresholds
+from areir.retrieval.codes_file import CodesFile, codes_path
 from areir.retrieval.projection import Projection, is_state
 from areir.retrieval.vectors_file import VectorsFile
 from areir.schemas import (
@@ -131,6 +132,17 @@ class IndexTable:
         """
         vectors = VectorsFile(os.path.join(index_folder, name))
         return vectors.find_damaged(self.checksums.get(name))
+
+    def are_codes_damaged(self, index_folder):
+        """Whether the codes are missing, as in earlier versions, or damaged."""
+        name = codes_path(self.searched)
+        if name not in self.checksums:
+            return True
+        try:
+            vectors = VectorsFile(os.path.join(index_folder, self.searched))
+            return bool(CodesFile(vectors).find_damaged(self.checksums[name]))
+        except (OSError, UserError):
+            return True
 
     def write(self, index_folder):
         """Write the table to index.pth."""
