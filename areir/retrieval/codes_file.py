@@ -49,7 +49,7 @@ class CodesFile(MatrixFile):
         return self.scales_and_errors[:, 1].max().item()
 
     def first_pass(self, query, norm):
-        """Return the CodePass of queries; norm: an upper bound on the vectors' norms."""
+        """Return the CodePass of queries; norm: an upper bound on the norms."""
         return CodePass(query, self.codes, self.scales, self.largest_error, norm)
 
 

@@ -89,7 +89,7 @@ class BestImages:
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 
     def tiles(self, tile):
-        """Divide all pairs into tiles (rows, columns); with few rows, tiles are wide."""
+        """Divide all pairs into tiles (rows, columns); those of few rows are wide."""
         height = min(tile, rows_at_once(self.k), len(self.query))
         width = tile * min(WIDEST, max(NARROWEST, tile // height))
         return [

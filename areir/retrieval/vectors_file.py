@@ -38,7 +38,7 @@ class VectorsFile(MatrixFile):
         return CodesFile(self) if fast and written else None
 
     def find_damaged(self, checksums=None):
-        """As MatrixFile; without checksums, return the rows that are not unit vectors."""
+        """As in MatrixFile; without checksums, find rows that are not unit vectors."""
         if checksums is not None:
             return super().find_damaged(checksums)
         damaged = []
