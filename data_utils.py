@@ -23,7 +23,7 @@ from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
 from areir.errors import UserError
-from areir.files import write_tensors
+from areir.files import locked, write_tensors
 from areir.processes import available_cores
 
 # Arguments
@@ -125,18 +125,24 @@ def prepare(
         for warning in warnings:
             print(f'warning: {name}: {warning}')
         mean, std = find_statistics(pool, dataset, image_size)
-        # from here on the disk changes
-        remove_split_files(dataset)
-        make_links_and_crops(pool, dataset, fingerprint)
-    info = {
-        'layout': dataset.layout,
-        'mean': mean,
-        'std': std,
-        'counts': dataset.counts,
-        'warnings': warnings,
-        'fingerprint': fingerprint,
-    }
-    write_split_files(dataset, info)
+        info = {
+            'layout': dataset.layout,
+            'mean': mean,
+            'std': std,
+            'counts': dataset.counts,
+            'warnings': warnings,
+            'fingerprint': fingerprint,
+        }
+        with locked_dataset(data_root, name):  # from here on the disk changes
+            remove_split_files(dataset)
+            make_links_and_crops(pool, dataset, fingerprint)
+            write_split_files(dataset, info)
+
+
+def locked_dataset(data_root, name):
+    """Keep other processes from writing a dataset, in a `with` statement."""
+    os.makedirs(data_root, exist_ok=True)
+    return locked(os.path.join(data_root, f'.{name}.lock'), f'writing {name}')
 
 
 def print_source(dataset):
@@ -235,7 +241,9 @@ def prepare_one(args, name):
     """Prepare one dataset of the command line; draw the sample if it is missing."""
     folder = os.path.join(args.data_root, name)
     if name == 'sample' and not os.path.isdir(folder):
-        draw_sample(folder)
+        with locked_dataset(args.data_root, name):
+            if not os.path.isdir(folder):  # another process may have drawn it
+                draw_sample(folder)
     prepare(
         args.data_root,
         name,
@@ -260,8 +268,7 @@ def main():
             failed = True
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None
-    if failed:
-        sys.exit(2)
+    sys.exit(2 if failed else 0)
 
 
 if __name__ == '__main__':

@@ -45,13 +45,10 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
+    line, code = '', None
     try:
         with contextlib.redirect_stderr(usage) if others else contextlib.nullcontext():
             main()
-        broken = output_error()
-        if broken and not isinstance(broken, BrokenPipeError):
-            raise UserError(cannot_print(broken))
-        return
     except SystemExit as error:
         line, code = usage.getvalue().strip(), error.code
     except BaseException as error:
@@ -59,13 +56,16 @@ def run_script(main):
             raise
         text, code = describe(error)
         line = f'{script}: {text}'
-    if others:
+    if others and code:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)  # torchrun ends this process meanwhile if rank 0 failed too
-    output_error()
+    broken = output_error()
+    if broken and not code and not isinstance(broken, BrokenPipeError):
+        line, code = f'{script}: error: {cannot_print(broken)}', 2
     if line:
         print(line, file=sys.stderr)
-    sys.exit(code)
+    if code is not None:
+        sys.exit(code)
 
 
 def catch_interrupts():

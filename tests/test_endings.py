@@ -125,7 +125,9 @@ def test_work_that_nobody_reads_is_interrupted(start):
     assert (process.stderr.read(), process.wait()) == (line, 141)
 
 
-@pytest.mark.parametrize('main', ["print('a')", "print('a', flush=True)"])
+@pytest.mark.parametrize(
+    'main', ["print('a')", "print('a', flush=True)", "print('a'); sys.exit(0)"]
+)
 def test_output_to_a_full_disk_is_one_line(start, main):
     with open('/dev/full', 'w') as full:
         code, (line,) = end(start(main, stdout=full))

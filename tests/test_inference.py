@@ -339,6 +339,12 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     assert all(path.name.endswith('_index') for path in left)
 
 
+def test_an_empty_folder_leaves_no_index(tmp_path, refuse):
+    (tmp_path / 'empty').mkdir()
+    assert 'no images in it' in refuse('--gallery', tmp_path / 'empty')
+    assert not list(tmp_path.glob('**/*_index'))
+
+
 def test_faiss_needs_a_folder(refuse):
     assert '--index faiss' in refuse('--index', 'faiss')
 

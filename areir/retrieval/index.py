@@ -19,12 +19,10 @@ import os
 import secrets
 from dataclasses import dataclass
 
-import filelock
-
-from areir import processes
+from areir import files, processes
 from areir.data.optional_formats import is_outdated
 from areir.errors import UserError
-from areir.files import remove_leftovers
+from areir.files import remove, remove_leftovers
 from areir.retrieval.codes_file import codes_path, write_codes
 from areir.retrieval.folders import scan
 from areir.retrieval.index_table import IndexTable, read_table
@@ -96,19 +94,9 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
         return index
 
 
-@contextlib.contextmanager
 def locked(index_folder):
     """Hold the lock of an index; wait while another process changes the index."""
-    lock = filelock.FileLock(os.path.join(index_folder, 'lock'))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f'another process is updating {index_folder}: waiting for it')
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return files.locked(os.path.join(index_folder, 'lock'), f'updating {index_folder}')
 
 
 # The plan
@@ -118,6 +106,8 @@ def make_plan(folder, index_folder, settings):
     """Compare a folder with its index and journals; return the Plan."""
     images, problems, others = scan(folder)
     if not images:
+        if os.listdir(index_folder) == ['lock']:
+            remove(index_folder)
         raise UserError(f'--gallery {folder}: no images in it')
     if others:
         print(
