@@ -104,11 +104,16 @@ def split_path(data_root, name, crop_type):
 
 
 def read_split(path):
-    """Return the content of a split file. Raises UserError if it is not one."""
+    """Return the content of a split file. Raises UserError if it is not one.
+
+    The split of another crop type is not the one that belongs there.
+    """
+    crop_type = os.path.basename(path).removesuffix('_data_dicts.pth')
     try:
         content = load_tensors(path)
         parts = [content[part] for part in content['info']['counts']]
         whole = all(isinstance(part, dict) for part in parts)
+        whole = whole and content['info'].get('crop_type', crop_type) == crop_type
     except (UserError, LookupError, TypeError):
         whole = False
     if not whole:
