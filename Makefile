@@ -1,6 +1,7 @@
 # make demo        install, draw the sample, train from scratch, answer a query
 # make test        install and run every test
 # make test-fast   the tests that take seconds, in under 2 minutes
+# make campaign    damage files, kill runs, fill disks: 2,000 cases, half an hour
 # make lint        ruff: rules and format
 # make docs        write docs/flags.md from the scripts' arguments
 
@@ -12,7 +13,7 @@ RUN = $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO = sample_uncropped_resnet18_2_20
 
-.PHONY: demo test test-fast lint docs
+.PHONY: demo test test-fast campaign lint docs
 .SILENT: demo
 
 demo: $(VENV)/.installed
@@ -30,6 +31,9 @@ test: $(VENV)/.installed
 
 test-fast: $(VENV)/.installed
 	$(PYTEST) -m "not slow" tests
+
+campaign: $(VENV)/.installed
+	PYTHONPATH=tests $(RUN) -m campaign
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -133,12 +133,18 @@ INFO = {
 
 
 def read_split(path):
-    """Return the content of a split file. Raises UserError if it is not one."""
+    """Return the content of a split file. Raises UserError if it is not one.
+
+    The split of another crop type is not the one that belongs there.
+    """
+    crop_type = os.path.basename(path).removesuffix('_data_dicts.pth')
     try:
         content = load_tensors(path)
     except UserError as error:
         raise UserError(f'{error}: run data_utils.py again') from error
     problem = split_problem(content)
+    if not problem and content['info']['crop_type'] != crop_type:
+        problem = 'of another crop type'
     if problem:
         raise UserError(
             f'{path} is damaged or was written by other code ({problem}): run '

@@ -8,6 +8,7 @@ against exact search.
 
 import json
 import os
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ TOGETHER = 256  # queries at a time
 SAMPLE = 256  # queries with which recall is measured
 NEAREST = 8
 ADDED = 65536  # vectors added to faiss at a time
+READ = 2**20  # bytes read at a time
 VECTORS_PER_CELL = 39  # what faiss asks for to place a centre
 MEASURED = {
     'cells': is_count,
@@ -124,6 +126,8 @@ def read_approximate(path, vectors):
     if problem:
         raise ValueError(problem)
     measured = {name: saved[name] for name in MEASURED}
+    if saved['checksum'] != checksum(path, measured):
+        raise ValueError('its checksum does not fit')
     cells = load_faiss().read_index(path)
     shape = len(vectors), vectors.dimensions, measured['cells']
     if (cells.ntotal, cells.d, cells.nlist) != shape:
@@ -134,6 +138,15 @@ def read_approximate(path, vectors):
     return ApproximateIndex(cells, vectors, measured)
 
 
+def checksum(path, measured):
+    """Return the CRC-32 of a file and of its measurements."""
+    value = zlib.crc32(json.dumps(measured).encode())
+    with open(path, 'rb') as file:
+        while block := file.read(READ):
+            value = zlib.crc32(block, value)
+    return value
+
+
 def build(path, vectors):
     """Build an ApproximateIndex, choose how many cells it searches, and write it."""
     rng = np.random.default_rng(0)
@@ -141,7 +154,8 @@ def build(path, vectors):
     index.measured = measure(index, rng)
     with atomic_path(path) as temporary:
         load_faiss().write_index(index.cells, temporary)
-        write_json(f'{path}.json', index.measured)
+        saved = {**index.measured, 'checksum': checksum(temporary, index.measured)}
+        write_json(f'{path}.json', saved)
     return index
 
 

@@ -42,6 +42,7 @@ def get_args():
         help='damaged files; kills, full disks and pairs are in proportion',
     )
     add('--only', default='', metavar='KIND', help='only kinds with this in the name')
+    add('--damage', default='', metavar='NAME', help='only this damage of files')
     add('--case', type=int, help='try only this case of KIND, and print its output')
     add('--jobs', type=int, default=available_cores(), help='cases at a time')
     add('--keep', default='campaign_failures', help='folder for what failed')
@@ -104,7 +105,7 @@ def try_share(args, base, place):
 
 def plan(args, world):
     """Return (kind, function that tries a number, numbers) of all that is tried."""
-    damaged = DamageCases(world, args.seed, args.only)
+    damaged = DamageCases(world, args.seed, args.only, args.damage)
     events = EventCases(world, args.seed)
     kinds = {
         'killed': events.kill,

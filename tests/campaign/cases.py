@@ -53,10 +53,13 @@ def deal(targets):
 
 
 class DamageCases:
-    """Tries damage cases in a World. only: a part of the kinds that are tried."""
+    """Tries damage cases in a World.
 
-    def __init__(self, world, seed, only=''):
-        self.world, self.seed = world, seed
+    only: a part of the kinds that are tried; damage: the only one, or ''.
+    """
+
+    def __init__(self, world, seed, only='', damage=''):
+        self.world, self.seed, self.damage = world, seed, damage
         found = [target for target in all_targets() if only in target.kind]
         self.turns = deal(found)
         self.references = {}
@@ -72,7 +75,7 @@ class DamageCases:
         reference = self.reference(target, words)
         self.world.lay_out(target.areas)
         choice = damages.damages_for(path, target.is_sent)
-        damage = rng.choice(sorted(choice))
+        damage = self.damage or rng.choice(sorted(choice))
         before = snapshot(self.world.case, target.outputs)
         damages.apply(choice[damage], path, rng)
         kept = keep(path, self.world.base / 'damaged')

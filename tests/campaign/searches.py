@@ -155,7 +155,7 @@ def indexes():
             search('out', *TRAINED),
             below('out', INDEX),
             before=kept,
-            unknowable=(*IMAGE, 'missing'),
+            unknowable=(*IMAGE, 'missing', 'folder'),
         ),
         Target(
             'faiss index',

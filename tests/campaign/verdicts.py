@@ -20,7 +20,8 @@ GOOD = (RIGHT, UNKNOWABLE, CLEAR)
 
 # what differs between two equal runs
 TIMES = {'seconds', 'train_seconds', 'data_wait', 'waited', 'times'}
-CHANCE = {'version', 'vectors', 'checksums', 'command', 'commit', 'arguments'}
+CHANCE = {'version', 'vectors', 'command', 'commit', 'arguments'}
+CHANCE |= {'checksum', 'checksums', 'csv_checksum'}
 NOISE = re.compile('Traceback|Exception ignored|Exception in thread|Warning: ')
 LINE = re.compile(r'^(\w+(\.py)?: error: |interrupted; |usage: )', re.MULTILINE)
 FLAG = re.compile(r'--[a-z]\w+')

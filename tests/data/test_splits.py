@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -192,6 +193,16 @@ def test_a_damaged_file_is_refused_by_name_and_prepared_again(root, shoes):
         load_split(root, 'shoes')
     prepare(root, 'shoes', image_size=8)
     assert len(load_split(root, 'shoes').train) == 4
+
+
+def test_the_split_of_another_crop_type_is_refused(root, shoes):
+    """Both have the same fingerprint, and images of both may be there."""
+    path, other = (split_path(root, 'shoes', name) for name in ('uncropped', 'cropped'))
+    shutil.copy(path, other)
+    fingerprint = read_split(path)['info']['fingerprint']
+    assert is_prepared(path, fingerprint) and not is_prepared(other, fingerprint)
+    with pytest.raises(UserError, match=r'cropped_data_dicts\.pth'):
+        load_split(root, 'shoes', 'cropped')
 
 
 def test_is_prepared_compares_the_fingerprint(root, shoes):

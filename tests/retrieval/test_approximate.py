@@ -70,13 +70,32 @@ def test_a_damaged_one_is_built_again(tmp_path, vectors_3000, faiss):
     for damage in damages:
         table.write_text(damage)
         index = approximate.open_approximate(str(tmp_path), stored)
-        assert index.measured == measured == json.loads(table.read_text())
+        saved = json.loads(table.read_text())
+        assert saved.pop('checksum')
+        assert index.measured == measured == saved
     (tmp_path / 'vectors.faiss').write_bytes(b'damaged')
     assert approximate.open_approximate(str(tmp_path), stored).measured == measured
     other = str(tmp_path / 'vectors.faiss')
     faiss.write_index(faiss.IndexFlatIP(6), other)
     index = approximate.open_approximate(str(tmp_path), stored)
     assert index.cells.ntotal == 3000 and index.measured == measured
+
+
+def test_changed_numbers_are_noticed(tmp_path, vectors_3000):
+    stored, _ = vectors_3000
+    approximate.open_approximate(str(tmp_path), stored)
+    path, table = tmp_path / 'vectors.faiss', tmp_path / 'vectors.faiss.json'
+    content = path.read_bytes()
+    for place in range(len(content) // 2, len(content), len(content) // 8):
+        changed = bytearray(content)
+        changed[place] ^= 64
+        path.write_bytes(changed)
+        approximate.open_approximate(str(tmp_path), stored)
+        assert path.read_bytes() == content
+    saved = json.loads(table.read_text())
+    table.write_text(json.dumps({**saved, 'looked_into': saved['looked_into'] + 1}))
+    approximate.open_approximate(str(tmp_path), stored)
+    assert json.loads(table.read_text()) == saved
 
 
 @pytest.mark.parametrize('count', [1, 2, 9, 40])
