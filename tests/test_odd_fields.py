@@ -17,7 +17,7 @@ from areir.pretrained import load_weights
 from areir.retrieval.databases import load_database
 from areir.retrieval.embeddings_file import rank_file
 from areir.retrieval.index_table import IndexTable, read_table
-from areir.retrieval.vectors_file import write_blocks
+from areir.retrieval.matrix_file import write_blocks
 from areir.schemas import is_dense, is_floats, is_number
 from areir.training.weights import freeze_first_heads
 from model import EnsembleModel, TrainedModel
@@ -337,7 +337,8 @@ TABLE_FIELDS = [
 @pytest.fixture
 def index_folder(tmp_path):
     vectors = np.eye(4, dtype=np.float32)[:2]
-    write_blocks(os.path.join(tmp_path, 'vectors_0.npy'), vectors.shape, [vectors])
+    path = os.path.join(tmp_path, 'vectors_0.npy')
+    write_blocks(path, vectors.shape, vectors.dtype, [vectors])
     return tmp_path
 
 

@@ -18,14 +18,22 @@ from tqdm import tqdm
 from areir.errors import UserError
 from areir.files import atomic_path, refuse_special, write_json
 from areir.retrieval.index import locked
-from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
-from areir.retrieval.vectors_file import VectorsFile
+from areir.retrieval.scores import (
+    LAST,
+    fast_pair_scores,
+    largest_norm,
+    to_indices,
+    to_keys,
+    to_scores,
+    tolerance,
+)
+from areir.retrieval.vectors_file import LARGEST_NORM, VectorsFile
 from areir.schemas import find_problem, is_count, is_number
 
 RECALL = (
     0.95  # of the exact nearest images; enough cells are searched to find this share
 )
-CANDIDATES = 8  # scored again for each image asked for
+CANDIDATES = 2  # scored again for each image asked for
 TOGETHER = 256  # queries at a time
 SAMPLE = 256  # queries with which recall is measured
 NEAREST = 8
@@ -80,15 +88,17 @@ class ApproximateIndex:
 
     def search_batch(self, query, k, exclude):
         """Return the keys (Q, k) of the best candidates; LAST where there are fewer."""
-        count = min(len(self.vectors), CANDIDATES * k + 1)
+        vectors = self.vectors.mapped
+        count = min(len(vectors), CANDIDATES * k + 1)
         candidates = torch.from_numpy(self.cells.search(query.numpy(), count)[1])
         candidates[candidates == exclude[:, None]] = -1  # -1 marks a missing one
         places = (candidates >= 0).nonzero(as_tuple=True)
-        images, columns = candidates[places].unique(return_inverse=True)
-        vectors = torch.from_numpy(self.vectors.rows()[images.numpy()])
-        scores = pair_scores(query, vectors, places[0], columns)
+        images = candidates[places]
+        bound = largest_norm(query) * LARGEST_NORM
+        error = tolerance(query.shape[1], bound, torch.float64)
+        scores = fast_pair_scores(query, vectors, places[0], images, error)
         keys = torch.full((len(query), max(k, count)), LAST)
-        keys[places] = to_keys(scores, candidates[places])
+        keys[places] = to_keys(scores, images)
         return keys.sort(dim=1).values[:, :k]
 
     def describe(self):
