@@ -99,6 +99,7 @@ INFO = {
     'warnings': [],
     'fingerprint': 'x',
 }
+SPLIT_FILE = 'uncropped_data_dicts.pth'
 SPLIT = {
     'train': {'a': ['a/1.png'], 'b': ['b/1.png']},
     'test': {'c': ['c/1.png', 'c/2.png']},
@@ -120,13 +121,13 @@ SPLIT_FIELDS = [
 
 
 def test_a_whole_split_file_is_read(tmp_path):
-    assert read_split(save(tmp_path, 'split.pth', SPLIT)) == SPLIT
+    assert read_split(save(tmp_path, SPLIT_FILE, SPLIT)) == SPLIT
 
 
 @every_case(SPLIT_FIELDS)
 def test_odd_split_files_are_refused(tmp_path, path, value):
-    file = save(tmp_path, 'split.pth', changed(SPLIT, *path, value=value))
-    with pytest.raises(UserError, match=r'split\.pth .*run data_utils\.py'):
+    file = save(tmp_path, SPLIT_FILE, changed(SPLIT, *path, value=value))
+    with pytest.raises(UserError, match=rf'{SPLIT_FILE} .*run data_utils\.py'):
         read_split(file)
 
 
