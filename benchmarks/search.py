@@ -28,6 +28,7 @@ from torch.nn import functional as F
 import utils
 from areir.errors import UserError
 from areir.retrieval.approximate import RECALL, measure_recall, open_approximate
+from areir.retrieval.codes_file import write_codes
 from areir.retrieval.vectors_file import VectorsFile
 
 HEADS, META_CLASS_SIZE = 48, 12
@@ -36,7 +37,7 @@ CLASS_SIZE = 10
 WRITTEN = 10_000  # vectors at a time
 NEAREST = 8
 QUERIES = 256
-CALLS = {'single': (1, 9), 'together': (QUERIES, 3)}  # queries of a call, calls
+CALLS = {'single': (1, 50), 'together': (QUERIES, 5)}  # queries of a call, calls
 METHODS = {
     'exact': 'ours, exact, from the file',
     'approximate': 'ours, --index faiss',
@@ -108,6 +109,7 @@ class FaissIndex:
 def open_method(method, vectors, queries):
     """Return (what searches a VectorsFile by this method, the cells it looks into)."""
     if method == 'exact':
+        write_codes(vectors)
         return vectors, ''
     if method == 'approximate':
         index = open_approximate(os.path.dirname(vectors.path), vectors)
