@@ -12,7 +12,6 @@ split files, areir/data/layouts.py the layouts.
 
 import argparse
 import os
-import signal
 import sys
 
 import utils
@@ -24,7 +23,7 @@ from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
 from areir.errors import UserError
-from areir.files import write_tensors
+from areir.files import locked, write_tensors
 from areir.processes import available_cores
 
 # Arguments
@@ -41,12 +40,12 @@ def get_parser():
     add('--data_name',
         help=f'dataset to prepare: {known}, sample, or a name of your own '
              f'[default is those of {known} that are in --data_root]')
-    add('--data_root', default='data',
+    add('--data_root', type=utils.path, default='data',
         help="folder of the datasets [default value is '%(default)s']")
-    add('--data_path',
+    add('--data_path', type=utils.path,
         help='folder of class folders to prepare under --data_name; the images stay '
              'there')
-    add('--csv', metavar='FILE',
+    add('--csv', metavar='FILE', type=utils.path,
         help='CSV to prepare under --data_name, with the columns path, label, and '
              'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
              'stay where they are')
@@ -57,7 +56,7 @@ def get_parser():
     add('--seed', type=int, default=0,
         help='seed that draws the training half of your own dataset '
              '[default value is %(default)s]')
-    add('--num_workers', type=utils.positive, default=available_cores(),
+    add('--num_workers', type=utils.integer(1, 256), default=available_cores(),
         help='processes that read images [default is the number of cores]')
     return parser
 
@@ -119,36 +118,53 @@ def prepare(
 
     refuse_foreign_files(dataset)
     with start_pool(num_workers) as pool:
-        jobs = list(zip(dataset.images, dataset.boxes))
-        beyond = verify_images(pool, name, jobs)
+        beyond = verify_images(pool, name, dataset.images, dataset.records)
         print_counts(name, dataset.counts)
-        warnings = find_oddities(name, dataset.records, beyond)
+        print_cut_boxes(name, beyond)
+        warnings = find_oddities(name, dataset.records, len(beyond))
         for warning in warnings:
             print(f'warning: {name}: {warning}')
         mean, std = find_statistics(pool, dataset, image_size)
-        # from here on the disk changes
-        remove_split_files(dataset)
-        make_links_and_crops(pool, dataset, fingerprint)
-    info = {
-        'layout': dataset.layout,
-        'mean': mean,
-        'std': std,
-        'counts': dataset.counts,
-        'warnings': warnings,
-        'fingerprint': fingerprint,
-    }
-    write_split_files(dataset, info)
+        info = {
+            'layout': dataset.layout,
+            'mean': mean,
+            'std': std,
+            'counts': dataset.counts,
+            'warnings': warnings,
+            'fingerprint': fingerprint,
+        }
+        with locked_dataset(data_root, name):  # from here on the disk changes
+            remove_split_files(dataset)
+            make_links_and_crops(pool, dataset, fingerprint)
+            write_split_files(dataset, info)
+
+
+def locked_dataset(data_root, name):
+    """Keep other processes from writing a dataset, in a `with` statement."""
+    os.makedirs(data_root, exist_ok=True)
+    return locked(os.path.join(data_root, f'.{name}.lock'), f'writing {name}')
 
 
 def print_source(dataset):
-    """Print what was found, and a notice if some files are not images of a class."""
+    """Print what was found, and a notice if some files are left out."""
     name, count = dataset.name, len(dataset.records)
     print(f'{name}: {count:,} images in {dataset.source} ({dataset.layout})')
     left_out = dataset.left_out
     if left_out:
+        why = 'files are not images in class folders'
+        if name in LAYOUTS:
+            why = f'images are not in {dataset.layout}'
+        print(f'notice: {name}: {len(left_out):,} {why}, such as {left_out[0]}')
+
+
+def print_cut_boxes(name, records):
+    """Print a notice about records whose boxes reach beyond their image."""
+    if records:
+        first = records[0]
+        where = f' ({first.origin})' if first.origin else ''
         print(
-            f'notice: {name}: {len(left_out):,} files are not images in class folders, '
-            f'such as {left_out[0]}'
+            f'notice: {name}: {len(records):,} boxes reach beyond their image and are '
+            f'cut at its edge, such as that of {first.path}{where}'
         )
 
 
@@ -225,7 +241,9 @@ def prepare_one(args, name):
     """Prepare one dataset of the command line; draw the sample if it is missing."""
     folder = os.path.join(args.data_root, name)
     if name == 'sample' and not os.path.isdir(folder):
-        draw_sample(folder)
+        with locked_dataset(args.data_root, name):
+            if not os.path.isdir(folder):  # another process may have drawn it
+                draw_sample(folder)
     prepare(
         args.data_root,
         name,
@@ -239,7 +257,6 @@ def prepare_one(args, name):
 
 def main():
     args = get_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     failed = False
     for name in args.names:
         try:

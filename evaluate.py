@@ -11,13 +11,12 @@ python evaluate.py vectors.npy --labels images.csv
 """
 
 import argparse
+import contextlib
 import json
-import os
-import sys
+import warnings
 
 import torch
 
-from areir.errors import UserError
 from areir.retrieval.embeddings_file import match_queries, rank_file
 from areir.retrieval.intervals import compare, confidence_intervals, known
 from areir.retrieval.metrics import (
@@ -26,7 +25,7 @@ from areir.retrieval.metrics import (
     summary,
     without_lone_queries,
 )
-from utils import integers, run_script
+from utils import integers, path, run_script
 
 KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
 NOT_COMPARABLE = 'not comparable with strict figures'
@@ -39,6 +38,7 @@ def get_parser():
     )
     parser.add_argument(
         'file',
+        type=path,
         help='a database of train.py or of the original code; a .npz or .pt file that '
         'holds embeddings and labels and, if the queries are not the gallery, also '
         'query_embeddings and query_labels; or a .npy file of embeddings',
@@ -47,6 +47,7 @@ def get_parser():
     measured.add_argument(
         '--labels',
         metavar='CSV',
+        type=path,
         help='labels of a .npy file, a row for each embedding; the columns are label '
         '(or class, as --export writes) and optionally path, is_query, is_gallery',
     )
@@ -59,6 +60,7 @@ def get_parser():
     measured.add_argument(
         '--compare',
         metavar='OTHER',
+        type=path,
         help='a second file with embeddings of the same images, to compare with',
     )
     measured.add_argument(
@@ -94,17 +96,31 @@ def get_args():
     files = [args.file, args.compare or '']
     if args.labels and not any(file.endswith('.npy') for file in files):
         parser.error('--labels goes with a .npy file; other files hold their labels')
-    try:
-        torch.empty(0, device=args.device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        parser.error(f'--device {args.device}: {str(error).splitlines()[0]}')
+    if not is_usable(args.device):
+        parser.error(
+            f'--device {args.device}: not on this machine; choose cpu or, if there is '
+            'a GPU, cuda'
+        )
     return args
+
+
+def is_usable(device):
+    """Whether torch computes on a device here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # torch knows some names only from old code
+            torch.empty(0, device=device).cpu()
+    except Exception:  # each kind of device fails in its own way
+        return False
+    return True
 
 
 def main():
     args = get_args()
     report = evaluate_file(args)
-    write(report, print_json if args.json else print_report)
+    printer = print_json if args.json else print_report
+    with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early
+        printer(report)
 
 
 # The report
@@ -171,21 +187,6 @@ def compare_files(args, result, values, ks):
 
 
 # Printing
-
-
-def write(report, printer):
-    """Print the report. Raises UserError if it cannot be written.
-
-    A reader that stops early, such as `| head`, is no error.
-    """
-    try:
-        printer(report)
-        sys.stdout.flush()
-    except OSError as error:
-        # what is still buffered must not fail again when Python ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise UserError(f'the report cannot be written: {error}') from error
 
 
 def print_json(report):

@@ -18,7 +18,6 @@ With torchrun, the processes share the embedding and the search of a folder.
 import argparse
 import contextlib
 import os
-import sys
 import time
 from functools import partial
 
@@ -62,19 +61,19 @@ def get_parser():
         usage=argparse.SUPPRESS,
         description='Retrieve the images that are nearest to a query.')
     add = parser.add_argument_group('query').add_argument
-    add('--query_img_name',
+    add('--query_img_name', type=utils.path,
         help='query: an image of the searched database or folder, any other image '
              'file, a folder of images, or the folder of --gallery to compare each of '
              f"its images with the rest [default value is '{QUERY}']")
     add('--retrieval_num', type=utils.positive,
         help=f'number of images to retrieve [default value is {NUMBER}]')
     add = parser.add_argument_group('what is searched').add_argument
-    add('--data_base', default=databases.DEFAULT_DATABASE,
+    add('--data_base', type=utils.path, default=databases.DEFAULT_DATABASE,
         help='database to search: a file, or a name below --results_root '
              "[default value is '%(default)s']")
-    add('--gallery', metavar='DIR',
+    add('--gallery', metavar='DIR', type=utils.path,
         help='search the images of this folder and its subfolders instead')
-    add('--model', metavar='NAME',
+    add('--model', metavar='NAME', type=utils.path,
         help='model for --gallery and --export_model: a file, a name below '
              '--results_root, or a network of torchvision with its ImageNet weights '
              '[default is the newest model there, or '
@@ -89,7 +88,7 @@ def get_parser():
         help='exact compares a query with every vector of --gallery; faiss, if '
              'installed, builds an approximate index and prints its recall '
              '[default value is %(default)s]')
-    add('--data_root',
+    add('--data_root', type=utils.path,
         help='folder of the datasets, if they have moved since training')
     add = parser.add_argument_group('search page').add_argument
     add('--serve', metavar='PORT', nargs='?', const=8000, type=int,
@@ -99,15 +98,15 @@ def get_parser():
     add = parser.add_argument_group('what is written').add_argument
     add('--heat_maps', action='store_true',
         help='draw the regions that make a query and its answers similar')
-    add('--export', metavar='DIR',
+    add('--export', metavar='DIR', type=utils.path,
         help='write the vectors (.npy), paths and classes (CSV) of what is searched '
              'to DIR')
-    add('--export_model', metavar='FILE',
+    add('--export_model', metavar='FILE', type=utils.path,
         help='write the network of --model, from pixels to vectors, to FILE: .onnx, '
              'or .pt2 for torch.export')
     add('--report', action='store_true',
         help='write an HTML page about the run of --data_base')
-    add('--results_root', default='results',
+    add('--results_root', type=utils.path, default='results',
         help="folder to write to [default value is '%(default)s']")
     return parser
 
@@ -130,8 +129,6 @@ def get_args():
         parser.error(
             f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'
         )
-    if args.query_img_name == '':
-        parser.error('--query_img_name: empty')
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')
     server.check(args.serve, args.gallery, args.query_img_name)
@@ -342,9 +339,6 @@ def report_run(args):
 
 def main():
     args = get_args()
-    for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
     processes.join()
     clock = Clock()
     if args.report:

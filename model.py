@@ -26,13 +26,12 @@ from areir.backbones import (
     find_family,
     stage_channels,
 )
-from areir.data.images import normalise
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.folding import folded
 from areir.layers import Chain, MeanPool, SqueezeExcitation
-from areir.retrieval import thresholds
+from areir.retrieval.model_file import check_model
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
@@ -266,28 +265,22 @@ class TrainedModel:
         self.path = path
         saved = load_tensors(path) if saved is None else saved
         try:
+            check_model(saved)
             self.model = rebuild(saved['model_args'], saved['state_dict'])
             if saved.get('projection'):
                 self.model.projection = Projection(**saved['projection'])
             self.mean, self.std = saved['mean'], saved['std']
-            self.image_size, self.version = int(saved['image_size']), saved['version']
+            self.image_size, self.version = saved['image_size'], saved['version']
             self.calibration = saved.get('calibration')
             self.dimensions = self.model.dimensions
-            self.check()
+            if self.model.projection:
+                self.model.projection.check(self.model.length)
         except Exception as error:  # a damaged value fails in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = reason[:200]
             raise UserError(
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
-
-    def check(self):
-        """Raise ValueError unless the values make sense."""
-        if not 1 <= self.image_size <= 8192 or not str(self.version):
-            raise ValueError('image size or version')
-        normalise(torch.zeros(1, 3, 1, 1), self.mean, self.std)
-        thresholds.check(self.calibration)
-        if self.model.projection:
-            self.model.projection.check(self.model.length)
 
     def embedder(self, device):
         """Return the Embedder of this model on a device, in bf16 where it is native."""

@@ -22,7 +22,7 @@ import torch
 
 import utils
 from areir import processes
-from areir.backbones import has_depthwise
+from areir.backbones import check_image_size, has_depthwise
 from areir.errors import UserError
 from areir.output.curves import draw_curves
 from areir.pretrained import load_weights
@@ -83,6 +83,7 @@ def get_parser():
         help='number format of the embeddings in the database '
              '[default value is %(default)s]')
     add('--results_root', default='results',
+        type=utils.path,
         help="folder to write to [default value is '%(default)s']")
     return parser
 
@@ -95,10 +96,12 @@ def add_data_flags(add):
         help='crop images to their object; for car and cub only '
              '[default value is %(default)s]')
     add('--data_root', default='data',
+        type=utils.path,
         help="folder of the datasets [default value is '%(default)s']")
     add('--image_size', type=utils.image_size, default=256,
         help='pixels per side [default value is %(default)s]')
-    add('--num_workers', type=int,
+    add('--num_workers',
+        type=utils.integer(0, 256),
         help='processes that decode images, 0 for none [default value is the number '
              'of cores, at most 8, divided among the processes of torchrun]')
 
@@ -109,16 +112,18 @@ def add_model_flags(add):
              'or Swin of torchvision [default value is %(default)s]')
     add('--with_se', default='yes', choices=['yes', 'no'],
         help='use squeeze-and-excitation blocks [default value is %(default)s]')
-    add('--ensemble_size', type=utils.positive,
+    add('--ensemble_size',
+        type=utils.integer(1, 1000),
         help=f'number of heads {by_recipe("ensemble_size")}')
     add('--meta_class_size', type=utils.positive,
         help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
              '192 for isc, else the training classes, half of them from scratch]')
     add('--weights', default='imagenet',
+        type=utils.path,
         help='initial weights: imagenet (downloaded once), imagenet_v2 where there is '
              'one, none (random), or a file: a torchvision state dict or a model of '
              'train.py [default value is %(default)s]')
-    add('--extend', metavar='MODEL',
+    add('--extend', metavar='MODEL', type=utils.path,
         help='model file of a finished run with fewer heads and the same settings: '
              'keep its trunk and heads and train only the new heads')
 
@@ -175,15 +180,14 @@ def get_args(argv=None):
     check_recipe_flags(args, parser)
     if args.lr is not None and not 0 < args.lr < math.inf:
         parser.error(f'--lr {args.lr}: must be above 0')
-    if args.extend == '':
-        parser.error('--extend: empty')
+    check_image_size(args.image_size, args.model_type)
     if args.num_workers is None:
         cores = min(8, processes.available_cores())
         args.num_workers = max(1, cores // processes.local_processes())
     if not 0 <= args.seed < 2**63:
         parser.error(f'--seed {args.seed}: must be from 0 to 2 ** 63 - 1')
-    if args.num_workers < 0 or not args.checkpoint_minutes >= 0:
-        parser.error('--num_workers and --checkpoint_minutes: must be at least 0')
+    if not args.checkpoint_minutes >= 0:
+        parser.error('--checkpoint_minutes: must be at least 0')
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error(
             '--batch_size 1 needs an --image_size above 32: batch norm would '

@@ -17,32 +17,38 @@ import torch
 
 from areir.backbones import find_family
 from areir.errors import UserError
-from areir.processes import local_processes
+from areir.processes import ignore_signals, local_processes
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
 OUT_OF_MEMORY = (
     'the GPU does not have enough memory: use a smaller --batch_size, or divide the '
     'heads among more GPUs with torchrun'
 )
+GRACE = 5  # seconds in which a second Ctrl-C changes nothing
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError
-LARGEST_IMAGE = 8192  # pixels per side that a network is given
 
 
 def run_script(main):
     """Call main() and turn expected failures into one line on stderr.
 
-    UserError and OSError exit with 2 and their text, Ctrl-C with 130. Anything else is
-    a bug: it keeps its traceback. AREIR_DEBUG=1 keeps the traceback of every failure.
-    Under torchrun rank 0 prints the line, and another process only if it fails alone.
+    UserError and OSError exit with 2 and their text, Ctrl-C and SIGTERM with 130.
+    Anything else is a bug: it keeps its traceback. AREIR_DEBUG=1 keeps the traceback of
+    every failure. Under torchrun rank 0 prints the line, and another process only if it
+    fails alone. A reader of stdout that stops early, such as `| head`, is no failure.
     """
     script = os.path.basename(sys.argv[0])
     others = int(os.environ.get('RANK', 0)) > 0
     usage = io.StringIO()  # what argparse writes in the other processes
     atexit.register(end_workers)
+    atexit.register(ignore_signals)  # Ctrl-C again would interrupt Python's own end
+    catch_interrupts()
+    for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
+    line, code = '', None
     try:
         with contextlib.redirect_stderr(usage) if others else contextlib.nullcontext():
             main()
-        return
     except SystemExit as error:
         line, code = usage.getvalue().strip(), error.code
     except BaseException as error:
@@ -50,12 +56,53 @@ def run_script(main):
             raise
         text, code = describe(error)
         line = f'{script}: {text}'
-    if others:
+    if others and code:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)  # torchrun ends this process meanwhile if rank 0 failed too
+    broken = output_error()
+    if broken and not code and not isinstance(broken, BrokenPipeError):
+        line, code = f'{script}: error: {cannot_print(broken)}', 2
     if line:
         print(line, file=sys.stderr)
-    sys.exit(code)
+    if code is not None:
+        sys.exit(code)
+
+
+def catch_interrupts():
+    """Let SIGTERM, as Ctrl-C, raise KeyboardInterrupt, once in GRACE seconds.
+
+    A second one would interrupt the clean-up after the first. Under torchrun SIGTERM
+    ends a process at once: another one has failed and says why. A shell that starts a
+    script in the background has it ignore Ctrl-C.
+    """
+    last = [float('-inf')]
+
+    def interrupt(number, frame):
+        before, last[0] = last[0], time.monotonic()
+        if last[0] - before > GRACE:
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    if 'RANK' not in os.environ:
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+def output_error(text=''):
+    """Write a text to stdout; return the OSError if that fails, else None."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # what is still buffered must not fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def cannot_print(error):
+    """Return the line about an OSError of stdout."""
+    return f'what is printed cannot be written, is the disk full? ({error.strerror})'
 
 
 def describe(error):
@@ -63,6 +110,11 @@ def describe(error):
     if isinstance(error, KeyboardInterrupt):
         text = str(error) or 'what was finished before is kept'
         return f'interrupted; {text}', 130
+    of_no_file = isinstance(error, OSError) and error.errno and not error.filename
+    if of_no_file and (broken := output_error('\n')):
+        if isinstance(broken, BrokenPipeError):
+            return 'interrupted; nothing reads what it prints any more', 141
+        return f'error: {cannot_print(broken)}', 2
     if isinstance(error, torch.OutOfMemoryError):
         return f'error: {OUT_OF_MEMORY}', 2
     if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
@@ -89,20 +141,30 @@ def end_workers():
         worker.kill()
 
 
-def positive(text):
-    """argparse type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is below 1')
-    return value
+def integer(least, most):
+    """Return an argparse type: an integer from `least` to `most`."""
+
+    def convert(text):
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f'{text} is below {least}')
+        if value > most:
+            raise argparse.ArgumentTypeError(f'{text} is above {most}')
+        return value
+
+    convert.__name__ = 'integer'  # what argparse calls it if int() fails
+    return convert
 
 
-def image_size(text):
-    """argparse type: pixels per side, at least 1 and at most LARGEST_IMAGE."""
-    value = positive(text)
-    if value > LARGEST_IMAGE:
-        raise argparse.ArgumentTypeError(f'{text} is above {LARGEST_IMAGE}')
-    return value
+positive = integer(1, 1_000_000)
+image_size = integer(1, 8192)  # pixels per side that a network is given
+
+
+def path(text):
+    """argparse type: the name of a file or folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('empty: no such file or folder')
+    return text
 
 
 def model_type(text):

@@ -23,13 +23,15 @@ class Family:
 
     starts: the blocks that begin the second, third and fourth stage; end: the layer
     after the last block; neck: the layer between pooling and classifier, or '';
-    channels_last: whether its blocks work on (N, H, W, C).
+    channels_last: whether its blocks work on (N, H, W, C); smallest: pixels per side
+    of the smallest image that passes through it.
     """
 
     starts: tuple
     end: str = 'avgpool'
     neck: str = ''
     channels_last: bool = False
+    smallest: int = 1
 
 
 # A new family is one entry. The longest beginning of a network's name counts.
@@ -38,13 +40,17 @@ FAMILIES = {
     'resnet': RESNET,
     'resnext': RESNET,
     'wide_resnet': RESNET,
-    'convnext': Family(('features.2', 'features.4', 'features.6'), neck='classifier.0'),
+    'convnext': Family(
+        ('features.2', 'features.4', 'features.6'), neck='classifier.0', smallest=32
+    ),
     'efficientnet_b': Family(('features.3', 'features.4', 'features.6')),
     'efficientnet_v2': Family(('features.3', 'features.4', 'features.6')),
     'mobilenet_v3_large': Family(('features.4', 'features.7', 'features.13')),
     'mobilenet_v3_small': Family(('features.2', 'features.4', 'features.9')),
     'regnet': Family(tuple(f'trunk_output.block{number}' for number in (2, 3, 4))),
-    'swin': Family(('features.2', 'features.4', 'features.6'), channels_last=True),
+    'swin': Family(
+        ('features.2', 'features.4', 'features.6'), channels_last=True, smallest=4
+    ),
 }
 CONTAINERS = ('features', 'trunk_output')  # their children are the blocks
 CLASSIFIERS = ('fc.', 'classifier.', 'head.')  # torchvision's, which are not used
@@ -70,6 +76,16 @@ def find_family(model_type):
             + ', '.join(model_types())
         )
     return FAMILIES[max(filter(model_type.startswith, FAMILIES), key=len)]
+
+
+def check_image_size(image_size, model_type):
+    """Raise UserError if images are too small for a network."""
+    smallest = find_family(model_type).smallest
+    if image_size < smallest:
+        raise UserError(
+            f'--image_size {image_size}: --model_type {model_type} needs at least '
+            f'{smallest}'
+        )
 
 
 def build_backbone(model_type, num_classes):

@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from zipfile import BadZipFile
 
+import filelock
 import torch
 
 from areir.errors import UserError
@@ -156,6 +157,24 @@ def atomic_folder(path, mark=None):
     with atomic_path(path, failures=OSError) as temporary:
         os.mkdir(temporary)
         yield temporary
+
+
+@contextlib.contextmanager
+def locked(path, work):
+    """Hold a lock file. If another process holds it, print so and wait.
+
+    work: what is done under the lock, as the message says it.
+    """
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f'another process is {work}: waiting for it', flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_special(path):

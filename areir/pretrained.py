@@ -11,6 +11,7 @@ import torch
 from areir.backbones import CLASSIFIERS, model_types
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.schemas import is_floats, is_integers
 
 OTHERWISE = 'give --weights FILE, or --weights none to start from random weights'
 PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # in the tables
@@ -166,6 +167,9 @@ def fill(module, state, prefix, optional):
         if name in taken and taken[name].shape != value.shape:
             shapes = f'{tuple(taken[name].shape)}, not {tuple(value.shape)}'
             raise misfit(f'{prefix}{name} is {shapes}')
+        check = is_floats if value.is_floating_point() else is_integers
+        if name in taken and not check(taken[name]):
+            raise misfit(f'{prefix}{name} is not a plain tensor of finite numbers')
         # old files lack num_batches_tracked, and nothing here reads it
         needed = not name.startswith(optional) and 'num_batches_tracked' not in name
         if name not in taken and needed:

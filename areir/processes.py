@@ -8,11 +8,12 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 from datetime import timedelta
 
 import torch
 from torch import distributed
+
+from areir.files import remove, remove_leftovers, temporary_name
 
 
 def available_cores():
@@ -131,20 +132,23 @@ def wait_for_all():
 
 
 def check_shared_folder(folder):
-    """Make a folder to write to.
+    """Make a folder to write to, and remove what killed processes left there.
 
     Raises OSError if it cannot be written, or is not the same for all processes.
     """
-    probe = contextlib.nullcontext()
+    probe = temporary_name(os.path.join(folder, 'probe'))
     if is_first():
         os.makedirs(folder, exist_ok=True)
-        probe = tempfile.TemporaryDirectory(dir=folder)
-    with probe as path:
-        name = from_first(os.path.basename(path or ''))
+        remove_leftovers(folder)
+        os.mkdir(probe)
+    try:
+        name = from_first(os.path.basename(probe))
         if any_process(not os.path.isdir(os.path.join(folder, name))):
             raise OSError(
                 f'{folder} is not one folder for all processes: the nodes must share it'
             )
+    finally:
+        remove(probe)
 
 
 def catch_signals():
@@ -177,7 +181,7 @@ def until_signal(batches, signals, state):
         yield batch
 
 
-def ignore_signals(worker):
-    """Worker init of a DataLoader: leave signals to the process that started it."""
+def ignore_signals():
+    """Ignore Ctrl-C and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """data_utils.py as a user has it: what it prepares, prints and refuses."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -113,6 +114,40 @@ def test_the_sample_is_drawn_once(call, root, monkeypatch):
     assert code == 0 and 'nothing changed' in output and tree(root) == before
 
 
+def test_a_sample_that_another_process_draws_is_waited_for(call, root, monkeypatch):
+    small = partial(draw_sample, train_classes=3, test_classes=2, side=16)
+    drawn = []
+
+    @contextlib.contextmanager
+    def other(path, work):
+        if not drawn:
+            small(root / 'sample')
+            drawn.append(work)
+        yield
+
+    monkeypatch.setattr(data_utils, 'locked', other)
+    monkeypatch.setattr(data_utils, 'draw_sample', None)
+    code, output, _ = call('--data_name', 'sample', '--image_size', 16)
+    assert code == 0 and 'wrote' in output and drawn == ['writing sample']
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_sample(root):
+    command = [sys.executable, os.path.join(REPOSITORY, 'data_utils.py')]
+    command += ['--data_root', root, '--data_name', 'sample', '--image_size', '16']
+    both = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    waited = [output for output, _ in outputs if 'writing sample: waiting' in output]
+    assert len(waited) == 1
+    assert load_split(root, 'sample').info['counts']['train'] == (800, 40)
+
+
 @pytest.mark.slow
 def test_the_sample_has_40_and_40_classes_of_20_images(call, root):
     code, _, _ = call('--data_name', 'sample', '--image_size', 64)
@@ -138,7 +173,9 @@ def test_the_sample_has_40_and_40_classes_of_20_images(call, root):
         ('--data_name car', 'data/car'),
         ('--num_workers 0', '--num_workers'),
         ('--image_size 0', '--image_size'),
+        ('--num_workers 100000', '--num_workers: 100000 is above 256'),
         ('--seed -1', '--seed'),
+        ('--data_path / --data_name shoes', '/: the root of the disk'),
     ],
 )
 def test_bad_flags_are_refused_by_name(call, tmp_path, flags, names):

@@ -273,6 +273,12 @@ def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
         (['--recalls', '1.5'], '--recalls'),
         (['--recalls', ','], '--recalls'),
         (['--device', 'toaster'], '--device toaster'),
+        (['--device', 'privateuseone'], '--device privateuseone: '),
+        (['--device', 'mkldnn'], '--device mkldnn: '),
+        (['--device', 'vulkan'], '--device vulkan: '),
+        (['--device', 'meta'], '--device meta: '),
+        (['--compare', ''], '--compare: empty'),
+        (['--labels', ''], '--labels: empty'),
         (['--unknown'], '--unknown'),
     ],
 )

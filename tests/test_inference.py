@@ -304,6 +304,9 @@ def test_photos_of_a_phone(photos, tmp_path, ask, refuse, monkeypatch):
     ('flags', 'text'),
     [
         (['--gallery', 'nowhere'], '--gallery nowhere: '),
+        (['--gallery', ''], '--gallery: empty'),
+        (['--gallery', '/'], '/: the root of the disk'),
+        (['--query_img_name', '/'], '/: the root of the disk'),
         (['--gallery', '{0}/empty'], 'empty: no images'),
         (['--gallery', '{0}/bad'], 'none of its 2 images'),
         (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: '),
@@ -334,6 +337,12 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     results = tmp_path / 'results'
     left = list(results.iterdir()) if results.exists() else []
     assert all(path.name.endswith('_index') for path in left)
+
+
+def test_an_empty_folder_leaves_no_index(tmp_path, refuse):
+    (tmp_path / 'empty').mkdir()
+    assert 'no images in it' in refuse('--gallery', tmp_path / 'empty')
+    assert not list(tmp_path.glob('**/*_index'))
 
 
 def test_faiss_needs_a_folder(refuse):

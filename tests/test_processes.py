@@ -78,6 +78,19 @@ def test_a_folder_to_write_to_is_made(tmp_path):
         processes.check_shared_folder(str(tmp_path / 'file'))
 
 
+def test_what_a_kill_left_in_the_folder_is_removed(tmp_path):
+    abandoned, young = (
+        tmp_path / '.q.0123456789ab.part',
+        tmp_path / '.q.abcdef012345.part',
+    )
+    for folder in (abandoned, young):
+        folder.mkdir()
+        (folder / 'query.jpg').write_text('x')
+    os.utime(abandoned, (0, 0))
+    processes.check_shared_folder(str(tmp_path))
+    assert os.listdir(tmp_path) == [young.name]
+
+
 def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, 'any_process', lambda condition: True)
     with pytest.raises(OSError, match=str(tmp_path)):
@@ -111,7 +124,7 @@ def test_other_processes_note_signals_in_silence(handlers, capfd, monkeypatch):
 
 
 def test_workers_leave_signals_to_their_parent(handlers):
-    processes.ignore_signals(0)
+    processes.ignore_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
         assert signal.getsignal(number) == signal.SIG_IGN

@@ -176,6 +176,23 @@ def test_positive():
     for text in ('', 'x', '1.5'):
         with pytest.raises(ValueError):
             utils.positive(text)
+    assert utils.positive('1000000') == 1_000_000
+    with pytest.raises(argparse.ArgumentTypeError, match='1000001 is above 1000000'):
+        utils.positive('1000001')
+
+
+def test_an_integer_between_limits(capsys):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--workers', type=utils.integer(0, 4))
+    assert parser.parse_args(['--workers', '4']).workers == 4
+    for text, reason in {
+        '5': '5 is above 4',
+        '-1': '-1 is below 0',
+        '1e20': "invalid integer value: '1e20'",
+    }.items():
+        with pytest.raises(SystemExit):
+            parser.parse_args([f'--workers={text}'])
+        assert f'argument --workers: {reason}\n' in capsys.readouterr().err
 
 
 def test_integers():

@@ -1,16 +1,24 @@
 """Read CARS196 in any of the three forms in which it is distributed."""
 
-import csv
 from concurrent.futures import BrokenExecutor
 
 import numpy as np
 
-from areir.data.records import Record, find_file, locate
+from areir.data.records import (
+    Record,
+    check_box,
+    find_file,
+    locate,
+    to_class,
+    to_corners,
+)
+from areir.data.text_files import read_cells, read_lines, refuse_repeats
 from areir.data.workers import start_pool
 from areir.errors import UserError
 
 WITH_LABELS = 'cars_test_annos_withlabels.mat'
 CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
+CLASSES = range(1, 197)
 
 
 def read_car(root, files):
@@ -27,25 +35,35 @@ def read_car(root, files):
     if train:
         return 'devkit', devkit_records(root, files, train)
     if find_file(files, 'anno_train.csv'):
-        return 'anno_train.csv', csv_records(root, files)
+        return 'anno_train.csv and anno_test.csv', csv_records(root, files)
     raise UserError(
         f'{root}: no cars_annos.mat, devkit or anno_train.csv found; extract '
         'CARS196 there'
     )
 
 
-def car_records(labels, paths, boxes):
+def car_records(labels, paths, boxes, origins):
     """Return the records of one table: classes 1-98 train, classes 99-196 test.
 
-    boxes: x1, y1, x2, y2, 1-based and inclusive.
+    boxes: x1, y1, x2, y2, 1-based and inclusive; origins: the file and the row.
     """
     records = []
-    for label, path, corners in zip(labels, paths, boxes):
-        x1, y1, x2, y2 = map(int, corners)
+    for label, path, corners, origin in zip(labels, paths, boxes, origins):
+        label = to_class(label, CLASSES, origin)
         # as numbers: sorted as strings, "100" comes before "99"
-        split = 'train' if int(label) <= 98 else 'test'
-        records.append(Record(split, int(label), path, (x1 - 1, y1 - 1, x2, y2)))
+        split = 'train' if label <= 98 else 'test'
+        box = car_box(corners, origin)
+        records.append(Record(split, label, path, box, origin))
     return records
+
+
+def car_box(corners, origin):
+    """Return the box of 1-based, inclusive corners."""
+    numbers = to_corners(corners, origin)
+    if not all(number.is_integer() for number in numbers):
+        raise UserError(f'{origin}: box {numbers}: four whole numbers expected')
+    x1, y1, x2, y2 = map(int, numbers)
+    return check_box((x1 - 1, y1 - 1, x2, y2), origin)
 
 
 def read_mat(path):
@@ -75,12 +93,13 @@ def parse_mat(path):
         raise UserError(f'{path} is not a readable annotation file: {error}') from error
     if not table.dtype.names:
         raise UserError(f'{path}: annotations is not a struct array')
-    columns = {}
-    try:
-        for name in table.dtype.names:
-            columns[name] = [np.asarray(cell).item() for cell in table[name]]
-    except ValueError as error:  # a cell of several values
-        raise UserError(f'{path}: {name} is not one value per image') from error
+    columns = {name: [] for name in table.dtype.names}
+    for number, row in enumerate(table, 1):
+        for name, values in columns.items():
+            cell = np.asarray(row[name])
+            if cell.size != 1:
+                raise UserError(f'{path}, row {number}: {name} is not one value')
+            values.append(cell.item())
     return columns
 
 
@@ -93,9 +112,17 @@ def mat_records(root, files, annotations, folder, key):
     columns = read_mat(source)
     if 'class' not in columns:
         raise UserError(f'{source} has no labels; {WITH_LABELS} is needed')
-    paths = locate(files, [folder + name for name in columns[key]], source)
+    for name in (key, *CORNERS):
+        if name not in columns:
+            raise UserError(f'{source}: annotations has no field {name}')
+    names = columns[key]
+    origins = [f'{source}, row {number}' for number in range(1, len(names) + 1)]
+    for name, origin in zip(names, origins):
+        if not isinstance(name, str):
+            raise UserError(f'{origin}: {key} {name!r} is not a name')
+    paths = locate(files, [folder + name for name in names], origins, source)
     boxes = zip(*(columns[corner] for corner in CORNERS))
-    return car_records(columns['class'], paths, boxes)
+    return car_records(columns['class'], paths, boxes, origins)
 
 
 def devkit_records(root, files, train):
@@ -124,17 +151,39 @@ def csv_records(root, files):
             raise UserError(f'{root}: {name} is missing beside anno_train.csv')
         tables[name] = f'{root}/{path}'
 
-    # a folder has "-" where the name of the class has "/"
-    with open(tables['names.csv'], encoding='utf-8-sig') as file:
-        lines = [line.strip().strip('"') for line in file if line.strip()]
-    folders = [line.replace('/', '-') for line in lines]
+    folders = read_class_folders(tables['names.csv'])
     records = []
     for part in ('train', 'test'):
-        source = tables[f'anno_{part}.csv']
-        with open(source, newline='', encoding='utf-8-sig') as file:
-            rows = [row for row in csv.reader(file) if row]
-        labels = [row[5] for row in rows]
-        wanted = [f'{part}/{folders[int(row[5]) - 1]}/{row[0]}' for row in rows]
-        paths = locate(files, wanted, source)
-        records += car_records(labels, paths, [row[1:5] for row in rows])
+        records += csv_part_records(files, tables[f'anno_{part}.csv'], part, folders)
     return records
+
+
+def csv_part_records(files, source, part, folders):
+    """Return the records of anno_<part>.csv; folders: see `read_class_folders`."""
+    labels, wanted, boxes, origins = [], [], [], []
+    for origin, cells in read_cells(source):
+        if len(cells) != 6:
+            raise UserError(f'{origin}: 6 cells expected, not {len(cells)}')
+        name, *corners, label = cells
+        labels.append(to_class(label, CLASSES, origin))
+        folder, line = folders[labels[-1] - 1]
+        wanted.append(f'{part}/{folder}/{name}')
+        boxes.append(corners)
+        origins.append(f'{origin}, and {line}')
+    paths = locate(files, wanted, origins, source)
+    return car_records(labels, paths, boxes, origins)
+
+
+def read_class_folders(path):
+    """Return (folder, file and line) of each class of names.csv."""
+    names = [line.strip().strip('"') for line in read_lines(path)]
+    # a folder has "-" where the name of the class has "/"
+    folders = [
+        (name.replace('/', '-'), f'{path}, line {number}')
+        for number, name in enumerate(names, 1)
+        if name
+    ]
+    refuse_repeats('class', folders)
+    if len(folders) != len(CLASSES):
+        raise UserError(f'{path}: {len(folders)} classes, not {len(CLASSES)}')
+    return folders

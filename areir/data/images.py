@@ -1,6 +1,10 @@
 """From image files to pixels: find them, decode them, resize and normalise them."""
 
+import contextlib
+import ctypes
+import functools
 import io
+import logging
 import os
 import warnings
 import zlib
@@ -46,12 +50,27 @@ def is_image(path):
     if kind:
         return kind in image_formats()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            with open_image(path):
-                return True
+        with quiet_pillow(), open_image(path):
+            return True
     except Exception:  # decoders raise many kinds
         return False
+
+
+@contextlib.contextmanager
+def quiet_pillow():
+    """Keep pillow from warning about odd metadata, damage and large images."""
+    silence_decoders()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@functools.cache
+def silence_decoders():
+    """Keep libtiff, which pillow brings, from writing to stderr; once per process."""
+    logging.getLogger('PIL').setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def open_image(path):
@@ -76,11 +95,7 @@ def load_image(path, box=None, least=None):
     Raises UserError naming the file if it is not a complete image.
     """
     try:
-        with (
-            warnings.catch_warnings(),
-            open_image(path) as image,
-        ):
-            warnings.simplefilter('ignore')  # about odd metadata
+        with quiet_pillow(), open_image(path) as image:
             if least:
                 image.draft(None, (least, least))
             image.load()
@@ -204,7 +219,10 @@ def list_files(root, skip=(), problems=None, special=None):
     files and the folders `skip` of root are left out. problems: a dict that receives
     {path: reason} for folders that cannot be read; without it they raise OSError.
     FIFOs, sockets and devices are left out, too. special: a list that receives them.
+    Raises UserError for the root of the disk, which would take hours.
     """
+    if os.path.realpath(root) == '/':
+        raise UserError(f'{root}: the root of the disk; name a folder of images')
     files, others = [], [] if special is None else special
     for path in walk(root, '', frozenset(), skip, problems):
         kept = others if is_special(os.path.join(root, path)) else files

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 
 from areir.data.cars import read_car
 from areir.data.images import IMAGE_SUFFIXES
-from areir.data.records import Record, find_file, locate, read_rows
+from areir.data.records import (
+    Record,
+    check_box,
+    find_file,
+    locate,
+    to_class,
+    to_corners,
+)
+from areir.data.text_files import Row, read_lines, read_rows, refuse_repeats, shorten
 from areir.errors import UserError
 
 
@@ -30,6 +38,9 @@ class Layout:
     folders: tuple = ()
 
 
+SOP_CLASSES = {'train': range(1, 11319), 'test': range(11319, 22635)}
+
+
 def read_cub(root, files):
     """Return (layout, records) of CUB-200-2011: classes 1-100 train, 101-200 test.
 
@@ -40,26 +51,56 @@ def read_cub(root, files):
         raise UserError(f'{root}: no images.txt found; extract CUB_200_2011 there')
     source = f'{root}/{index}'
     folder = source.removesuffix('images.txt')
-    rows = read_rows(source, 2)
-    labels = dict(read_rows(folder + 'image_class_labels.txt', 2))
-    boxes = {}
-    for image_id, *numbers in read_rows(folder + 'bounding_boxes.txt', 5):
-        boxes[image_id] = [float(number) for number in numbers]
-    for image_id, _ in rows:
-        if image_id not in labels or image_id not in boxes:
-            raise UserError(
-                f'{source}: image {image_id} has no class or no bounding box'
-            )
+    images = read_by_id(source, 2)
+    labels = read_by_id(folder + 'image_class_labels.txt', 2)
+    boxes = read_by_id(folder + 'bounding_boxes.txt', 5)
+    for image_id, row in images.items():
+        for table, rows in (('image_class_labels', labels), ('bounding_boxes', boxes)):
+            if image_id not in rows:
+                raise UserError(
+                    f'{row.origin}: image {shorten(image_id)} is not in {table}.txt'
+                )
 
-    paths = locate(files, [f'images/{path}' for _, path in rows], source)
+    wanted = [f'images/{row.cells[1]}' for row in images.values()]
+    origins = [row.origin for row in images.values()]
+    paths = locate(files, wanted, origins, source)
     records = []
-    for (image_id, _), path in zip(rows, paths):
-        x, y, width, height = boxes[image_id]
-        box = (round(x), round(y), round(x + width), round(y + height))
-        label = int(labels[image_id])
+    for (image_id, row), path in zip(images.items(), paths):
+        label = cub_class(labels[image_id], row)
         split = 'train' if label <= 100 else 'test'
-        records.append(Record(split, label, path, box))
+        box = cub_box(boxes[image_id])
+        origin = f'{row.origin}, and {boxes[image_id].origin}'
+        records.append(Record(split, label, path, box, origin))
     return index, records
+
+
+def read_by_id(path, fields):
+    """Return {id: Row} of a list whose first field is an id. Raises UserError."""
+    rows = read_rows(path, fields)
+    refuse_repeats('image', [(row.cells[0], row.origin) for row in rows])
+    return {row.cells[0]: row for row in rows}
+
+
+def cub_class(row, image):
+    """Return the class of a Row (id, class); image: the Row (id, path) of its image.
+
+    The path begins with the class. Raises UserError if they differ.
+    """
+    label = to_class(row.cells[1], range(1, 201), row.origin)
+    path = image.cells[1]
+    if not path.startswith(f'{label:03d}.'):
+        raise UserError(
+            f'{row.origin}: class {label}, but the path is {shorten(path)} in '
+            f'{image.origin}'
+        )
+    return label
+
+
+def cub_box(row):
+    """Return the box of a Row (id, x, y, width, height)."""
+    x, y, width, height = to_corners(row.cells[1:], row.origin)
+    box = (round(x), round(y), round(x + width), round(y + height))
+    return check_box(box, row.origin)
 
 
 def read_sop(root, files):
@@ -67,8 +108,8 @@ def read_sop(root, files):
 
     Class ids are global: 1-11318 train, 11319-22634 test.
     """
-    records = []
-    for split in ('train', 'test'):
+    records, tables, ids = [], [], []
+    for split, classes in SOP_CLASSES.items():
         table = find_file(files, f'Ebay_{split}.txt')
         if table is None:
             raise UserError(
@@ -76,17 +117,26 @@ def read_sop(root, files):
                 'Stanford_Online_Products there'
             )
         source = f'{root}/{table}'
-        rows = read_rows(source, 4, header=1)
-        paths = locate(files, [row[3] for row in rows], source)
+        header, *rows = read_rows(source, 4) or [Row(source, '1')]
+        if header.cells[0].isdigit():
+            raise UserError(f'{source}, line 1: the header is missing')
+        origins = [row.origin for row in rows]
+        paths = locate(files, [row.cells[3] for row in rows], origins, source)
         for row, path in zip(rows, paths):
-            records.append(Record(split, int(row[1]), path))
-    return table, records
+            label = to_class(row.cells[1], classes, row.origin)
+            records.append(Record(split, label, path, None, row.origin))
+        ids += [(row.cells[0], row.origin) for row in rows]
+        tables.append(table)
+    refuse_repeats('image', ids)
+    refuse_repeats('image', [(record.path, record.origin) for record in records])
+    return ' and '.join(tables), records
 
 
 def read_isc(root, files):
     """Return (layout, records) of In-shop Clothes: train, query and gallery.
 
-    A class is an item's id. Images need their whole path, since base names repeat.
+    A class is an item's id, which is the folder of its images, too. Images need their
+    whole path, since base names repeat.
     """
     table = find_file(files, 'list_eval_partition.txt')
     if table is None:
@@ -95,18 +145,42 @@ def read_isc(root, files):
             'Retrieval there'
         )
     source = f'{root}/{table}'
-    rows = read_rows(source, 3, header=2)
-    for _, _, status in rows:
+    rows = isc_rows(source)
+    for origin, (path, item, status) in rows:
         if status not in ('train', 'query', 'gallery'):
             raise UserError(
-                f'{source}: status {status!r} is none of train, query, gallery'
+                f'{origin}: status {status!r} is none of train, query, gallery'
             )
+        if item not in path.split('/'):
+            raise UserError(f'{origin}: item {item}, but the image is {path}')
     # the folder img/ of the list is Img/img, img, img/img or img_highres on disk
-    paths = locate(files, [path.partition('/')[2] for path, _, _ in rows], source)
+    wanted = [row.cells[0].partition('/')[2] for row in rows]
+    paths = locate(files, wanted, [row.origin for row in rows], source)
     records = []
-    for (_, item, status), path in zip(rows, paths):
-        records.append(Record(status, item, path))
+    for (origin, (_, item, status)), path in zip(rows, paths):
+        records.append(Record(status, item, path, None, origin))
     return table, records
+
+
+def isc_rows(source):
+    """Return the Rows (path, item, status) of list_eval_partition.txt.
+
+    Its first line is their number, its second a header. Raises UserError if the lines
+    are fewer or more.
+    """
+    lines = read_lines(source)
+    count, header = next(lines, '').strip(), next(lines, '')
+    if not count.isdigit():
+        raise UserError(f'{source}, line 1: the number of images is missing')
+    if '/' in header:
+        raise UserError(f'{source}, line 2: the header is missing')
+    rows = read_rows(source, 3, header=2)
+    if len(rows) != int(count):
+        raise UserError(
+            f'{source}, line 1: {int(count):,} images, but {len(rows):,} lines name '
+            'one: lines are missing or were added'
+        )
+    return rows
 
 
 def read_folder(root, files, seed=0):

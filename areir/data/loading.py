@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from areir.data.images import load_image, normalise, to_pixels
+from areir.data.workers import start_loader_worker
 from areir.errors import UserError
 from areir.processes import (
     available_cores,
-    ignore_signals,
     is_first,
     local_processes,
 )
@@ -63,7 +63,7 @@ def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=Fa
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=start_loader_worker,
     )
 
 

@@ -1,8 +1,12 @@
 """One record per image, and what every reader of a dataset's own files needs."""
 
+from math import isfinite, nan
 from typing import NamedTuple
 
+from areir.data.text_files import refuse_repeats, shorten
 from areir.errors import UserError
+
+LONGEST_PATH = 4096  # of Linux
 
 
 class Record(NamedTuple):
@@ -13,6 +17,7 @@ class Record(NamedTuple):
     path: str  # relative to the dataset's folder, with '/'
     # left, top, right, bottom: 0-based, half-open, on the stored pixels
     box: tuple | None = None
+    origin: str = ''  # the file and the line that names it, for messages
 
 
 def find_file(files, *names):
@@ -32,13 +37,22 @@ def ends_with(path, name):
     return path == name or path.endswith('/' + name)
 
 
-def locate(files, wanted, source):
+def locate(files, wanted, origins, source):
     """Put the folder in which most of the wanted paths exist in front of each of them.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
     `Img/img/1.jpg` is on disk. If several folders have equally many, the shortest wins.
-    source: the file that lists the paths. Raises UserError if none is found.
+    origins: the file and the line of each path; source: the file that lists them.
+    Raises UserError if a path leads outside or is there twice, or if none is found.
     """
+    if not wanted:
+        raise UserError(f'{source}: it lists no images')
+    for path, origin in zip(wanted, origins):
+        if not is_inside(path):
+            raise UserError(
+                f'{origin}: {shorten(path)} is no path below the folder of images'
+            )
+    refuse_repeats('image', zip(wanted, origins))
     probes = wanted[:: max(1, len(wanted) // 8)]
     prefixes = set()
     for path in files:
@@ -59,22 +73,53 @@ def locate(files, wanted, source):
     return [best + path for path in wanted]
 
 
-def read_rows(path, fields, header=0):
-    """Split the lines of a text file at white space, after `header` lines.
+def is_inside(path):
+    """Whether a path can be that of a file below a folder."""
+    names = path.split('/')
+    odd = '' in names or '..' in names or '\0' in path
+    return not odd and len(path) < LONGEST_PATH
 
-    The last of the `fields` keeps its own spaces. Raises UserError naming the line
-    that has fewer fields.
+
+# What lists hold: checked numbers
+
+
+def to_class(value, classes, origin):
+    """Return a class, a number or its text, as int. Raises UserError.
+
+    classes: the range of those that there are; origin: the file and the line.
     """
-    rows = []
-    with open(path, encoding='utf-8-sig') as file:
-        for number, line in enumerate(file, 1):
-            row = line.strip().split(None, fields - 1)
-            if number <= header or not row:
-                continue
-            if len(row) != fields:
-                raise UserError(
-                    f'{path}, line {number}: {fields} fields expected, '
-                    f'not {line.strip()!r}'
-                )
-            rows.append(row)
-    return rows
+    number = to_number(value)
+    if number not in classes:
+        raise UserError(
+            f'{origin}: class {shorten(value)} is not a number from {classes[0]} to '
+            f'{classes[-1]}'
+        )
+    return int(number)
+
+
+def to_number(value):
+    """Return a number, or a text of ASCII digits, as float; NaN for anything else."""
+    plain = not isinstance(value, str) or (value.isascii() and '_' not in value)
+    try:
+        return float(value) if plain else nan
+    except (TypeError, ValueError, OverflowError):
+        return nan
+
+
+def to_corners(values, origin):
+    """Return four numbers or their texts as floats. Raises UserError."""
+    numbers = [to_number(value) for value in values]
+    if not all(map(isfinite, numbers)):
+        shown = ', '.join(map(shorten, values))
+        raise UserError(f'{origin}: box {shown}: four finite numbers expected')
+    return numbers
+
+
+def check_box(box, origin):
+    """Return a box of integers. Raises UserError if it has no area."""
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        raise UserError(
+            f'{origin}: box from {left}, {top} to {right}, {bottom} is empty'
+        )
+    return box

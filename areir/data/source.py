@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from areir.data.images import list_files
+from areir.data.images import IMAGE_SUFFIXES, list_files
 from areir.data.layouts import LAYOUTS, crop_types, has_boxes, read_folder
 from areir.data.splits import split_path
 from areir.data.tables import read_table
@@ -26,7 +26,9 @@ class SourceDataset:
     source: str  # the folder of the images
     layout: str  # which of its forms the dataset has
     records: list
-    left_out: list  # files in `source` that are not images of a class, sorted
+    # files in `source` that are not images of a class, or, of a known dataset, images
+    # that its lists leave out; sorted
+    left_out: list
     table: str | None = None  # the CSV that describes it
 
     @cached_property
@@ -86,7 +88,8 @@ class SourceDataset:
         stats = [os.stat(image) for image in self.images if os.path.isfile(image)]
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         settings = [] if self.name in LAYOUTS else [image_size, seed]
-        text = json.dumps([settings, self.records, stats])
+        records = [record[:4] for record in self.records]  # wherever they are listed
+        text = json.dumps([settings, records, stats])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -173,19 +176,14 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
     made_here = crop_types(name) if has_boxes(name) else ()
     special = []
     files = list_files(source, skip=made_here, special=special)
-    try:
-        if name in LAYOUTS:
-            layout, records = LAYOUTS[name].read(source, files)
-        else:
-            layout, records = read_folder(source, files, seed)
-    except UserError:
-        raise
-    except (LookupError, ValueError) as error:
-        raise UserError(
-            f'{source}: its annotation files are incomplete or damaged: {error!r}'
-        ) from error
-    check_parts(source, records)
-    left_out = [] if name in LAYOUTS else files_without_class(files + special, records)
+    if name in LAYOUTS:
+        layout, records = LAYOUTS[name].read(source, files)
+        check_parts(f'{source}/{layout}', records)
+        left_out = images_not_listed(files, records)
+    else:
+        layout, records = read_folder(source, files, seed)
+        check_parts(source, records)
+        left_out = files_without_class(files + special, records)
     return SourceDataset(data_root, name, source, layout, records, left_out)
 
 
@@ -203,3 +201,20 @@ def files_without_class(files, records):
     """Return the files, apart from split files, that no record names."""
     left_out = set(files).difference(record.path for record in records)
     return sorted(path for path in left_out if not path.endswith('_data_dicts.pth'))
+
+
+def images_not_listed(files, records):
+    """Return the images that no record names, in folders beside those of the named."""
+    listed = {record.path for record in records}
+    folders = {parent_folder(path) for path in listed}
+    return sorted(
+        path
+        for path in set(files) - listed
+        if path.lower().endswith(IMAGE_SUFFIXES) and parent_folder(path) in folders
+    )
+
+
+def parent_folder(path):
+    """Return the folder around the folder of a file, None for a file at the top."""
+    folder = os.path.dirname(path)
+    return os.path.dirname(folder) if folder else None

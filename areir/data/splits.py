@@ -16,6 +16,17 @@ import torch
 from areir.data.layouts import LAYOUTS
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.schemas import (
+    find_problem,
+    is_colour,
+    is_count,
+    is_labels,
+    is_spread,
+    is_text,
+    is_texts,
+)
+
+PARTS = (('test', 'train'), ('gallery', 'query', 'train'))
 
 
 @dataclass
@@ -103,6 +114,24 @@ def split_path(data_root, name, crop_type):
     return os.path.join(data_root, name, f'{crop_type}_data_dicts.pth')
 
 
+def is_counts(value):
+    """Whether a value has a pair of numbers for each part of a split."""
+    parts = isinstance(value, dict) and tuple(sorted(value))
+    return parts in PARTS and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_count, pair))
+        for pair in value.values()
+    )
+
+
+INFO = {
+    'counts': is_counts,
+    'mean': is_colour,
+    'std': is_spread,
+    'warnings': is_texts,
+    **dict.fromkeys(('data_name', 'crop_type', 'layout', 'fingerprint'), is_text),
+}
+
+
 def read_split(path):
     """Return the content of a split file. Raises UserError if it is not one.
 
@@ -111,16 +140,42 @@ def read_split(path):
     crop_type = os.path.basename(path).removesuffix('_data_dicts.pth')
     try:
         content = load_tensors(path)
-        parts = [content[part] for part in content['info']['counts']]
-        whole = all(isinstance(part, dict) for part in parts)
-        whole = whole and content['info'].get('crop_type', crop_type) == crop_type
-    except (UserError, LookupError, TypeError):
-        whole = False
-    if not whole:
+    except UserError as error:
+        raise UserError(f'{error}: run data_utils.py again') from error
+    problem = split_problem(content)
+    if not problem and content['info']['crop_type'] != crop_type:
+        problem = 'of another crop type'
+    if problem:
         raise UserError(
-            f'{path} is damaged or was written by other code: run data_utils.py again'
+            f'{path} is damaged or was written by other code ({problem}): run '
+            'data_utils.py again'
         )
     return content
+
+
+def split_problem(content):
+    """Return what is wrong with the content of a split file, or None."""
+    info = content.get('info') if isinstance(content, dict) else None
+    problem = find_problem(info, INFO)
+    if problem:
+        return f'info: {problem}'
+    if content.keys() != {*info['counts'], 'info'}:
+        return 'its parts are not those of its counts'
+    images = []
+    for part, count in info['counts'].items():
+        images_of = content[part]
+        if not isinstance(images_of, dict) or not is_labels(list(images_of)):
+            return f'{part} is odd'
+        if not all(map(is_texts, images_of.values())):
+            return f'the images of {part} are odd'
+        names = [image for listed in images_of.values() for image in listed]
+        if (len(names), len(images_of)) != tuple(count):
+            return f'{part} does not have the images that were counted'
+        if part != 'train':
+            images += names
+    if len(set(images)) < len(images):
+        return 'a test image is in it twice'
+    return None
 
 
 def is_prepared(path, fingerprint):

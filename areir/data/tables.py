@@ -8,20 +8,18 @@
 https://open-metric-learning.readthedocs.io describes the format.
 """
 
-import csv
 import os
 
 from areir.data.layouts import draw_training_classes
-from areir.data.records import Record
+from areir.data.records import Record, to_number
+from areir.data.text_files import read_csv, refuse_repeats, shorten
 from areir.errors import UserError
-from areir.files import refuse_special
 
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROLES = ('is_query', 'is_gallery')
 SPLITS = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
 EMPTY = ('', 'nan', 'none')
 YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
-SHOWN = 10  # bad rows that a message names
 
 
 def read_table(path, seed=0):
@@ -31,65 +29,32 @@ def read_table(path, seed=0):
     naming the lines that are wrong.
     """
     folder = os.path.dirname(path)
-    columns, rows = read_csv(
+    columns, rows, origins = read_csv(
         path,
         [('path',), ('label',)],
         lambda cells: (read_row(folder, cells), read_roles(cells)),
     )
+    refuse_repeats('image', zip([record.path for record, _ in rows], origins))
     if 'split' in columns:
-        return os.path.basename(path), with_roles(path, rows)
+        records = with_roles(rows, origins)
+    else:
+        records = draw_splits(rows, seed)
+        print(f'notice: {path}: no column split, so half of the classes train')
+    records = [
+        record._replace(origin=origin) for record, origin in zip(records, origins)
+    ]
+    return os.path.basename(path), records
+
+
+def draw_splits(rows, seed):
+    """Return the records of [(record, roles)]; half of the classes train."""
     classes = sorted({record.label for record, _ in rows})
     train = draw_training_classes(classes, seed)
     records = []
     for record, _ in rows:
         split = 'train' if record.label in train else 'test'
         records.append(record._replace(split=split))
-    return os.path.basename(path), records
-
-
-def read_csv(path, required, read):
-    """Return (columns, [read(cells) for each row]) of a CSV; cells: {column: text}.
-
-    required: for each needed column, the names that it may have. Raises UserError
-    naming the columns that are missing, or the lines for which `read` raises
-    ValueError.
-    """
-    refuse_special(path)
-    rows, problems = [], []
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            table = csv.DictReader(file)
-            columns = table.fieldnames or []
-            check_columns(path, columns, required)
-            for cells in table:
-                try:
-                    check_width(cells)
-                    rows.append(read(cells))
-                except ValueError as error:
-                    problems.append(f'line {table.line_num}: {error}')
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f'{path}: not a CSV file in UTF-8 ({error})') from error
-    if problems:
-        listed = problems[:SHOWN]
-        if len(problems) > SHOWN:
-            listed.append(f'and {len(problems) - SHOWN} more')
-        listing = '\n  '.join(listed)
-        raise UserError(f'{path}: {len(problems)} bad rows\n  {listing}')
-    return columns, rows
-
-
-def check_columns(path, columns, required):
-    """Raise UserError unless a CSV has the columns that `read_csv` requires."""
-    missing = [names for names in required if not set(names) & set(columns)]
-    if missing:
-        names = ' and '.join(' or '.join(names) for names in missing)
-        raise UserError(f'{path}: no column {names}')
-
-
-def check_width(cells):
-    """Raise ValueError unless a row has a cell for each column."""
-    if None in cells or None in cells.values():
-        raise ValueError('more or fewer cells than columns')
+    return records
 
 
 def read_row(folder, cells):
@@ -97,14 +62,16 @@ def read_row(folder, cells):
     image = os.path.relpath(os.path.join(folder, cells['path']), folder or '.')
     image = image.replace(os.sep, '/')
     if not cells['path'] or image.startswith('../'):
-        raise ValueError(f'path {cells["path"]!r} is not below the folder of the CSV')
+        raise ValueError(
+            f'path {shorten(cells["path"])} is not below the folder of the CSV'
+        )
     if not os.path.isfile(os.path.join(folder, image)):
-        raise ValueError(f'path {cells["path"]!r}: no such file')
+        raise ValueError(f'path {shorten(cells["path"])}: no such file')
     if not cells['label']:
         raise ValueError('no label')
     split = cells.get('split', 'train')
     if split not in SPLITS:
-        raise ValueError(f'split {split!r} is neither train nor validation')
+        raise ValueError(f'split {shorten(split)} is neither train nor validation')
     return Record(SPLITS[split], cells['label'], image, read_box(cells))
 
 
@@ -117,9 +84,10 @@ def read_box(cells):
     if all(corner.lower() in EMPTY for corner in corners):
         return None
     try:
-        left, top, right, bottom = (round(float(corner)) for corner in corners)
-    except (ValueError, OverflowError):
-        raise ValueError(f'box {", ".join(corners)}: four numbers expected') from None
+        left, top, right, bottom = (round(to_number(corner)) for corner in corners)
+    except (ValueError, OverflowError):  # round(nan), round(inf)
+        shown = shorten(', '.join(corners))
+        raise ValueError(f'box {shown}: four numbers expected') from None
     if left >= right or top >= bottom:
         raise ValueError(
             f'box from {left}, {top} to {right}, {bottom} is empty: x_1 must be below '
@@ -137,39 +105,46 @@ def read_roles(cells):
     for name in ROLES:
         text = cells.get(name, 'true').lower()
         if text not in YES + NO:
-            raise ValueError(f'{name} {text!r} is neither true nor false')
+            raise ValueError(f'{name} {shorten(text)} is neither true nor false')
         roles.append(text in YES)
     return tuple(roles)
 
 
-def check_roles(path, roles):
+def check_roles(roles, origins):
     """Return whether the queries are separate from the gallery.
 
-    roles: the set of all that `read_roles` returned. They are not separate if all
-    images have both roles. Raises UserError if only some images have both, because each
-    of those would have to be left out of its own gallery, or if an image has neither.
+    roles: of each image, as `read_roles` returns them; origins: where they are. They
+    are not separate if all images have both roles. Raises UserError if only some images
+    have both, because each of those would have to be left out of its own gallery, or if
+    an image has neither.
     """
-    if roles == {(True, True)} or not roles:
+    if all(role == (True, True) for role in roles):
         return False
-    if (True, True) in roles or (False, False) in roles:
-        raise UserError(
-            f'{path}: is_query and is_gallery: every test image must have both '
-            'roles, or every one exactly one of them'
-        )
-    return True
+    both, neither = roles.count((True, True)), roles.count((False, False))
+    if not both and not neither:
+        return True
+    if neither:
+        odd = roles.index((False, False))
+    else:  # the fewer are odd
+        wanted = both <= len(roles) / 2
+        odd = [role == (True, True) for role in roles].index(wanted)
+    raise UserError(
+        f'{origins[odd]}: is_query and is_gallery: every test image must have both '
+        'roles, or every one exactly one of them'
+    )
 
 
-def with_roles(path, rows):
+def with_roles(rows, origins):
     """Return the records of [(record, roles)] with their final split.
 
     A test image becomes query or gallery, unless all of them have both roles.
     """
-    roles = {role for record, role in rows if record.split == 'test'}
-    if not check_roles(path, roles):
-        return [record for record, _ in rows]
-    records = []
-    for record, (is_query, _) in rows:
-        if record.split == 'test':
-            record = record._replace(split='query' if is_query else 'gallery')
-        records.append(record)
+    test = [row for row, (record, _) in enumerate(rows) if record.split == 'test']
+    roles = [rows[row][1] for row in test]
+    separate = check_roles(roles, [origins[row] for row in test])
+    records = [record for record, _ in rows]
+    if separate:
+        for row, (is_query, _) in zip(test, roles):
+            split = 'query' if is_query else 'gallery'
+            records[row] = records[row]._replace(split=split)
     return records

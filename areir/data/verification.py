@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from areir.data.images import clamp_box, load_image, open_image
 from areir.data.layouts import LAYOUTS
 from areir.data.optional_formats import ADVICE, as_stored, split_by_reader
+from areir.data.text_files import listing
 from areir.data.workers import parallel
 from areir.errors import UserError
 
@@ -29,28 +30,33 @@ def verify_image(job):
         return str(error), False
 
 
-def verify_images(pool, name, jobs):
-    """Decode all images (path, box); return how many boxes reach beyond their image.
+def verify_images(pool, name, images, records):
+    """Decode all images; return the records whose boxes reach beyond their image.
 
-    Raises UserError naming every image that cannot be read, or the package that is
-    missing to read HEIC or AVIF files.
+    images: the path of each record's file. Raises UserError naming every image that
+    cannot be read, or the package that is missing to read HEIC or AVIF files.
     """
-    _, unreadable = split_by_reader([path for path, _ in jobs])
+    _, unreadable = split_by_reader(images)
     if unreadable:
         counts = '; '.join(
             f'{len(paths):,} {kind} files cannot be read: {ADVICE[kind]}'
             for kind, paths in unreadable.items()
         )
         raise UserError(f'{name}: {counts}; nothing was written')
+    jobs = [(image, record.box) for image, record in zip(images, records)]
     results = parallel(pool, verify_image, jobs, 'verifying')
-    problems = [problem for problem, _ in results if problem]
+    problems = [
+        f'{problem} ({record.origin})' if record.origin else problem
+        for (problem, _), record in zip(results, records)
+        if problem
+    ]
     if problems:
         raise UserError(
             f'{name}: {len(problems):,} of {len(jobs):,} images cannot be read, so '
-            'nothing was written; replace these files and run again:\n  '
-            + '\n  '.join(problems)
+            'nothing was written; replace these files and run again'
+            + listing(problems, most=len(problems))
         )
-    return sum(beyond for _, beyond in results)
+    return [record for (_, beyond), record in zip(results, records) if beyond]
 
 
 def count_splits(records):

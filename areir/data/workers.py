@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from areir.data.images import load_image, resize
 from areir.errors import UserError
+from areir.processes import ignore_signals
 
 
 def start_pool(num_workers):
@@ -22,6 +23,15 @@ def start_worker():
     """Leave Ctrl-C to the parent process and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def start_loader_worker(number):
+    """Worker init of a DataLoader: as `start_worker`, but leave SIGTERM to the parent.
+
+    torch itself notices only after seconds that the parent has been killed.
+    """
+    ignore_signals()
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 

@@ -18,20 +18,35 @@ from tqdm import tqdm
 from areir.errors import UserError
 from areir.files import atomic_path, refuse_special, write_json
 from areir.retrieval.index import locked
-from areir.retrieval.scores import LAST, pair_scores, to_indices, to_keys, to_scores
-from areir.retrieval.vectors_file import VectorsFile
+from areir.retrieval.scores import (
+    LAST,
+    fast_pair_scores,
+    largest_norm,
+    to_indices,
+    to_keys,
+    to_scores,
+    tolerance,
+)
+from areir.retrieval.vectors_file import LARGEST_NORM, VectorsFile
+from areir.schemas import find_problem, is_count, is_number
 
 RECALL = (
     0.95  # of the exact nearest images; enough cells are searched to find this share
 )
-CANDIDATES = 8  # scored again for each image asked for
+CANDIDATES = 2  # scored again for each image asked for
 TOGETHER = 256  # queries at a time
 SAMPLE = 256  # queries with which recall is measured
 NEAREST = 8
 ADDED = 65536  # vectors added to faiss at a time
 READ = 2**20  # bytes read at a time
 VECTORS_PER_CELL = 39  # what faiss asks for to place a centre
-MEASURED = ('cells', 'looked_into', 'recall', 'nearest', 'queries')
+MEASURED = {
+    'cells': is_count,
+    'looked_into': is_count,
+    'recall': lambda value: is_number(value) and 0 <= value <= 1,
+    'nearest': is_count,
+    'queries': is_count,
+}
 
 
 def load_faiss():
@@ -73,15 +88,17 @@ class ApproximateIndex:
 
     def search_batch(self, query, k, exclude):
         """Return the keys (Q, k) of the best candidates; LAST where there are fewer."""
-        count = min(len(self.vectors), CANDIDATES * k + 1)
+        vectors = self.vectors.mapped
+        count = min(len(vectors), CANDIDATES * k + 1)
         candidates = torch.from_numpy(self.cells.search(query.numpy(), count)[1])
         candidates[candidates == exclude[:, None]] = -1  # -1 marks a missing one
         places = (candidates >= 0).nonzero(as_tuple=True)
-        images, columns = candidates[places].unique(return_inverse=True)
-        vectors = torch.from_numpy(self.vectors.rows()[images.numpy()])
-        scores = pair_scores(query, vectors, places[0], columns)
+        images = candidates[places]
+        bound = largest_norm(query) * LARGEST_NORM
+        error = tolerance(query.shape[1], bound, torch.float64)
+        scores = fast_pair_scores(query, vectors, places[0], images, error)
         keys = torch.full((len(query), max(k, count)), LAST)
-        keys[places] = to_keys(scores, candidates[places])
+        keys[places] = to_keys(scores, images)
         return keys.sort(dim=1).values[:, :k]
 
     def describe(self):
@@ -102,7 +119,7 @@ def open_approximate(index_folder, vectors):
     with locked(index_folder):
         try:
             return read_approximate(path, vectors)
-        except (OSError, RuntimeError, ValueError, LookupError, TypeError):
+        except (OSError, RuntimeError, ValueError):
             pass  # there is none, or it is damaged
         except AttributeError:
             pass  # another kind of index
@@ -115,21 +132,19 @@ def read_approximate(path, vectors):
     refuse_special(f'{path}.json')
     with open(f'{path}.json', encoding='utf-8') as file:
         saved = json.load(file)
+    problem = find_problem(saved, MEASURED)
+    if problem:
+        raise ValueError(problem)
     measured = {name: saved[name] for name in MEASURED}
     if saved['checksum'] != checksum(path, measured):
         raise ValueError('its checksum does not fit')
     cells = load_faiss().read_index(path)
-    shape = len(vectors), vectors.dimensions, int(measured['cells'])
+    shape = len(vectors), vectors.dimensions, measured['cells']
     if (cells.ntotal, cells.d, cells.nlist) != shape:
         raise ValueError('an index of other vectors')
-    if not (
-        1 <= measured['looked_into'] <= cells.nlist
-        and 0 <= measured['recall'] <= 1
-        and measured['nearest'] > 0
-        and measured['queries'] > 0
-    ):
+    if measured['looked_into'] > cells.nlist:
         raise ValueError('impossible measurements')
-    cells.nprobe = int(measured['looked_into'])
+    cells.nprobe = measured['looked_into']
     return ApproximateIndex(cells, vectors, measured)
 
 

@@ -2,19 +2,38 @@
 
 import os
 
-import torch
-
 from areir.backbones import model_types
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.retrieval import thresholds
+from areir.schemas import (
+    find_problem,
+    is_count,
+    is_epoch,
+    is_integers,
+    is_labels,
+    is_matrix,
+    is_text,
+    is_texts,
+)
 
 MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
 DEFAULT_NETWORK = 'resnet18'  # embeds with its ImageNet weights if nothing is trained
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
-NEEDED = {
-    *('embeddings', 'labels', 'images', 'classes'),
-    *('data_name', 'data_root', 'model', 'version'),
+
+# the schema of a database
+IMAGES = {'embeddings': is_matrix, 'labels': is_integers, 'images': is_texts}
+DATABASE = {
+    **IMAGES,
+    'classes': is_labels,
+    **dict.fromkeys(('data_name', 'data_root', 'model', 'version'), is_text),
+}
+QUERIES = {f'query_{name}': check for name, check in IMAGES.items()}
+OPTIONAL = {
+    'ensemble_size': is_count,
+    'epoch': is_epoch,
+    'calibration': thresholds.is_calibration,
+    **dict.fromkeys(('crop_type', 'protocol', 'select'), is_text),
 }
 
 
@@ -91,43 +110,44 @@ def load_database(name, results_root):
     """
     path = find_database(name, results_root)
     database = load_tensors(path)
-    if not isinstance(database, dict) or not database.keys() >= NEEDED:
+    if not isinstance(database, dict) or not database.keys() >= DATABASE.keys():
         raise UserError(f'--data_base {name}: not a database written by train.py')
-    try:
-        check_database(database)
-    except Exception as error:  # a damaged value fails in many ways
-        raise UserError(f'--data_base {name}: damaged ({error})') from error
+    problem = database_problem(database)
+    if problem:
+        raise UserError(f'--data_base {name}: damaged ({problem})')
     return database, path
 
 
-def check_database(database):
-    """Raise an error unless the parts of a database fit together."""
-    thresholds.check(database.get('calibration'))
-    check_images(database, '')
-    if 'query_embeddings' in database:
-        check_images(database, 'query_')
-    # raises an error unless all three are strings
-    os.path.join(database['data_root'], database['data_name'], database['model'])
+def database_problem(database):
+    """Return what is wrong with the contents of a database, or None."""
+    queries = any(entry in database for entry in QUERIES)
+    needed = DATABASE | QUERIES if queries else DATABASE
+    problem = find_problem(database, needed, OPTIONAL)
+    if not problem:
+        problem = images_problem(database, '')
+    if queries and not problem:
+        problem = images_problem(database, 'query_')
+        if database['query_embeddings'].shape[1] != database['embeddings'].shape[1]:
+            problem = 'queries and gallery have embeddings of different lengths'
+    return problem
 
 
-def check_images(database, prefix):
-    """Raise UserError unless embeddings, labels and images fit together.
+def images_problem(database, prefix):
+    """Return why embeddings, labels and images do not fit together, or None.
 
     prefix: of their keys, '' or 'query_'.
     """
-    embeddings = database[f'{prefix}embeddings']
-    labels, images = database[f'{prefix}labels'], database[f'{prefix}images']
-    heads = int(database.get('ensemble_size', 1))
-    if embeddings.dim() != 2 or embeddings.shape[1] % heads:
-        raise UserError(f'{prefix}embeddings are not those of {heads} heads')
+    embeddings, labels, images = (database[f'{prefix}{name}'] for name in IMAGES)
+    heads = database.get('ensemble_size', 1)
+    if not embeddings.shape[1] or embeddings.shape[1] % heads:
+        return f'{prefix}embeddings are not those of {heads} heads'
     if not len(embeddings) == len(images) > 0:
-        raise UserError(f'{len(images)} {prefix}images do not fit {prefix}embeddings')
-    if labels.shape != (len(images),) or labels.dtype != torch.int64:
-        raise UserError(f'{prefix}labels are not one integer per image')
+        return f'{len(images)} {prefix}images do not fit {prefix}embeddings'
+    if labels.shape != (len(images),):
+        return f'{prefix}labels are not one integer per image'
     if labels.min() < 0 or labels.max() >= len(database['classes']):
-        raise UserError(f'{prefix}labels are not positions in classes')
-    if not all(isinstance(image, str) for image in images):
-        raise UserError(f'{prefix}images are not paths')
+        return f'{prefix}labels are not positions in classes'
+    return None
 
 
 def image_folder(database, path, data_root):

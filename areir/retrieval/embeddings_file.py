@@ -15,8 +15,10 @@ from areir.retrieval.original_files import (
     is_original,
     original_name,
 )
+from areir.schemas import is_count, is_dense
 
 NOTES = ('protocol', 'select')
+LONGEST_NOTE = 100  # characters
 SIDES = ('', 'query_', 'gallery_')  # before the names of a file's entries
 ENTRIES = [side + name for side in SIDES for name in ('embeddings', 'labels', 'images')]
 
@@ -112,16 +114,18 @@ def read_embeddings(path, table=None):
     check_entries(path, entries, prefixes)
     try:
         embeddings = [
-            torch.as_tensor(entries[prefix + 'embeddings']) for prefix in prefixes
+            torch.as_tensor(entries[prefix + 'embeddings']).detach()
+            for prefix in prefixes
         ]
         labels = number_labels([entries[prefix + 'labels'] for prefix in prefixes])
-        ensemble_size = None
-        if 'ensemble_size' in entries:
-            ensemble_size = int(entries['ensemble_size'])
     except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition('\n')[0]
         raise UserError(
-            f'{path}: embeddings and labels must be arrays ({error})'
+            f'{path}: embeddings and labels must be arrays ({reason})'
         ) from error
+    for prefix, tensor in zip(prefixes, embeddings):
+        if not is_dense(tensor):
+            raise UserError(f'{path}: {prefix}embeddings are sparse or expanded')
     sides = [ImageSet(*values) for values in zip(prefixes, embeddings, labels)]
     for side in sides:
         entry = f'{side.prefix}images'
@@ -131,8 +135,12 @@ def read_embeddings(path, table=None):
         path=path,
         query=sides[0],
         gallery=sides[1] if len(sides) == 2 else None,
-        ensemble_size=ensemble_size,
-        notes={name: str(entries[name]) for name in NOTES if name in entries},
+        ensemble_size=read_heads(path, entries, embeddings[0].shape[-1:].numel()),
+        notes={
+            name: read_note(path, name, entries[name])
+            for name in NOTES
+            if name in entries
+        },
         original=original,
     )
 
@@ -194,9 +202,34 @@ def check_entries(path, entries, prefixes):
         raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
 
 
+def plain(value):
+    """Return what a number or a text, or an array of one, holds; None otherwise."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.item() if value.shape == () else None
+    return value if isinstance(value, (int, str)) else None
+
+
+def read_heads(path, entries, dimensions):
+    """Return the number of heads, which divides the dimensions, None if unknown."""
+    if 'ensemble_size' not in entries:
+        return None
+    heads = plain(entries['ensemble_size'])
+    if not is_count(heads) or dimensions % heads:
+        raise UserError(f'{path}: ensemble_size does not fit the embeddings')
+    return heads
+
+
+def read_note(path, name, value):
+    """Return protocol or select, a text. Raises UserError."""
+    note = plain(value)
+    if not isinstance(note, str) or len(note) > LONGEST_NOTE:
+        raise UserError(f'{path}: {name} is not a text')
+    return note
+
+
 def number_labels(labels):
     """Return the labels of each side as a tensor; texts get one numbering."""
-    labels = [np.asarray(values) for values in labels]
+    labels = [np.atleast_1d(np.asarray(values)) for values in labels]
     if any(values.dtype.kind in 'US' for values in labels):
         numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
         labels = np.split(numbers, [len(labels[0])])[: len(labels)]
@@ -207,15 +240,13 @@ def read_names(path, entry, names, count):
     """Return the names of `count` images as a list of str; None if there are none."""
     if names is None:
         return None
-    if hasattr(names, 'tolist'):
-        names = names.tolist()
     try:
-        names = np.asarray(names).astype(str).tolist()
-    except ValueError:  # lists of different lengths
-        names = []
-    if np.shape(names) != (count,):
+        names = np.asarray(names)
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths
+        names = np.empty(0)
+    if names.shape != (count,):
         raise UserError(f'{path}: {entry} must be one name per image ({count})')
-    return names
+    return names.astype(str).tolist()
 
 
 # Ranking

@@ -5,6 +5,7 @@
                                 name of the file of vectors
         vectors_<token>.npy     (images, dimensions) float32, in the order of the paths
         shortened_<token>.npy   the same vectors, shortened; see shortening.py
+        ..._<token>_codes.npy   those that are searched in 8 bits; see codes_file.py
         journal_<token>.*       while images are embedded; see journal.py
         lock                    held by the process that changes the index
 
@@ -18,12 +19,11 @@ import os
 import secrets
 from dataclasses import dataclass
 
-import filelock
-
-from areir import processes
+from areir import files, processes
 from areir.data.optional_formats import is_outdated
 from areir.errors import UserError
-from areir.files import remove_leftovers
+from areir.files import remove, remove_leftovers
+from areir.retrieval.codes_file import codes_path, write_codes
 from areir.retrieval.folders import scan
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.journal import read_journals, write_journal
@@ -94,19 +94,9 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
         return index
 
 
-@contextlib.contextmanager
 def locked(index_folder):
     """Hold the lock of an index; wait while another process changes the index."""
-    lock = filelock.FileLock(os.path.join(index_folder, 'lock'))
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f'another process is updating {index_folder}: waiting for it')
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    return files.locked(os.path.join(index_folder, 'lock'), f'updating {index_folder}')
 
 
 # The plan
@@ -116,6 +106,8 @@ def make_plan(folder, index_folder, settings):
     """Compare a folder with its index and journals; return the Plan."""
     images, problems, others = scan(folder)
     if not images:
+        if os.listdir(index_folder) == ['lock']:
+            remove(index_folder)
         raise UserError(f'--gallery {folder}: no images in it')
     if others:
         print(
@@ -147,21 +139,21 @@ def make_plan(folder, index_folder, settings):
 def forget_damaged(index_folder, table):
     """Forget the images of a table whose vectors are damaged, with a notice.
 
-    Returns whether any vectors are damaged, shortened ones included.
+    Returns whether any file of vectors must be written again.
     """
     damaged = table.forget_damaged(index_folder)
     if damaged:
         print(
             f'notice: {index_folder} is damaged: {damaged:,} vectors are computed again'
         )
-    elif table.components:
-        damaged = len(table.find_damaged(index_folder, table.searched))
-        if damaged:
-            print(
-                f'notice: {index_folder} is damaged: its shortened vectors are '
-                'computed again'
-            )
-    return damaged > 0
+        return True
+    if table.components and table.find_damaged(index_folder, table.searched):
+        print(
+            f'notice: {index_folder} is damaged: its shortened vectors are computed '
+            'again'
+        )
+        return True
+    return table.are_codes_damaged(index_folder)
 
 
 def files_seen(table, journal):
@@ -248,6 +240,8 @@ def write_index(index_folder, table, sources, earlier, shortened):
     table.checksums[table.vectors] = checksums
     if shortened:
         shorten(index_folder, table, earlier)
+    searched = os.path.join(index_folder, table.searched)
+    table.checksums[codes_path(table.searched)] = write_codes(VectorsFile(searched))
     table.write(index_folder)
 
 

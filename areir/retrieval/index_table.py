@@ -7,8 +7,69 @@ from dataclasses import asdict, dataclass, field
 from areir.errors import UserError
 from areir.files import cut_name, load_tensors, write_tensors
 from areir.retrieval import thresholds
-from areir.retrieval.projection import Projection
+from areir.retrieval.codes_file import CodesFile, codes_path
+from areir.retrieval.projection import Projection, is_state
 from areir.retrieval.vectors_file import VectorsFile
+from areir.schemas import (
+    find_problem,
+    is_count,
+    is_epoch,
+    is_list,
+    is_text,
+    is_texts,
+)
+
+
+def is_settings(value):
+    """Whether a value is a dict of plain values."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(setting, (str, int, float)) for setting in value.values())
+
+
+def is_seen(value):
+    """Whether a value is [size, mtime_ns] of a file."""
+    return is_list(value, lambda number: type(number) is int) and len(value) == 2
+
+
+def is_problem(value):
+    """Whether a value is ([size, mtime_ns] of a file, why it cannot be read)."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and is_seen(value[0]) and is_text(value[1])
+
+
+def is_paths(value):
+    """Whether a value lists paths in order, each once."""
+    return is_texts(value) and value == sorted(set(value))
+
+
+def is_checksums(value):
+    """Whether a value is {name: [CRC-32, ...]}."""
+    return isinstance(value, dict) and all(
+        is_text(name) and is_list(sums, is_epoch) for name, sums in value.items()
+    )
+
+
+# the schema of index.pth
+TABLE = {
+    'settings': is_settings,
+    'paths': is_paths,
+    'seen': lambda value: is_list(value, is_seen),
+    'problems': lambda value: (
+        isinstance(value, dict)
+        and is_texts(list(value))
+        and all(map(is_problem, value.values()))
+    ),
+    'vectors': is_text,
+    'dimensions': is_count,
+}
+LATER = {  # what older files lack
+    'gallery': is_text,
+    'components': is_state,
+    'fitted': is_epoch,
+    'calibration': thresholds.is_calibration,
+    'checksums': is_checksums,
+}
 
 
 @dataclass
@@ -37,18 +98,11 @@ class IndexTable:
     def check(self, index_folder):
         """Raise UserError unless the table and its vectors fit together."""
         vectors = VectorsFile(os.path.join(index_folder, self.vectors))
-        seen = self.seen + [seen for seen, _ in self.problems.values()]
-        paths = [*self.paths, *self.problems]
-        if not (
-            (len(vectors), vectors.dimensions) == (len(self.paths), self.dimensions)
-            and len(self.seen) == len(self.paths)
-            and isinstance(self.settings, dict)
-            and isinstance(self.checksums, dict)
-            and all(len(pair) == 2 for pair in seen)
-            and all(isinstance(path, str) for path in paths)
-        ):
+        shape = len(vectors), vectors.dimensions
+        if shape != (len(self.paths), self.dimensions):
+            raise UserError('its vectors do not fit')
+        if len(self.seen) != len(self.paths):
             raise UserError('its parts do not fit')
-        thresholds.check(self.calibration)
         if self.components:
             self.check_components(index_folder)
 
@@ -78,6 +132,17 @@ class IndexTable:
         """
         vectors = VectorsFile(os.path.join(index_folder, name))
         return vectors.find_damaged(self.checksums.get(name))
+
+    def are_codes_damaged(self, index_folder):
+        """Whether the codes are missing, as in earlier versions, or damaged."""
+        name = codes_path(self.searched)
+        if name not in self.checksums:
+            return True
+        try:
+            vectors = VectorsFile(os.path.join(index_folder, self.searched))
+            return bool(CodesFile(vectors).find_damaged(self.checksums[name]))
+        except (OSError, UserError):
+            return True
 
     def write(self, index_folder):
         """Write the table to index.pth."""
@@ -110,22 +175,15 @@ def read_table(index_folder):
         return None
     try:
         saved = load_tensors(path)
-        table = IndexTable(
-            settings=saved['settings'],
-            gallery=saved.get('gallery', ''),
-            paths=saved['paths'],
-            seen=saved['seen'],
-            problems=saved['problems'],
-            vectors=os.path.basename(saved['vectors']),
-            dimensions=saved['dimensions'],
-            components=saved.get('components'),
-            fitted=int(saved.get('fitted', 0)),
-            calibration=saved.get('calibration'),
-            checksums=saved.get('checksums', {}),
-        )
+        problem = find_problem(saved, TABLE, LATER)
+        if problem:
+            raise UserError(problem)
+        known = {name: saved[name] for name in (*TABLE, *LATER) if name in saved}
+        table = IndexTable(**{'gallery': '', **known})
+        table.vectors = os.path.basename(table.vectors)
         table.check(index_folder)
         return table
-    except Exception as error:  # a damaged value fails in many ways
+    except Exception as error:  # the header of a damaged .npy file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         print(f'notice: {path} is damaged ({reason}): the index is built again')
         return None

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from areir.data.tables import check_roles, read_csv, read_roles
+from areir.data.tables import check_roles, read_roles
+from areir.data.text_files import is_unicode, read_csv
 from areir.errors import UserError
 
 LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
@@ -16,7 +17,7 @@ def label_entries(path, embeddings, table):
     is_gallery. Raises UserError naming the file that is at fault, or both if they have
     different numbers of rows.
     """
-    columns, rows = read_csv(table, [LABEL_COLUMNS], read_row)
+    columns, rows, origins = read_csv(table, [LABEL_COLUMNS], read_row, any_bytes=True)
     embeddings = np.atleast_1d(embeddings)
     if len(embeddings) != len(rows):
         raise UserError(
@@ -27,7 +28,7 @@ def label_entries(path, embeddings, table):
     entries = {'embeddings': embeddings, 'labels': np.array(labels, dtype=str)}
     if 'path' in columns:
         entries['images'] = np.array(images, dtype=str)
-    if not check_roles(table, set(roles)):
+    if not check_roles(list(roles), origins):
         return entries
     is_query = np.array([is_query for is_query, _ in roles])
     return {
@@ -44,4 +45,6 @@ def read_row(cells):
     label = next(cells[name] for name in LABEL_COLUMNS if name in cells)
     if not label:
         raise ValueError('no label')
+    if not is_unicode(label):
+        raise ValueError('the label is not text in UTF-8')
     return label, cells.get('path'), read_roles(cells)

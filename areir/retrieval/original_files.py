@@ -12,6 +12,7 @@ the mean of the heads' dot products, so concatenated heads rank the images as it
 import torch
 
 from areir.errors import UserError
+from areir.schemas import is_dense
 
 OLD_NAMES = {'embeddings': 'features', 'labels': 'labels', 'images': 'images'}
 OLD_PREFIXES = {'': 'test_', 'query_': 'test_', 'gallery_': 'gallery_'}
@@ -82,10 +83,13 @@ def join(path, name, features):
     features are neither a tensor nor such a list.
     """
     try:
-        if isinstance(features, torch.Tensor):
-            return features
-        parts = [torch.as_tensor(part) for part in features]
-        return torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
+        whole = features
+        if not isinstance(features, torch.Tensor):
+            parts = [torch.as_tensor(part) for part in features]
+            whole = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
+        if not is_dense(whole):
+            raise ValueError('sparse or expanded')
+        return whole.detach()
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).partition('\n')[0]
         raise UserError(

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from areir.errors import UserError
+from areir.schemas import find_problem, is_floats, is_matrix
 
 LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
 LEAST_SPREAD = 1e-12  # the same, of the mean squared norm
@@ -37,6 +38,12 @@ class Projection(nn.Module):
     def to_state(self):
         """Return the tensors that rebuild it: Projection(**state)."""
         return {'mean': self.mean, 'matrix': self.matrix}
+
+
+def is_state(value):
+    """Whether a value is what `Projection.to_state` returns, or None."""
+    schema = {'mean': is_floats, 'matrix': is_matrix}
+    return value is None or find_problem(value, schema) is None
 
 
 def fit_projection(vectors, dimensions, whitening):

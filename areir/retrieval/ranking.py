@@ -6,12 +6,12 @@ import torch
 from tqdm import tqdm
 
 from areir.errors import UserError
+from areir.retrieval.first_pass import FloatPass
 from areir.retrieval.scores import (
     LAST,
     TILE,
     check_pair,
     full_precision,
-    products,
     rows_at_once,
     tile_scores,
     to_indices,
@@ -19,6 +19,9 @@ from areir.retrieval.scores import (
     to_scores,
     tolerance,
 )
+
+LOWEST = torch.finfo(torch.float32).min
+NARROWEST, WIDEST = 4, 32  # columns of a tile, in multiples of its most rows
 
 
 def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
@@ -36,23 +39,9 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     bound = check_pair(query, gallery, tile, norm)
     exclude = check_exclude(exclude, query, gallery)
     check_k(k, len(gallery) - int((exclude >= 0).any()))
-
-    best = BestImages(query, gallery, k, exclude, bound)
-    height = min(tile, rows_at_once(k))
-    width = 4 * tile
-    tiles = [
-        (row, column)
-        for row in range(0, len(query), height)
-        for column in range(0, len(gallery), width)
-    ]
-    with full_precision(query.device):
-        for row, column in tqdm(
-            tiles, desc='searching', unit='tile', delay=3, leave=False
-        ):
-            best.add_tile(
-                slice(row, min(row + height, len(query))),
-                slice(column, min(column + width, len(gallery))),
-            )
+    first_pass = FloatPass(query, gallery, bound)
+    best = BestImages(query, gallery, k, exclude, bound, first_pass)
+    best.add_tiles(best.tiles(tile))
     return to_scores(best.keys), to_indices(best.keys)
 
 
@@ -79,56 +68,85 @@ def check_k(k, available):
         )
 
 
-class BestImages:
-    """The k best images of each query in the tiles given to `add_tile`.
+def cut(start, size, images):
+    """Return the slice of `size` images from start, or of those that there are."""
+    return slice(start, min(start + size, len(images)))
 
-    keys (Nq, k): their keys in order; LAST where fewer were seen.
+
+class BestImages:
+    """The k best images of each query in the tiles given to `add_tiles`.
+
+    query, gallery, k, exclude: see `search`; bound: the largest product of a query's
+    and an image's norm; first_pass: gives approximate scores, see first_pass.py.
+    keys (Nq, k): the keys of the best images in order; LAST where fewer were seen.
     """
 
-    def __init__(self, query, gallery, k, exclude, bound):
+    def __init__(self, query, gallery, k, exclude, bound, first_pass):
         self.query, self.gallery, self.k, self.exclude = query, gallery, k, exclude
-        self.slack = tolerance(query.shape[1], bound, torch.float32)
+        self.first_pass, self.slack = first_pass, first_pass.slack
+        self.excludes = bool((exclude >= 0).any())
         self.error = tolerance(query.shape[1], bound, torch.float64)
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 
-    def add_tile(self, row_slice, column_slice):
-        """Search a tile: query[row_slice] in gallery[column_slice]."""
-        rows = torch.arange(row_slice.start, row_slice.stop, device=self.query.device)
-        columns = torch.arange(
-            column_slice.start, column_slice.stop, device=self.query.device
-        )
-        approximate = products(
-            self.query, self.gallery, row_slice, column_slice, torch.float32
-        )
-        self.hide_excluded(approximate, rows, column_slice)
+    def tiles(self, tile):
+        """Divide all pairs into tiles (rows, columns); those of few rows are wide."""
+        height = min(tile, rows_at_once(self.k), len(self.query))
+        width = tile * min(WIDEST, max(NARROWEST, tile // height))
+        return [
+            (cut(row, height, self.query), cut(column, width, self.gallery))
+            for column in range(0, len(self.gallery), width)
+            for row in range(0, len(self.query), height)
+        ]
 
-        # a product below the floor cannot belong to one of the k best images
-        kth = self.keys[rows, -1]
-        floor = torch.where(kth == LAST, -torch.inf, to_scores(kth) - self.slack)
-        active = (approximate.amax(dim=1) >= floor).nonzero().flatten()
-        if not len(active):
-            return
-        rows, approximate, floor = rows[active], approximate[active], floor[active]
-        if self.k < len(columns):
-            kth_here = approximate.topk(self.k).values[:, -1]
-            floor = torch.maximum(floor, kth_here - 2 * self.slack)
-        candidates = (approximate >= floor[:, None]) & (approximate > -torch.inf)
-        self.add_candidates(candidates, rows, columns)
+    def add_tiles(self, tiles, silent=False):
+        """Search tiles (rows, columns): query[rows] in gallery[columns]."""
+        silent = silent or len(tiles) == 1
+        bar = tqdm(
+            tiles, desc='searching', unit='tile', delay=3, leave=False, disable=silent
+        )
+        with full_precision(self.query.device):
+            for rows, columns in bar:
+                approximate = self.first_pass(rows, columns)
+                self.hide_excluded(approximate, rows, columns)
+                floor = self.floor(approximate, rows)
+                i, j = (approximate >= floor[:, None]).nonzero(as_tuple=True)
+                if len(i):
+                    self.add_pairs(i, j, rows, columns)
 
     def hide_excluded(self, approximate, rows, columns):
-        """Set the products of excluded images in the tile to -inf."""
+        """Set the approximate scores of excluded images in a tile to -inf."""
+        if not self.excludes:
+            return
         exclude = self.exclude[rows]
         inside = (exclude >= columns.start) & (exclude < columns.stop)
         inside = inside.nonzero().flatten()
         approximate[inside, exclude[inside] - columns.start] = -torch.inf
 
-    def add_candidates(self, candidates, rows, columns):
-        """Merge the keys of candidates (n, m), a mask of rows x columns."""
-        i, j = candidates.nonzero(as_tuple=True)
-        count = candidates.sum(dim=1)
-        place = torch.arange(len(i), device=i.device) - (count.cumsum(0) - count)[i]
+    def floor(self, approximate, rows):
+        """Return what the approximate scores of the k best images reach at least (n,).
+
+        approximate (n, m): those of a tile.
+        """
+        slack, kth = self.slack[rows], self.keys[rows, -1]
+        floor = to_scores(kth) - slack
+        empty = (kth == LAST).nonzero().flatten()
+        if len(empty):
+            count = min(self.k, approximate.shape[1])
+            kth_here = approximate[empty].topk(count).values[:, -1]
+            floor[empty] = kth_here - 2 * slack[empty]
+            if count < self.k:
+                floor[empty] = -torch.inf
+        return floor.clamp(min=LOWEST)  # excluded images are below it
+
+    def add_pairs(self, i, j, rows, columns):
+        """Merge the images j of a tile into the keys of its rows i."""
+        device = self.query.device
+        rows = torch.arange(rows.start, rows.stop, device=device)
+        columns = torch.arange(columns.start, columns.stop, device=device)
         scores = tile_scores(self.query, self.gallery, rows, columns, i, j, self.error)
-        keys = torch.full((len(rows), int(count.max())), LAST, device=i.device)
+        count = torch.bincount(i, minlength=len(rows))
+        place = torch.arange(len(i), device=device) - (count.cumsum(0) - count)[i]
+        keys = torch.full((len(rows), int(count.max())), LAST, device=device)
         keys[i, place] = to_keys(scores, columns[j])
         merged = torch.cat([self.keys[rows], keys], dim=1).sort(dim=1).values
         self.keys[rows] = merged[:, : self.k]

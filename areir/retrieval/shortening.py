@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
+from areir.retrieval.matrix_file import write_blocks
 from areir.retrieval.projection import Projection, fit_projection
-from areir.retrieval.vectors_file import COPIED, VectorsFile, write_blocks
+from areir.retrieval.vectors_file import VectorsFile
 
 DIMENSIONS = 256
 WHITENING = 0.75
@@ -75,10 +76,8 @@ def write_shortened(path, vectors, projection):
     Returns what `write_blocks` does.
     """
 
-    def project(start):
-        rows = vectors.rows(start, min(start + COPIED, len(vectors)))
-        return projection(torch.from_numpy(rows)).numpy()
-
-    blocks = map(project, range(0, len(vectors), COPIED))
+    blocks = (
+        projection(torch.from_numpy(rows)).numpy() for _, rows in vectors.blocks()
+    )
     shape = len(vectors), projection.matrix.shape[1]
-    return write_blocks(path, shape, blocks)
+    return write_blocks(path, shape, VectorsFile.dtype, blocks)

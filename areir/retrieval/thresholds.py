@@ -8,43 +8,49 @@ import math
 import numpy as np
 
 from areir.errors import UserError
+from areir.schemas import find_problem, is_count, is_list, is_number
 
-NUMBERS = (
-    'false_match_rate',
-    'gallery_size',
-    'threshold',
-    'low',
-    'high',
-    'found',
-    'queries',
-    'classes',
-)
-OPTIONAL = ('realised', 'realised_low', 'realised_high')  # numbers or None
+
+def is_rate(value):
+    """Whether a value was measured, or is None; it may be NaN."""
+    return value is None or isinstance(value, float)
+
+
+def is_curve(value):
+    """Whether a value is what `votes.fit_confidence` returns."""
+    return value is None or (is_list(value, is_number) and len(value) == 3)
+
+
+def is_series(value):
+    """Whether a value is an increasing list of numbers."""
+    return is_list(value, is_number) and value == sorted(value)
+
+
+SCHEMA = {
+    'false_match_rate': lambda value: is_number(value) and 0 < value < 1,
+    'gallery_size': is_count,
+    **dict.fromkeys(('threshold', 'low', 'high', 'found'), is_number),
+    **dict.fromkeys(('realised', 'realised_low', 'realised_high'), is_rate),
+    **dict.fromkeys(('sizes', 'thresholds'), is_series),
+    **dict.fromkeys(('queries', 'classes'), is_count),
+}
+
+
+def is_calibration(value):
+    """Whether a value is None or what `calibrate` returns."""
+    if value is None:
+        return True
+    # older files have no confidence
+    if find_problem(value, SCHEMA, {'confidence': is_curve}):
+        return False
+    sizes = value['sizes']
+    return len(sizes) == len(value['thresholds']) > 0 and sizes[0] >= 1
 
 
 def check(calibration):
     """Raise UserError unless a calibration is None or what `calibrate` returns."""
-    try:
-        valid = calibration is None or is_valid(calibration)
-    except (KeyError, TypeError, IndexError):
-        valid = False
-    if not valid:
+    if not is_calibration(calibration):
         raise UserError('its calibration is damaged')
-
-
-def is_valid(calibration):
-    """Whether a dict holds what `calibrate` returns; it may also raise an error."""
-    sizes, thresholds = calibration['sizes'], calibration['thresholds']
-    numbers = [calibration[name] for name in NUMBERS]
-    optional = [calibration[name] for name in OPTIONAL]
-    curve = calibration.get('confidence')  # older files have none
-    return (
-        all(math.isfinite(number) for number in (*numbers, *sizes, *thresholds))
-        and all(value is None or isinstance(value, float) for value in optional)
-        and len(sizes) == len(thresholds) > 0
-        and min(sizes) >= 1
-        and (curve is None or (len(curve) == 3 and all(map(math.isfinite, curve))))
-    )
 
 
 def threshold_for(calibration, gallery_size):

@@ -5,6 +5,7 @@ import torch
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.pretrained import imagenet_weights
+from areir.retrieval.model_file import BASE, model_problem
 from areir.training.run import MODEL_ARGS_BEFORE, model_args
 
 
@@ -26,17 +27,12 @@ def freeze_first_heads(model, state_dict, heads):
     for i in range(heads):
         parts[f'heads.{model.members[i]}'] = model.heads[i]
     for name, part in parts.items():
-        names = part.state_dict()
-        part.load_state_dict({key: state_dict[f'{name}.{key}'] for key in names})
+        weights = {key: state_dict.get(f'{name}.{key}') for key in part.state_dict()}
+        for key, own in part.state_dict().items():
+            if weights[key] is None or weights[key].shape != own.shape:
+                raise UserError(f'--extend: its weights {name}.{key} do not fit')
+        part.load_state_dict(weights)
         part.requires_grad_(False)
-
-
-def is_model_file(value):
-    """Whether a value has all that --extend needs of a model file."""
-    if not isinstance(value, dict) or not isinstance(value.get('model_args'), dict):
-        return False
-    whole = {'state_dict', 'partition', 'classes'} <= value.keys()
-    return whole and 'ensemble_size' in value['model_args']
 
 
 def read_base(args, split, partition):
@@ -47,8 +43,11 @@ def read_base(args, split, partition):
     if not args.extend:
         return None
     base = load_tensors(args.extend)
-    if not is_model_file(base):
-        raise UserError(f'--extend {args.extend}: not a model of train.py')
+    problem = model_problem(base, BASE)
+    if problem:
+        raise UserError(
+            f'--extend {args.extend}: not a model of train.py, or damaged ({problem})'
+        )
     saved = {**base, **base['model_args']}
     wanted = {'image_size': args.image_size, 'protocol': args.protocol}
     wanted |= model_args(args)

@@ -1,6 +1,7 @@
 """Images of every mode and state become RGB, or are refused by name."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -294,3 +295,27 @@ def test_a_png_of_several_pieces_is_read(tmp_path):
     Image.fromarray(pixels).save(path)
     assert path.read_bytes().count(b'IDAT') > 1
     assert np.array_equal(load_image(str(path)), pixels)
+
+
+def test_the_root_of_the_disk_is_not_searched():
+    with pytest.raises(UserError, match=r'^/: the root of the disk'):
+        list_files('/')
+    with pytest.raises(UserError, match=r'^/usr/\.\.: the root'):
+        list_files('/usr/..')
+
+
+def test_pillow_does_not_warn(tmp_path, monkeypatch, capfd):
+    """Neither about large images nor, in libtiff's own words, about damage."""
+    large, damaged = tmp_path / 'large.png', tmp_path / 'damaged.tif'
+    image = Image.effect_noise((30, 30), 50)
+    image.save(large)
+    image.save(damaged, compression='tiff_lzw')
+    damaged.write_bytes(damaged.read_bytes()[:300] + bytes(900))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 800)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter('always')
+        assert load_image(large).size == (30, 30)
+        with pytest.raises(UserError, match=r'damaged\.tif: '):
+            load_image(damaged)
+    assert not warned
+    assert capfd.readouterr() == ('', '')

@@ -231,7 +231,7 @@ def test_car_with_a_damaged_table_is_refused(root):
 def test_car_with_a_damaged_row_is_refused(root, row):
     write_car_csv(root)
     write_lines(root / 'car/anno_train.csv', [row])
-    with pytest.raises(UserError, match=r'car: .*annotation files'):
+    with pytest.raises(UserError, match=r'anno_train\.csv, line 1: '):
         read_source(root, 'car')
 
 
@@ -270,7 +270,9 @@ def test_cub_with_its_images_elsewhere(root, tmp_path):
 def test_cub_image_without_a_box_is_named(root):
     write_cub(root / 'cub')
     write_lines(root / 'cub/bounding_boxes.txt', ['1 0.0 0.0 9.0 9.0'])
-    with pytest.raises(UserError, match=r'images\.txt: image 2 '):
+    with pytest.raises(
+        UserError, match=r"images\.txt, line 2: image '2' is not in bounding_boxes\.txt"
+    ):
         read_source(root, 'cub')
 
 
@@ -339,7 +341,7 @@ def test_isc_with_an_unknown_status_is_refused(root):
     write_isc(root / 'isc')
     lines = ['1', 'image_name item_id evaluation_status', 'img/a/1.jpg id_1 val']
     write_lines(root / 'isc/Eval/list_eval_partition.txt', lines)
-    with pytest.raises(UserError, match=r"list_eval_partition\.txt: status 'val'"):
+    with pytest.raises(UserError, match=r"partition\.txt, line 3: status 'val'"):
         read_source(root, 'isc')
 
 

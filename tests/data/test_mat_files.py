@@ -59,13 +59,13 @@ def test_a_process_that_dies_is_a_damaged_file(path, monkeypatch):
 @pytest.mark.parametrize(
     ('annotations', 'reason'),
     [
-        (np.arange(6), 'not a struct array'),
-        ('text', 'not a struct array'),
-        ({'class': np.arange(6)}, 'class is not one value'),
+        (np.arange(6), ': annotations is not a struct array'),
+        ('text', ': annotations is not a struct array'),
+        ({'class': np.arange(6)}, ', row 1: class is not one value'),
     ],
 )
 def test_other_annotations_are_refused(tmp_path, annotations, reason):
     path = str(tmp_path / 'cars_annos.mat')
     savemat(path, {'annotations': annotations})
-    with pytest.raises(UserError, match=rf'cars_annos\.mat: .*{reason}'):
+    with pytest.raises(UserError, match=rf'cars_annos\.mat{reason}'):
         read_mat(path)

@@ -74,6 +74,7 @@ def test_queries_and_gallery_are_numbered_together(root, tmp_path):
     path = split_path(root, 'isc', 'uncropped')
     content = read_split(path)
     content['gallery']['id_00000001'] = content['train']['id_00000001']
+    content['info']['counts']['gallery'] = (3, 2)
     write_tensors({path: content})
     split = load_split(root, 'isc')
     assert list(split.parts) == ['train', 'query', 'gallery']

@@ -18,6 +18,9 @@ import pytest
 from conftest import Project
 from page_cases import make_project
 
+from areir.errors import UserError
+from areir.output.page.server import listen
+
 pytest.importorskip('flask', reason='flask is optional')
 
 
@@ -102,6 +105,12 @@ def test_a_port_in_use(project, flags):
 )
 def test_an_address_that_cannot_be_used(project, flags, more):
     assert f'--serve {more[0]}' in project.refuse('inference.py', *flags, *more)
+
+
+@pytest.mark.parametrize('host', ['', '\udcff'])
+def test_a_host_that_is_no_name(host):
+    with pytest.raises(UserError, match='--host'):
+        listen(host, 0)
 
 
 @pytest.mark.parametrize(

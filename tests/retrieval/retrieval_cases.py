@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from areir.retrieval import counting, metrics, ranking, scores
+from areir.retrieval import counting, first_pass, metrics, scores
 
 N = 22
 TILES = [1, 2, 5, N - 1, N, N + 1, 1024]
@@ -13,6 +13,7 @@ CONSTANTS = {
     for module, name in [
         (scores, 'CHUNK'),
         (scores, 'WORKSPACE'),
+        (scores, 'CACHED'),
         (metrics, 'SLOTS'),
     ]
     for value in (1, 3, 50)
@@ -110,7 +111,7 @@ def bad_rows(count):
 
 def patch_products(monkeypatch, function):
     """Replace `products` wherever it is called."""
-    for module in (scores, ranking, counting):
+    for module in (scores, first_pass, counting):
         monkeypatch.setattr(module, 'products', function)
 
 

@@ -64,6 +64,8 @@ def test_a_damaged_one_is_built_again(tmp_path, vectors_3000, faiss):
         '{"looked_into": 1}',
         json.dumps({**measured, 'looked_into': 0}),
         json.dumps({**measured, 'recall': 'x'}),
+        json.dumps({**measured, 'cells': float('inf')}),
+        json.dumps({**measured, 'nearest': 2.5}),
     )
     for damage in damages:
         table.write_text(damage)

@@ -24,7 +24,8 @@ from photos import (
 from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
-from areir.retrieval import vectors_file
+from areir.retrieval import matrix_file
+from areir.retrieval.codes_file import codes_path
 
 
 @pytest.fixture
@@ -74,7 +75,8 @@ def test_an_updated_index_equals_a_new_one(photos, tmp_path, seed, repetition):
         new = update(photos, tmp_path / f'new {turn}')
         assert_same(update(photos, tmp_path / 'index'), new)
     names = os.listdir(tmp_path / 'index')
-    assert len([name for name in names if name.startswith(('vectors', 'journal'))]) == 1
+    kept = [name for name in names if name.startswith(('vectors', 'journal'))]
+    assert len(kept) == 2  # the vectors and their codes
 
 
 def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
@@ -231,7 +233,7 @@ def test_a_flipped_bit_in_a_vector_is_noticed(photos, tmp_path, capsys, place):
 def test_only_the_block_of_a_flipped_bit_is_embedded_again(
     photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(vectors_file, 'COPIED', 3)
+    monkeypatch.setattr(matrix_file, 'COPIED', 3)
     index = update(photos, tmp_path / 'index')
     flip_bit(index.vectors.path, 128 + 4 * 24)
     counting = Counting()
@@ -365,3 +367,23 @@ def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
     with pytest.raises(UserError, match='--gallery'):
         update(photos, tmp_path / 'index')
     assert (tmp_path / 'index/index.pth').read_bytes() == before
+
+
+@pytest.mark.parametrize('kind', ['a flipped bit', 'cut short', 'missing', 'others'])
+def test_damaged_codes_are_written_again(photos, tmp_path, kind):
+    path = codes_path(update(photos, tmp_path / 'index').vectors.path)
+    whole = open(path, 'rb').read()
+    if kind == 'a flipped bit':
+        flip_bit(path, len(whole) - 3)
+    elif kind == 'cut short':
+        os.truncate(path, len(whole) - 1)
+    elif kind == 'missing':
+        os.remove(path)
+    else:
+        np.save(path, np.zeros((7, 5), np.int8))
+    counting = Counting()
+    index = update(photos, tmp_path / 'index', embed=counting)
+    with open(codes_path(index.vectors.path), 'rb') as file:
+        assert file.read() == whole
+    assert counting.images == 0
+    assert_same(index, update(photos, tmp_path / 'new'))

@@ -105,7 +105,7 @@ def test_another_number_of_rows_names_both_files(rows):
                 {'label': name, 'is_query': number < 3}
                 for number, name in enumerate(NAMES)
             ],
-            'labels.csv: is_query and is_gallery',
+            'labels.csv, line 2: is_query and is_gallery',
         ),
     ],
     ids=['no column', 'no label', 'mixed roles'],

@@ -15,7 +15,7 @@ from retrieval_cases import (
 )
 
 from areir.errors import UserError
-from areir.retrieval import evaluate, metrics, ranking, scores, search
+from areir.retrieval import evaluate, first_pass, metrics, scores, search
 from areir.retrieval.metrics import rank_positives
 
 
@@ -150,7 +150,7 @@ def test_precision_is_restored_after_an_interruption(monkeypatch, keep_precision
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ranking, 'products', interrupt)
+    monkeypatch.setattr(first_pass, 'products', interrupt)
     torch.set_float32_matmul_precision('medium')
     with pytest.raises(KeyboardInterrupt):
         search(torch.ones(2, 2), torch.ones(2, 2), 1)

@@ -101,7 +101,7 @@ def test_old_files_are_removed(update, photos, tmp_path):
     add_photos(photos, [30])
     update()
     names = sorted(path.name.split('_')[0] for path in (tmp_path / 'index').iterdir())
-    assert names == ['index.pth', 'lock', 'shortened', 'vectors']
+    assert names == ['index.pth', 'lock', 'shortened', 'shortened', 'vectors']
 
 
 def test_a_sample_is_used_of_many_images(update, photos, monkeypatch):

@@ -12,11 +12,20 @@ from torch.nn import functional as F
 
 from areir.errors import UserError
 from areir.files import WriteError
-from areir.retrieval import search, vectors_file
+from areir.retrieval import matrix_file, search, vectors_file
+from areir.retrieval.codes_file import write_codes
+from areir.retrieval.first_pass import has_fast_codes
+
+
+def use_codes(stored, monkeypatch):
+    """Write the codes of a VectorsFile; without the instructions, use them slowly."""
+    monkeypatch.setattr(vectors_file, 'has_fast_codes', lambda _: True)
+    write_codes(stored)
+    assert stored.codes is not None
 
 
 @pytest.mark.parametrize(
-    ('count', 'block', 'k', 'distinct'),
+    ('count', 'tile', 'k', 'distinct'),
     [
         (50, 7, 5, None),
         (50, 7, 50, None),
@@ -26,11 +35,14 @@ from areir.retrieval import search, vectors_file
         (64, 8, 8, 3),
     ],
 )
-def test_search_in_blocks_equals_search_in_memory(
-    tmp_path, monkeypatch, seed, count, block, k, distinct
+@pytest.mark.parametrize('codes', [True, False])
+def test_search_in_a_file_equals_search_in_memory(
+    tmp_path, monkeypatch, seed, count, tile, k, distinct, codes
 ):
-    monkeypatch.setattr(vectors_file, 'BLOCK', block)
+    monkeypatch.setattr(vectors_file, 'TILE', tile)
     stored, vectors = random_vectors(tmp_path, count, distinct=distinct)
+    if codes:
+        use_codes(stored, monkeypatch)
     generator = torch.Generator().manual_seed(seed)
     others = F.normalize(torch.randn(5, 6, generator=generator))
     query = torch.cat([vectors[:9], others])
@@ -43,10 +55,13 @@ def test_search_in_blocks_equals_search_in_memory(
         assert torch.equal(indices, order[:, :k])
 
 
-@pytest.mark.parametrize('block', [3, 10, 100])
-def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(vectors_file, 'BLOCK', block)
+@pytest.mark.parametrize('codes', [True, False])
+@pytest.mark.parametrize('tile', [1, 3, 100])
+def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, tile, codes):
+    monkeypatch.setattr(vectors_file, 'TILE', tile)
     stored, vectors = random_vectors(tmp_path, 40)
+    if codes:
+        use_codes(stored, monkeypatch)
     own = torch.tensor([0, -1, 39, 12])
     query = vectors[[0, 1, 39, 12]]
     scores, indices = stored.search(query, 39, own)
@@ -57,7 +72,7 @@ def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, block):
 
 
 def test_vectors_are_copied_from_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors_file, 'COPIED', 3)
+    monkeypatch.setattr(matrix_file, 'COPIED', 3)
     stored, vectors = random_vectors(tmp_path, 7)
     raw = tmp_path / 'journal_x.f32'
     raw.write_bytes((vectors[:5] * 2).numpy().tobytes() + b'cut')
@@ -75,17 +90,25 @@ def test_vectors_that_cannot_be_written_leave_nothing(tmp_path):
 
 
 SEARCH = """
-import sys
+import sys, threading, time
 sys.path.insert(0, {root!r})
 import torch
+def watch():
+    while True:
+        with open('/proc/self/status') as file:
+            anonymous = next(line for line in file if line.startswith('RssAnon'))
+        peak.append(int(anonymous.split()[1]))
+        time.sleep(0.002)
+peak = []
+threading.Thread(target=watch, daemon=True).start()
+time.sleep(0.1)
 from areir.retrieval import vectors_file
 if {path!r}:
-    vectors_file.BLOCK = 16384
     stored = vectors_file.VectorsFile({path!r})
     query = torch.tensor(stored.rows(0, 4))
+    assert stored.codes
     print(stored.search(query, 5)[1][:, 0].tolist(), end=' ')
-with open('/proc/self/status') as file:
-    print(next(line.split()[1] for line in file if line.startswith('VmHWM')))
+print(max(peak))
 """
 
 
@@ -97,8 +120,9 @@ def run_search(path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not has_fast_codes(256), reason='needs 8-bit products')
 def test_memory_is_bounded(tmp_path):
-    """A process that searches takes less memory than the vectors."""
+    """Beyond mapped pages, a search takes a fraction of the memory of the vectors."""
     count, dimensions = 300_000, 256
     path = str(tmp_path / 'vectors.npy')
     stored = np.lib.format.open_memmap(path, 'w+', np.float32, (count, dimensions))
@@ -108,7 +132,8 @@ def test_memory_is_bounded(tmp_path):
         block /= np.linalg.norm(block, axis=1, keepdims=True)
         stored[start : start + 30_000] = block
     stored.flush()
+    write_codes(vectors_file.VectorsFile(path))
     output = run_search(path)
     assert output.startswith('[0, 1, 2, 3] ')
     used = int(output.split()[-1]) - int(run_search(''))
-    assert used * 1024 < count * dimensions * 4 / 3  # the vectors are 300 MB
+    assert used * 1024 < count * dimensions * 4 / 6  # the vectors are 300 MB

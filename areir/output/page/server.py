@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -60,7 +59,6 @@ def serve(collection, host, port, number, heat_maps=False):
             )
         print(f'search page: {address(host, port)} (Ctrl-C ends it)', flush=True)
         server = make_server(host, port, app, threaded=True, fd=listening.fileno())
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         server.serve_forever()  # returns at Ctrl-C
     # a thread may be inside torch, which aborts if Python ends the thread
     sys.stdout.flush()
@@ -74,10 +72,12 @@ def temporary_folder():
 
 def listen(host, port):
     """Return a socket that listens. Raises UserError if the port cannot be used."""
+    if not host:  # which would mean all addresses
+        raise UserError('--host: empty')
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:
         reason = f'--host {host}: {getattr(error, "strerror", None) or error}'
         if getattr(error, 'errno', None) == errno.EADDRINUSE:
             reason = f'the port is in use: choose another, such as {port + 1}'

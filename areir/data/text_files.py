@@ -1,0 +1,147 @@
+"""Read lists and CSV files line by line. Every error names the file and the line."""
+
+import csv
+from typing import NamedTuple
+
+from areir.errors import UserError
+from areir.files import refuse_special
+
+SHOWN = 10  # bad rows that a message names
+LONGEST = 200  # characters that a message shows of a value
+NOT_TEXT = 'not text in UTF-8: save the file as UTF-8, or get it again'
+
+
+class Row(NamedTuple):
+    """One row of a file."""
+
+    origin: str  # the file and the line, for messages
+    cells: list  # of str
+
+
+def read_lines(path, any_bytes=False):
+    """Yield the lines of a UTF-8 text file, with their line ends.
+
+    any_bytes: whether a line may hold other bytes, as file names do; they become
+    surrogates. Raises UserError naming the line that is not text.
+    """
+    refuse_special(path)
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
+        for number, line in enumerate(file, 1):
+            if '\0' in line or not (any_bytes or is_unicode(line)):
+                raise UserError(f'{path}, line {number}: {NOT_TEXT}')
+            yield line
+
+
+def is_unicode(text):
+    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_rows(path, fields, header=0):
+    """Return a Row for each line after `header` lines, split at white space.
+
+    The last of the `fields` keeps its own spaces. Raises UserError naming the line
+    that has fewer fields.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        cells = line.strip().split(None, fields - 1)
+        if number <= header or not cells:
+            continue
+        if len(cells) != fields:
+            shown = shorten(line.strip())
+            raise UserError(
+                f'{path}, line {number}: {fields} fields expected, not {shown}'
+            )
+        rows.append(Row(f'{path}, line {number}', cells))
+    return rows
+
+
+def read_cells(path, any_bytes=False):
+    """Yield a Row for each row of a CSV that is not empty.
+
+    Raises UserError naming the line at which a row begins that is no CSV.
+    """
+    table = csv.reader(read_lines(path, any_bytes), strict=True)
+    while True:
+        origin = f'{path}, line {table.line_num + 1}'
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f'{origin}: not a row of a CSV file ({error})') from error
+        if cells:
+            yield Row(origin, cells)
+
+
+def read_csv(path, required, read, any_bytes=False):
+    """Return (columns, [read(cells) for each row], their origins) of a CSV.
+
+    cells: {column: text}; required: for each needed column, the names that it may
+    have; any_bytes: see `read_lines`. Raises UserError naming the columns that are
+    missing, or the lines for which `read` raises ValueError.
+    """
+    table = read_cells(path, any_bytes)
+    columns = next(table, Row(path, [])).cells
+    check_columns(path, columns, required)
+    rows, origins, problems = [], [], []
+    for origin, cells in table:
+        try:
+            if len(cells) != len(columns):
+                raise ValueError('more or fewer cells than columns')
+            rows.append(read(dict(zip(columns, cells))))
+            origins.append(origin)
+        except ValueError as error:
+            line = origin.removeprefix(f'{path}, ')
+            problems.append(f'{line}: {error}')
+    if problems:
+        raise UserError(f'{path}: {len(problems)} bad rows{listing(problems)}')
+    return columns, rows, origins
+
+
+def listing(problems, most=SHOWN):
+    """Return the end of a message that lists problems, at most `most` of them.
+
+    Each has a line of its own, unless there is only one.
+    """
+    if len(problems) == 1:
+        return f': {problems[0]}'
+    listed = problems[:most]
+    if len(problems) > most:
+        listed.append(f'and {len(problems) - most} more')
+    return ':\n  ' + '\n  '.join(listed)
+
+
+def check_columns(path, columns, required):
+    """Raise UserError unless a CSV has each column once and those of `read_csv`."""
+    missing = [names for names in required if not set(names) & set(columns)]
+    if missing:
+        names = ' and '.join(' or '.join(names) for names in missing)
+        raise UserError(f'{path}: no column {names}')
+    twice = [name for name in columns if name and columns.count(name) > 1]
+    if twice:
+        raise UserError(f'{path}, line 1: two columns {twice[0]}')
+
+
+def shorten(value):
+    """Return what a message shows of a value."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
+
+
+def refuse_repeats(kind, pairs):
+    """Raise UserError if a value occurs twice.
+
+    kind: what the values are; pairs: of a value and its origin.
+    """
+    first = {}
+    for value, origin in pairs:
+        if value in first:
+            line = first[value].partition(', ')[2]
+            raise UserError(f'{origin}: {kind} {shorten(value)} is in {line}, too')
+        first[value] = origin

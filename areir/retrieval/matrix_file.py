@@ -1,0 +1,84 @@
+"""A .npy file of a matrix, mapped from disk, with a checksum for each block of rows."""
+
+import os
+import zlib
+
+import numpy as np
+
+from areir.errors import UserError
+from areir.files import atomic_path, refuse_special
+
+COPIED = 4096  # rows copied at a time, and covered by one checksum
+
+
+class MatrixFile:
+    """A .npy file of a matrix (count, width) of the class's dtype.
+
+    It stays open, so it can be read after another process has replaced it.
+    Raises UserError if the file holds anything else or is cut short.
+    """
+
+    dtype = np.dtype('<f4')
+
+    def __init__(self, path):
+        refuse_special(path)
+        self.path = path
+        self.file = open(path, 'rb')
+        try:
+            version = np.lib.format.read_magic(self.file)
+            header = np.lib.format.read_array_header_1_0(self.file)
+        except ValueError as error:
+            raise UserError(f'{path}: not a .npy file ({error})') from error
+        shape, fortran_order, dtype = header
+        if version != (1, 0) or fortran_order or dtype != self.dtype:
+            raise UserError(f'{path}: not a matrix of {self.dtype.name} in C order')
+        if len(shape) != 2:
+            raise UserError(f'{path}: not a matrix')
+        self.count, self.width = shape
+        self.offset = self.file.tell()
+        needed = self.offset + self.dtype.itemsize * self.count * self.width
+        if os.fstat(self.file.fileno()).st_size < needed:
+            raise UserError(f'{path}: cut short')
+
+    def __len__(self):
+        return self.count
+
+    def rows(self, start=0, stop=None):
+        """Map the rows start ... stop - 1; they are read when they are used."""
+        stop = self.count if stop is None else stop
+        offset = self.offset + self.dtype.itemsize * self.width * start
+        shape = stop - start, self.width
+        # torch wants memory that it may write to, so it is mapped copy-on-write
+        return np.memmap(self.file, self.dtype, 'c', offset, shape)
+
+    def blocks(self):
+        """Yield (start, rows) of each block of COPIED rows."""
+        for start in range(0, self.count, COPIED):
+            yield start, self.rows(start, min(start + COPIED, self.count))
+
+    def find_damaged(self, checksums):
+        """Return the rows of all blocks without their checksum.
+
+        checksums: those that `write_blocks` returned.
+        """
+        damaged = []
+        for block, (start, rows) in enumerate(self.blocks()):
+            if checksums[block : block + 1] != [zlib.crc32(rows)]:
+                damaged += range(start, start + len(rows))
+        return damaged
+
+
+def write_blocks(path, shape, dtype, blocks):
+    """Write blocks of COPIED rows each to a new .npy file of this shape and dtype.
+
+    Returns the CRC-32 of each block.
+    """
+    header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
+    checksums = []
+    with atomic_path(path) as temporary, open(temporary, 'wb') as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for block in blocks:
+            content = block.tobytes()
+            out.write(content)
+            checksums.append(zlib.crc32(content))
+    return checksums

@@ -1,0 +1,87 @@
+"""The schema of a model file of train.py."""
+
+from areir.errors import UserError
+from areir.retrieval import thresholds
+from areir.retrieval.projection import is_state
+from areir.schemas import (
+    find_problem,
+    is_colour,
+    is_count,
+    is_epoch,
+    is_flag,
+    is_integers,
+    is_labels,
+    is_spread,
+    is_text,
+    is_weights,
+)
+
+LARGEST_IMAGE = 8192  # pixels per side
+
+
+def is_side(value):
+    """Whether a value is a number of pixels per side."""
+    return is_count(value) and value <= LARGEST_IMAGE
+
+
+MODEL = {
+    'state_dict': is_weights,
+    'model_args': lambda value: isinstance(value, dict),
+    'mean': is_colour,
+    'std': is_spread,
+    'image_size': is_side,
+    'version': lambda value: is_text(value) and 0 < len(value) < 100,
+}
+# what older files lack, and what is only noted
+OPTIONAL = {
+    'projection': is_state,
+    'calibration': thresholds.is_calibration,
+    'partition': lambda value: is_integers(value) and value.dim() == 2,
+    'classes': is_labels,
+    'data_name': is_text,
+    'crop_type': is_text,
+    'epoch': is_epoch,
+    'protocol': is_text,
+    'select': is_text,
+    'ensemble_size': is_count,
+}
+ARGUMENTS = {
+    'model_type': is_text,
+    'ensemble_size': is_count,
+    'meta_class_size': is_count,
+    'with_se': is_flag,
+}
+OPTIONAL_ARGUMENTS = {
+    'shared_stages': is_count,
+    'embedding': is_text,
+    'mirror': is_flag,
+    'neutral_se': is_flag,
+}
+# what --extend needs of a model file
+BASE = {
+    **{name: MODEL[name] for name in ('state_dict', 'model_args', 'image_size')},
+    **{name: OPTIONAL[name] for name in ('partition', 'classes', 'protocol')},
+}
+
+
+def check_model(saved):
+    """Raise UserError unless these are the contents of a model file."""
+    problem = model_problem(saved)
+    if problem:
+        raise UserError(problem)
+
+
+def model_problem(saved, needed=MODEL):
+    """Return what is wrong with the contents of a model file, or None.
+
+    needed: MODEL, or BASE for --extend.
+    """
+    problem = find_problem(saved, needed, OPTIONAL)
+    if problem:
+        return problem
+    arguments = saved['model_args']
+    problem = find_problem(arguments, ARGUMENTS, OPTIONAL_ARGUMENTS)
+    unknown = arguments.keys() - ARGUMENTS.keys() - OPTIONAL_ARGUMENTS.keys()
+    if problem or unknown:
+        return f'model_args: {problem or f"{unknown.pop()} is unknown"}'
+    return None
