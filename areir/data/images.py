@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import warnings
+import zlib
 
 import numpy as np
 import torch
@@ -99,6 +100,8 @@ def load_image(path, box=None, least=None):
                 image.draft(None, (least, least))
             image.load()
             file_format = image.format
+            if file_format == 'PNG':
+                check_png(path)
             if box:
                 image = as_stored(image)
                 image = image.crop(clamp_box(box, image.size))
@@ -106,6 +109,23 @@ def load_image(path, box=None, least=None):
             return to_rgb(image, file_format)
     except Exception as error:  # decoders raise many kinds
         raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
+
+
+def check_png(path):
+    """Raise UserError if the pixels of a PNG do not have their checksums.
+
+    pillow does not compare them, and can decode pixels that have changed.
+    """
+    with open(path, 'rb') as file:
+        file.seek(8)  # after the signature
+        while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
+            length = int.from_bytes(head[:4], 'big')
+            if head[4:] != b'IDAT':
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            found = zlib.crc32(file.read(length), zlib.crc32(b'IDAT'))
+            if found != int.from_bytes(file.read(4), 'big'):
+                raise UserError('its checksum does not fit')
 
 
 def to_rgb(image, file_format=None):

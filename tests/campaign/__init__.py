@@ -2,7 +2,7 @@
 
     make campaign                                       # all of it
     PYTHONPATH=tests python -m campaign --seed 7 --cases 200 --only index
-    PYTHONPATH=tests python -m campaign --seed 7 --case 133   # one case again
+    PYTHONPATH=tests python -m campaign --seed 7 --only index --case 133   # one again
 
 Each case copies a small valid world, harms it, runs a script, and classifies the
 outcome. `right` and `clear line` are what users should see; anything else fails.

@@ -43,7 +43,7 @@ def get_args():
     )
     add('--only', default='', metavar='KIND', help='only kinds with this in the name')
     add('--damage', default='', metavar='NAME', help='only this damage of files')
-    add('--case', type=int, help='try only this case of KIND, and print its output')
+    add('--case', type=int, help='try this case alone, and print its output')
     add('--jobs', type=int, default=available_cores(), help='cases at a time')
     add('--keep', default='campaign_failures', help='folder for what failed')
     return parser.parse_args()
@@ -120,7 +120,7 @@ def plan(args, world):
     found = [
         (kind, run, range(int(args.cases * EVENTS[kind])))
         for kind, run in kinds.items()
-        if args.only in kind
+        if args.only in kind and (args.only or args.case is None)
     ]
     if damaged.turns:
         found.insert(0, ('damage', damaged.run, range(args.cases)))

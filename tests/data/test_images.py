@@ -18,6 +18,7 @@ from areir.data.images import (
     normalise,
 )
 from areir.data.images import to_pixels as to_tensor
+from areir.data.sample import draw_sample
 from areir.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -260,6 +261,40 @@ def test_unreadable_folders_are_collected_or_raised(tmp_path, monkeypatch):
     assert problems == {'b/': 'Permission denied'}
     with pytest.raises(PermissionError):
         list_files(str(tmp_path))
+
+
+def decodes(path):
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_damaged_png_is_refused_although_it_can_be_decoded(tmp_path):
+    """pillow does not look at the checksum of the pixels."""
+    path = tmp_path / 'it.png'
+    draw_sample(str(tmp_path / 'drawn'), 1, 1, 1, side=32)
+    (drawn, *_) = (tmp_path / 'drawn').rglob('*.png')
+    content = drawn.read_bytes()
+    decoded = 0
+    for place in range(content.index(b'IDAT') + 4, content.index(b'IEND') - 8):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        decoded += decodes(path)
+        with pytest.raises(UserError, match=r'it\.png: '):
+            load_image(str(path))
+    assert decoded
+
+
+def test_a_png_of_several_pieces_is_read(tmp_path):
+    path = tmp_path / 'it.png'
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    assert path.read_bytes().count(b'IDAT') > 1
+    assert np.array_equal(load_image(str(path)), pixels)
 
 
 def test_the_root_of_the_disk_is_not_searched():
