@@ -12,7 +12,12 @@ from campaign.world import (
 
 RUN_FILES = ('*_results.csv', '*_model.pth', '*_data_base.pth', '*_run.json')
 PREPARED = ('*_data_dicts.pth', 'cropped/**/*.jpg', 'cropped/*.jpg')
-INDEX = ('*_index/vectors_*', '*_index/shortened_*', '*/retrieved.csv')
+VECTORS = 16 * '?' + '.npy'  # their codes only make a search faster
+INDEX = (
+    f'*_index/vectors_{VECTORS}',
+    f'*_index/shortened_{VECTORS}',
+    '*/retrieved.csv',
+)
 
 # damage that leaves a valid file which says something else
 SAVED_ANEW = ('odd_pth',)
