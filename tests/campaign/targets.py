@@ -23,10 +23,11 @@ INDEX = (
 SAVED_ANEW = ('odd_pth',)
 TEXT = (
     *('cut_anywhere', 'cut_end', 'flip_bit', 'flip_bits', 'swap_blocks', 'drop_line'),
-    *('double_line', 'swap_lines', 'odd_field', 'other_file', 'latin_1'),
+    *('double_line', 'swap_lines', 'odd_field', 'other_file'),
 )
 NUMBERS = ('flip_bit', 'flip_bits', 'flip_in_array', 'zero_block', 'swap_blocks')
 NUMBERS += ('random_block', 'grow')
+MATLAB = (*NUMBERS, 'other_file')
 
 
 @dataclass
@@ -71,7 +72,7 @@ def annotations(layout):
         files=below(root, patterns),
         words=[*words, '--num_workers', 1],
         outputs=below(f'{root}/{name}', PREPARED),
-        unknowable=TEXT + NUMBERS if layout != 'sop' else TEXT,
+        unknowable=MATLAB if layout in ('car_folder', 'car_devkit') else TEXT,
     )
 
 
