@@ -25,7 +25,7 @@ from areir import processes
 from areir.backbones import check_image_size, has_depthwise
 from areir.errors import UserError
 from areir.output.curves import draw_curves
-from areir.pretrained import load_weights
+from areir.pretrained import load_named
 from areir.training import record
 from areir.training.evaluation import Result
 from areir.training.loaders import (
@@ -234,7 +234,7 @@ def build_model(args, base, initialise, stages=None):
     elif initialise:
         weights = initial_weights(args)
         if weights is not None:
-            load_weights(model, weights)
+            load_named(model, weights, f'--weights {args.weights}')
     if args.freeze_trunk == 'yes':
         model.trunk.requires_grad_(False)
     return model

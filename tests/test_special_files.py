@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from official import write_classes
+from official import write_classes, write_sop
 from photos import Counting, assert_same, draw_photos, update
 from special import KINDS, in_time, make_special
 
@@ -69,6 +69,13 @@ def test_a_dataset_is_read_without_it(tmp_path):
     make_special(photos / 'a/it.png')
     dataset = read_source(tmp_path / 'data', 'shoes', photos)
     assert len(dataset.records) == 4 and dataset.left_out == ['a/it.png']
+
+
+def test_a_list_of_a_dataset_in_its_place_is_named(tmp_path):
+    write_sop(tmp_path / 'sop')
+    make_special(tmp_path / 'sop/Ebay_train.txt')
+    with pytest.raises(UserError, match=r'missing.*Ebay_train\.txt: not a regular'):
+        read_source(tmp_path, 'sop')
 
 
 @pytest.mark.parametrize('name', ['index.pth', 'vectors'])

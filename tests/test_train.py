@@ -312,7 +312,7 @@ def test_training_refuses_in_one_line(slim, flags, text):
 def test_weights_of_a_database_are_refused(slim, base, slim_backbone):
     database = base / f'{RUN}_data_base.pth'
     line = slim.refuse('train.py', *FLAGS, '--weights', database)
-    assert 'weights do not fit the model' in line
+    assert 'weights do not fit the model' in line and f'--weights {database}' in line
 
 
 def test_missing_imagenet_weights_offline(slim, slim_backbone, monkeypatch, tmp_path):

@@ -177,7 +177,13 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
     special = []
     files = list_files(source, skip=made_here, special=special)
     if name in LAYOUTS:
-        layout, records = LAYOUTS[name].read(source, files)
+        try:
+            layout, records = LAYOUTS[name].read(source, files)
+        except UserError as error:
+            if not special:
+                raise
+            note = f'{source}/{special[0]}: not a regular file'
+            raise UserError(f'{error} ({note})') from error
         check_parts(f'{source}/{layout}', records)
         left_out = images_not_listed(files, records)
     else:

@@ -14,10 +14,11 @@ column of its own, `unknowable`. These are all:
 - texts that people write, which hold no checksum (annotation lists, --csv, the CSV of
   --labels): changed characters, fields, lines and blocks, and a cut end, as long as
   what is left is valid text. Zeros, random bytes and wrong encodings must be noticed.
-- a MATLAB file without compression: changed bytes
+- a MATLAB file without compression: changed bytes, the content of another such file
 - a .npy file of the user's own: changed numbers
 - an image: the content of another image; a JPEG: changed bytes
 - a .pth file whose values were replaced and which was saved anew, as other code may
+- an image of a folder that is searched: it is gone
 
 Files that this project writes have no such excuse.
 """
