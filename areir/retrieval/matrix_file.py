@@ -15,7 +15,7 @@ class MatrixFile:
     """A .npy file of a matrix (count, width) of the class's dtype.
 
     It stays open, so it can be read after another process has replaced it.
-    Raises UserError if the file holds anything else or is cut short.
+    Raises UserError if the file holds anything else or has another size.
     """
 
     dtype = np.dtype('<f4')
@@ -37,8 +37,8 @@ class MatrixFile:
         self.count, self.width = shape
         self.offset = self.file.tell()
         needed = self.offset + self.dtype.itemsize * self.count * self.width
-        if os.fstat(self.file.fileno()).st_size < needed:
-            raise UserError(f'{path}: cut short')
+        if os.fstat(self.file.fileno()).st_size != needed:
+            raise UserError(f'{path}: not of the size that its header says')
 
     def __len__(self):
         return self.count

@@ -52,7 +52,7 @@ def write(root, epoch, batch, files):
     temporary = processes.from_first(temporary_name(folder) if first else None)
     try:
         together(make_room, root, temporary) if first else together()
-        together(write_files, temporary, files)
+        together(write_files, temporary, os.path.basename(folder), files)
         together(os.replace, temporary, folder) if first else together()
     except (OSError, RuntimeError) as error:
         if isinstance(error, ConnectionError):
@@ -88,9 +88,13 @@ def make_room(root, temporary):
     os.makedirs(temporary)
 
 
-def write_files(folder, files):
-    """torch.save each of {name: value} as folder/<name>.pth."""
+def write_files(folder, final, files):
+    """torch.save each of {name: dict} as folder/<name>.pth.
+
+    final: the name that the folder will have. Each file holds its own name.
+    """
     for name, value in files.items():
+        value = value | {'file': f'{final}/{name}'}
         torch.save(value, os.path.join(folder, f'{name}.pth'))
 
 
@@ -115,15 +119,30 @@ def place_of(folder):
     return int(epoch), int(batch)
 
 
+def read_file(folder, name):
+    """Load (path, content) of folder/<name>.pth.
+
+    Raises UserError if the file is missing or damaged, or in the place of another.
+    """
+    path = os.path.join(folder, f'{name}.pth')
+    content = load_tensors(path)
+    if not isinstance(content, dict):
+        raise UserError(f'{path} is damaged: it has no fields')
+    own = f'{os.path.basename(folder)}/{name}'
+    written = content.pop('file', own)  # older files do not hold it
+    if written != own:
+        raise UserError(f'{path} is damaged: it was written as {written}.pth')
+    return path, content
+
+
 def read_part(folder, name):
     """Load the weights and the optimizer of one part of the model.
 
-    Raises UserError if the file is missing or damaged.
+    Raises UserError as `read_file` does.
     """
-    path = os.path.join(folder, f'{name}.pth')
-    part = load_tensors(path)
+    path, part = read_file(folder, name)
     for field in ('weights', 'optimizer'):
-        if not isinstance(part, dict) or not isinstance(part.get(field), dict):
+        if not isinstance(part.get(field), dict):
             raise UserError(f'{path} is damaged: it has no {field}')
     return part
 
@@ -131,10 +150,9 @@ def read_part(folder, name):
 def read_state(folder):
     """Load the progress and the settings of a run, as `Progress.to_state` gives them.
 
-    Raises UserError if the file is missing or damaged.
+    Raises UserError as `read_file` does.
     """
-    path = os.path.join(folder, 'state.pth')
-    state = load_tensors(path)
+    path, state = read_file(folder, 'state')
     problem = state_problem(state, *place_of(folder))
     if problem:
         raise UserError(f'{path} is damaged: {problem}')
@@ -143,8 +161,6 @@ def read_state(folder):
 
 def state_problem(state, epoch, batches):
     """Return what is wrong with the state of a checkpoint, or None."""
-    if not isinstance(state, dict):
-        return 'it has no fields'
     for name, kind in STATE.items():
         if not isinstance(state.get(name), kind):
             return f'{name} is missing or odd'

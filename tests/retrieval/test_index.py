@@ -369,7 +369,9 @@ def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
     assert (tmp_path / 'index/index.pth').read_bytes() == before
 
 
-@pytest.mark.parametrize('kind', ['a flipped bit', 'cut short', 'missing', 'others'])
+@pytest.mark.parametrize(
+    'kind', ['a flipped bit', 'cut short', 'longer', 'missing', 'others']
+)
 def test_damaged_codes_are_written_again(photos, tmp_path, kind):
     path = codes_path(update(photos, tmp_path / 'index').vectors.path)
     whole = open(path, 'rb').read()
@@ -377,6 +379,8 @@ def test_damaged_codes_are_written_again(photos, tmp_path, kind):
         flip_bit(path, len(whole) - 3)
     elif kind == 'cut short':
         os.truncate(path, len(whole) - 1)
+    elif kind == 'longer':
+        os.truncate(path, len(whole) + 1)
     elif kind == 'missing':
         os.remove(path)
     else:

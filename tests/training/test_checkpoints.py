@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
 
 from areir import processes
 from areir.errors import UserError
-from areir.files import WriteError, load_tensors, temporary_name
+from areir.files import WriteError, temporary_name
 from areir.training import checkpoints
 
 FILES = {
@@ -43,7 +44,7 @@ def test_what_is_written_can_be_read(root):
     folder = checkpoints.write(root, 3, 120, FILES)
     assert folder == os.path.join(root, 'epoch_0003_batch_000120')
     assert sorted(os.listdir(folder)) == ['state.pth', 'trunk.pth']
-    assert load_tensors(os.path.join(folder, 'state.pth')) == {'epoch': 1}
+    assert checkpoints.read_file(folder, 'state')[1] == {'epoch': 1}
     weights = checkpoints.read_part(folder, 'trunk')['weights']
     assert torch.equal(weights['a'], torch.ones(3))
 
@@ -131,6 +132,17 @@ def test_a_bug_in_the_files_is_no_full_disk(root):
     with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
         checkpoints.write(root, 1, 1, {'state': (number for number in range(3))})
     assert checkpoints.list_checkpoints(root) == []
+
+
+def test_the_file_of_another_part_or_checkpoint_is_refused(root):
+    heads = {f'head_{head:03d}': {'weights': {}, 'optimizer': {}} for head in range(2)}
+    folder = checkpoints.write(root, 1, 1, heads)
+    later = checkpoints.write(root, 2, 1, heads)
+    place = os.path.join(later, 'head_000.pth')
+    for other in (f'{later}/head_001.pth', f'{folder}/head_000.pth'):
+        shutil.copyfile(other, place)
+        with pytest.raises(UserError, match=r'head_000\.pth .* was written as'):
+            checkpoints.read_part(later, 'head_000')
 
 
 @pytest.mark.parametrize('damage', ['half', 'absent'])
