@@ -179,7 +179,11 @@ def is_unchanged(dataset, fingerprint):
 
 
 def refuse_foreign_files(dataset):
-    """Raise UserError if a file that was not made here is in the way."""
+    """Raise UserError if a file or folder that was not made here is in the way."""
+    for crop_type in dataset.crop_types:
+        path = dataset.split_path(crop_type)
+        if os.path.isdir(path):
+            raise UserError(f'{path} is a folder in the place of a file: remove it')
     if dataset.has_boxes:
         links = os.path.join(dataset.folder, 'uncropped')
         crops.refuse_foreign_links(dataset.targets('uncropped'), links)

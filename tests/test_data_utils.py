@@ -94,6 +94,18 @@ def test_one_dataset_fails_and_the_others_are_prepared(call, root):
     assert prepared_names(root) == {'cub': ['uncropped', 'cropped']}
 
 
+def test_a_folder_in_the_place_of_a_split_is_refused_before_anything_changes(
+    call, root
+):
+    write_car_folder(root)
+    assert call('--data_name', 'car', '--num_workers', 1)[0] == 0
+    os.remove(root / 'car/cropped_data_dicts.pth')
+    os.mkdir(root / 'car/cropped_data_dicts.pth')
+    code, _, errors = call('--data_name', 'car', '--num_workers', 1)
+    assert code == 2 and 'cropped_data_dicts.pth is a folder' in errors
+    assert os.path.isfile(root / 'car/uncropped_data_dicts.pth')
+
+
 def test_a_bug_keeps_its_traceback(call, root, monkeypatch):
     write_classes(root / 'shoes')
     monkeypatch.setattr(data_utils, 'find_statistics', None)
