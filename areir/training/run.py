@@ -31,6 +31,7 @@ FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
     *('resume', 'checkpoint_minutes', 'test_every'),
 )
+WRITTEN = 'results.csv', 'model.pth', 'data_base.pth', 'run.json', 'curves.svg'
 
 
 def run_name(args, extended):
@@ -200,6 +201,9 @@ class Run:
 
     def needs_training(self, resume, num_epochs):
         """Return what `check_start` returns, without the lock."""
+        for path in map(self.path, WRITTEN):
+            if os.path.isdir(path):
+                raise UserError(f'{path} is a folder in the place of a file: remove it')
         if self.checkpoints():
             if not resume:
                 raise UserError(

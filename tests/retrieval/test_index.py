@@ -370,7 +370,7 @@ def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind', ['a flipped bit', 'cut short', 'longer', 'missing', 'others']
+    'kind', ['a flipped bit', 'no header', 'cut short', 'longer', 'missing', 'others']
 )
 def test_damaged_codes_are_written_again(photos, tmp_path, kind):
     path = codes_path(update(photos, tmp_path / 'index').vectors.path)
@@ -379,6 +379,10 @@ def test_damaged_codes_are_written_again(photos, tmp_path, kind):
         flip_bit(path, len(whole) - 3)
     elif kind == 'cut short':
         os.truncate(path, len(whole) - 1)
+    elif kind == 'no header':
+        with open(path, 'r+b') as file:
+            file.seek(10)
+            file.write(b'{(')
     elif kind == 'longer':
         os.truncate(path, len(whole) + 1)
     elif kind == 'missing':

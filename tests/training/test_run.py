@@ -140,6 +140,14 @@ def test_no_readable_checkpoint_is_refused(interrupted):
     assert len(run.checkpoints()) == 2
 
 
+@pytest.mark.parametrize('ending', ['run.json', 'results.csv', 'data_base.pth'])
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(interrupted, ending):
+    run, _ = interrupted
+    os.mkdir(run.path(ending))
+    with pytest.raises(UserError, match=f'{ending} is a folder'):
+        run.check_start(True, 3)
+
+
 def test_other_settings_are_refused(interrupted, tmp_path):
     for name, value in (('lr', 3e-4), ('seed', 2)):
         with pytest.raises(UserError, match=f'--{name} {value}'):
