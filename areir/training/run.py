@@ -181,7 +181,7 @@ class Run:
         self.take_lock()
         needed = False
         try:
-            needed = self.needs_training(resume, num_epochs)
+            needed = self.needs_training(resume, num_epochs) and self.can_write()
         finally:
             if not needed:
                 self.lock.release()
@@ -199,11 +199,15 @@ class Run:
         if problem:
             raise problem
 
-    def needs_training(self, resume, num_epochs):
-        """Return what `check_start` returns, without the lock."""
+    def can_write(self):
+        """Return True. Raises UserError if a folder has the name of a file."""
         for path in map(self.path, WRITTEN):
             if os.path.isdir(path):
                 raise UserError(f'{path} is a folder in the place of a file: remove it')
+        return True
+
+    def needs_training(self, resume, num_epochs):
+        """Return what `check_start` returns, without the lock."""
         if self.checkpoints():
             if not resume:
                 raise UserError(
