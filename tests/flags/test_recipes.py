@@ -10,8 +10,7 @@ from PIL import Image
 import train
 from areir.data.images import to_pixels
 from areir.errors import UserError
-from areir.training.batches import EpochSampler, ViewSampler, crop_regions
-from areir.training.recipes import (
+from areir.flags.recipes import (
     CLASSES_PER_META_CLASS,
     FROM_SCRATCH,
     META_CLASSES,
@@ -19,6 +18,7 @@ from areir.training.recipes import (
     complete,
     default_meta_classes,
 )
+from areir.training.batches import EpochSampler, ViewSampler, crop_regions
 from areir.training.schedule import learning_rate
 
 
