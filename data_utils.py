@@ -10,9 +10,14 @@ unless an image, an annotation or a flag has changed. areir/data/splits.py descr
 split files, areir/data/layouts.py the layouts.
 """
 
-import argparse
 import os
 import sys
+
+from areir.flags.help import answer_help
+from areir.flags.preparation import get_parser
+
+if __name__ == '__main__':
+    answer_help(get_parser)  # before the imports below, which take seconds
 
 import utils
 from areir.data import crops
@@ -24,44 +29,8 @@ from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
 from areir.errors import UserError
 from areir.files import locked, write_tensors
-from areir.processes import available_cores
 
 # Arguments
-
-# fmt: off
-
-
-def get_parser():
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description='Prepare datasets for train.py.')
-    known = ', '.join(LAYOUTS)
-    add = parser.add_argument_group('data').add_argument
-    add('--data_name',
-        help=f'dataset to prepare: {known}, sample, or a name of your own '
-             f'[default is those of {known} that are in --data_root]')
-    add('--data_root', type=utils.path, default='data',
-        help="folder of the datasets [default value is '%(default)s']")
-    add('--data_path', type=utils.path,
-        help='folder of class folders to prepare under --data_name; the images stay '
-             'there')
-    add('--csv', metavar='FILE', type=utils.path,
-        help='CSV to prepare under --data_name, with the columns path, label, and '
-             'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
-             'stay where they are')
-    add = parser.add_argument_group('preparation').add_argument
-    add('--image_size', type=utils.image_size, default=256,
-        help='pixels per side at which the mean and standard deviation of your own '
-             'dataset are computed [default value is %(default)s]')
-    add('--seed', type=int, default=0,
-        help='seed that draws the training half of your own dataset '
-             '[default value is %(default)s]')
-    add('--num_workers', type=utils.integer(1, 256), default=available_cores(),
-        help='processes that read images [default is the number of cores]')
-    return parser
-
-
-# fmt: on
 
 
 def get_args():

@@ -10,10 +10,15 @@ FILE is a database of train.py or of the original code, or a .npz or .pt file th
 python evaluate.py vectors.npy --labels images.csv
 """
 
-import argparse
 import contextlib
 import json
 import warnings
+
+from areir.flags.evaluation import KS, get_parser
+from areir.flags.help import answer_help
+
+if __name__ == '__main__':
+    answer_help(get_parser)  # before the imports below, which take seconds
 
 import torch
 
@@ -25,69 +30,9 @@ from areir.retrieval.metrics import (
     summary,
     without_lone_queries,
 )
-from utils import integers, path, run_script
+from utils import run_script
 
-KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
 NOT_COMPARABLE = 'not comparable with strict figures'
-
-
-def get_parser():
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description='Evaluate embeddings exactly, with 95 % intervals over classes.',
-    )
-    parser.add_argument(
-        'file',
-        type=path,
-        help='a database of train.py or of the original code; a .npz or .pt file that '
-        'holds embeddings and labels and, if the queries are not the gallery, also '
-        'query_embeddings and query_labels; or a .npy file of embeddings',
-    )
-    measured = parser.add_argument_group('what is measured')
-    measured.add_argument(
-        '--labels',
-        metavar='CSV',
-        type=path,
-        help='labels of a .npy file, a row for each embedding; the columns are label '
-        '(or class, as --export writes) and optionally path, is_query, is_gallery',
-    )
-    measured.add_argument(
-        '--recalls',
-        type=listed_integers,
-        help='K of Recall@K [default value is '
-        f"'{','.join(map(str, KS))}', up to the number of images]",
-    )
-    measured.add_argument(
-        '--compare',
-        metavar='OTHER',
-        type=path,
-        help='a second file with embeddings of the same images, to compare with',
-    )
-    measured.add_argument(
-        '--evaluate_heads',
-        type=listed_integers,
-        default=[],
-        metavar='1,2,4',
-        help='Recall@1 of the first 1, 2, 4 heads of a database of train.py',
-    )
-    output = parser.add_argument_group('output and device')
-    output.add_argument('--json', action='store_true', help='print the report as JSON')
-    output.add_argument(
-        '--device',
-        default='cuda' if torch.cuda.is_available() else 'cpu',
-        help='cpu or cuda [default value is cuda if there is a GPU, else cpu]',
-    )
-    return parser
-
-
-def listed_integers(text):
-    """argparse type: at least one integer."""
-    numbers = integers(text)
-    if not numbers:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        )
-    return numbers
 
 
 def get_args():
@@ -96,6 +41,8 @@ def get_args():
     files = [args.file, args.compare or '']
     if args.labels and not any(file.endswith('.npy') for file in files):
         parser.error('--labels goes with a .npy file; other files hold their labels')
+    if args.device is None:
+        args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
         parser.error(
             f'--device {args.device}: not on this machine; choose cpu or, if there is '

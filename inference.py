@@ -15,11 +15,16 @@ results/<query>/.
 With torchrun, the processes share the embedding and the search of a folder.
 """
 
-import argparse
 import contextlib
 import os
 import time
 from functools import partial
+
+from areir.flags.help import answer_help
+from areir.flags.searching import NUMBER, QUERY, get_parser
+
+if __name__ == '__main__':
+    answer_help(get_parser)  # before the imports below, which take seconds
 
 import utils
 from areir import processes
@@ -48,70 +53,6 @@ from areir.retrieval.queries import (
 from areir.retrieval.thresholds import threshold_lines
 from areir.retrieval.votes import images_to_find
 from model import PretrainedModel, TrainedModel, open_model
-
-QUERY = 'data/car/uncropped/008055.jpg'
-NUMBER = 8
-
-
-# fmt: off
-
-
-def get_parser():
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description='Retrieve the images that are nearest to a query.')
-    add = parser.add_argument_group('query').add_argument
-    add('--query_img_name', type=utils.path,
-        help='query: an image of the searched database or folder, any other image '
-             'file, a folder of images, or the folder of --gallery to compare each of '
-             f"its images with the rest [default value is '{QUERY}']")
-    add('--retrieval_num', type=utils.positive,
-        help=f'number of images to retrieve [default value is {NUMBER}]')
-    add = parser.add_argument_group('what is searched').add_argument
-    add('--data_base', type=utils.path, default=databases.DEFAULT_DATABASE,
-        help='database to search: a file, or a name below --results_root '
-             "[default value is '%(default)s']")
-    add('--gallery', metavar='DIR', type=utils.path,
-        help='search the images of this folder and its subfolders instead')
-    add('--model', metavar='NAME', type=utils.path,
-        help='model for --gallery and --export_model: a file, a name below '
-             '--results_root, or a network of torchvision with its ImageNet weights '
-             '[default is the newest model there, or '
-             f'{databases.DEFAULT_NETWORK} if there is none]')
-    add('--calibrate', action='store_true',
-        help='set the threshold of a match from the class folders of --gallery and '
-             'store it in the index')
-    add('--false_match_rate', type=float,
-        help='share of the queries without a true match that --calibrate lets pass as '
-             'matches [default value is 0.01]')
-    add('--index', default='exact', choices=['exact', 'faiss'],
-        help='exact compares a query with every vector of --gallery; faiss, if '
-             'installed, builds an approximate index and prints its recall '
-             '[default value is %(default)s]')
-    add('--data_root', type=utils.path,
-        help='folder of the datasets, if they have moved since training')
-    add = parser.add_argument_group('search page').add_argument
-    add('--serve', metavar='PORT', nargs='?', const=8000, type=int,
-        help='serve a page that searches --gallery; PORT is 8000 if left out')
-    add('--host', default='127.0.0.1',
-        help="address to serve; 0.0.0.0 shows the images to all [default: %(default)s]")
-    add = parser.add_argument_group('what is written').add_argument
-    add('--heat_maps', action='store_true',
-        help='draw the regions that make a query and its answers similar')
-    add('--export', metavar='DIR', type=utils.path,
-        help='write the vectors (.npy), paths and classes (CSV) of what is searched '
-             'to DIR')
-    add('--export_model', metavar='FILE', type=utils.path,
-        help='write the network of --model, from pixels to vectors, to FILE: .onnx, '
-             'or .pt2 for torch.export')
-    add('--report', action='store_true',
-        help='write an HTML page about the run of --data_base')
-    add('--results_root', type=utils.path, default='results',
-        help="folder to write to [default value is '%(default)s']")
-    return parser
-
-
-# fmt: on
 
 
 def get_args():

@@ -29,6 +29,7 @@ from areir.backbones import (
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.flags import types
 from areir.folding import folded
 from areir.layers import Chain, MeanPool, SqueezeExcitation
 from areir.retrieval.model_file import check_model
@@ -353,16 +354,16 @@ def get_parser():
         usage=argparse.SUPPRESS,
         description='Print the number of trainable parameters without allocating them.')
     add = parser.add_argument
-    add('--model_type', type=utils.model_type, metavar='NAME',
+    add('--model_type', type=types.model_type, metavar='NAME',
         help='any network that train.py takes [default value is the four of the '
              'published tables]')
     add('--with_se', choices=['yes', 'no'],
         help='squeeze-and-excitation [default value is both]')
-    add('--shared_stages', type=utils.positive, default=1,
+    add('--shared_stages', type=types.positive, default=1,
         help='stages that the trunk has [default value is %(default)s]')
-    add('--ensemble_size', type=utils.positive, default=48,
+    add('--ensemble_size', type=types.positive, default=48,
         help='number of heads [default value is %(default)s]')
-    add('--meta_class_size', type=utils.positive, nargs='+', default=[12, 192, 500],
+    add('--meta_class_size', type=types.positive, nargs='+', default=[12, 192, 500],
         help='meta-classes per head [default value is 12 (CARS196, CUB200), '
              '192 (In-shop), 500 (SOP)]')
     return parser

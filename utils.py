@@ -1,6 +1,5 @@
-"""What the scripts share: one-line errors, argparse types, the choice of devices."""
+"""What the scripts share: one-line errors and the choice of devices."""
 
-import argparse
 import atexit
 import contextlib
 import ctypes
@@ -15,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from areir.backbones import find_family
+from areir.cores import local_processes
 from areir.errors import UserError
-from areir.processes import ignore_signals, local_processes
+from areir.processes import ignore_signals
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
 OUT_OF_MEMORY = (
@@ -139,52 +138,6 @@ def end_workers():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
-
-
-def integer(least, most):
-    """Return an argparse type: an integer from `least` to `most`."""
-
-    def convert(text):
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f'{text} is below {least}')
-        if value > most:
-            raise argparse.ArgumentTypeError(f'{text} is above {most}')
-        return value
-
-    convert.__name__ = 'integer'  # what argparse calls it if int() fails
-    return convert
-
-
-positive = integer(1, 1_000_000)
-image_size = integer(1, 8192)  # pixels per side that a network is given
-
-
-def path(text):
-    """argparse type: the name of a file or folder."""
-    if not text:
-        raise argparse.ArgumentTypeError('empty: no such file or folder')
-    return text
-
-
-def model_type(text):
-    """argparse type: the name of a network that can be cut into stages."""
-    try:
-        find_family(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
-def integers(text):
-    """argparse type: '1,2,4' as [1, 2, 4], each once."""
-    try:
-        numbers = [int(part) for part in text.split(',') if part.strip()]
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        ) from None
-    return list(dict.fromkeys(numbers))
 
 
 def choose_devices(gpu_ids):

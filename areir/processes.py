@@ -13,19 +13,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from areir.cores import available_cores, local_processes
 from areir.files import remove, remove_leftovers, temporary_name
-
-
-def available_cores():
-    """Return the number of cores that this process may use."""
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def local_processes():
-    """Return how many processes torchrun started on this machine."""
-    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
 def join():

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import utils
 from areir.errors import UserError
+from areir.flags import types
 from areir.retrieval import evaluate
 
 KS = (1, 10, 100, 1000)
@@ -205,7 +206,7 @@ def get_args():
     default = '[default: %(default)s]'
     add(
         '--sizes',
-        type=utils.integers,
+        type=types.integers,
         default='6000',
         help=f'numbers of images {default}',
     )

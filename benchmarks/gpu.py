@@ -37,6 +37,7 @@ from training import LR, META_CLASS_SIZE, random_batch
 import utils
 from areir.data.sample import draw_sample
 from areir.errors import UserError
+from areir.flags import types
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleModel, ensemble_loss, folded
 
@@ -336,10 +337,10 @@ def get_args():
     default = '[default: %(default)s]'
     add('--parts', default=','.join(PARTS), help=f'what to measure {default}')
     add('--tiny', action='store_true', help='the smallest sizes: does it run?')
-    add('--model_type', type=utils.model_type, default='resnet18', metavar='NAME')
+    add('--model_type', type=types.model_type, default='resnet18', metavar='NAME')
     add(
         '--ensemble_sizes',
-        type=utils.integers,
+        type=types.integers,
         default='8,48',
         help=f'heads of steps and embedding {default}',
     )

@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 import utils
 from areir.backbones import build_backbone, cut, find_family, has_depthwise
+from areir.cores import available_cores
 from areir.data.images import flip, load_image, normalise
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.layers import Chain
-from areir.processes import available_cores, ignore_signals
+from areir.processes import ignore_signals
 from areir.seeds import random_stream
 from areir.training.trainer import keep_statistics
 

@@ -31,6 +31,7 @@ from quality_results import METHODS
 
 import utils
 from areir.errors import UserError
+from areir.flags import types
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
 
@@ -55,10 +56,10 @@ def get_args():
         type=float,
         help='of each training that chooses a learning rate [default: --seconds]',
     )
-    add('--seeds', type=utils.positive, default=3, help=f'number of seeds {default}')
+    add('--seeds', type=types.positive, default=3, help=f'number of seeds {default}')
     add(
         '--image_size',
-        type=utils.positive,
+        type=types.positive,
         help='pixels per side [default: 64 from scratch, 128 with weights]',
     )
     add(

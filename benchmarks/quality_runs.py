@@ -30,15 +30,15 @@ from torch.nn import functional as F
 
 import data_utils
 import train
+from areir.cores import available_cores
 from areir.data.crops import link_images
 from areir.data.loading import Embedder
 from areir.data.splits import load_split
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.processes import available_cores
+from areir.flags import recipes
 from areir.retrieval.projection import fit_projection
 from areir.seeds import random_stream
-from areir.training import recipes
 
 PIXELS = 64  # per side, at most, of the images whose pixels are compared
 WHITENED = 256  # numbers of a whitened vector

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 import utils
 from areir.errors import UserError
+from areir.flags import types
 from areir.retrieval.approximate import RECALL, measure_recall, open_approximate
 from areir.retrieval.codes_file import write_codes
 from areir.retrieval.vectors_file import VectorsFile
@@ -253,7 +254,7 @@ def get_args():
     add = parser.add_argument
     default = '[default: %(default)s]'
     sizes = '10000,100000,1000000'
-    add('--sizes', type=utils.integers, default=sizes, help=f'images {default}')
+    add('--sizes', type=types.integers, default=sizes, help=f'images {default}')
     add('--methods', default=','.join(METHODS), help=default)
     add(
         '--folder',

@@ -24,7 +24,9 @@ import torch
 
 import utils
 from areir import processes
+from areir.cores import available_cores
 from areir.errors import UserError
+from areir.flags import types
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
 from model import MODEL_TYPES, EnsembleModel, count_parameters, ensemble_loss
@@ -240,7 +242,7 @@ def get_args():
     add('--image_size', type=int, default=256, help=f'pixels a side {default}')
     add(
         '--processes',
-        type=utils.integers,
+        type=types.integers,
         default='1',
         help=f'of ours, for example 1,2 {default}',
     )
@@ -268,7 +270,7 @@ def main():
     ways = args.processes if args.no_joint else ['joint', *args.processes]
     runs = common.take_turns(ways, args.rounds, partial(measure_way, args))
     check_agreement(runs)
-    machine = common.describe_machine(f'{processes.available_cores()} cores')
+    machine = common.describe_machine(f'{available_cores()} cores')
     print(
         f'{machine}; se-{args.model_type}, {args.ensemble_size} heads, '
         f'batches of {args.batch_size}, {args.image_size} px'

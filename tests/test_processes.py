@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY
 from torch import distributed
 
-from areir import processes
+from areir import cores, processes
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_group_of_one(group):
 
 def test_the_environment_of_torchrun(monkeypatch):
     monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
-    assert processes.local_processes() == 1
+    assert cores.local_processes() == 1
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    assert processes.local_processes() == 4
-    assert 1 <= processes.available_cores() <= os.cpu_count()
+    assert cores.local_processes() == 4
+    assert 1 <= cores.available_cores() <= os.cpu_count()
 
 
 def test_a_failed_collective_means_that_another_process_has_ended():
@@ -135,7 +135,7 @@ PAIR = """
     import sys
     sys.path.insert(0, {repository!r})
     import torch
-    from areir import processes
+    from areir import cores, processes
     from areir.files import WriteError
     from areir.training import checkpoints
 

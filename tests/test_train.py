@@ -12,8 +12,8 @@ from train_runs import FLAGS, RUN, assert_same_run, read, read_table, train
 
 import train as train_module
 from areir.data.images import load_image, normalise, to_pixels
+from areir.flags.recipes import complete
 from areir.retrieval import evaluate
-from areir.training.recipes import complete
 from areir.training.schedule import learning_rate
 from model import EnsembleModel
 

@@ -18,10 +18,10 @@ from train_runs import read
 
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
+from areir.flags.recipes import FROM_SCRATCH, RECIPES
 from areir.output.formats import share
 from areir.retrieval import evaluate
 from areir.retrieval.projection import Projection
-from areir.training.recipes import FROM_SCRATCH, RECIPES
 from model import TrainedModel, rebuild
 
 WANTED = {**RECIPES['current'], **FROM_SCRATCH}

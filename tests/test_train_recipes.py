@@ -13,8 +13,8 @@ from train_runs import finish as finish_process
 
 from areir.data.images import load_image, to_pixels
 from areir.files import load_tensors
+from areir.flags.recipes import RECIPES
 from areir.training import trunk_features
-from areir.training.recipes import RECIPES
 from model import TrainedModel
 
 SHORT = [

@@ -20,8 +20,8 @@ from train_runs import EVERY_BATCH, assert_same_run, checkpoints, read, read_tab
 import model
 from areir import processes
 from areir.files import load_tensors
+from areir.flags.recipes import BEFORE_RECIPES, RECIPES
 from areir.training import trunk_features
-from areir.training.recipes import BEFORE_RECIPES, RECIPES
 from areir.training.run import MODEL_ARGS_BEFORE
 
 SHORT = [

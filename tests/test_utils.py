@@ -1,4 +1,4 @@
-"""Errors as one line, argparse types, and the choice of devices."""
+"""Errors as one line, and the choice of devices."""
 
 import argparse
 import os
@@ -91,13 +91,6 @@ def test_memory_of_the_computer_names_the_flags(run, error):
     assert code == 2 and text.count('\n') == 1 and '--batch_size' in text
 
 
-@pytest.mark.parametrize('text', ['0', '8193', '100000', '1e20', 'x', ''])
-def test_an_image_size_that_makes_no_sense(text):
-    with pytest.raises((argparse.ArgumentTypeError, ValueError)):
-        utils.image_size(text)
-    assert utils.image_size('8192') == 8192
-
-
 def test_a_killed_worker_is_one_line(run):
     reason = 'DataLoader worker (pid(s) 7) exited unexpectedly'
     code, text = run(RuntimeError(f'{reason}\nand more'))
@@ -163,45 +156,6 @@ def test_workers_that_ignore_signals_are_ended(monkeypatch):
     utils.end_workers()
     signal.signal(signal.SIGCHLD, handler)
     assert killed == workers
-
-
-# argparse types
-
-
-def test_positive():
-    assert utils.positive('7') == 7
-    for text in ('0', '-3'):
-        with pytest.raises(argparse.ArgumentTypeError, match=text):
-            utils.positive(text)
-    for text in ('', 'x', '1.5'):
-        with pytest.raises(ValueError):
-            utils.positive(text)
-    assert utils.positive('1000000') == 1_000_000
-    with pytest.raises(argparse.ArgumentTypeError, match='1000001 is above 1000000'):
-        utils.positive('1000001')
-
-
-def test_an_integer_between_limits(capsys):
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--workers', type=utils.integer(0, 4))
-    assert parser.parse_args(['--workers', '4']).workers == 4
-    for text, reason in {
-        '5': '5 is above 4',
-        '-1': '-1 is below 0',
-        '1e20': "invalid integer value: '1e20'",
-    }.items():
-        with pytest.raises(SystemExit):
-            parser.parse_args([f'--workers={text}'])
-        assert f'argument --workers: {reason}\n' in capsys.readouterr().err
-
-
-def test_integers():
-    assert utils.integers('1,2,4') == [1, 2, 4]
-    assert utils.integers(' 4, 1,4,,') == [4, 1]
-    assert utils.integers('') == []
-    for text in ('1,x', 'all', '1.5'):
-        with pytest.raises(argparse.ArgumentTypeError, match=text):
-            utils.integers(text)
 
 
 # Devices

@@ -5,6 +5,7 @@ import os
 from areir.backbones import model_types
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.flags.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
 from areir.retrieval import thresholds
 from areir.schemas import (
     find_problem,
@@ -18,8 +19,6 @@ from areir.schemas import (
 )
 
 MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
-DEFAULT_NETWORK = 'resnet18'  # embeds with its ImageNet weights if nothing is trained
-DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
 
 # the schema of a database
 IMAGES = {'embeddings': is_matrix, 'labels': is_integers, 'images': is_texts}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from areir import processes
 from areir.errors import UserError
 from areir.files import write_json, write_table, write_tensors
+from areir.flags.recipes import BEFORE_RECIPES, default_recipe
 from areir.training import checkpoints
 from areir.training.finished import (
     AGAIN,
@@ -21,7 +22,6 @@ from areir.training.finished import (
     tested_epochs,
     with_checksum,
 )
-from areir.training.recipes import BEFORE_RECIPES, default_recipe
 from areir.training.run_lock import RunLock
 
 KEPT = 'the checkpoints of the run are kept'

@@ -29,7 +29,8 @@ from areir.data.layouts import CROP_TYPES, LAYOUTS, Layout, crop_types
 from areir.data.records import Record
 from areir.data.source import read_source
 from areir.errors import UserError
-from data_utils import get_parser, prepare
+from areir.flags.preparation import DATASETS, get_parser
+from data_utils import prepare
 
 
 @pytest.fixture
@@ -87,7 +88,11 @@ def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
     assert split['info']['mean'] == (0.1, 0.2, 0.3)
     (warning,) = split['info']['warnings']
     assert warning.startswith('test has 4 images')
-    assert 'flowers' in get_parser().format_help()
+
+
+def test_help_names_every_layout():
+    assert tuple(LAYOUTS) == DATASETS
+    assert ', '.join(LAYOUTS) in get_parser().format_help()
 
 
 # CARS196

@@ -8,8 +8,8 @@ from trained import CALIBRATION
 
 from areir.errors import UserError
 from areir.files import write_tensors
+from areir.flags.searching import DEFAULT_DATABASE
 from areir.retrieval.databases import (
-    DEFAULT_DATABASE,
     find_database,
     find_model,
     image_folder,

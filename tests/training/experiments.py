@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from areir.data.splits import Part, Split
-from areir.training.recipes import RECIPES
+from areir.flags.recipes import RECIPES
 from areir.training.record import Experiment
 from model import assign_meta_classes
 from utils import Hardware

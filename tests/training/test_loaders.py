@@ -10,6 +10,7 @@ from areir.data.images import flip, load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.errors import UserError
+from areir.flags.recipes import RECIPES
 from areir.retrieval.projection import fit_projection
 from areir.training import loaders
 from areir.training.batches import EpochSampler, epoch_batches
@@ -24,7 +25,6 @@ from areir.training.loaders import (
     training_batches,
     usable_recalls,
 )
-from areir.training.recipes import RECIPES
 from model import EnsembleModel
 
 SIDE = 32

@@ -7,10 +7,10 @@ import threading
 
 from PIL import Image, ImageOps
 
+from areir.cores import available_cores
 from areir.data.images import load_image
 from areir.errors import UserError
 from areir.output.heat_maps import overlay, pair_heat
-from areir.processes import available_cores
 
 SIDES = {'small': 320, 'large': 1600}  # pixels
 CACHED = 500  # small pictures kept, about 10 MB

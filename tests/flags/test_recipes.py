@@ -10,14 +10,14 @@ from PIL import Image
 import train
 from areir.data.images import to_pixels
 from areir.errors import UserError
-from areir.training.batches import EpochSampler, ViewSampler, crop_regions
-from areir.training.recipes import (
+from areir.flags.recipes import (
     FROM_SCRATCH,
     META_CLASSES,
     RECIPES,
     complete,
     default_meta_classes,
 )
+from areir.training.batches import EpochSampler, ViewSampler, crop_regions
 from areir.training.schedule import learning_rate
 
 

@@ -1,0 +1,64 @@
+"""Argparse types: what turns the text of a flag into its value."""
+
+import argparse
+
+from areir.errors import UserError
+
+
+def integer(least, most):
+    """Return an argparse type: an integer from `least` to `most`."""
+
+    def convert(text):
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f'{text} is below {least}')
+        if value > most:
+            raise argparse.ArgumentTypeError(f'{text} is above {most}')
+        return value
+
+    convert.__name__ = 'integer'  # what argparse calls it if int() fails
+    return convert
+
+
+positive = integer(1, 1_000_000)
+image_size = integer(1, 8192)  # pixels per side that a network is given
+
+
+def path(text):
+    """argparse type: the name of a file or folder."""
+    if not text:
+        raise argparse.ArgumentTypeError('empty: no such file or folder')
+    return text
+
+
+def model_type(text):
+    """argparse type: the name of a network that can be cut into stages."""
+    # torchvision takes seconds to import, and --help does not need it
+    from areir.backbones import find_family
+
+    try:
+        find_family(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def integers(text):
+    """argparse type: '1,2,4' as [1, 2, 4], each once."""
+    try:
+        numbers = [int(part) for part in text.split(',') if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of integers such as 1,2,4'
+        ) from None
+    return list(dict.fromkeys(numbers))
+
+
+def listed_integers(text):
+    """argparse type: at least one integer."""
+    numbers = integers(text)
+    if not numbers:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of integers such as 1,2,4'
+        )
+    return numbers
