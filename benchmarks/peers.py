@@ -25,9 +25,9 @@ from areir.backbones import build_backbone, cut, find_family, has_depthwise
 from areir.cores import available_cores
 from areir.data.images import flip, load_image, normalise
 from areir.data.loading import Embedder
+from areir.data.workers import start_loader_worker
 from areir.errors import UserError
 from areir.layers import Chain
-from areir.processes import ignore_signals
 from areir.seeds import random_stream
 from areir.training.trainer import keep_statistics
 
@@ -274,7 +274,7 @@ class PeerTrainer:
             batch_sampler=self.batches,
             num_workers=workers,
             persistent_workers=True,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=start_loader_worker,
         )
 
     def begin(self, lr, epochs):
