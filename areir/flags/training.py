@@ -93,7 +93,7 @@ def add_model_flags(add):
         '--meta_class_size',
         type=positive,
         help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
-        '192 for isc, else the training classes]',
+        '192 for isc, else the training classes, half of them from scratch]',
     )
     add(
         '--weights',
