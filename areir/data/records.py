@@ -61,8 +61,8 @@ def locate(files, wanted, origins, source):
                 prefixes.add(path.removesuffix(probe))
     if not prefixes:
         raise UserError(
-            f'{source} names {len(wanted)} images, such as {wanted[0]}: none of them '
-            'was found, extract the images beside it'
+            f'{source} names {len(wanted)} images, and none of them was found: '
+            f'extract the images beside it (the first is {wanted[0]}, of {origins[0]})'
         )
     files = set(files)
 
