@@ -369,5 +369,6 @@ def test_a_list_without_its_images_is_refused(root):
     write_sop(root / 'sop')
     for folder in root.glob('sop/*_final'):
         shutil.rmtree(folder)
-    with pytest.raises(UserError, match=r'Ebay_train\.txt names 3 images'):
+    pattern = r'Ebay_train\.txt names 3 images.*, of .*Ebay_train\.txt, line 2\)'
+    with pytest.raises(UserError, match=pattern):
         read_source(root, 'sop')
