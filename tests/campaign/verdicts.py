@@ -7,6 +7,7 @@ import json
 import os
 import re
 
+import numpy as np
 import torch
 
 from areir.errors import UserError
@@ -56,12 +57,23 @@ def digest(path):
         elif path.endswith('_results.csv'):
             with open(path, encoding='utf-8', newline='') as file:
                 content = repr([plain(row) for row in csv.DictReader(file)])
+        elif re.search(r'/(vectors|shortened)_[^/]*(?<!_codes)\.npy$', path):
+            content = repr(rounded(path))
         else:
             with open(path, 'rb') as file:
                 content = repr(hashlib.sha256(file.read()).hexdigest())
     except (UserError, ValueError, OSError, RecursionError, csv.Error) as error:
         return f'unreadable: {type(error).__name__}'
     return hashlib.sha256(content.encode(errors='surrogatepass')).hexdigest()
+
+
+def rounded(path):
+    """Return the numbers of a .npy file to 4 decimals.
+
+    The last bits depend on which images were embedded together.
+    """
+    numbers = np.load(path)
+    return numbers.dtype, (numbers.round(4) + 0.0).tolist()
 
 
 def plain(value):
