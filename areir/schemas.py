@@ -46,7 +46,7 @@ def is_count(value):
     return type(value) is int and value >= 1
 
 
-def is_epoch(value):
+def is_natural(value):
     """Whether a value is an integer of at least 0."""
     return type(value) is int and value >= 0
 

@@ -13,8 +13,8 @@ from areir.retrieval.vectors_file import VectorsFile
 from areir.schemas import (
     find_problem,
     is_count,
-    is_epoch,
     is_list,
+    is_natural,
     is_text,
     is_texts,
 )
@@ -46,7 +46,7 @@ def is_paths(value):
 def is_checksums(value):
     """Whether a value is {name: [CRC-32, ...]}."""
     return isinstance(value, dict) and all(
-        is_text(name) and is_list(sums, is_epoch) for name, sums in value.items()
+        is_text(name) and is_list(sums, is_natural) for name, sums in value.items()
     )
 
 
@@ -66,7 +66,7 @@ TABLE = {
 LATER = {  # what older files lack
     'gallery': is_text,
     'components': is_state,
-    'fitted': is_epoch,
+    'fitted': is_natural,
     'calibration': thresholds.is_calibration,
     'checksums': is_checksums,
 }
