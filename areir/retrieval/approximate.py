@@ -136,7 +136,7 @@ def read_approximate(path, vectors):
     if problem:
         raise ValueError(problem)
     measured = {name: saved[name] for name in MEASURED}
-    if saved['checksum'] != checksum(path, measured):
+    if saved.get('checksum') != checksum(path, measured):
         raise ValueError('its checksum does not fit')
     cells = load_faiss().read_index(path)
     shape = len(vectors), vectors.dimensions, measured['cells']
