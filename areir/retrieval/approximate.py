@@ -30,16 +30,14 @@ from areir.retrieval.scores import (
 from areir.retrieval.vectors_file import LARGEST_NORM, VectorsFile
 from areir.schemas import find_problem, is_count, is_number
 
-RECALL = (
-    0.95  # of the exact nearest images; enough cells are searched to find this share
-)
-CANDIDATES = 2  # scored again for each image asked for
-TOGETHER = 256  # queries at a time
-SAMPLE = 256  # queries with which recall is measured
-NEAREST = 8
+RECALL = 0.95  # share of the exact nearest images that is to be found
+CANDIDATES = 2  # images scored again for each image asked for
+TOGETHER = 256  # queries searched at a time
+SAMPLE = 256  # queries that measure the recall
+NEAREST = 8  # images of each of them
 ADDED = 65536  # vectors added to faiss at a time
 READ = 2**20  # bytes read at a time
-VECTORS_PER_CELL = 39  # what faiss asks for to place a centre
+VECTORS_PER_CELL = 39  # faiss warns if a centre is placed by fewer
 MEASURED = {
     'cells': is_count,
     'looked_into': is_count,
@@ -91,7 +89,7 @@ class ApproximateIndex:
         vectors = self.vectors.mapped
         count = min(len(vectors), CANDIDATES * k + 1)
         candidates = torch.from_numpy(self.cells.search(query.numpy(), count)[1])
-        candidates[candidates == exclude[:, None]] = -1  # -1 marks a missing one
+        candidates[candidates == exclude[:, None]] = -1  # as faiss marks missing ones
         places = (candidates >= 0).nonzero(as_tuple=True)
         images = candidates[places]
         bound = largest_norm(query) * LARGEST_NORM
@@ -120,14 +118,17 @@ def open_approximate(index_folder, vectors):
         try:
             return read_approximate(path, vectors)
         except (OSError, RuntimeError, ValueError):
-            pass  # there is none, or it is damaged
+            pass  # it is missing or damaged
         except AttributeError:
-            pass  # another kind of index
+            pass  # it is another kind of index
         return build(path, vectors)
 
 
 def read_approximate(path, vectors):
-    """Read an index and its measurements. Raises an error if they do not fit."""
+    """Read an index and its measurements.
+
+    Raises OSError, RuntimeError, ValueError or AttributeError if they cannot be used.
+    """
     refuse_special(path)
     refuse_special(f'{path}.json')
     with open(f'{path}.json', encoding='utf-8') as file:
@@ -136,7 +137,7 @@ def read_approximate(path, vectors):
     if problem:
         raise ValueError(problem)
     measured = {name: saved[name] for name in MEASURED}
-    if saved['checksum'] != checksum(path, measured):
+    if saved.get('checksum') != checksum(path, measured):
         raise ValueError('its checksum does not fit')
     cells = load_faiss().read_index(path)
     shape = len(vectors), vectors.dimensions, measured['cells']
@@ -170,7 +171,7 @@ def build(path, vectors):
 
 
 def build_cells(vectors, rng):
-    """Return an index of faiss that holds all vectors."""
+    """Return a faiss index that holds all vectors."""
     faiss = load_faiss()
     count, dimensions = len(vectors), vectors.dimensions
     number = max(1, min(int(4 * count**0.5), count // VECTORS_PER_CELL))
@@ -194,10 +195,11 @@ def build_cells(vectors, rng):
 
 
 def measure(index, rng):
-    """Double the cells that are searched until RECALL is reached.
+    """Double the number of cells that are searched until RECALL is reached.
 
-    Returns {cells, looked_into, recall, nearest, queries}; recall is the share of the
-    `nearest` exact nearest images of each of `queries` images.
+    Returns {cells, looked_into, recall, nearest, queries}: the number of cells, how
+    many are searched, and the share found of the `nearest` exact nearest images,
+    averaged over `queries` images.
     """
     count = len(index.vectors)
     own = torch.from_numpy(np.sort(rng.permutation(count)[:SAMPLE]))

@@ -1,10 +1,10 @@
-"""The vectors of a .npy file again, in 8 bits per number.
+"""A second copy of the vectors of a .npy file, in 8 bits per number.
 
     vectors_<token>.npy         (images, D) float32
-    vectors_<token>_codes.npy   (images, D + 8) int8: the codes of each vector, then the
+    vectors_<token>_codes.npy   (images, D + 8) int8: the codes of a vector, then the
                                 bytes of its scale and its error, both float32
 
-A search reads the codes of all images and only a few of the vectors, see first_pass.py.
+A search reads the codes of all images, but only a few of the vectors: first_pass.py.
 """
 
 from functools import cached_property
@@ -27,7 +27,7 @@ class CodesFile(MatrixFile):
     def __init__(self, vectors):
         super().__init__(codes_path(vectors.path))
         if (self.count, self.width) != (vectors.count, vectors.dimensions + TAIL):
-            raise UserError(f'{self.path}: the codes of other vectors')
+            raise UserError(f'{self.path}: not the codes of {vectors.path}')
 
     @cached_property
     def codes(self):
@@ -36,7 +36,7 @@ class CodesFile(MatrixFile):
 
     @cached_property
     def scales_and_errors(self):
-        """Float32 (count, 2), in memory."""
+        """The scale and the error of each vector, float32 (count, 2), in memory."""
         tails = self.rows()[:, -TAIL:].copy()
         return torch.from_numpy(tails.view('<f4'))
 
@@ -49,7 +49,7 @@ class CodesFile(MatrixFile):
         return self.scales_and_errors[:, 1].max().item()
 
     def first_pass(self, query, norm):
-        """Return the CodePass of queries; norm: an upper bound on the norms."""
+        """Return the CodePass of queries; norm: an upper bound on the image norms."""
         return CodePass(query, self.codes, self.scales, self.largest_error, norm)
 
 
@@ -59,7 +59,7 @@ def codes_path(path):
 
 
 def write_codes(vectors):
-    """Write the codes of a VectorsFile beside it; return what `write_blocks` does."""
+    """Write the codes of a VectorsFile beside it; return the checksum of each block."""
     shape = vectors.count, vectors.dimensions + TAIL
     blocks = (encoded_rows(torch.from_numpy(rows)) for _, rows in vectors.blocks())
     return write_blocks(codes_path(vectors.path), shape, CodesFile.dtype, blocks)

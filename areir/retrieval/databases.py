@@ -10,10 +10,10 @@ from areir.retrieval import thresholds
 from areir.schemas import (
     find_problem,
     is_count,
-    is_epoch,
     is_integers,
     is_labels,
     is_matrix,
+    is_natural,
     is_text,
     is_texts,
 )
@@ -30,7 +30,7 @@ DATABASE = {
 QUERIES = {f'query_{name}': check for name, check in IMAGES.items()}
 OPTIONAL = {
     'ensemble_size': is_count,
-    'epoch': is_epoch,
+    'epoch': is_natural,
     'calibration': thresholds.is_calibration,
     **dict.fromkeys(('crop_type', 'protocol', 'select'), is_text),
 }

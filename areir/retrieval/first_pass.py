@@ -1,11 +1,11 @@
-"""Approximate scores of whole tiles, and by how much they may be wrong.
+"""Approximate scores of whole tiles, with a bound on their error.
 
-Search computes them first, and then the scores themselves where they could change the
-result. Each class has
+Search computes these first, and then the exact scores of the images that may be among
+the best. Each class has
 
-    slack (Q,)         the largest difference to a score of each query
-    __call__(i, j)     the approximate scores (n, m) of the images j for the queries i,
-                       which are slices
+    slack (Q,)         for each query, a bound on the error of its approximate scores
+    __call__(i, j)     the approximate scores (n, m) of a tile: of the queries i with
+                       the images j; i and j are slices
 """
 
 import torch
@@ -14,14 +14,16 @@ from areir.retrieval.scores import products, tolerance
 
 FLOAT32 = torch.finfo(torch.float32)
 LARGEST_CODE = 127
-MOST_CODES = 2**31 // LARGEST_CODE**2  # whose products 32 bits can sum
+MOST_CODES = 2**31 // LARGEST_CODE**2  # the sum of their products fits in 32 bits
+# CPU instructions that multiply 8-bit codes and add in 32 bits
 INSTRUCTIONS = 'avx512_vnni', 'avx_vnni', 'amx_int8'
 
 
 class FloatPass:
     """Products in float32.
 
-    query (Q, D), gallery (N, D); bound: the largest product of their norms.
+    query (Q, D), gallery (N, D); bound: the largest product of a query's and an
+    image's norm.
     """
 
     def __init__(self, query, gallery, bound):
@@ -37,8 +39,8 @@ class FloatPass:
 class CodePass:
     """Products of 8-bit codes, which are exact integers, times the scales.
 
-    query (Q, D): float32; codes (N, D), scales (N,): of the gallery, from `encode`;
-    error: the largest of its errors; norm: an upper bound on the gallery's norms.
+    query (Q, D): float32; codes (N, D), scales (N,): the gallery as `encode` returns
+    it; error: the gallery's largest error; norm: an upper bound on its norms.
     """
 
     def __init__(self, query, codes, scales, error, norm):
@@ -46,7 +48,8 @@ class CodePass:
         self.scales = scales
         self.query, self.query_scales, errors = encode(query)
         norms = torch.linalg.vector_norm(query.double(), dim=1)
-        # if q = a + e is a query and x = b + f an image, then qx - ab = qf + eb
+        # a query q = a + e and an image x = b + f, with codes a, b and errors e, f:
+        # qx - ab = qf + eb, where |b| is at most norm + error
         coding = norms * error + errors * (norm + error)
         rounding = 8 * FLOAT32.eps * (norms + errors) * (norm + error)
         self.slack = (coding + rounding + FLOAT32.tiny).float()
@@ -60,10 +63,11 @@ class CodePass:
 
 
 def encode(vectors):
-    """Return (codes, scales, errors) of finite vectors (n, D).
+    """Encode finite vectors (n, D) in 8 bits per number.
 
-    codes: int8 (n, D), and codes * scales[:, None] is near the vectors. scales, errors:
-    float32 (n,); an error is at least the norm of the difference.
+    Returns (codes, scales, errors): int8 (n, D), float32 (n,) and float32 (n,).
+    codes * scales[:, None] approximates the vectors, and each error is an upper bound
+    on the norm of the difference.
     """
     scales = vectors.abs().amax(dim=1) / LARGEST_CODE
     scales = torch.where(scales > 0, scales, 1)
@@ -72,16 +76,16 @@ def encode(vectors):
     difference = codes.double() * scales[:, None].double()
     difference -= vectors
     errors = torch.linalg.vector_norm(difference, dim=1)
-    errors *= 1.000001
+    errors *= 1.000001  # so that rounding to float32 keeps it a bound
     return codes.to(torch.int8), scales, errors.float()
 
 
 def has_fast_codes(dimensions):
     """Whether this CPU multiplies codes (n, dimensions) exactly and fast.
 
-    Products of one number are wrong in torch 2.14, and the sum of too many exceeds 32
-    bits. Without the instructions, oneDNN adds pairs of products in 16 bits, which can
-    overflow: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html
+    torch 2.14 is wrong for vectors of a single number, and with too many dimensions the
+    sum exceeds 32 bits. Without INSTRUCTIONS, oneDNN adds pairs of products in 16 bits,
+    which can overflow: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html
     """
     if not 1 < dimensions < MOST_CODES:
         return False

@@ -13,15 +13,15 @@ from areir.retrieval.vectors_file import VectorsFile
 from areir.schemas import (
     find_problem,
     is_count,
-    is_epoch,
     is_list,
+    is_natural,
     is_text,
     is_texts,
 )
 
 
 def is_settings(value):
-    """Whether a value is a dict of plain values."""
+    """Whether a value is a dict of texts and numbers."""
     if not isinstance(value, dict):
         return False
     return all(isinstance(setting, (str, int, float)) for setting in value.values())
@@ -46,7 +46,7 @@ def is_paths(value):
 def is_checksums(value):
     """Whether a value is {name: [CRC-32, ...]}."""
     return isinstance(value, dict) and all(
-        is_text(name) and is_list(sums, is_epoch) for name, sums in value.items()
+        is_text(name) and is_list(sums, is_natural) for name, sums in value.items()
     )
 
 
@@ -63,10 +63,10 @@ TABLE = {
     'vectors': is_text,
     'dimensions': is_count,
 }
-LATER = {  # what older files lack
+LATER = {  # fields that older files lack
     'gallery': is_text,
     'components': is_state,
-    'fitted': is_epoch,
+    'fitted': is_natural,
     'calibration': thresholds.is_calibration,
     'checksums': is_checksums,
 }
@@ -76,7 +76,7 @@ LATER = {  # what older files lack
 class IndexTable:
     """The contents of index.pth, in the order of the paths."""
 
-    settings: dict  # what the vectors depend on
+    settings: dict  # that the vectors depend on
     gallery: str  # the folder of the images
     paths: list  # relative to it, sorted
     seen: list  # [size, mtime_ns] of each
@@ -96,13 +96,13 @@ class IndexTable:
         return self.vectors.replace('vectors_', 'shortened_')
 
     def check(self, index_folder):
-        """Raise UserError unless the table and its vectors fit together."""
+        """Raise UserError unless the table and its vectors have the same images."""
         vectors = VectorsFile(os.path.join(index_folder, self.vectors))
         shape = len(vectors), vectors.dimensions
         if shape != (len(self.paths), self.dimensions):
-            raise UserError('its vectors do not fit')
+            raise UserError('its vectors are not those of its images')
         if len(self.seen) != len(self.paths):
-            raise UserError('its parts do not fit')
+            raise UserError('its lists have different lengths')
         if self.components:
             self.check_components(index_folder)
 
@@ -113,22 +113,22 @@ class IndexTable:
         shortened = VectorsFile(os.path.join(index_folder, self.searched))
         dimensions = projection.matrix.shape[1]
         if (len(shortened), shortened.dimensions) != (len(self.paths), dimensions):
-            raise UserError('its shortened vectors do not fit')
+            raise UserError('its shortened vectors are not those of its images')
 
     def forget_damaged(self, index_folder):
-        """Forget what was seen of the images whose vectors are damaged.
+        """Mark images whose vectors are damaged as unseen, to embed them again.
 
-        They are then embedded again. Returns how many there are.
+        Returns the number of these images.
         """
         damaged = self.find_damaged(index_folder, self.vectors)
         for row in damaged:
-            self.seen[row] = []  # no image has this
+            self.seen[row] = []  # equals the size and time of no image
         return len(damaged)
 
     def find_damaged(self, index_folder, name):
-        """Return the rows of a .npy file of the index that are damaged.
+        """Return the damaged rows of a .npy file of the index.
 
-        The files of earlier versions have no checksums.
+        Files of earlier versions have no checksums, so only their norms are checked.
         """
         vectors = VectorsFile(os.path.join(index_folder, name))
         return vectors.find_damaged(self.checksums.get(name))
@@ -168,7 +168,7 @@ class IndexTable:
 def read_table(index_folder):
     """Return the IndexTable of an index, or None if there is none.
 
-    A damaged table counts as none, and a notice says so.
+    If the table is damaged, print a notice and return None.
     """
     path = os.path.join(index_folder, 'index.pth')
     if not os.path.isfile(path):

@@ -9,14 +9,14 @@ import numpy as np
 from areir.errors import UserError
 from areir.files import atomic_path, refuse_special
 
-COPIED = 4096  # rows copied at a time, and covered by one checksum
+COPIED = 4096  # rows of a block: copied at once, and covered by one checksum
 
 
 class MatrixFile:
-    """A .npy file of a matrix (count, width) of the class's dtype.
+    """A .npy file that holds a matrix (count, width); subclasses may set the dtype.
 
-    It stays open, so it can be read after another process has replaced it.
-    Raises UserError if the file holds anything else or has another size.
+    The file stays open, so it can still be read after another process has replaced it.
+    Raises UserError if it holds anything else or its size does not fit its header.
     """
 
     dtype = np.dtype('<f4')
@@ -39,17 +39,17 @@ class MatrixFile:
         self.offset = self.file.tell()
         needed = self.offset + self.dtype.itemsize * self.count * self.width
         if os.fstat(self.file.fileno()).st_size != needed:
-            raise UserError(f'{path}: not of the size that its header says')
+            raise UserError(f'{path}: its size does not fit its header')
 
     def __len__(self):
         return self.count
 
     def rows(self, start=0, stop=None):
-        """Map the rows start ... stop - 1; they are read when they are used."""
+        """Map rows[start:stop]; the disk is read when they are used."""
         stop = self.count if stop is None else stop
         offset = self.offset + self.dtype.itemsize * self.width * start
         shape = stop - start, self.width
-        # torch wants memory that it may write to, so it is mapped copy-on-write
+        # torch warns about read-only memory, so the file is mapped copy-on-write ('c')
         return np.memmap(self.file, self.dtype, 'c', offset, shape)
 
     def blocks(self):
@@ -58,9 +58,9 @@ class MatrixFile:
             yield start, self.rows(start, min(start + COPIED, self.count))
 
     def find_damaged(self, checksums):
-        """Return the rows of all blocks without their checksum.
+        """Return the rows of all blocks that do not match their checksum.
 
-        checksums: those that `write_blocks` returned.
+        checksums: one for each block, as `write_blocks` returned them.
         """
         damaged = []
         for block, (start, rows) in enumerate(self.blocks()):
@@ -70,9 +70,9 @@ class MatrixFile:
 
 
 def write_blocks(path, shape, dtype, blocks):
-    """Write blocks of COPIED rows each to a new .npy file of this shape and dtype.
+    """Write a .npy file of this shape and dtype, and return the CRC-32 of each block.
 
-    Returns the CRC-32 of each block.
+    blocks: arrays of COPIED rows, the last perhaps of fewer.
     """
     header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
     checksums = []

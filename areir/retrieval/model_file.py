@@ -7,10 +7,10 @@ from areir.schemas import (
     find_problem,
     is_colour,
     is_count,
-    is_epoch,
     is_flag,
     is_integers,
     is_labels,
+    is_natural,
     is_spread,
     is_text,
     is_weights,
@@ -32,7 +32,7 @@ MODEL = {
     'image_size': is_side,
     'version': lambda value: is_text(value) and 0 < len(value) < 100,
 }
-# what older files lack, and what is only noted
+# fields that older files lack, and fields that are only for information
 OPTIONAL = {
     'projection': is_state,
     'calibration': thresholds.is_calibration,
@@ -40,7 +40,7 @@ OPTIONAL = {
     'classes': is_labels,
     'data_name': is_text,
     'crop_type': is_text,
-    'epoch': is_epoch,
+    'epoch': is_natural,
     'protocol': is_text,
     'select': is_text,
     'ensemble_size': is_count,
@@ -57,7 +57,7 @@ OPTIONAL_ARGUMENTS = {
     'mirror': is_flag,
     'neutral_se': is_flag,
 }
-# what --extend needs of a model file
+# fields of a model file that --extend needs
 BASE = {
     **{name: MODEL[name] for name in ('state_dict', 'model_args', 'image_size')},
     **{name: OPTIONAL[name] for name in ('partition', 'classes', 'protocol')},
@@ -65,7 +65,7 @@ BASE = {
 
 
 def check_model(saved):
-    """Raise UserError unless these are the contents of a model file."""
+    """Raise UserError unless `saved` holds the contents of a model file."""
     problem = model_problem(saved)
     if problem:
         raise UserError(problem)

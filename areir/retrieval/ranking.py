@@ -69,7 +69,7 @@ def check_k(k, available):
 
 
 def cut(start, size, images):
-    """Return the slice of `size` images from start, or of those that there are."""
+    """Return the slice of at most `size` images from start."""
     return slice(start, min(start + size, len(images)))
 
 
@@ -77,8 +77,8 @@ class BestImages:
     """The k best images of each query in the tiles given to `add_tiles`.
 
     query, gallery, k, exclude: see `search`; bound: the largest product of a query's
-    and an image's norm; first_pass: gives approximate scores, see first_pass.py.
-    keys (Nq, k): the keys of the best images in order; LAST where fewer were seen.
+    and an image's norm; first_pass: computes approximate scores, see first_pass.py.
+    keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
     """
 
     def __init__(self, query, gallery, k, exclude, bound, first_pass):
@@ -89,7 +89,7 @@ class BestImages:
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 
     def tiles(self, tile):
-        """Divide all pairs into tiles (rows, columns); those of few rows are wide."""
+        """Divide all pairs into tiles (rows, columns); the fewer rows, the wider."""
         height = min(tile, rows_at_once(self.k), len(self.query))
         width = tile * min(WIDEST, max(NARROWEST, tile // height))
         return [
@@ -123,9 +123,9 @@ class BestImages:
         approximate[inside, exclude[inside] - columns.start] = -torch.inf
 
     def floor(self, approximate, rows):
-        """Return what the approximate scores of the k best images reach at least (n,).
+        """Return the lowest approximate score (n,) that one of the k best can have.
 
-        approximate (n, m): those of a tile.
+        approximate (n, m): the scores of a tile; rows: its queries.
         """
         slack, kth = self.slack[rows], self.keys[rows, -1]
         floor = to_scores(kth) - slack
@@ -139,7 +139,7 @@ class BestImages:
         return floor.clamp(min=LOWEST)  # excluded images are below it
 
     def add_pairs(self, i, j, rows, columns):
-        """Merge the images j of a tile into the keys of its rows i."""
+        """Score the pairs (i, j) of a tile exactly and merge them into the keys."""
         device = self.query.device
         rows = torch.arange(rows.start, rows.stop, device=device)
         columns = torch.arange(columns.start, columns.stop, device=device)

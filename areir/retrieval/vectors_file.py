@@ -14,7 +14,7 @@ from areir.retrieval.matrix_file import MatrixFile, write_blocks
 from areir.retrieval.ranking import BestImages, check_exclude, check_k
 from areir.retrieval.scores import TILE, check_pair, to_indices, to_scores
 
-ROUNDING = 0.01  # by which the norm of a unit vector may differ from 1
+ROUNDING = 0.01  # how far the norm of a unit vector may be from 1
 LARGEST_NORM = 1 + ROUNDING
 
 
@@ -27,7 +27,7 @@ class VectorsFile(MatrixFile):
 
     @cached_property
     def mapped(self):
-        """All vectors as a tensor; they are read when they are used."""
+        """All vectors as a tensor; the disk is read when they are used."""
         return torch.from_numpy(self.rows())
 
     @cached_property
@@ -50,9 +50,9 @@ class VectorsFile(MatrixFile):
     def search(self, query, k, exclude=None, shared=True):
         """Search as `ranking.search` does, with the same results.
 
-        query: float32, on the CPU. shared: all processes of torchrun call this with the
-        same queries, and each searches its share of the tiles. Otherwise, one process
-        may call it alone.
+        query: float32, on the CPU. shared: whether all processes of torchrun call this
+        with the same queries, so that each searches its share of the tiles. If not,
+        this process searches all of them.
         """
         bound = check_pair(query, self.mapped, TILE, LARGEST_NORM)
         exclude = check_exclude(exclude, query, self.mapped)
@@ -71,18 +71,21 @@ class VectorsFile(MatrixFile):
 
 
 def are_unit_vectors(rows):
-    """Return whether each of the vectors (n, D) has a norm of 1; NaN has not."""
-    # the square of a number beyond 1e19 is infinite, and so is the norm
+    """Return whether each of the vectors (n, D) has a norm near 1: bools (n,).
+
+    A vector with NaN has not.
+    """
+    # squares of numbers beyond 1e19 overflow to infinity, which is not near 1 either
     with np.errstate(over='ignore', invalid='ignore'):
         norms = np.sqrt(np.einsum('ij,ij->i', rows, rows))
         return np.abs(norms - 1) <= ROUNDING
 
 
 def write_vectors(path, sources, dimensions):
-    """Copy vectors into a new .npy file, a block at a time.
+    """Copy vectors into a new .npy file, block by block; return the blocks' checksums.
 
-    sources: (file, row) for each vector; a file is a .npy file, or the raw float32 file
-    of a journal. Returns what `write_blocks` does.
+    sources: (file, row) for each vector, where a file is a .npy file or the raw float32
+    file of a journal.
     """
     files = dict.fromkeys(file for file, _ in sources)
     mapped = {file: map_source(file, dimensions) for file in files}
@@ -95,7 +98,7 @@ def write_vectors(path, sources, dimensions):
 
 
 def map_source(file, dimensions):
-    """Map a .npy file or a raw file of float32 vectors."""
+    """Map a .npy file or a raw float32 file as vectors (count, dimensions)."""
     if file.endswith('.npy'):
         return VectorsFile(file).rows()
     count = os.path.getsize(file) // (4 * dimensions)
@@ -103,7 +106,7 @@ def map_source(file, dimensions):
 
 
 def gather_rows(sources, mapped, dimensions):
-    """Return the vectors of sources (n, dimensions), read file by file."""
+    """Return the vectors (n, dimensions) of n sources, read file by file."""
     vectors = np.empty((len(sources), dimensions), np.float32)
     for file, rows in mapped.items():
         places = [place for place, source in enumerate(sources) if source[0] == file]

@@ -66,6 +66,7 @@ def test_a_damaged_one_is_built_again(tmp_path, vectors_3000, faiss):
         json.dumps({**measured, 'recall': 'x'}),
         json.dumps({**measured, 'cells': float('inf')}),
         json.dumps({**measured, 'nearest': 2.5}),
+        json.dumps(measured),  # as earlier versions wrote it
     )
     for damage in damages:
         table.write_text(damage)
