@@ -1,4 +1,4 @@
-"""Argparse types: what turns the text of a flag into its value."""
+"""Argparse types: functions that turn the text of a flag into its value."""
 
 import argparse
 
@@ -16,12 +16,12 @@ def integer(least, most):
             raise argparse.ArgumentTypeError(f'{text} is above {most}')
         return value
 
-    convert.__name__ = 'integer'  # what argparse calls it if int() fails
+    convert.__name__ = 'integer'  # argparse's message if int() fails names it
     return convert
 
 
 positive = integer(1, 1_000_000)
-image_size = integer(1, 8192)  # pixels per side that a network is given
+image_size = integer(1, 8192)  # pixels per side of a network's input
 
 
 def path(text):
@@ -44,7 +44,7 @@ def model_type(text):
 
 
 def integers(text):
-    """argparse type: '1,2,4' as [1, 2, 4], each once."""
+    """argparse type: '1,2,4' as [1, 2, 4], without repeats; [] if it is empty."""
     try:
         numbers = [int(part) for part in text.split(',') if part.strip()]
     except ValueError:
@@ -55,7 +55,7 @@ def integers(text):
 
 
 def listed_integers(text):
-    """argparse type: at least one integer."""
+    """argparse type: as `integers`, but at least one."""
     numbers = integers(text)
     if not numbers:
         raise argparse.ArgumentTypeError(
