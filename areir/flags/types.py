@@ -48,9 +48,7 @@ def integers(text):
     try:
         numbers = [int(part) for part in text.split(',') if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        ) from None
+        raise no_integers(text) from None
     return list(dict.fromkeys(numbers))
 
 
@@ -58,7 +56,12 @@ def listed_integers(text):
     """argparse type: as `integers`, but at least one."""
     numbers = integers(text)
     if not numbers:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        )
+        raise no_integers(text)
     return numbers
+
+
+def no_integers(text):
+    """Return the error for a text that is not a list of integers."""
+    return argparse.ArgumentTypeError(
+        f'{text!r} is not a list of integers such as 1,2,4'
+    )
