@@ -31,15 +31,15 @@ def run_script(main):
     """Call main() and turn expected failures into one line on stderr.
 
     UserError and OSError exit with 2 and their text, Ctrl-C and SIGTERM with 130.
-    Anything else is a bug: it keeps its traceback. AREIR_DEBUG=1 keeps the traceback of
+    Anything else is a bug and keeps its traceback. AREIR_DEBUG=1 keeps the traceback of
     every failure. Under torchrun rank 0 prints the line, and another process only if it
     fails alone. A reader of stdout that stops early, such as `| head`, is no failure.
     """
     script = os.path.basename(sys.argv[0])
     others = int(os.environ.get('RANK', 0)) > 0
-    usage = io.StringIO()  # what argparse writes in the other processes
+    usage = io.StringIO()  # collects what argparse writes if rank is not 0
     atexit.register(end_workers)
-    atexit.register(ignore_signals)  # Ctrl-C again would interrupt Python's own end
+    atexit.register(ignore_signals)  # a second Ctrl-C would interrupt Python's exit
     catch_interrupts()
     for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
@@ -57,7 +57,7 @@ def run_script(main):
         line = f'{script}: {text}'
     if others and code:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)  # torchrun ends this process meanwhile if rank 0 failed too
+        time.sleep(3)  # if rank 0 failed too, torchrun ends this process meanwhile
     broken = output_error()
     if broken and not code and not isinstance(broken, BrokenPipeError):
         line, code = f'{script}: error: {cannot_print(broken)}', 2
@@ -68,11 +68,11 @@ def run_script(main):
 
 
 def catch_interrupts():
-    """Let SIGTERM, as Ctrl-C, raise KeyboardInterrupt, once in GRACE seconds.
+    """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, at most once in GRACE seconds.
 
-    A second one would interrupt the clean-up after the first. Under torchrun SIGTERM
-    ends a process at once: another one has failed and says why. A shell that starts a
-    script in the background has it ignore Ctrl-C.
+    A second one would interrupt the clean-up after the first. Under torchrun, SIGTERM
+    still ends a process at once: another one has failed and reports why. A script that
+    a shell starts in the background ignores Ctrl-C, and still does.
     """
     last = [float('-inf')]
 
@@ -93,14 +93,14 @@ def output_error(text=''):
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # what is still buffered must not fail again when Python ends
+        # Python writes the rest of its buffer on exit, which must not fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
 
 
 def cannot_print(error):
-    """Return the line about an OSError of stdout."""
+    """Return the message for an OSError from writing to stdout."""
     return f'what is printed cannot be written, is the disk full? ({error.strerror})'
 
 
@@ -141,10 +141,11 @@ def end_workers():
 
 
 def choose_devices(gpu_ids):
-    """Return (device, ids of the GPUs in use); the CPU with a notice if there are none.
+    """Return (device, ids of the GPUs in use).
 
-    Several processes on a machine take one GPU each: the one at their place in gpu_ids
-    if it names enough. Raises UserError if there are GPUs, but not one for each.
+    If gpu_ids are missing here, print a notice and use the others, or else the CPU.
+    Several processes on a machine take one GPU each, in the order of gpu_ids if it has
+    enough. Raises UserError if there are GPUs, but not one for each process.
     """
     count, processes = torch.cuda.device_count(), local_processes()
     if count and processes > 1:

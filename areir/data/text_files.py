@@ -6,8 +6,8 @@ from typing import NamedTuple
 from areir.errors import UserError
 from areir.files import refuse_special
 
-SHOWN = 10  # bad rows that a message names
-LONGEST = 200  # characters that a message shows of a value
+SHOWN = 10  # bad rows that a message lists
+LONGEST = 200  # characters of a value that a message shows
 NOT_TEXT = 'not text in UTF-8: save the file as UTF-8, or get it again'
 
 
@@ -21,8 +21,8 @@ class Row(NamedTuple):
 def read_lines(path, any_bytes=False):
     """Yield the lines of a UTF-8 text file, with their line ends.
 
-    any_bytes: whether a line may hold other bytes, as file names do; they become
-    surrogates. Raises UserError naming the line that is not text.
+    any_bytes: whether a line may hold bytes that are not UTF-8, as file names may; they
+    become surrogates. Raises UserError naming a line that is not text.
     """
     refuse_special(path)
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
@@ -33,7 +33,7 @@ def read_lines(path, any_bytes=False):
 
 
 def is_unicode(text):
-    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
+    """Whether a text has no surrogates, which mark bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -44,8 +44,8 @@ def is_unicode(text):
 def read_rows(path, fields, header=0):
     """Return a Row for each line after `header` lines, split at white space.
 
-    The last of the `fields` keeps its own spaces. Raises UserError naming the line
-    that has fewer fields.
+    fields: how many each line has; the last may contain spaces. Empty lines are
+    skipped. Raises UserError naming a line with fewer fields.
     """
     rows = []
     for number, line in enumerate(read_lines(path), 1):
@@ -62,9 +62,9 @@ def read_rows(path, fields, header=0):
 
 
 def read_cells(path, any_bytes=False):
-    """Yield a Row for each row of a CSV that is not empty.
+    """Yield a Row for each row of a CSV file, except empty ones.
 
-    Raises UserError naming the line at which a row begins that is no CSV.
+    Raises UserError naming the line where a malformed row begins.
     """
     table = csv.reader(read_lines(path, any_bytes), strict=True)
     while True:
@@ -105,9 +105,9 @@ def read_csv(path, required, read, any_bytes=False):
 
 
 def listing(problems, most=SHOWN):
-    """Return the end of a message that lists problems, at most `most` of them.
+    """Return the end of a message, which lists at most `most` problems.
 
-    Each has a line of its own, unless there is only one.
+    A single problem follows on the same line; several get a line each.
     """
     if len(problems) == 1:
         return f': {problems[0]}'
@@ -118,7 +118,10 @@ def listing(problems, most=SHOWN):
 
 
 def check_columns(path, columns, required):
-    """Raise UserError unless a CSV has each column once and those of `read_csv`."""
+    """Raise UserError if a CSV lacks a required column or has one twice.
+
+    required: see `read_csv`.
+    """
     missing = [names for names in required if not set(names) & set(columns)]
     if missing:
         names = ' and '.join(' or '.join(names) for names in missing)
@@ -129,7 +132,7 @@ def check_columns(path, columns, required):
 
 
 def shorten(value):
-    """Return what a message shows of a value."""
+    """Return a value as a message shows it: quoted, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
 
@@ -137,7 +140,7 @@ def shorten(value):
 def refuse_repeats(kind, pairs):
     """Raise UserError if a value occurs twice.
 
-    kind: what the values are; pairs: of a value and its origin.
+    kind: what a message calls the values; pairs: (value, origin) of each.
     """
     first = {}
     for value, origin in pairs:

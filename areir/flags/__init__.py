@@ -1,1 +1,1 @@
-"""The flags of the scripts. To answer --help at once, nothing here imports torch."""
+"""The flags of the scripts. Nothing here imports torch, so --help answers at once."""

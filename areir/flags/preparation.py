@@ -5,7 +5,7 @@ import argparse
 from areir.cores import available_cores
 from areir.flags.types import image_size, integer, path
 
-DATASETS = ('car', 'cub', 'sop', 'isc')  # those of areir.data.layouts
+DATASETS = ('car', 'cub', 'sop', 'isc')  # as in areir.data.layouts
 
 
 def get_parser():

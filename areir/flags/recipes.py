@@ -6,7 +6,7 @@ is the default for all others; docs/results.md shows what each of its parts is w
 
 from areir.errors import UserError
 
-META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # of the tables
+META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # as published
 
 RECIPES = {
     '2019': {
@@ -46,9 +46,9 @@ RECIPES = {
 FROM_SCRATCH = {'lr': 1e-3, 'shared_stages': 1, 'freeze_bn': 'no'}
 # training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
-TESTS = 5  # of a run of the current recipe, besides that of the initial weights
+TESTS = 5  # in a run of the current recipe, after that of the initial weights
 
-# the flags of runs from before there were recipes
+# the flags of runs that are older than recipes
 BEFORE_RECIPES = {**RECIPES['2019'], 'recipe': '2019'}
 
 
@@ -100,7 +100,7 @@ def add_recipe_flags(add):
 
 
 def by_recipe(flag):
-    """Return the note about a flag's default."""
+    """Return the end of a help text: the flag's default in each recipe."""
     old, new = (RECIPES[name][flag] for name in ('2019', 'current'))
     if old == new:
         return f'[default value is {old}]'
@@ -109,7 +109,7 @@ def by_recipe(flag):
 
 
 def check_recipe_flags(args, parser):
-    """End the script if a value is out of range."""
+    """End the script with a message if a flag of the recipe is out of range."""
     ranges = {
         'warmup': (0, 0.9),
         'crop_area': (0.05, 1),
@@ -150,7 +150,7 @@ def default_test_every(args):
 
 
 def complete(args, classes, from_scratch):
-    """Set the flags that were not given, in place.
+    """Set the flags that were not given, in `args`.
 
     classes: number of training classes; from_scratch: whether the weights are random.
     Raises UserError if random weights would be frozen.

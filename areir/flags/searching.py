@@ -4,7 +4,7 @@ import argparse
 
 from areir.flags.types import path, positive
 
-DEFAULT_NETWORK = 'resnet18'  # embeds with its ImageNet weights if nothing is trained
+DEFAULT_NETWORK = 'resnet18'  # with ImageNet weights, if there is no trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
 QUERY = 'data/car/uncropped/008055.jpg'
 NUMBER = 8

@@ -1,4 +1,4 @@
-"""Argparse types: what turns the text of a flag into its value."""
+"""Argparse types: functions that turn the text of a flag into its value."""
 
 import argparse
 
@@ -16,12 +16,12 @@ def integer(least, most):
             raise argparse.ArgumentTypeError(f'{text} is above {most}')
         return value
 
-    convert.__name__ = 'integer'  # what argparse calls it if int() fails
+    convert.__name__ = 'integer'  # argparse's message if int() fails names it
     return convert
 
 
 positive = integer(1, 1_000_000)
-image_size = integer(1, 8192)  # pixels per side that a network is given
+image_size = integer(1, 8192)  # pixels per side of a network's input
 
 
 def path(text):
@@ -44,21 +44,24 @@ def model_type(text):
 
 
 def integers(text):
-    """argparse type: '1,2,4' as [1, 2, 4], each once."""
+    """argparse type: '1,2,4' as [1, 2, 4], without repeats; [] if it is empty."""
     try:
         numbers = [int(part) for part in text.split(',') if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        ) from None
+        raise no_integers(text) from None
     return list(dict.fromkeys(numbers))
 
 
 def listed_integers(text):
-    """argparse type: at least one integer."""
+    """argparse type: as `integers`, but at least one."""
     numbers = integers(text)
     if not numbers:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a list of integers such as 1,2,4'
-        )
+        raise no_integers(text)
     return numbers
+
+
+def no_integers(text):
+    """Return the error for a text that is not a list of integers."""
+    return argparse.ArgumentTypeError(
+        f'{text!r} is not a list of integers such as 1,2,4'
+    )

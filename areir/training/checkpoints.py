@@ -3,8 +3,9 @@
     results/<run>_checkpoint/epoch_0003_batch_000120/
         {state,trunk,head_000,head_001,...}.pth
 
-Each process writes the heads that it trains, and any number of processes can read them.
-The folder is written under a temporary name and moved. The last two are kept.
+Each process writes the heads that it trains, and a run may be resumed by another number
+of processes. The folder is written under a temporary name and then moved. The last two
+checkpoints are kept.
 """
 
 import os
@@ -39,11 +40,11 @@ def list_checkpoints(root):
 
 
 def write(root, epoch, batch, files):
-    """Write {name: value} of every process into one checkpoint; return its folder.
+    """Write the files {name: dict} of all processes as a checkpoint; return its folder.
 
-    All processes call it together. Leftovers of an interrupted write and all but one
-    of the older checkpoints are removed first. Raises OSError in every process if one
-    of them cannot write; the older checkpoint is then still there.
+    All processes call this together. It first removes leftovers of interrupted writes
+    and all but the newest checkpoint. If a process cannot write, OSError is raised in
+    all of them, and the newest checkpoint remains.
     """
     folder = os.path.join(root, f'epoch_{epoch:04d}_batch_{batch:06d}')
     if processes.any_process(os.path.isdir(folder)):
@@ -65,9 +66,9 @@ def write(root, epoch, batch, files):
 
 
 def together(function=None, *arguments):
-    """Call a function, or none, and wait for the others.
+    """Call a function, if any, and wait for the other processes.
 
-    Raises what it raises, and OSError if another process has failed.
+    Raises the function's own error, or OSError if another process has failed.
     """
     problem = None
     try:
@@ -99,18 +100,18 @@ def write_files(folder, final, files):
 
 
 def remove_damaged(folders):
-    """Remove checkpoints that cannot be read, all processes together.
+    """Remove checkpoints that cannot be read; all processes call this together.
 
-    Their names would keep others from being written.
+    `write` would skip a new checkpoint whose folder is already there.
     """
-    processes.wait_for_all()  # all have tried to read them
+    processes.wait_for_all()  # until all have tried to read them
     if processes.is_first():
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
     processes.wait_for_all()
 
 
-# Checked reads: what passes them can be used without looking
+# Checked reads: callers may use the contents without further checks
 
 
 def place_of(folder):
@@ -120,9 +121,9 @@ def place_of(folder):
 
 
 def read_file(folder, name):
-    """Load (path, content) of folder/<name>.pth.
+    """Load folder/<name>.pth; return (path, content).
 
-    Raises UserError if the file is missing or damaged, or in the place of another.
+    Raises UserError if the file is missing, damaged, or a copy of another one.
     """
     path = os.path.join(folder, f'{name}.pth')
     content = load_tensors(path)
@@ -184,7 +185,7 @@ def state_problem(state, epoch, batches):
 
 
 def part_names(ensemble_size):
-    """Return {prefix of the model's weights: name of the checkpoint's file}."""
+    """Return {prefix of weight names in the model: name of the checkpoint's file}."""
     heads = {f'heads.{head}.': f'head_{head:03d}' for head in range(ensemble_size)}
     return {'trunk.': 'trunk', **heads}
 

@@ -1,7 +1,7 @@
-"""What a finished run has left: its run.json and its CSV, either perhaps damaged.
+"""Read and check the files of a finished run: its run.json and its CSV.
 
 run.json holds a checksum of its own fields and, once the run is finished, one of the
-CSV. Those of older versions have neither.
+CSV. Files of older versions hold neither.
 """
 
 import io
@@ -17,12 +17,12 @@ AGAIN = 'to train the run again, leave out --resume'
 
 
 def with_checksum(record):
-    """Return the dict of a run.json with the checksum of its other fields."""
+    """Return the dict of a run.json with its checksum added or renewed."""
     return {**record, 'checksum': checksum(record)}
 
 
 def checksum(record):
-    """Return the CRC-32 of the fields of a run.json, of all but `checksum`."""
+    """Return the CRC-32 of all fields of a run.json except `checksum`."""
     fields = {name: value for name, value in record.items() if name != 'checksum'}
     return zlib.crc32(json.dumps(fields).encode())
 
@@ -30,10 +30,10 @@ def checksum(record):
 def read_record(path, advice=AGAIN):
     """Return the dict of a run.json.
 
-    Raises UserError with the path and the advice if it is damaged.
+    Raises UserError if it is damaged; advice: what the message says to do.
     """
     try:
-        # the names of files in it need not be valid UTF-8
+        # it holds names of files, which need not be valid UTF-8
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
             record = parse_record(file)
     except (ValueError, RecursionError) as error:
@@ -53,14 +53,14 @@ def parse_record(file):
 
 
 def damaged(path, advice):
-    """Return the UserError that a run.json is damaged."""
+    """Return the UserError for a damaged run.json."""
     return UserError(f'{path} is damaged or no run.json of train.py; {advice}')
 
 
 def saved_settings(record, path):
-    """Return the settings, as `run_settings` returns them, in the dict of a run.json.
+    """Return the settings in the dict of a run.json, in the form of `run_settings`.
 
-    Raises UserError if there are none.
+    Raises UserError if one is missing.
     """
     try:
         settings = dict(record['arguments'], precision=record['precision'])
@@ -71,9 +71,10 @@ def saved_settings(record, path):
 
 
 def tested_epochs(record, path):
-    """Return the epochs of the CSV if a run.json says that the run is finished.
+    """Return the epochs that the CSV of a finished run should hold.
 
-    Returns None if it does not say so: older versions did not write it.
+    Returns None if run.json does not say that the run is finished, as in older
+    versions. Raises UserError if the epochs are missing.
     """
     if record.get('finished') is not True:
         return None
@@ -84,10 +85,10 @@ def tested_epochs(record, path):
 
 
 def csv_problem(path, tested, num_epochs, csv_checksum=None):
-    """Return why the CSV of a finished run is not whole, or None if it is.
+    """Return what is wrong with the CSV of a finished run, or None.
 
-    tested: its epochs, or None if only the last one, num_epochs, is known;
-    csv_checksum: of the whole file, if it is known.
+    tested: the epochs that it should hold, or None if only the last one, num_epochs, is
+    known; csv_checksum: its CRC-32, if known.
     """
     if is_special(path):
         return f'{path} is not a regular file'

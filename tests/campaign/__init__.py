@@ -7,18 +7,18 @@
 Each case copies a small valid world, harms it, runs a script, and classifies the
 outcome. `right` and `clear line` are what users should see; anything else fails.
 
-Some damage leaves a file that says something else and is as well-formed as before.
-Nobody can know it without the original, so its outcome counts as right and has a
-column of its own, `unknowable`. These are all:
+Some damage leaves a well-formed file with other contents. It cannot be noticed without
+the original, so its outcome counts as right, in a column of its own, `unknowable`.
+This is the whole list:
 
-- texts that people write, which hold no checksum (annotation lists, --csv, the CSV of
+- text files of the user, which hold no checksum (annotation lists, --csv, the CSV of
   --labels): changed characters, fields, lines and blocks, and a cut end, as long as
-  what is left is valid text. Zeros, random bytes and wrong encodings must be noticed.
-- a MATLAB file without compression: changed bytes, the content of another such file
+  the rest is valid text. Zeros, random bytes and wrong encodings must be noticed.
+- an uncompressed MATLAB file: changed bytes, the content of another such file
 - a .npy file of the user's own: changed numbers
 - an image: the content of another image; a JPEG: changed bytes
-- a .pth file whose values were replaced and which was saved anew, as other code may
-- an image of a folder that is searched: it is gone
+- a .pth file whose values were replaced before it was saved anew
+- an image of a folder that is searched: removed
 
-Files that this project writes have no such excuse.
+All other damage of files that this project writes must be noticed.
 """

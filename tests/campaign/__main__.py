@@ -1,4 +1,4 @@
-"""The command line of the campaign, its table, and what it keeps of failures."""
+"""Run the campaign from the command line: plan, report failures, print the table."""
 
 import argparse
 import os
@@ -54,7 +54,9 @@ def main():
     prepare_to_fork()
     model.build_backbone = build_backbone
     started = time.perf_counter()
-    base = Path(tempfile.mkdtemp(prefix='campaign_'))  # children must not remove it
+    base = Path(
+        tempfile.mkdtemp(prefix='campaign_')
+    )  # forked children must not remove it
     try:
         workers = [start_worker(args, base, place) for place in range(args.jobs)]
         failed = [os.waitpid(worker, 0)[1] for worker in workers]
@@ -68,7 +70,7 @@ def main():
 
 
 def prepare_to_fork():
-    """Start no threads, and share no lock with children, which may be killed."""
+    """Start no threads and no shared locks: children fork, and may be killed."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
@@ -104,7 +106,7 @@ def try_share(args, base, place):
 
 
 def plan(args, world):
-    """Return (kind, function that tries a number, numbers) of all that is tried."""
+    """Return [(kind, function that tries a case by its number, the numbers to try)]."""
     damaged = DamageCases(world, args.seed, args.only, args.damage)
     events = EventCases(world, args.seed)
     kinds = {
@@ -129,7 +131,7 @@ def plan(args, world):
     return found
 
 
-# What is said
+# What is reported
 
 
 def report(case, args):
