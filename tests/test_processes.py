@@ -165,7 +165,7 @@ PAIR = """
     folder = checkpoints.write('shared/run', 1, 1, files)
     assert len(os.listdir(folder)) == 4
     if rank == 1:
-        files = {{'absent/head_001': 1}}
+        files = {{'absent/head_001': {{}}}}
     try:
         checkpoints.write('shared/run', 1, 2, files)
         raise AssertionError
