@@ -36,13 +36,24 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     by gallery index. Raises UserError for embeddings that are not finite or do not
     fit, and for a k below 1 or beyond the images that can be retrieved.
     """
+    best = begin_search(query, gallery, k, exclude, tile, norm)
+    best.add_tiles(best.tiles(tile))
+    return to_scores(best.keys), to_indices(best.keys)
+
+
+def begin_search(query, gallery, k, exclude, tile, norm, codes=None):
+    """Check the arguments of `search`; return its BestImages, without any tile yet.
+
+    codes: the CodesFile of the gallery, for a faster first pass; it needs `norm`.
+    """
     bound = check_pair(query, gallery, tile, norm)
     exclude = check_exclude(exclude, query, gallery)
     check_k(k, len(gallery) - int((exclude >= 0).any()))
-    first_pass = FloatPass(query, gallery, bound)
-    best = BestImages(query, gallery, k, exclude, bound, first_pass)
-    best.add_tiles(best.tiles(tile))
-    return to_scores(best.keys), to_indices(best.keys)
+    if codes:
+        first_pass = codes.first_pass(query, norm)
+    else:
+        first_pass = FloatPass(query, gallery, bound)
+    return BestImages(query, gallery, k, exclude, bound, first_pass)
 
 
 def check_exclude(exclude, query, gallery):

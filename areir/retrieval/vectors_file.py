@@ -9,10 +9,10 @@ import torch
 from areir.processes import gather, rank_and_count
 from areir.retrieval import matrix_file
 from areir.retrieval.codes_file import CodesFile, codes_path
-from areir.retrieval.first_pass import FloatPass, has_fast_codes
+from areir.retrieval.first_pass import has_fast_codes
 from areir.retrieval.matrix_file import MatrixFile, write_blocks
-from areir.retrieval.ranking import BestImages, check_exclude, check_k
-from areir.retrieval.scores import TILE, check_pair, to_indices, to_scores
+from areir.retrieval.ranking import begin_search
+from areir.retrieval.scores import TILE, to_indices, to_scores
 
 ROUNDING = 0.01  # how far the norm of a unit vector may be from 1
 LARGEST_NORM = 1 + ROUNDING
@@ -54,14 +54,9 @@ class VectorsFile(MatrixFile):
         with the same queries, so that each searches its share of the tiles. If not,
         this process searches all of them.
         """
-        bound = check_pair(query, self.mapped, TILE, LARGEST_NORM)
-        exclude = check_exclude(exclude, query, self.mapped)
-        check_k(k, self.count - int((exclude >= 0).any()))
-        if self.codes:
-            first_pass = self.codes.first_pass(query, LARGEST_NORM)
-        else:
-            first_pass = FloatPass(query, self.mapped, bound)
-        best = BestImages(query, self.mapped, k, exclude, bound, first_pass)
+        best = begin_search(
+            query, self.mapped, k, exclude, TILE, LARGEST_NORM, self.codes
+        )
         rank, processes = rank_and_count() if shared else (0, 1)
         best.add_tiles(best.tiles(TILE)[rank::processes], silent=rank > 0)
         keys = best.keys
