@@ -28,7 +28,7 @@ from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
 from areir.errors import UserError
-from areir.files import locked, write_tensors
+from areir.files import locked, refuse_folder, write_tensors
 
 # Arguments
 
@@ -150,9 +150,7 @@ def is_unchanged(dataset, fingerprint):
 def refuse_foreign_files(dataset):
     """Raise UserError if a file or folder that was not made here is in the way."""
     for crop_type in dataset.crop_types:
-        path = dataset.split_path(crop_type)
-        if os.path.isdir(path):
-            raise UserError(f'{path} is a folder in the place of a file: remove it')
+        refuse_folder(dataset.split_path(crop_type))
     if dataset.has_boxes:
         links = os.path.join(dataset.folder, 'uncropped')
         crops.refuse_foreign_links(dataset.targets('uncropped'), links)

@@ -14,8 +14,9 @@ import contextlib
 import json
 import warnings
 
-from areir.flags.evaluation import KS, get_parser
+from areir.flags.evaluation import get_parser
 from areir.flags.help import answer_help
+from areir.flags.types import RECALLS
 
 if __name__ == '__main__':
     answer_help(get_parser)  # before the imports below, which take seconds
@@ -76,7 +77,7 @@ def main():
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
     result = rank_file(args.file, args.device, table=args.labels)
-    ks = args.recalls or [k for k in KS if k <= result.available]
+    ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
     intervals = confidence_intervals(values, result.labels)

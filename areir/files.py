@@ -7,6 +7,7 @@ names are unique: two processes that write the same file do not collide.
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import sys
 import time
 import warnings
 import zipfile
+import zlib
 from zipfile import BadZipFile
 
 import filelock
@@ -24,6 +26,7 @@ import torch
 from areir.errors import UserError
 
 LONGEST_NAME = 200  # bytes
+READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
 
 
@@ -105,6 +108,19 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
         raise WriteError(path, error) from error
     finally:
         remove(temporary)
+
+
+def file_checksum(file, size=None, value=0):
+    """Return the CRC-32 of the next `size` bytes of an open file, or of all.
+
+    value: the CRC-32 of what comes before them. A file with fewer bytes is read to its
+    end.
+    """
+    left = math.inf if size is None else size
+    while left > 0 and (block := file.read(min(left, READ))):
+        value = zlib.crc32(block, value)
+        left -= len(block)
+    return value
 
 
 def write_text(path, text):
@@ -190,6 +206,12 @@ def refuse_special(path):
     """Raise UserError if a path is a FIFO, a socket or a device."""
     if is_special(path):
         raise UserError(f'{path}: not a regular file')
+
+
+def refuse_folder(path):
+    """Raise UserError if a path where a file will be written is a folder."""
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder in the place of a file: remove it')
 
 
 def load_tensors(path, mmap=False):

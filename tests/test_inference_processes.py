@@ -14,13 +14,13 @@ from areir.data.sample import draw_sample
 
 pytestmark = pytest.mark.slow
 
-# small blocks, so that each process has blocks of its own
-SMALL_BLOCKS = """
+# small tiles, so that each process has tiles of its own
+SMALL_TILES = """
 import sys
 sys.path.insert(0, {root!r})
 import inference, utils
-from areir.retrieval import vectors_file
-vectors_file.BLOCK = 3
+from areir.retrieval import ranking, vectors_file
+vectors_file.TILE = ranking.NARROWEST = ranking.WIDEST = 1
 utils.run_script(inference.main)
 """
 
@@ -88,7 +88,7 @@ def test_two_processes_equal_one(project, photos, tmp_path, query, index, file):
         pytest.importorskip('faiss', reason='faiss is optional')
     shutil.copytree(photos, tmp_path / 'queries')
     script = tmp_path / 'small_blocks.py'
-    script.write_text(SMALL_BLOCKS.format(root=str(project.root)))
+    script.write_text(SMALL_TILES.format(root=str(project.root)))
     flags = ['--model', project.model, '--gallery', photos, '--index', index]
     flags += ['--query_img_name', tmp_path / query, '--retrieval_num', 5]
     one, two = tmp_path / 'results 1', tmp_path / 'results 2'

@@ -20,7 +20,7 @@ from areir.data.optional_formats import (
     kind_by_suffix,
 )
 from areir.errors import UserError
-from areir.files import is_special
+from areir.files import file_checksum, is_special
 
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
@@ -123,7 +123,7 @@ def check_png(path):
             if head[4:] != b'IDAT':
                 file.seek(length + 4, os.SEEK_CUR)
                 continue
-            found = zlib.crc32(file.read(length), zlib.crc32(b'IDAT'))
+            found = file_checksum(file, length, zlib.crc32(b'IDAT'))
             if found != int.from_bytes(file.read(4), 'big'):
                 raise UserError('its checksum does not fit')
 

@@ -2,9 +2,7 @@
 
 import argparse
 
-from areir.flags.types import listed_integers, path
-
-KS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)
+from areir.flags.types import RECALLS, listed_integers, path
 
 
 def get_parser():
@@ -31,7 +29,7 @@ def get_parser():
         '--recalls',
         type=listed_integers,
         help='K of Recall@K [default value is '
-        f"'{','.join(map(str, KS))}', up to the number of images]",
+        f"'{','.join(map(str, RECALLS))}', up to the number of images]",
     )
     measured.add_argument(
         '--compare',

@@ -3,9 +3,15 @@
 import argparse
 
 from areir.flags.recipes import add_recipe_flags, by_recipe
-from areir.flags.types import image_size, integer, integers, model_type, path, positive
-
-DEFAULT_RECALLS = [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000]
+from areir.flags.types import (
+    RECALLS,
+    image_size,
+    integer,
+    integers,
+    model_type,
+    path,
+    positive,
+)
 
 
 def get_parser():
@@ -185,8 +191,8 @@ def add_evaluation_flags(add):
     add(
         '--recalls',
         type=integers,
-        default=DEFAULT_RECALLS,
-        help="K of recall@K [default value is '1,2,4,8,10,20,30,40,50,100,1000']",
+        default=list(RECALLS),
+        help=f"K of recall@K [default value is '{','.join(map(str, RECALLS))}']",
     )
     add(
         '--false_match_rate',

@@ -4,6 +4,9 @@ import argparse
 
 from areir.errors import UserError
 
+LARGEST_IMAGE = 8192  # pixels per side of a network's input
+RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
+
 
 def integer(least, most):
     """Return an argparse type: an integer from `least` to `most`."""
@@ -21,7 +24,7 @@ def integer(least, most):
 
 
 positive = integer(1, 1_000_000)
-image_size = integer(1, 8192)  # pixels per side of a network's input
+image_size = integer(1, LARGEST_IMAGE)
 
 
 def path(text):

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from areir.errors import UserError
-from areir.files import atomic_path, refuse_special, write_json
+from areir.files import atomic_path, file_checksum, refuse_special, write_json
 from areir.retrieval.index import locked
 from areir.retrieval.scores import (
     LAST,
@@ -36,7 +36,6 @@ TOGETHER = 256  # queries searched at a time
 SAMPLE = 256  # queries that measure the recall
 NEAREST = 8  # images of each of them
 ADDED = 65536  # vectors added to faiss at a time
-READ = 2**20  # bytes read at a time
 VECTORS_PER_CELL = 39  # faiss warns if a centre is placed by fewer
 MEASURED = {
     'cells': is_count,
@@ -153,9 +152,7 @@ def checksum(path, measured):
     """Return the CRC-32 of a file and of its measurements."""
     value = zlib.crc32(json.dumps(measured).encode())
     with open(path, 'rb') as file:
-        while block := file.read(READ):
-            value = zlib.crc32(block, value)
-    return value
+        return file_checksum(file, value=value)
 
 
 def build(path, vectors):

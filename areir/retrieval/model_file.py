@@ -1,6 +1,7 @@
 """The schema of a model file of train.py."""
 
 from areir.errors import UserError
+from areir.flags.types import LARGEST_IMAGE
 from areir.retrieval import thresholds
 from areir.retrieval.projection import is_state
 from areir.schemas import (
@@ -15,8 +16,6 @@ from areir.schemas import (
     is_text,
     is_weights,
 )
-
-LARGEST_IMAGE = 8192  # pixels per side
 
 
 def is_side(value):

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from areir.errors import UserError
 from areir.schemas import find_problem, is_count, is_list, is_number
 
 
@@ -45,12 +44,6 @@ def is_calibration(value):
         return False
     sizes = value['sizes']
     return len(sizes) == len(value['thresholds']) > 0 and sizes[0] >= 1
-
-
-def check(calibration):
-    """Raise UserError unless a calibration is None or what `calibrate` returns."""
-    if not is_calibration(calibration):
-        raise UserError('its calibration is damaged')
 
 
 def threshold_for(calibration, gallery_size):

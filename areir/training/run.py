@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-import zlib
 from dataclasses import asdict, dataclass, field
 
 import pandas as pd
@@ -11,7 +10,13 @@ from tqdm import tqdm
 
 from areir import processes
 from areir.errors import UserError
-from areir.files import write_json, write_table, write_tensors
+from areir.files import (
+    file_checksum,
+    refuse_folder,
+    write_json,
+    write_table,
+    write_tensors,
+)
 from areir.flags.recipes import BEFORE_RECIPES, default_recipe
 from areir.training import checkpoints
 from areir.training.finished import (
@@ -202,8 +207,7 @@ class Run:
     def can_write(self):
         """Return True. Raises UserError if a folder has the name of a file."""
         for path in map(self.path, WRITTEN):
-            if os.path.isdir(path):
-                raise UserError(f'{path} is a folder in the place of a file: remove it')
+            refuse_folder(path)
         return True
 
     def needs_training(self, resume, num_epochs):
@@ -338,7 +342,7 @@ class Run:
         record = read_record(self.path('run.json'), KEPT)
         tested = [row['epoch'] for row in progress.rows]
         with open(self.path('results.csv'), 'rb') as file:
-            csv_checksum = zlib.crc32(file.read())
+            csv_checksum = file_checksum(file)
         finished = {
             'finished': True,
             'tested_epochs': tested,

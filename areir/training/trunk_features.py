@@ -29,13 +29,12 @@ from areir import processes
 from areir.data.images import flip
 from areir.data.loading import make_loader
 from areir.errors import UserError
-from areir.files import atomic_path
+from areir.files import atomic_path, file_checksum
 from areir.seeds import CROP, derive_seed
 from areir.training.batches import ViewSampler, whole_batches
 from areir.training.loaders import to_images
 
 VIEWS = 4
-READ = 2**20  # bytes read at a time
 BATCH = 64  # images whose features are computed at a time
 HIGHEST = 65504  # of float16
 
@@ -145,14 +144,10 @@ def npy_header(shape):
 
 def is_whole(path):
     """Whether a file of features ends with its checksum."""
-    checksum = 0
     with open(path, 'rb') as file:
-        left = os.fstat(file.fileno()).st_size - 4
-        while left > 0:
-            block = file.read(min(left, READ))
-            checksum = zlib.crc32(block, checksum)
-            left -= len(block)
-        return left == 0 and file.read() == checksum.to_bytes(4, 'little')
+        size = os.fstat(file.fileno()).st_size - 4
+        checksum = file_checksum(file, size)
+        return size >= 0 and file.read() == checksum.to_bytes(4, 'little')
 
 
 def check_space(path, size):

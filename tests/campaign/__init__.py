@@ -17,7 +17,7 @@ This is the whole list:
 - an uncompressed MATLAB file: changed bytes, the content of another such file
 - a .npy file of the user's own: changed numbers
 - an image: the content of another image; a JPEG: changed bytes
-- a .pth file whose values were replaced before it was saved anew
+- a .pth file that other code has saved again with other values
 - an image of a folder that is searched: removed
 
 All other damage of files that this project writes must be noticed.

@@ -32,7 +32,7 @@ def stop_indexing():
 
 
 def stop_after(function, calls):
-    """Return a function that ends the process after so many calls."""
+    """Wrap a function so that its call number `calls` ends the process."""
     made = []
 
     @functools.wraps(function)

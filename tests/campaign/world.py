@@ -61,7 +61,7 @@ class World:
         self.pristine.mkdir(parents=True, exist_ok=True)
 
     def lay_out(self, areas):
-        """Make the folder of the case anew, with these areas."""
+        """Replace the folder of the case with a new one that holds these areas."""
         for area in areas:
             self.build(area)
         shutil.rmtree(self.case, ignore_errors=True)
