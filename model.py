@@ -31,11 +31,12 @@ from areir.errors import UserError
 from areir.files import load_tensors
 from areir.flags import types
 from areir.folding import folded
-from areir.layers import Chain, MeanPool, SqueezeExcitation
+from areir.layers import MeanPool, SqueezeExcitation, Stages
 from areir.retrieval.model_file import check_model
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
+EMBEDDINGS = ('logits', 'features', 'stages')
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
 
 # what describes an image for a network that was not trained here
@@ -67,7 +68,7 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
     return torch.stack(rows)
 
 
-class Head(Chain):
+class Head(Stages):
     """One member of the ensemble: maps the trunk's features to meta-class logits.
 
     stages: {name: block} of each of its stages; se: what follows the first; neck:
@@ -76,11 +77,8 @@ class Head(Chain):
 
     def __init__(self, stages, se, neck, fc):
         first, *others = stages
-        stages = [{**first, 'se': se}, *others]
-        blocks = {name: block for stage in stages for name, block in stage.items()}
         tail = {'pool': MeanPool(), **neck}
-        super().__init__({**blocks, **tail})
-        self.stages = [list(stage) for stage in stages]
+        super().__init__([{**first, 'se': se}, *others], tail)
         self.tail = list(tail)
         self.fc = fc
 
@@ -93,22 +91,14 @@ class Head(Chain):
             features = self.run(stage, features)
         return self.logits(features)
 
-    def outputs(self, features):
-        """Return the features of the trunk and of each stage, a list."""
-        outputs = [features]
-        for stage in self.stages:
-            outputs.append(self.run(stage, outputs[-1]))
-        return outputs
-
-    def describe(self, features):
-        """Return the pooled features (N, width) of the trunk and of each stage."""
-        return self.pooled(self.outputs(features))
-
     def pooled(self, outputs):
-        """Return the pooled features (N, width) of what `outputs` returns."""
-        described = [self.pool(output) for output in outputs[:-1]]
-        described.append(self.run(self.tail, outputs[-1]))
-        return [part.flatten(1) for part in described]
+        """Return the pooled features (N, width) of stages, the head's last at the end.
+
+        outputs: their features, (N, C, H, W) each.
+        """
+        pooled = [self.pool(output) for output in outputs[:-1]]
+        pooled.append(self.run(self.tail, outputs[-1]))
+        return [part.flatten(1) for part in pooled]
 
 
 class EnsembleModel(nn.Module):
@@ -121,7 +111,8 @@ class EnsembleModel(nn.Module):
     stages of a network, of which every head gets a copy with the same weights.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
-    what describes an image, the heads' 'logits' or their pooled 'features'. mirror:
+    what describes an image, the heads' 'logits', the pooled 'features' of the trunk and
+    of each stage of a head, or also those of each of the trunk's 'stages'. mirror:
     whether the mirror image is described, too, and added. neutral_se: whether the
     attention starts as if it were not there, which keeps what loaded weights know.
     Set `projection` to a Projection to apply it to the embeddings.
@@ -142,8 +133,8 @@ class EnsembleModel(nn.Module):
         neutral_se=False,
     ):
         super().__init__()
-        if embedding not in ('logits', 'features'):
-            raise UserError(f'embedding {embedding}: choose logits or features')
+        if embedding not in EMBEDDINGS:
+            raise UserError(f'embedding {embedding}: choose {", ".join(EMBEDDINGS)}')
         if ensemble_size < 1 or meta_class_size < 1:
             raise UserError(
                 f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: '
@@ -163,14 +154,13 @@ class EnsembleModel(nn.Module):
                 f'{len(network.stages) - 1}, so that each head has a stage'
             )
         channels = stage_channels(network.stages)
-        described = channels[shared_stages - 1 :]
-        if embedding == 'logits':
-            described = [meta_class_size]
+        described = {
+            'logits': [meta_class_size],
+            'features': channels[shared_stages - 1 :],
+            'stages': channels,
+        }[embedding]
         self.length = ensemble_size * sum(described)  # of an embedding, not projected
-        trunk = network.stages[:shared_stages]
-        self.trunk = Chain(
-            {name: block for part in trunk for name, block in part.items()}
-        )
+        self.trunk = Stages(network.stages[:shared_stages])
         self.heads = nn.ModuleList()
         for head in self.members:
             with random_stream(derive_seed(seed, HEAD, head)):
@@ -205,9 +195,9 @@ class EnsembleModel(nn.Module):
 
         Each head's logits are L2-normalised, concatenated and divided by
         sqrt(ensemble_size), so the dot product of two embeddings is the mean over heads
-        of their cosine similarities. With embedding='features' it is the pooled
-        features of the trunk and of each stage of a head, each L2-normalised. Then the
-        projection is applied, if there is one. Batch statistics are never used: an
+        of their cosine similarities. With the other embeddings it is pooled features
+        in the place of the logits, each L2-normalised. Then the projection is applied,
+        if there is one. Batch statistics are never used: an
         embedding does not depend on the other images of its batch. If the model holds
         only some heads, only their columns are returned.
         """
@@ -222,10 +212,15 @@ class EnsembleModel(nn.Module):
 
     def describe(self, images):
         """Return the parts of the embedding, head by head, not normalised: (N, .)."""
-        features = self.trunk(images.to(next(self.trunk.parameters()).dtype))
+        outputs = self.trunk.outputs(images.to(next(self.trunk.parameters()).dtype))
+        features = outputs[-1]
         if self.embedding == 'logits':
             return [head(features).float() for head in self.heads]
-        return [part.float() for head in self.heads for part in head.describe(features)]
+        shared = outputs if self.embedding == 'stages' else [features]
+        parts = []
+        for head in self.heads:
+            parts += head.pooled(shared + head.outputs(features))
+        return [part.float() for part in parts]
 
     def combine(self, vectors):
         """Return the embeddings for what `describe` returns."""

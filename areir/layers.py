@@ -33,6 +33,23 @@ class Chain(nn.Module):
         return self.run(self.order, features)
 
 
+class Stages(Chain):
+    """A chain in stages. stages: {dotted name: module} of each; tail: what follows."""
+
+    def __init__(self, stages, tail=None):
+        blocks = {name: block for stage in stages for name, block in stage.items()}
+        super().__init__({**blocks, **(tail or {})})
+        self.stages = [list(stage) for stage in stages]
+
+    def outputs(self, features):
+        """Return the features of each stage, a list."""
+        outputs = []
+        for stage in self.stages:
+            features = self.run(stage, features)
+            outputs.append(features)
+        return outputs
+
+
 class MeanPool(nn.Module):
     """Means over space, in float32 at least."""
 

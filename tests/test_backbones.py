@@ -139,7 +139,7 @@ def test_a_list_of_stages_gives_every_head_the_same_weights():
     stages = [Chain(stage) for stage in cut(network, find_family('resnet18')).stages]
     model = EnsembleModel(stages, 2, 4, shared_stages=2, with_se=False).eval()
     features = model.trunk(random_images())
-    first, second = (head.describe(features)[-1] for head in model.heads)
+    first, second = (head.pooled(head.outputs(features))[-1] for head in model.heads)
     assert torch.equal(first, second)
     wanted = torch.nn.Sequential(*stages).eval()(random_images()).mean(dim=(2, 3))
     torch.testing.assert_close(first, wanted)
@@ -196,6 +196,39 @@ def test_features_are_those_of_trunk_and_stages(describer):
     assert (embeddings[0] @ embeddings[1]).item() == pytest.approx(
         score.item(), abs=1e-5
     )
+
+
+@torch.no_grad()
+def test_stages_are_described_within_the_trunk_as_well():
+    """With three shared stages, as if the first two were not shared."""
+    options = {'with_se': False, 'shared_stages': 3}
+    model = EnsembleModel('resnet18', 2, 3, embedding='stages', **options).eval()
+    images = random_images(3)
+    pooled, features = [], images
+    for names in (
+        ['conv1', 'bn1', 'relu', 'maxpool', 'layer1'],
+        ['layer2'],
+        ['layer3'],
+    ):
+        features = model.trunk.run(names, features)
+        pooled.append(features.mean(dim=(2, 3)))
+    wanted = []
+    for head in model.heads:
+        last = head.run(['layer4'], features).mean(dim=(2, 3))
+        wanted += [*pooled, last]
+    parts = model.describe(images)
+    assert [part.shape[1] for part in parts] == 2 * [64, 128, 256, 512]
+    assert model.dimensions == 1920
+    for part, vector in zip(parts, wanted):
+        torch.testing.assert_close(part, vector)
+
+
+def test_one_shared_stage_has_no_stages_before_it():
+    models = [
+        EnsembleModel('resnet18', 2, 3, embedding=embedding).eval()
+        for embedding in ('features', 'stages')
+    ]
+    assert torch.equal(*(model.embed(random_images(2)) for model in models))
 
 
 def test_a_mirror_image_has_the_same_embedding(describer):

@@ -106,9 +106,9 @@ def test_a_projection_follows(model):
     torch.testing.assert_close(copied, short, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize('embedding', ['logits', 'features'])
+@pytest.mark.parametrize('embedding', ['logits', 'features', 'stages'])
 def test_some_members_embed_their_columns(slim_backbone, embedding):
-    options = {'seed': 5, 'embedding': embedding, 'mirror': True}
+    options = {'seed': 5, 'embedding': embedding, 'mirror': True, 'shared_stages': 2}
     whole = EnsembleModel('resnet18', 4, 3, **options)
     some = EnsembleModel('resnet18', 4, 3, members=[1, 3], **options)
     images = random_images(2, 32)

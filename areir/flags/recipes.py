@@ -82,8 +82,9 @@ def add_recipe_flags(add):
     add('--label_smoothing', type=float,
         help='probability that is spread over all meta-classes '
              f'{by_recipe("label_smoothing")}')
-    add('--embedding', choices=['logits', 'features'],
-        help="describe an image by each head's logits or by its pooled features "
+    add('--embedding', choices=['logits', 'features', 'stages'],
+        help="describe an image by each head's logits, by the pooled features of the "
+             "trunk and of the head's stages, or also by those of the trunk's stages "
              f'{by_recipe("embedding")}')
     add('--mirror', choices=['yes', 'no'],
         help='add the description of the mirror image, which doubles the time of '

@@ -66,7 +66,7 @@ def head_heat(head, features, embedding, gradients):
     embedding.
     """
     first = features.detach().requires_grad_()
-    outputs = head.outputs(first)
+    outputs = [first, *head.outputs(first)]
     seen = first
     for output in outputs:
         if min(output.shape[2:]) >= CELLS:
@@ -75,7 +75,9 @@ def head_heat(head, features, embedding, gradients):
         parts = [head.logits(outputs[-1])]
     else:
         parts = head.pooled(outputs)
-    (gradient,) = torch.autograd.grad(parts, seen, gradients)
+    # the parts before these are of the trunk's earlier stages
+    own = gradients[-len(parts) :]
+    (gradient,) = torch.autograd.grad(parts, seen, own)
     heat = (gradient * seen).sum(dim=1)
     return F.relu(heat).detach()
 

@@ -38,13 +38,15 @@ def test_heat_of_features_has_cells_of_the_trunk_or_a_stage(shared, side, cells)
     assert all(weight.grad is None for weight in model.parameters())
 
 
-@pytest.mark.parametrize('embedding', ['logits', 'features'])
+@pytest.mark.parametrize('embedding', ['logits', 'features', 'stages'])
 def test_heat_by_hand(slim_backbone, embedding):
     """Gradient times features, summed over channels and heads: HiResCAM.
 
     Of images of 64 pixels the slim trunk has 16 x 16 cells and its last stage 8 x 8.
     """
-    model = EnsembleModel('resnet18', 2, 3, embedding=embedding).eval()
+    shared = 2 if embedding == 'stages' else 1
+    options = {'embedding': embedding, 'shared_stages': shared}
+    model = EnsembleModel('resnet18', 2, 3, **options).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     wanted = 0
     for index, head in enumerate(model.heads):
