@@ -93,7 +93,7 @@ def get_run(description):
     """Return the only argument: the run, as the beginning of the names of its files."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        'run', help='for example results/sample_uncropped_resnet18_2_20'
+        'run', help='for example results/sample_uncropped_resnet18_2_40'
     )
     return parser.parse_args().run
 

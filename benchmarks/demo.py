@@ -1,6 +1,6 @@
 """Measure Recall@1 on unseen classes: by raw pixels, untrained and trained network.
 
-    python benchmarks/demo.py results/sample_uncropped_resnet18_2_20
+    python benchmarks/demo.py results/sample_uncropped_resnet18_2_40
 
 Run `make demo` before. All three embed the same test images at the same size and are
 evaluated alike. Takes 10 seconds on 2 cores.

@@ -1,6 +1,6 @@
 """Measure the false-match rate on figures that neither trained nor set the threshold.
 
-    python benchmarks/false_matches.py results/sample_uncropped_resnet18_2_20
+    python benchmarks/false_matches.py results/sample_uncropped_resnet18_2_40
 
 Run `make demo` before. The threshold is set on the 40 test classes of the run, as in
 training. It is measured on 240 figures drawn for this purpose. Means and deviations are

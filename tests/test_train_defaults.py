@@ -150,7 +150,8 @@ def test_the_model_file_rebuilds_the_database(trained, slim_backbone):
     # and by its parts: the network, then the components
     model = rebuild(saved['model_args'], saved['state_dict'])
     long = model.embed(normalise(pixels, saved['mean'], saved['std']))
-    widths = (8, 8, 16, 32)[WANTED['shared_stages'] - 1 :]  # of the slim stages
+    assert WANTED['embedding'] == 'stages'
+    widths = 8, 8, 16, 32  # of the slim stages
     length = WANTED['ensemble_size'] * sum(widths)
     assert long.shape[1] == len(saved['projection']['mean']) == length
     short = Projection(**saved['projection'])(long)

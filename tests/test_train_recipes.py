@@ -23,9 +23,8 @@ SHORT = [
     *('--batch_size', '8'),
 ]
 HEADS = RECIPES['current']['ensemble_size']
-SCRATCH = f'small_uncropped_resnet18_{HEADS}_3'
-LOADED = f'small_uncropped_resnet18_{HEADS}_6'
-HELD_OUT = f'small_uncropped_resnet18_{HEADS}_2'  # of 4 classes
+RUN = f'small_uncropped_resnet18_{HEADS}_6'
+HELD_OUT = f'small_uncropped_resnet18_{HEADS}_4'  # classes that are left
 
 
 def train(slim, results, *flags):
@@ -39,22 +38,22 @@ def train(slim, results, *flags):
 def test_a_run_without_flags(slim, slim_backbone, tmp_path):
     output = train(slim, tmp_path, '--weights', 'none', '--dimensions', 16)
     assert 'before training: R@1' in output and 'recipe     current' in output
-    table = pd.read_csv(tmp_path / f'{SCRATCH}_results.csv')
+    table = pd.read_csv(tmp_path / f'{RUN}_results.csv')
     assert table['epoch'].tolist() == [0, 1, 2]
     assert table['train_loss'].isna().tolist() == [True, False, False]
     assert table['train_seconds'].is_monotonic_increasing
-    arguments = json.loads((tmp_path / f'{SCRATCH}_run.json').read_text())['arguments']
+    arguments = json.loads((tmp_path / f'{RUN}_run.json').read_text())['arguments']
     assert arguments['recipe'] == 'current' and arguments['dimensions'] == 16
     assert arguments['crop_area'] < 1 and arguments['mirror'] == 'yes'
 
-    database = read(tmp_path, 'data_base', SCRATCH)
+    database = read(tmp_path, 'data_base', RUN)
     embeddings = database['embeddings']
     assert embeddings.shape == (30, 16) and database['ensemble_size'] == 1
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(30), atol=1e-5)
-    trained = TrainedModel(str(tmp_path / f'{SCRATCH}_model.pth'))
+    trained = TrainedModel(str(tmp_path / f'{RUN}_model.pth'))
     assert trained.dimensions == 16
     # the scripts that read it
-    path = tmp_path / f'{SCRATCH}_data_base.pth'
+    path = tmp_path / f'{RUN}_data_base.pth'
     image = slim.root / 'data/small' / database['images'][3]
     flags = ['--results_root', tmp_path, '--data_base', path.name]
     flags += ['--query_img_name', image, '--retrieval_num', 3, '--heat_maps']
@@ -66,8 +65,8 @@ def test_a_run_without_flags(slim, slim_backbone, tmp_path):
 
 def test_a_new_image_gets_the_embedding_of_the_database(slim, slim_backbone, tmp_path):
     train(slim, tmp_path, '--weights', 'none')
-    database = read(tmp_path, 'data_base', SCRATCH)
-    trained = TrainedModel(str(tmp_path / f'{SCRATCH}_model.pth'))
+    database = read(tmp_path, 'data_base', RUN)
+    trained = TrainedModel(str(tmp_path / f'{RUN}_model.pth'))
     embedder = trained.embedder(torch.device('cpu'))
     image = load_image(str(slim.root / 'data/small' / database['images'][7]))
     vector = embedder(to_pixels(image, 32)[None])[0]
@@ -75,13 +74,13 @@ def test_a_new_image_gets_the_embedding_of_the_database(slim, slim_backbone, tmp
 
 
 RESUMED = {
-    'as it is': ([], SCRATCH),
-    'all stages but one shared': (['--shared_stages', 3], SCRATCH),
-    'logits': (['--embedding', 'logits', '--dimensions', 0], SCRATCH),
-    'step': (['--schedule', 'step', '--crop_area', 1, '--mirror', 'no'], SCRATCH),
-    'tested once': (['--test_every', 2, '--label_smoothing', 0], SCRATCH),
-    'val': (['--select', 'val', '--whitening', 0.5], HELD_OUT),
-    'frozen': (['--freeze_trunk', 'yes', '--freeze_bn', 'yes'], LOADED),
+    'as it is': [],
+    'one stage shared': ['--shared_stages', 1, '--embedding', 'features'],
+    'logits': ['--embedding', 'logits', '--dimensions', 0],
+    'step': ['--schedule', 'step', '--crop_area', 1, '--mirror', 'no'],
+    'tested once': ['--test_every', 2, '--label_smoothing', 0],
+    'val': ['--select', 'val', '--whitening', 0.5],
+    'frozen': ['--freeze_trunk', 'yes', '--freeze_bn', 'yes'],
 }
 
 
@@ -90,8 +89,8 @@ RESUMED = {
 def test_resumed_equals_uninterrupted(
     slim, slim_backbone, weights, tmp_path, kind, batches
 ):
-    flags, run = RESUMED[kind]
-    flags = ['--weights', weights if run == LOADED else 'none', *flags]
+    given = weights if kind == 'frozen' else 'none'
+    flags = ['--weights', given, *RESUMED[kind]]
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     train(slim, whole, *flags)
     with pytest.MonkeyPatch.context() as patch:
@@ -99,7 +98,7 @@ def test_resumed_equals_uninterrupted(
         words = [*SHORT, '--results_root', stopped, *flags]
         assert slim.call('train.py', *words)[0] == 130
     train(slim, stopped, *flags, '--resume')
-    run += '_select_val' if kind == 'val' else ''
+    run = f'{HELD_OUT}_select_val' if kind == 'val' else RUN
     assert_same_run(whole, stopped, run)
     projections = (
         read(results, 'model', run)['projection'] for results in (whole, stopped)
@@ -135,14 +134,14 @@ def test_a_frozen_trunk_stays_and_its_features_are_kept(
     monkeypatch.setattr(trunk_features, 'write_views', count_and_write)
     output = train(slim, tmp_path, *flags)
     assert 'trunk frozen, batch norm frozen' in output
-    saved, state = read(tmp_path, 'model', LOADED), load_tensors(str(weights))
+    saved, state = read(tmp_path, 'model', RUN), load_tensors(str(weights))
     for name, value in state.items():
         if name.startswith(('conv1', 'bn1', 'layer1', 'layer2', 'layer3')):
             assert torch.equal(saved['state_dict'][f'trunk.{name}'], value), name
     for name in ('layer4.0.weight', 'layer4.1.running_mean'):
         same = torch.equal(saved['state_dict'][f'heads.0.{name}'], state[name])
         assert same == ('running' in name)  # batch norm keeps its statistics
-    folder = tmp_path / f'{LOADED}_trunk_features'
+    folder = tmp_path / f'{RUN}_trunk_features'
     (name,) = os.listdir(folder)
     train(slim, tmp_path, *flags)
     assert os.listdir(folder) == [name] and len(written) == 1
@@ -172,7 +171,7 @@ def test_two_processes_give_the_numbers_of_one(slim, weights, tmp_path, frozen):
     finish_process(start(slim, one, *flags))
     finish_process(start(slim, two, *flags, processes=2))
     first, second = (
-        read(results, 'data_base', LOADED)['embeddings'] for results in (one, two)
+        read(results, 'data_base', RUN)['embeddings'] for results in (one, two)
     )
     assert torch.cosine_similarity(first, second).min() > 0.9999
 

@@ -43,9 +43,9 @@ RECIPES = {
     },
 }
 # how the current recipe differs if it starts from random weights
-FROM_SCRATCH = {'lr': 1e-3, 'shared_stages': 1, 'freeze_bn': 'no'}
+FROM_SCRATCH = {'lr': 1e-3, 'freeze_bn': 'no', 'embedding': 'stages'}
 # training classes per meta-class, for datasets that are not in META_CLASSES
-CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1, 'from scratch': 2}
+CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
 TESTS = 5  # in a run of the current recipe, after that of the initial weights
 
 # the flags of runs that are older than recipes
@@ -130,12 +130,11 @@ def default_recipe(args):
     return '2019' if published or args.data_name in META_CLASSES else 'current'
 
 
-def default_meta_classes(args, classes, from_scratch):
+def default_meta_classes(args, classes):
     """Return the number of meta-classes; classes: the number of training classes."""
     if args.data_name in META_CLASSES:
         return META_CLASSES[args.data_name]
-    scratch = from_scratch and args.recipe == 'current'
-    share = CLASSES_PER_META_CLASS['from scratch' if scratch else args.recipe]
+    share = CLASSES_PER_META_CLASS[args.recipe]
     return min(classes, max(2, round(classes / share)))
 
 
@@ -162,7 +161,7 @@ def complete(args, classes, from_scratch):
     if args.recipe == 'current' and from_scratch:
         values |= FROM_SCRATCH
     values['test_every'] = default_test_every(args)
-    values['meta_class_size'] = default_meta_classes(args, classes, from_scratch)
+    values['meta_class_size'] = default_meta_classes(args, classes)
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

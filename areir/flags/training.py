@@ -99,7 +99,7 @@ def add_model_flags(add):
         '--meta_class_size',
         type=positive,
         help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
-        '192 for isc, else the training classes, half of them from scratch]',
+        '192 for isc, else the training classes]',
     )
     add(
         '--weights',

@@ -11,7 +11,6 @@ import train
 from areir.data.images import to_pixels
 from areir.errors import UserError
 from areir.flags.recipes import (
-    CLASSES_PER_META_CLASS,
     FROM_SCRATCH,
     META_CLASSES,
     RECIPES,
@@ -37,7 +36,7 @@ def test_other_data_takes_the_current_recipe():
         if args is scratch:
             wanted |= FROM_SCRATCH
         assert {name: getattr(args, name) for name in wanted} == wanted
-    assert (scratch.meta_class_size, loaded.meta_class_size) == (49, 98)
+        assert args.meta_class_size == 98
 
 
 @pytest.mark.parametrize(
@@ -117,21 +116,11 @@ def test_only_flags_that_are_not_given_are_set(recipe, scratch):
     assert vars(args) == after
 
 
-@pytest.mark.parametrize(
-    ('recipe', 'scratch', 'kind'),
-    [
-        ('2019', False, '2019'),
-        ('2019', True, '2019'),
-        ('current', False, 'current'),
-        ('current', True, 'from scratch'),
-    ],
-)
-def test_meta_classes_of_other_data(recipe, scratch, kind):
+@pytest.mark.parametrize(('recipe', 'wanted'), [('2019', 5), ('current', 40)])
+def test_meta_classes_of_other_data(recipe, wanted):
     args = argparse.Namespace(data_name='shop', recipe=recipe)
-    share = CLASSES_PER_META_CLASS[kind]
-    assert default_meta_classes(args, 40 * share, scratch) == 40
-    assert default_meta_classes(args, 2, scratch) == 2
-    assert CLASSES_PER_META_CLASS['2019'] == 8
+    assert default_meta_classes(args, 40) == wanted
+    assert default_meta_classes(args, 2) == 2
 
 
 @pytest.mark.parametrize('name', ['car', 'sop'])
@@ -145,11 +134,10 @@ def test_published_data_by_the_current_recipe(name):
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-@pytest.mark.parametrize('scratch', [True, False])
-def test_meta_classes_are_never_more_than_classes(recipe, scratch):
+def test_meta_classes_are_never_more_than_classes(recipe):
     args = argparse.Namespace(data_name='shop', recipe=recipe)
     for classes in range(2, 41):
-        assert 2 <= default_meta_classes(args, classes, scratch) <= classes
+        assert 2 <= default_meta_classes(args, classes) <= classes
 
 
 def test_the_published_protocol_has_its_recipe(capsys):
