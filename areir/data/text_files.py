@@ -4,7 +4,7 @@ import csv
 from typing import NamedTuple
 
 from areir.errors import UserError
-from areir.files import refuse_special
+from areir.files import is_unicode, refuse_special
 
 SHOWN = 10  # bad rows that a message lists
 LONGEST = 200  # characters of a value that a message shows
@@ -30,15 +30,6 @@ def read_lines(path, any_bytes=False):
             if '\0' in line or not (any_bytes or is_unicode(line)):
                 raise UserError(f'{path}, line {number}: {NOT_TEXT}')
             yield line
-
-
-def is_unicode(text):
-    """Whether a text has no surrogates, which mark bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_rows(path, fields, header=0):

@@ -14,11 +14,15 @@ import shutil
 from math import isfinite
 from numbers import Real
 
-import torch
-
 from areir import processes
 from areir.errors import UserError
-from areir.files import WriteError, load_tensors, remove_leftovers, temporary_name
+from areir.files import (
+    WriteError,
+    load_tensors,
+    remove_leftovers,
+    save_tensors,
+    temporary_name,
+)
 
 # the fields of state.pth, and those of its field done
 STATE = {
@@ -90,13 +94,13 @@ def make_room(root, temporary):
 
 
 def write_files(folder, final, files):
-    """torch.save each of {name: dict} as folder/<name>.pth.
+    """Save each of {name: dict} as folder/<name>.pth.
 
     final: the name that the folder will have. Each file holds its own name.
     """
     for name, value in files.items():
         value = value | {'file': f'{final}/{name}'}
-        torch.save(value, os.path.join(folder, f'{name}.pth'))
+        save_tensors(value, os.path.join(folder, f'{name}.pth'))
 
 
 def remove_damaged(folders):
