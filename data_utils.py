@@ -158,11 +158,22 @@ def refuse_foreign_files(dataset):
 
 
 def find_statistics(pool, dataset, image_size):
-    """Return (mean, std) of the training images; LAYOUTS has those it knows."""
+    """Return (mean, std) of the training images; LAYOUTS has those it knows.
+
+    Raises UserError if a channel of all their pixels is constant: train.py divides by
+    std.
+    """
     if dataset.name in LAYOUTS:
         layout = LAYOUTS[dataset.name]
         return layout.mean, layout.std
-    return channel_statistics(pool, dataset.images_of('train'), image_size)
+    mean, std = channel_statistics(pool, dataset.images_of('train'), image_size)
+    if 0 in std:
+        channel = ('red', 'green', 'blue')[std.index(0)]
+        raise UserError(
+            f'{dataset.name}: all pixels of the training images have the same '
+            f'{channel}: replace or add images in {dataset.source}'
+        )
+    return mean, std
 
 
 def remove_split_files(dataset):
