@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from areir.cores import local_processes
-from areir.errors import UserError
+from areir.errors import UserError, printable
 from areir.processes import ignore_signals
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
@@ -122,7 +122,8 @@ def describe(error):
             '--image_size or --ensemble_size, or divide the heads with torchrun'
         ), 2
     if isinstance(error, (UserError, OSError)):
-        return f'error: {str(error).strip()}', 2
+        lines = str(error).strip().split('\n  ')  # a listing, see text_files.py
+        return 'error: ' + '\n  '.join(map(printable, lines)), 2
     if 'DataLoader worker' in str(error):
         reason = str(error).splitlines()[0]
         return (

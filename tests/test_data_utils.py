@@ -218,10 +218,10 @@ def test_flags_have_their_defaults():
 
 def test_files_that_are_not_images_are_pointed_out(root, tmp_path, capsys):
     write_classes(tmp_path / 'photos')
-    (tmp_path / 'photos/a/photo.raw').write_bytes(b'?')
+    (tmp_path / 'photos/a/ph\noto.raw').write_bytes(b'?')
     prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
     output = capsys.readouterr().out
-    assert 'notice: shoes: 1 files' in output and 'a/photo.raw' in output
+    assert 'notice: shoes: 1 files' in output and r'a/ph\noto.raw' in output
     assert len(images_of(root, 'shoes')) == 8
 
 

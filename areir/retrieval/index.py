@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from areir import files, processes
 from areir.data.optional_formats import is_outdated
-from areir.errors import UserError
+from areir.errors import UserError, printable
 from areir.files import remove, remove_leftovers
 from areir.retrieval.codes_file import codes_path, write_codes
 from areir.retrieval.folders import scan
@@ -112,7 +112,7 @@ def make_plan(folder, index_folder, settings):
     if others:
         print(
             f'notice: {len(others):,} files of {folder} are not images and are '
-            f'skipped, such as {min(others)}'
+            f'skipped, such as {printable(min(others))}'
         )
     table = read_table(index_folder)
     if table and (why := table.stale_because(settings)):
