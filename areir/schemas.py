@@ -41,6 +41,10 @@ def is_flag(value):
     return isinstance(value, bool)
 
 
+def is_dict(value):
+    return isinstance(value, dict)
+
+
 def is_count(value):
     """Whether a value is an integer of at least 1."""
     return type(value) is int and value >= 1

@@ -8,6 +8,7 @@ from areir.schemas import (
     find_problem,
     is_colour,
     is_count,
+    is_dict,
     is_flag,
     is_integers,
     is_labels,
@@ -25,7 +26,7 @@ def is_side(value):
 
 MODEL = {
     'state_dict': is_weights,
-    'model_args': lambda value: isinstance(value, dict),
+    'model_args': is_dict,
     'mean': is_colour,
     'std': is_spread,
     'image_size': is_side,
