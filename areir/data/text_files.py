@@ -44,7 +44,7 @@ def read_rows(path, fields, header=0):
         if number <= header or not cells:
             continue
         if len(cells) != fields:
-            shown = shorten(line.strip())
+            shown = quote(line.strip())
             raise UserError(
                 f'{path}, line {number}: {fields} fields expected, not {shown}'
             )
@@ -122,7 +122,7 @@ def check_columns(path, columns, required):
         raise UserError(f'{path}, line 1: two columns {twice[0]}')
 
 
-def shorten(value):
+def quote(value):
     """Return a value as a message shows it: quoted, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
@@ -137,5 +137,5 @@ def refuse_repeats(kind, pairs):
     for value, origin in pairs:
         if value in first:
             line = first[value].partition(', ')[2]
-            raise UserError(f'{origin}: {kind} {shorten(value)} is in {line}, too')
+            raise UserError(f'{origin}: {kind} {quote(value)} is in {line}, too')
         first[value] = origin

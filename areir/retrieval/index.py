@@ -27,7 +27,7 @@ from areir.retrieval.codes_file import codes_path, write_codes
 from areir.retrieval.folders import scan
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.journal import read_journals, write_journal
-from areir.retrieval.shortening import shorten
+from areir.retrieval.shortening import shorten_vectors
 from areir.retrieval.vectors_file import VectorsFile, write_vectors
 
 FILES = 'journal_', 'vectors_', 'shortened_'  # what their names begin with
@@ -242,7 +242,7 @@ def write_index(index_folder, table, sources, earlier, shortened):
     checksums = write_vectors(vectors_path, rows, table.dimensions)
     table.checksums[table.vectors] = checksums
     if shortened:
-        shorten(index_folder, table, earlier)
+        shorten_vectors(index_folder, table, earlier)
     write_codes_and_table(index_folder, table)
 
 
