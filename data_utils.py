@@ -13,11 +13,11 @@ split files, areir/data/layouts.py the layouts.
 import os
 import sys
 
-from areir.flags.help import answer_help
+from areir.flags.early import before_imports
 from areir.flags.preparation import get_parser
 
 if __name__ == '__main__':
-    answer_help(get_parser)  # before the imports below, which take seconds
+    before_imports(get_parser)  # those below take seconds
 
 import utils
 from areir.data import crops
