@@ -20,7 +20,7 @@ from areir.schemas import (
 
 
 def is_side(value):
-    """Whether a value is a number of pixels per side."""
+    """Whether a value is a possible number of pixels per side."""
     return is_count(value) and value <= LARGEST_IMAGE
 
 

@@ -35,7 +35,7 @@ DONE = {'batches', 'loss', 'accuracy', 'seconds', 'waited'}
 
 
 def is_done(value):
-    """Whether a value holds the numbers of an EpochProgress."""
+    """Whether a value is a dict of the numbers of an EpochProgress."""
     numbers = is_dict(value) and all(map(is_number, value.values()))
     return numbers and value.keys() == DONE
 
