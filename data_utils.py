@@ -13,11 +13,11 @@ split files, areir/data/layouts.py the layouts.
 import os
 import sys
 
-from areir.flags.help import answer_help
+from areir.flags.early import before_imports
 from areir.flags.preparation import get_parser
 
 if __name__ == '__main__':
-    answer_help(get_parser)  # before the imports below, which take seconds
+    before_imports(get_parser)  # those below take seconds
 
 import utils
 from areir.data import crops
@@ -27,7 +27,7 @@ from areir.data.source import TABLE, link_usual_folders, read_source
 from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
-from areir.errors import UserError
+from areir.errors import UserError, printable
 from areir.files import locked, refuse_folder, write_tensors
 
 # Arguments
@@ -123,7 +123,8 @@ def print_source(dataset):
         why = 'files are not images in class folders'
         if name in LAYOUTS:
             why = f'images are not in {dataset.layout}'
-        print(f'notice: {name}: {len(left_out):,} {why}, such as {left_out[0]}')
+        example = printable(left_out[0])
+        print(f'notice: {name}: {len(left_out):,} {why}, such as {example}')
 
 
 def print_cut_boxes(name, records):
@@ -133,7 +134,7 @@ def print_cut_boxes(name, records):
         where = f' ({first.origin})' if first.origin else ''
         print(
             f'notice: {name}: {len(records):,} boxes reach beyond their image and are '
-            f'cut at its edge, such as that of {first.path}{where}'
+            f'cut at its edge, such as that of {printable(first.path)}{where}'
         )
 
 
@@ -158,11 +159,22 @@ def refuse_foreign_files(dataset):
 
 
 def find_statistics(pool, dataset, image_size):
-    """Return (mean, std) of the training images; LAYOUTS has those it knows."""
+    """Return (mean, std) of the training images; LAYOUTS has those it knows.
+
+    Raises UserError if a channel of all their pixels is constant: train.py divides by
+    std.
+    """
     if dataset.name in LAYOUTS:
         layout = LAYOUTS[dataset.name]
         return layout.mean, layout.std
-    return channel_statistics(pool, dataset.images_of('train'), image_size)
+    mean, std = channel_statistics(pool, dataset.images_of('train'), image_size)
+    if 0 in std:
+        channel = ('red', 'green', 'blue')[std.index(0)]
+        raise UserError(
+            f'{dataset.name}: all pixels of the training images have the same '
+            f'{channel}: replace or add images in {dataset.source}'
+        )
+    return mean, std
 
 
 def remove_split_files(dataset):
@@ -235,7 +247,7 @@ def main():
         except (UserError, OSError) as error:  # the other datasets are still prepared
             if os.environ.get('AREIR_DEBUG') == '1':
                 raise
-            print(f'data_utils.py: error: {error}', file=sys.stderr)
+            print(f'data_utils.py: {utils.describe(error)[0]}', file=sys.stderr)
             failed = True
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None

@@ -14,12 +14,12 @@ import contextlib
 import json
 import warnings
 
+from areir.flags.early import before_imports
 from areir.flags.evaluation import get_parser
-from areir.flags.help import answer_help
 from areir.flags.types import RECALLS
 
 if __name__ == '__main__':
-    answer_help(get_parser)  # before the imports below, which take seconds
+    before_imports(get_parser)  # those below take seconds
 
 import torch
 

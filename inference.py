@@ -20,11 +20,11 @@ import os
 import time
 from functools import partial
 
-from areir.flags.help import answer_help
+from areir.flags.early import before_imports
 from areir.flags.searching import NUMBER, QUERY, get_parser
 
 if __name__ == '__main__':
-    answer_help(get_parser)  # before the imports below, which take seconds
+    before_imports(get_parser)  # those below take seconds
 
 import utils
 from areir import processes

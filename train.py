@@ -16,11 +16,11 @@ import math
 import time
 from functools import partial
 
-from areir.flags.help import answer_help
+from areir.flags.early import before_imports
 from areir.flags.training import get_parser
 
 if __name__ == '__main__':
-    answer_help(get_parser)  # before the imports below, which take seconds
+    before_imports(get_parser)  # those below take seconds
 
 import pandas as pd
 import torch

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 
 from areir.cores import local_processes
-from areir.errors import UserError
+from areir.errors import UserError, printable
+from areir.interrupts import on_interrupt
 from areir.processes import ignore_signals
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
@@ -70,9 +71,7 @@ def run_script(main):
 def catch_interrupts():
     """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, at most once in GRACE seconds.
 
-    A second one would interrupt the clean-up after the first. Under torchrun, SIGTERM
-    still ends a process at once: another one has failed and reports why. A script that
-    a shell starts in the background ignores Ctrl-C, and still does.
+    A second one would interrupt the clean-up after the first.
     """
     last = [float('-inf')]
 
@@ -81,10 +80,7 @@ def catch_interrupts():
         if last[0] - before > GRACE:
             raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
-    if 'RANK' not in os.environ:
-        signal.signal(signal.SIGTERM, interrupt)
+    on_interrupt(interrupt)
 
 
 def output_error(text=''):
@@ -122,7 +118,8 @@ def describe(error):
             '--image_size or --ensemble_size, or divide the heads with torchrun'
         ), 2
     if isinstance(error, (UserError, OSError)):
-        return f'error: {str(error).strip()}', 2
+        lines = str(error).strip().split('\n  ')  # a listing, see text_files.py
+        return 'error: ' + '\n  '.join(map(printable, lines)), 2
     if 'DataLoader worker' in str(error):
         reason = str(error).splitlines()[0]
         return (

@@ -145,15 +145,20 @@ def write_table(path, table):
 
 
 def write_tensors(values):
-    """torch.save each of {path: value}; move them only when all are complete.
-
-    Equal values give equal bytes: given a path, torch.save would store its name.
-    """
+    """Save each of {path: value}; move them only when all are complete."""
     with contextlib.ExitStack() as stack:
         for path, value in values.items():
-            temporary = stack.enter_context(atomic_path(path))
-            with open(temporary, 'wb') as file:
-                torch.save(value, file)
+            save_tensors(value, stack.enter_context(atomic_path(path)))
+
+
+def save_tensors(value, path):
+    """torch.save a value, in place.
+
+    Equal values give equal bytes: given a path, torch.save would store its name. It
+    also refuses paths that are not valid UTF-8.
+    """
+    with open(path, 'wb') as file:
+        torch.save(value, file)
 
 
 @contextlib.contextmanager
@@ -193,6 +198,15 @@ def locked(path, work):
         lock.release()
 
 
+def is_unicode(text):
+    """Whether a text has no surrogates, which mark bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_special(path):
     """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
     try:
@@ -217,8 +231,8 @@ def refuse_folder(path):
 def load_tensors(path, mmap=False):
     """torch.load plain tensors and containers on the CPU; nothing is executed.
 
-    mmap: map the tensors from the file instead of reading them. Either way the whole
-    file is read once to check it.
+    mmap: map the tensors from the file instead of reading them, if its path is valid
+    UTF-8, which torch needs. Either way the whole file is read once to check it.
     Raises UserError naming the file if it is missing, damaged or holds objects.
     """
     refuse_special(path)
@@ -226,6 +240,7 @@ def load_tensors(path, mmap=False):
         raise UserError(f'{path}: no such file')
     try:
         check_members(path)
+        mmap = mmap and is_unicode(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)

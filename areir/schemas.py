@@ -1,7 +1,8 @@
 """Schemas of files: {field: check}, and the checks that they are made of.
 
 A check takes the value of a field and returns whether it can be used. It never raises
-an error, whatever the value. `find_problem` applies a schema.
+an error, whatever the value. Its docstring begins with 'Whether a value is ...', and
+messages say so of a value that is not. `find_problem` applies a schema.
 """
 
 import math
@@ -23,22 +24,38 @@ def find_problem(value, needed, optional=()):
         if name not in value:
             return f'{name} is missing'
         if not check(value[name]):
-            return f'{name} is odd'
+            return f'{name} {misfit(check)}'
     for name, check in dict(optional).items():
         if name in value and not check(value[name]):
-            return f'{name} is odd'
+            return f'{name} {misfit(check)}'
     return None
+
+
+def misfit(check):
+    """Return what a message says of a value that fails a check."""
+    begin = 'Whether a value is '
+    summary = (check.__doc__ or '').partition('\n')[0]
+    if not summary.startswith(begin):  # a lambda
+        return 'is damaged'
+    return f'is not {summary.removeprefix(begin).removesuffix(".")}'
 
 
 # Checks of plain values
 
 
 def is_text(value):
+    """Whether a value is a text."""
     return isinstance(value, str)
 
 
 def is_flag(value):
+    """Whether a value is true or false."""
     return isinstance(value, bool)
+
+
+def is_dict(value):
+    """Whether a value is a dict."""
+    return isinstance(value, dict)
 
 
 def is_count(value):
@@ -63,23 +80,24 @@ def is_list(value, check):
 
 
 def is_texts(value):
+    """Whether a value is a list of texts."""
     return is_list(value, is_text)
 
 
 def is_labels(value):
-    """Whether a value lists labels: all integers, or all texts."""
+    """Whether a value is a list of integers or a list of texts."""
     return is_texts(value) or is_list(value, lambda label: type(label) is int)
 
 
 def is_colour(value):
-    """Whether a value has a number from 0 to 1 for each of three channels."""
+    """Whether a value is three numbers from 0 to 1, one for each channel."""
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return False
     return all(is_number(channel) and 0 <= channel <= 1 for channel in value)
 
 
 def is_spread(value):
-    """Whether a value is a colour without zeros, as a standard deviation must be."""
+    """Whether a value is three numbers above 0 and up to 1, one for each channel."""
     return is_colour(value) and min(value) > 0
 
 
@@ -109,15 +127,20 @@ def is_floats(value):
 
 
 def is_matrix(value):
+    """Whether a value is a matrix of finite floats."""
     return is_floats(value) and value.dim() == 2
 
 
 def is_integers(value):
+    """Whether a value is a tensor of 64-bit integers."""
     return is_dense(value) and value.dtype == torch.int64
 
 
 def is_weights(value):
-    """Whether a value is a state dict: finite floats of one dtype, and integers."""
+    """Whether a value is a dict of tensors of integers or finite floats.
+
+    The floats are of one dtype.
+    """
     if not isinstance(value, dict) or not is_texts(list(value)):
         return False
     floats = [weight for weight in value.values() if not is_integers(weight)]

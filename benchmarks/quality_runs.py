@@ -157,10 +157,10 @@ def whiten(train_features, test_features):
     Returns unit vectors (N, WHITENED), or shorter ones for few images.
     """
     fitted, vectors = F.normalize(train_features), F.normalize(test_features)
-    return shorten(fitted, vectors, WHITENED, 1)
+    return project_by_components(fitted, vectors, WHITENED, 1)
 
 
-def shorten(fitted, vectors, dimensions, whitening):
+def project_by_components(fitted, vectors, dimensions, whitening):
     """Project vectors (N, L) by the components of `fitted` (K, L).
 
     A diverged training, whose vectors are not finite, keeps them.
@@ -179,7 +179,9 @@ def embed_as_ours(net, dataset):
     fitted, vectors = (
         describe_images(net, dataset.images(part)) for part in ('train', 'test')
     )
-    return shorten(fitted, vectors, recipe['dimensions'], recipe['whitening'])
+    return project_by_components(
+        fitted, vectors, recipe['dimensions'], recipe['whitening']
+    )
 
 
 class Peer:

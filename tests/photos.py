@@ -63,6 +63,15 @@ def embed_in_steps(monkeypatch):
     monkeypatch.setattr(loading, 'available_cores', lambda: 0)
 
 
+def flip_bit(path, place):
+    """Flip the lowest bit of the byte at `place` of a file."""
+    with open(path, 'r+b') as file:
+        file.seek(place)
+        (value,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([value ^ 1]))
+
+
 def random_vectors(folder, count, dimensions=DIMENSIONS, distinct=None):
     """Write unit vectors, with ties if `distinct` is below count.
 

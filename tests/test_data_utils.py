@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 from official import (
+    noise,
     tree,
     write_car_folder,
     write_classes,
     write_cub,
+    write_image,
     write_isc,
     write_sop,
 )
+from PIL import Image
 
 import data_utils
 import utils
@@ -215,10 +218,10 @@ def test_flags_have_their_defaults():
 
 def test_files_that_are_not_images_are_pointed_out(root, tmp_path, capsys):
     write_classes(tmp_path / 'photos')
-    (tmp_path / 'photos/a/photo.raw').write_bytes(b'?')
+    (tmp_path / 'photos/a/ph\noto.raw').write_bytes(b'?')
     prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
     output = capsys.readouterr().out
-    assert 'notice: shoes: 1 files' in output and 'a/photo.raw' in output
+    assert 'notice: shoes: 1 files' in output and r'a/ph\noto.raw' in output
     assert len(images_of(root, 'shoes')) == 8
 
 
@@ -234,6 +237,21 @@ def test_an_own_folder_is_split_by_seed_and_measured_at_image_size(root, tmp_pat
     assert tree(photos) == before
     prepare(root, 'shoes', photos, image_size=16)
     assert load_split(root, 'shoes').info['std'] != split.info['std']
+
+
+@pytest.mark.parametrize('channel', ['red', 'green', 'blue'])
+def test_training_images_that_cannot_be_normalised_are_refused(call, root, channel):
+    place = ('red', 'green', 'blue').index(channel)
+    for number in range(8):
+        channels = list(noise(seed=number).split())
+        channels[place] = Image.new('L', (24, 18), 7)
+        image = Image.merge('RGB', channels)
+        write_image(root / f'plain/{number % 4}/{number}.png', image)
+    code, _, errors = call('--data_name', 'plain', '--num_workers', 1)
+    line = errors.splitlines()[-1]
+    assert code == 2 and line.startswith('data_utils.py: error: plain: ')
+    assert f'the same {channel}:' in line and 'data/plain' in line
+    assert prepared_names(root) == {}
 
 
 def test_data_can_be_moved_and_used_from_elsewhere(root, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from test_help import SCRIPTS
 from toy import draw_noise
 
 SCRIPT = """
@@ -86,6 +87,25 @@ def test_a_signal_is_one_line(start, number):
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(number)
     assert end(process) == (130, [INTERRUPTED])
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_a_signal_during_the_imports_is_one_line(tmp_path, script, number):
+    """They take seconds; here torch takes a minute."""
+    slow = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    (tmp_path / 'torch.py').write_text(slow)
+    process = subprocess.Popen(
+        [sys.executable, f'{REPOSITORY}/{script}.py'],
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(number)
+    assert end(process) == (130, [f'{script}.py: interrupted; nothing has begun'])
 
 
 def test_a_second_ctrl_c_does_not_disturb_the_end(start):

@@ -10,15 +10,18 @@ from slim import use_slim_backbone
 from torch import nn
 from trained import CALIBRATION, MEAN, MODEL_ARGS, SIDE, STD
 
+from areir.data import splits
 from areir.data.splits import read_split
 from areir.errors import UserError
 from areir.files import write_tensors
 from areir.pretrained import load_weights
+from areir.retrieval import databases, index_table, model_file, thresholds
 from areir.retrieval.databases import load_database
 from areir.retrieval.embeddings_file import rank_file
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.matrix_file import write_blocks
-from areir.schemas import is_dense, is_floats, is_number
+from areir.schemas import find_problem, is_dense, is_floats, is_number
+from areir.training import checkpoints
 from areir.training.weights import freeze_first_heads
 from model import EnsembleModel, TrainedModel
 
@@ -85,6 +88,33 @@ def test_finite_floats():
 def test_numbers():
     assert is_number(0) and is_number(-1.5)
     assert not any(map(is_number, (True, '1', math.nan, math.inf, None, 1j)))
+
+
+def test_a_message_says_what_a_field_should_be():
+    schema = {**databases.DATABASE, **databases.OPTIONAL, 'recall': lambda value: False}
+
+    def problem(**fields):
+        return find_problem(fields, {name: schema[name] for name in fields})
+
+    assert problem(epoch=-1) == 'epoch is not an integer of at least 0'
+    assert problem(epoch=1, images=[5]) == 'images is not a list of texts'
+    assert problem(calibration={}) == 'calibration is not a calibration or None'
+    assert problem(recall=2) == 'recall is damaged'
+
+
+SCHEMAS = [
+    *(databases.DATABASE, databases.OPTIONAL, index_table.TABLE, index_table.LATER),
+    *(model_file.MODEL, model_file.OPTIONAL, model_file.ARGUMENTS, splits.INFO),
+    *(thresholds.SCHEMA, checkpoints.STATE, checkpoints.LATER, checkpoints.PART),
+]
+
+
+@pytest.mark.parametrize('schema', SCHEMAS)
+def test_checks_say_what_they_ask_for(schema):
+    for name, check in schema.items():
+        if check.__name__ != '<lambda>':
+            problem = find_problem({name: object()}, {name: check})
+            assert problem.startswith(f'{name} is not '), problem
 
 
 # Split files

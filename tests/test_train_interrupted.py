@@ -243,6 +243,15 @@ def test_a_run_that_is_going_on_is_not_started_again(
 # Damaged checkpoints and other settings
 
 
+def test_folders_whose_names_are_not_utf8(slim, slim_backbone, tmp_path, interrupted):
+    """As those of old disks, with names in Latin-1."""
+    data, results = (tmp_path / os.fsdecode(b'\xe9' + name) for name in (b'd', b'r'))
+    shutil.copytree(slim.root / 'data', data, symlinks=True)
+    shutil.copytree(interrupted, results)
+    train(slim, results, '--data_root', data, '--resume')
+    assert len(read_table(results)) == 3
+
+
 @pytest.mark.parametrize('name', ['head_001', 'state'])
 def test_the_checkpoint_before_a_damaged_one_is_used(
     slim, slim_backbone, uninterrupted, results, name

@@ -60,6 +60,14 @@ def test_errors_that_a_user_can_mend_are_one_line(run, error):
     assert text.startswith('train.py: error: ') and 'a.pth' in text
 
 
+@pytest.mark.parametrize('kind', [UserError, OSError])
+def test_names_with_control_characters_stay_in_their_line(run, kind):
+    """Only the lines of a listing are lines; letters of any script are kept."""
+    code, text = run(kind('a\nb.png, c\x1b[2J.png, d\u2028é中.png: odd:\n  1\n  2'))
+    names = r'a\nb.png, c\x1b[2J.png, d\u2028é中.png'
+    assert (code, text) == (2, f'train.py: error: {names}: odd:\n  1\n  2\n')
+
+
 @pytest.mark.parametrize(
     'error', [ValueError('odd'), KeyError('odd'), TypeError('odd')]
 )

@@ -17,7 +17,7 @@ from areir.data.records import (
     to_class,
     to_corners,
 )
-from areir.data.text_files import Row, read_lines, read_rows, refuse_repeats, shorten
+from areir.data.text_files import Row, quote, read_lines, read_rows, refuse_repeats
 from areir.errors import UserError
 
 
@@ -58,7 +58,7 @@ def read_cub(root, files):
         for table, rows in (('image_class_labels', labels), ('bounding_boxes', boxes)):
             if image_id not in rows:
                 raise UserError(
-                    f'{row.origin}: image {shorten(image_id)} is not in {table}.txt'
+                    f'{row.origin}: image {quote(image_id)} is not in {table}.txt'
                 )
 
     wanted = [f'images/{row.cells[1]}' for row in images.values()]
@@ -90,7 +90,7 @@ def cub_class(row, image):
     path = image.cells[1]
     if not path.startswith(f'{label:03d}.'):
         raise UserError(
-            f'{row.origin}: class {label}, but the path is {shorten(path)} in '
+            f'{row.origin}: class {label}, but the path is {quote(path)} in '
             f'{image.origin}'
         )
     return label

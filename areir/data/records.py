@@ -3,7 +3,7 @@
 from math import isfinite, nan
 from typing import NamedTuple
 
-from areir.data.text_files import refuse_repeats, shorten
+from areir.data.text_files import quote, refuse_repeats
 from areir.errors import UserError
 
 LONGEST_PATH = 4096  # of Linux
@@ -50,7 +50,7 @@ def locate(files, wanted, origins, source):
     for path, origin in zip(wanted, origins):
         if not is_inside(path):
             raise UserError(
-                f'{origin}: {shorten(path)} is no path below the folder of images'
+                f'{origin}: {quote(path)} is no path below the folder of images'
             )
     refuse_repeats('image', zip(wanted, origins))
     probes = wanted[:: max(1, len(wanted) // 8)]
@@ -91,7 +91,7 @@ def to_class(value, classes, origin):
     number = to_number(value)
     if number not in classes:
         raise UserError(
-            f'{origin}: class {shorten(value)} is not a number from {classes[0]} to '
+            f'{origin}: class {quote(value)} is not a number from {classes[0]} to '
             f'{classes[-1]}'
         )
     return int(number)
@@ -110,7 +110,7 @@ def to_corners(values, origin):
     """Return four numbers or their texts as floats. Raises UserError."""
     numbers = [to_number(value) for value in values]
     if not all(map(isfinite, numbers)):
-        shown = ', '.join(map(shorten, values))
+        shown = ', '.join(map(quote, values))
         raise UserError(f'{origin}: box {shown}: four finite numbers expected')
     return numbers
 

@@ -115,7 +115,7 @@ def split_path(data_root, name, crop_type):
 
 
 def is_counts(value):
-    """Whether a value has a pair of numbers for each part of a split."""
+    """Whether a value is a pair of numbers for each part of a split."""
     parts = isinstance(value, dict) and tuple(sorted(value))
     return parts in PARTS and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_count, pair))
@@ -165,9 +165,9 @@ def split_problem(content):
     for part, count in info['counts'].items():
         images_of = content[part]
         if not isinstance(images_of, dict) or not is_labels(list(images_of)):
-            return f'{part} is odd'
+            return f'{part} is not a dict of classes'
         if not all(map(is_texts, images_of.values())):
-            return f'the images of {part} are odd'
+            return f'the images of {part} are not lists of texts'
         names = [image for listed in images_of.values() for image in listed]
         if (len(names), len(images_of)) != tuple(count):
             return f'{part} does not have the images that were counted'

@@ -12,7 +12,7 @@ import os
 
 from areir.data.layouts import draw_training_classes
 from areir.data.records import Record, to_number
-from areir.data.text_files import read_csv, refuse_repeats, shorten
+from areir.data.text_files import quote, read_csv, refuse_repeats
 from areir.errors import UserError
 
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
@@ -63,15 +63,15 @@ def read_row(folder, cells):
     image = image.replace(os.sep, '/')
     if not cells['path'] or image.startswith('../'):
         raise ValueError(
-            f'path {shorten(cells["path"])} is not below the folder of the CSV'
+            f'path {quote(cells["path"])} is not below the folder of the CSV'
         )
     if not os.path.isfile(os.path.join(folder, image)):
-        raise ValueError(f'path {shorten(cells["path"])}: no such file')
+        raise ValueError(f'path {quote(cells["path"])}: no such file')
     if not cells['label']:
         raise ValueError('no label')
     split = cells.get('split', 'train')
     if split not in SPLITS:
-        raise ValueError(f'split {shorten(split)} is neither train nor validation')
+        raise ValueError(f'split {quote(split)} is neither train nor validation')
     return Record(SPLITS[split], cells['label'], image, read_box(cells))
 
 
@@ -86,7 +86,7 @@ def read_box(cells):
     try:
         left, top, right, bottom = (round(to_number(corner)) for corner in corners)
     except (ValueError, OverflowError):  # round(nan), round(inf)
-        shown = shorten(', '.join(corners))
+        shown = quote(', '.join(corners))
         raise ValueError(f'box {shown}: four numbers expected') from None
     if left >= right or top >= bottom:
         raise ValueError(
@@ -105,7 +105,7 @@ def read_roles(cells):
     for name in ROLES:
         text = cells.get(name, 'true').lower()
         if text not in YES + NO:
-            raise ValueError(f'{name} {shorten(text)} is neither true nor false')
+            raise ValueError(f'{name} {quote(text)} is neither true nor false')
         roles.append(text in YES)
     return tuple(roles)
 

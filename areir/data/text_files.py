@@ -4,7 +4,7 @@ import csv
 from typing import NamedTuple
 
 from areir.errors import UserError
-from areir.files import refuse_special
+from areir.files import is_unicode, refuse_special
 
 SHOWN = 10  # bad rows that a message lists
 LONGEST = 200  # characters of a value that a message shows
@@ -32,15 +32,6 @@ def read_lines(path, any_bytes=False):
             yield line
 
 
-def is_unicode(text):
-    """Whether a text has no surrogates, which mark bytes that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def read_rows(path, fields, header=0):
     """Return a Row for each line after `header` lines, split at white space.
 
@@ -53,7 +44,7 @@ def read_rows(path, fields, header=0):
         if number <= header or not cells:
             continue
         if len(cells) != fields:
-            shown = shorten(line.strip())
+            shown = quote(line.strip())
             raise UserError(
                 f'{path}, line {number}: {fields} fields expected, not {shown}'
             )
@@ -131,7 +122,7 @@ def check_columns(path, columns, required):
         raise UserError(f'{path}, line 1: two columns {twice[0]}')
 
 
-def shorten(value):
+def quote(value):
     """Return a value as a message shows it: quoted, and cut if it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST else f'{text[:LONGEST]}...'
@@ -146,5 +137,5 @@ def refuse_repeats(kind, pairs):
     for value, origin in pairs:
         if value in first:
             line = first[value].partition(', ')[2]
-            raise UserError(f'{origin}: {kind} {shorten(value)} is in {line}, too')
+            raise UserError(f'{origin}: {kind} {quote(value)} is in {line}, too')
         first[value] = origin

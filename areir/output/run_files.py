@@ -1,31 +1,14 @@
 """What the page of a run shows of its CSV and run.json, if they are there."""
 
-import io
-import math
 import os
 import shlex
-import zlib
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from areir.files import refuse_special
 from areir.output import charts
 from areir.output.curves import curve_panels
-from areir.training.finished import parse_record
-
-
-def read(path, parse):
-    """Return (parse(the open file), None), or (None, why it cannot be read)."""
-    try:
-        refuse_special(path)
-        # with the line ends and bytes that it was written with
-        with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-            return parse(file), None
-    except (ValueError, OSError, RecursionError) as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = 'missing' if missing else 'damaged'
-        return None, f'{os.path.basename(path)} is {reason}'
+from areir.training.finished import parse_record, read_results
 
 
 @dataclass
@@ -45,9 +28,9 @@ def read_curves(path, kept, checksum=None):
 
     kept: the epoch of its database; checksum: of the file, as run.json records it.
     """
-    table, problem = read(path, partial(parse_rows, checksum=checksum))
+    table, problem = read_results(path, checksum)
     if problem:
-        return Curves(problem)
+        return Curves(f'{os.path.basename(path)} {problem}')
     panels = curve_panels(table)
     drawn = [
         charts.curve_chart(f'curve-{place}', panel, table, kept)
@@ -61,24 +44,6 @@ def read_curves(path, kept, checksum=None):
     values = table[names].to_numpy().tolist()
     rows = list(zip(table['epoch'].tolist(), values))
     return Curves(None, drawn, columns, rows, kept, not kept < table['epoch'].max())
-
-
-def parse_rows(file, checksum=None):
-    """Return the rows of a run's CSV, numbers only.
-
-    Raises ValueError if there are none, or if its checksum is another one.
-    """
-    import pandas as pd
-
-    text = file.read()
-    if checksum not in (None, zlib.crc32(text.encode(errors='surrogateescape'))):
-        raise ValueError('its checksum does not fit')
-    rows = pd.read_csv(io.StringIO(text)).apply(pd.to_numeric, errors='coerce')
-    rows = rows.replace([math.inf, -math.inf], math.nan)
-    rows = rows.dropna(subset=['epoch']) if 'epoch' in rows else rows[:0]
-    if rows.empty:
-        raise ValueError('no epochs')
-    return rows
 
 
 @dataclass
@@ -104,8 +69,7 @@ class Provenance:
 
 def read_provenance(path):
     """Return the Provenance of a run.json. Parts of the wrong kind are left out."""
-    run, problem = read(path, parse_record)
-    run = run or {}
+    run, problem = read_run(path)
     data, arguments, words = run.get('data'), run.get('arguments'), run.get('command')
     if not isinstance(data, dict):
         data = {}
@@ -125,6 +89,19 @@ def read_provenance(path):
         arguments=arguments if isinstance(arguments, dict) else None,
         csv_checksum=run.get('csv_checksum'),
     )
+
+
+def read_run(path):
+    """Return (the dict of a run.json, None), or ({}, why it cannot be read)."""
+    try:
+        refuse_special(path)
+        # it holds names of files, which need not be valid UTF-8
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+            return parse_record(file), None
+    except (ValueError, OSError, RecursionError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = 'missing' if missing else 'damaged'
+        return {}, f'{os.path.basename(path)} is {reason}'
 
 
 def describe_counts(counts):

@@ -45,13 +45,13 @@ def sheet(thumbnails, captions, columns, apart=0):
         if image:
             picture.paste(image, (x, y))
         for line, text in enumerate(caption):
-            text = shorten(text, draw, font)
+            text = fit_caption(text, draw, font)
             place = x + THUMBNAIL / 2, y + THUMBNAIL + 4 + LINE * line
             draw.text(place, text, 'black', font, anchor='ma')
     return picture
 
 
-def shorten(text, draw, font):
+def fit_caption(text, draw, font):
     """Return a text that fits below a thumbnail, in one line."""
     text = ' '.join(text.split()).encode('utf-8', 'replace').decode()
     while len(text) > 2 and draw.textlength(text, font) > THUMBNAIL:

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 from areir import files, processes
 from areir.data.optional_formats import is_outdated
-from areir.errors import UserError
+from areir.errors import UserError, printable
 from areir.files import remove, remove_leftovers
 from areir.retrieval.codes_file import codes_path, write_codes
 from areir.retrieval.folders import scan
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.journal import read_journals, write_journal
-from areir.retrieval.shortening import shorten
+from areir.retrieval.shortening import shorten_vectors
 from areir.retrieval.vectors_file import VectorsFile, write_vectors
 
 FILES = 'journal_', 'vectors_', 'shortened_'  # what their names begin with
@@ -112,7 +112,7 @@ def make_plan(folder, index_folder, settings):
     if others:
         print(
             f'notice: {len(others):,} files of {folder} are not images and are '
-            f'skipped, such as {min(others)}'
+            f'skipped, such as {printable(min(others))}'
         )
     table = read_table(index_folder)
     if table and (why := table.stale_because(settings)):
@@ -139,7 +139,8 @@ def make_plan(folder, index_folder, settings):
 def forget_damaged(index_folder, table):
     """Forget the images of a table whose vectors are damaged, with a notice.
 
-    Returns whether any file of vectors must be written again.
+    Returns whether any file of vectors must be written again: if it is damaged, or has
+    no checksums, as in earlier versions.
     """
     damaged = table.forget_damaged(index_folder)
     if damaged:
@@ -153,7 +154,7 @@ def forget_damaged(index_folder, table):
             'again'
         )
         return True
-    return table.are_codes_damaged(index_folder)
+    return not {table.vectors, table.searched} <= table.checksums.keys()
 
 
 def files_seen(table, journal):
@@ -213,6 +214,8 @@ def finish(folder, index_folder, settings, plan, shortened):
     )
     if table.lists_the_same(plan.table) and not plan.damaged:
         table = plan.table
+        if table.are_codes_damaged(index_folder):
+            write_codes_and_table(index_folder, table)
     else:
         write_index(index_folder, table, sources, plan.table, shortened)
     remove_old_files(index_folder, table.vectors)
@@ -239,7 +242,12 @@ def write_index(index_folder, table, sources, earlier, shortened):
     checksums = write_vectors(vectors_path, rows, table.dimensions)
     table.checksums[table.vectors] = checksums
     if shortened:
-        shorten(index_folder, table, earlier)
+        shorten_vectors(index_folder, table, earlier)
+    write_codes_and_table(index_folder, table)
+
+
+def write_codes_and_table(index_folder, table):
+    """Write the codes of the vectors that are searched, and the IndexTable."""
     searched = os.path.join(index_folder, table.searched)
     table.checksums[codes_path(table.searched)] = write_codes(VectorsFile(searched))
     table.write(index_folder)

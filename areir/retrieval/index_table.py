@@ -39,12 +39,12 @@ def is_problem(value):
 
 
 def is_paths(value):
-    """Whether a value lists paths in order, each once."""
+    """Whether a value is a sorted list of different paths."""
     return is_texts(value) and value == sorted(set(value))
 
 
 def is_checksums(value):
-    """Whether a value is {name: [CRC-32, ...]}."""
+    """Whether a value is a dict of lists of checksums."""
     return isinstance(value, dict) and all(
         is_text(name) and is_list(sums, is_natural) for name, sums in value.items()
     )

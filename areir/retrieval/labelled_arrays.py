@@ -3,8 +3,9 @@
 import numpy as np
 
 from areir.data.tables import check_roles, read_roles
-from areir.data.text_files import is_unicode, read_csv
+from areir.data.text_files import read_csv
 from areir.errors import UserError
+from areir.files import is_unicode
 
 LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 

@@ -8,6 +8,7 @@ from areir.schemas import (
     find_problem,
     is_colour,
     is_count,
+    is_dict,
     is_flag,
     is_integers,
     is_labels,
@@ -19,13 +20,13 @@ from areir.schemas import (
 
 
 def is_side(value):
-    """Whether a value is a number of pixels per side."""
+    """Whether a value is a possible number of pixels per side."""
     return is_count(value) and value <= LARGEST_IMAGE
 
 
 MODEL = {
     'state_dict': is_weights,
-    'model_args': lambda value: isinstance(value, dict),
+    'model_args': is_dict,
     'mean': is_colour,
     'std': is_spread,
     'image_size': is_side,

@@ -41,7 +41,7 @@ class Projection(nn.Module):
 
 
 def is_state(value):
-    """Whether a value is what `Projection.to_state` returns, or None."""
+    """Whether a value is the mean and the matrix of a Projection, or None."""
     schema = {'mean': is_floats, 'matrix': is_matrix}
     return value is None or find_problem(value, schema) is None
 

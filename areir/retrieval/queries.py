@@ -8,7 +8,7 @@ import torch
 
 from areir.data.images import is_image
 from areir.data.loading import embed_files
-from areir.errors import UserError
+from areir.errors import UserError, printable
 from areir.processes import gather_objects, rank_and_count, sum_over_all
 from areir.retrieval.folders import list_pictures
 from areir.retrieval.scores import check_embeddings
@@ -59,7 +59,7 @@ def pictures_of(folder):
 def report_problems(problems):
     """Print a notice for each of {path: why it cannot be read}."""
     for path, reason in problems.items():
-        print(f'notice: {path} is left out: {reason}')
+        print(f'notice: {printable(path)} is left out: {reason}')
 
 
 def find_images(paths, images, folder, sizes=None):

@@ -22,7 +22,7 @@ LEAST_IMAGES = 1000
 MOST_IMAGES = 16384  # that components are fitted to
 
 
-def shorten(index_folder, table, earlier):
+def shorten_vectors(index_folder, table, earlier):
     """Write the shortened vectors of an IndexTable, and set its components in place.
 
     The table's full vectors must have been written. earlier: the IndexTable before it,

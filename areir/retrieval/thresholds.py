@@ -11,12 +11,15 @@ from areir.schemas import find_problem, is_count, is_list, is_number
 
 
 def is_rate(value):
-    """Whether a value was measured, or is None; it may be NaN."""
+    """Whether a value is a float, which may be NaN, or None."""
     return value is None or isinstance(value, float)
 
 
 def is_curve(value):
-    """Whether a value is what `votes.fit_confidence` returns."""
+    """Whether a value is a list of three numbers or None.
+
+    `votes.fit_confidence` returns it.
+    """
     return value is None or (is_list(value, is_number) and len(value) == 3)
 
 
@@ -36,7 +39,10 @@ SCHEMA = {
 
 
 def is_calibration(value):
-    """Whether a value is None or what `calibrate` returns."""
+    """Whether a value is a calibration or None.
+
+    `calibrate` returns it.
+    """
     if value is None:
         return True
     # older files have no confidence

@@ -11,25 +11,51 @@ checkpoints are kept.
 import os
 import re
 import shutil
-from math import isfinite
-from numbers import Real
-
-import torch
 
 from areir import processes
 from areir.errors import UserError
-from areir.files import WriteError, load_tensors, remove_leftovers, temporary_name
+from areir.files import (
+    WriteError,
+    load_tensors,
+    remove_leftovers,
+    save_tensors,
+    temporary_name,
+)
+from areir.schemas import (
+    find_problem,
+    is_count,
+    is_dict,
+    is_list,
+    is_natural,
+    is_number,
+    is_text,
+)
 
-# the fields of state.pth, and those of its field done
-STATE = {
-    'settings': dict,
-    'epoch': int,
-    'done': dict,
-    'rows': list,
-    'best': Real,
-    'kept': str,
-}
 DONE = {'batches', 'loss', 'accuracy', 'seconds', 'waited'}
+
+
+def is_done(value):
+    """Whether a value is a dict of the numbers of an EpochProgress."""
+    numbers = is_dict(value) and all(map(is_number, value.values()))
+    return numbers and value.keys() == DONE
+
+
+def is_row(value):
+    """Whether a value is a row of a run's CSV."""
+    return is_dict(value) and is_natural(value.get('epoch'))
+
+
+# the schemas of state.pth and of the other files
+STATE = {
+    'settings': lambda value: is_dict(value) and 'split_sha256' in value,
+    'epoch': is_count,
+    'done': is_done,
+    'rows': lambda value: is_list(value, is_row),
+    'best': is_number,
+    'kept': is_text,
+}
+LATER = {'seconds': is_number}  # old files have none
+PART = {'weights': is_dict, 'optimizer': is_dict}
 
 
 def list_checkpoints(root):
@@ -90,13 +116,13 @@ def make_room(root, temporary):
 
 
 def write_files(folder, final, files):
-    """torch.save each of {name: dict} as folder/<name>.pth.
+    """Save each of {name: dict} as folder/<name>.pth.
 
     final: the name that the folder will have. Each file holds its own name.
     """
     for name, value in files.items():
         value = value | {'file': f'{final}/{name}'}
-        torch.save(value, os.path.join(folder, f'{name}.pth'))
+        save_tensors(value, os.path.join(folder, f'{name}.pth'))
 
 
 def remove_damaged(folders):
@@ -142,9 +168,9 @@ def read_part(folder, name):
     Raises UserError as `read_file` does.
     """
     path, part = read_file(folder, name)
-    for field in ('weights', 'optimizer'):
-        if not isinstance(part.get(field), dict):
-            raise UserError(f'{path} is damaged: it has no {field}')
+    problem = find_problem(part, PART)
+    if problem:
+        raise UserError(f'{path} is damaged: {problem}')
     return part
 
 
@@ -162,25 +188,15 @@ def read_state(folder):
 
 def state_problem(state, epoch, batches):
     """Return what is wrong with the state of a checkpoint, or None."""
-    for name, kind in STATE.items():
-        if not isinstance(state.get(name), kind):
-            return f'{name} is missing or odd'
-    if not isinstance(state.get('seconds', 0.0), Real):  # old files have none
-        return 'seconds are odd'
-    settings, done = state['settings'], state['done']
-    if 'split_sha256' not in settings:
-        return 'settings are missing'
-    finite = (isinstance(value, Real) and isfinite(value) for value in done.values())
-    if done.keys() != DONE or not all(finite):
-        return 'done is odd'
-    if (state['epoch'], done['batches']) != (epoch, batches):
+    problem = find_problem(state, STATE, LATER)
+    if problem:
+        return problem
+    if (state['epoch'], state['done']['batches']) != (epoch, batches):
         return 'it is of another epoch or batch than its folder'
-    if epoch > settings.get('num_epochs', epoch):
+    if epoch > state['settings'].get('num_epochs', epoch):
         return f'the run has no epoch {epoch}'
-    for row in state['rows']:
-        number = row.get('epoch') if isinstance(row, dict) else None
-        if not isinstance(number, int) or number > epoch:
-            return 'rows are odd'
+    if any(row['epoch'] > epoch for row in state['rows']):
+        return f'rows are of epochs after {epoch}'
     return None
 
 

@@ -6,6 +6,7 @@ CSV. Files of older versions hold neither.
 
 import io
 import json
+import math
 import zlib
 
 import pandas as pd
@@ -84,31 +85,47 @@ def tested_epochs(record, path):
     return epochs
 
 
-def csv_problem(path, tested, num_epochs, csv_checksum=None):
-    """Return what is wrong with the CSV of a finished run, or None.
+def read_results(path, csv_checksum=None):
+    """Return (the table of a run's CSV, None), or (None, what is wrong with the file).
 
-    tested: the epochs that it should hold, or None if only the last one, num_epochs, is
-    known; csv_checksum: its CRC-32, if known.
+    What is no finite number is NaN, and rows without an epoch are left out.
+    csv_checksum: the CRC-32 of the file, if known.
     """
     if is_special(path):
-        return f'{path} is not a regular file'
+        return None, 'is not a regular file'
     try:
         with open(path, 'rb') as file:
             content = file.read()
         text = content.decode()
-        epochs = pd.read_csv(io.StringIO(text))['epoch'].tolist()
+        table = pd.read_csv(io.StringIO(text)).apply(pd.to_numeric, errors='coerce')
+        table = table.replace([math.inf, -math.inf], math.nan).dropna(subset=['epoch'])
     except FileNotFoundError:
-        return f'{path} is missing'
+        return None, 'is missing'
     except OSError:  # a folder, for example
-        return f'{path} cannot be read'
+        return None, 'cannot be read'
     except (ValueError, LookupError, TypeError, OverflowError):
-        return f'{path} is damaged'
+        return None, 'is damaged'
+    if table.empty:
+        return None, 'is damaged'
     if not text.endswith('\n'):
-        return f'{path} is damaged: its last line is cut off'
+        return None, 'is damaged: its last line is cut off'
+    if csv_checksum not in (None, zlib.crc32(content)):
+        return None, 'is damaged: it has changed since the run ended'
+    return table, None
+
+
+def csv_problem(path, tested, num_epochs, csv_checksum=None):
+    """Return what is wrong with the CSV of a finished run, or None.
+
+    tested: the epochs that it should hold, or None if only the last one, num_epochs, is
+    known; csv_checksum: see `read_results`.
+    """
+    table, problem = read_results(path, csv_checksum)
+    if problem:
+        return f'{path} {problem}'
+    epochs = table['epoch'].tolist()
     if tested is not None and epochs != tested:
         return f'{path} is damaged: it should hold {len(tested)} tested epochs'
-    if epochs[-1:] != [num_epochs]:
+    if epochs[-1] != num_epochs:
         return f'{path} does not end with epoch {num_epochs}'
-    if csv_checksum not in (None, zlib.crc32(content)):
-        return f'{path} is damaged: it has changed since the run ended'
     return None

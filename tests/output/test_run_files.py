@@ -39,6 +39,7 @@ def test_curves_of_the_last_epoch(tmp_path, kept, is_last):
         ('epoch\nx\n', 'damaged'),
         ('loss\n1\n', 'damaged'),
         ('[1, 2]', 'damaged'),
+        ('epoch,loss\n1,0.5', 'damaged: its last line is cut off'),
     ],
 )
 def test_unreadable_csv(tmp_path, content, reason):
@@ -103,4 +104,5 @@ def test_a_number_that_has_changed_is_damage(tmp_path):
     assert read_curves(str(path), 1, checksum).rows == [(1, [0.5])]
     path.write_text('epoch,test_recall@1\n1,0.7\n')
     curves = read_curves(str(path), 1, checksum)
-    assert curves.problem == 'results.csv is damaged' and not curves.rows
+    changed = 'results.csv is damaged: it has changed since the run ended'
+    assert curves.problem == changed and not curves.rows

@@ -18,6 +18,7 @@ from photos import (
     draw_photos,
     embed,
     embed_in_steps,
+    flip_bit,
     update,
 )
 
@@ -25,7 +26,6 @@ from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
 from areir.retrieval import matrix_file
-from areir.retrieval.codes_file import codes_path
 
 
 @pytest.fixture
@@ -122,6 +122,13 @@ def test_files_of_inference_are_not_indexed(photos, tmp_path):
     assert index.embedded == 0
 
 
+def test_files_that_are_not_images_are_pointed_out(photos, tmp_path, capsys):
+    (photos / 'a/no\nte.txt').write_text('text')
+    update(photos, tmp_path / 'index')
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith('notice: 1 files') and line.endswith(r'such as a/no\nte.txt')
+
+
 # Several processes
 
 
@@ -170,14 +177,6 @@ def test_leftovers_of_killed_processes_are_removed(photos, tmp_path):
 
 
 # Damage
-
-
-def flip_bit(path, place):
-    with open(path, 'r+b') as file:
-        file.seek(place)
-        (value,) = file.read(1)
-        file.seek(place)
-        file.write(bytes([value ^ 1]))
 
 
 def without_checksums(index):
@@ -367,31 +366,3 @@ def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
     with pytest.raises(UserError, match='--gallery'):
         update(photos, tmp_path / 'index')
     assert (tmp_path / 'index/index.pth').read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    'kind', ['a flipped bit', 'no header', 'cut short', 'longer', 'missing', 'others']
-)
-def test_damaged_codes_are_written_again(photos, tmp_path, kind):
-    path = codes_path(update(photos, tmp_path / 'index').vectors.path)
-    whole = open(path, 'rb').read()
-    if kind == 'a flipped bit':
-        flip_bit(path, len(whole) - 3)
-    elif kind == 'cut short':
-        os.truncate(path, len(whole) - 1)
-    elif kind == 'no header':
-        with open(path, 'r+b') as file:
-            file.seek(10)
-            file.write(b'{(')
-    elif kind == 'longer':
-        os.truncate(path, len(whole) + 1)
-    elif kind == 'missing':
-        os.remove(path)
-    else:
-        np.save(path, np.zeros((7, 5), np.int8))
-    counting = Counting()
-    index = update(photos, tmp_path / 'index', embed=counting)
-    with open(codes_path(index.vectors.path), 'rb') as file:
-        assert file.read() == whole
-    assert counting.images == 0
-    assert_same(index, update(photos, tmp_path / 'new'))

@@ -87,9 +87,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(root, monkeypatch, error):
     checkpoints.write(root, 1, 1, FILES)
     save = torch.save
 
-    def full_disk(value, path):
-        save(value, path)
-        if 'trunk' in path:
+    def full_disk(value, file):
+        save(value, file)
+        if 'trunk' in file.name:
             raise error
 
     monkeypatch.setattr(torch, 'save', full_disk)

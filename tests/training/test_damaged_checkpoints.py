@@ -1,5 +1,6 @@
 """Checkpoints with missing or odd fields: the one before them is used."""
 
+import math
 import os
 
 import pytest
@@ -42,6 +43,7 @@ DAMAGED_STATES = [
     *(changed(**{name: 5}) for name in ('rows', 'kept')),
     changed(settings={}),
     changed(epoch=99),
+    changed(best=math.nan),
     changed(rows=[5]),
     changed(rows=[{}]),
     changed(rows=[{'epoch': 99}]),

@@ -1,0 +1,62 @@
+"""The codes of an index are written anew if they are lost or damaged."""
+
+import os
+
+import numpy as np
+import pytest
+from photos import Counting, assert_same, draw_photos, flip_bit, update
+
+from areir.files import load_tensors, write_tensors
+from areir.retrieval.codes_file import codes_path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return draw_photos(tmp_path / 'photos')
+
+
+@pytest.mark.parametrize(
+    'kind', ['a flipped bit', 'no header', 'cut short', 'longer', 'missing', 'others']
+)
+def test_damaged_codes_are_written_again(photos, tmp_path, kind):
+    """From the vectors, which stay as they are."""
+    index_folder = tmp_path / 'index'
+    vectors = update(photos, index_folder).vectors.path
+    path, written = codes_path(vectors), os.stat(vectors).st_mtime_ns
+    whole = open(path, 'rb').read()
+    if kind == 'a flipped bit':
+        flip_bit(path, len(whole) - 3)
+    elif kind == 'cut short':
+        os.truncate(path, len(whole) - 1)
+    elif kind == 'no header':
+        with open(path, 'r+b') as file:
+            file.seek(10)
+            file.write(b'{(')
+    elif kind == 'longer':
+        os.truncate(path, len(whole) + 1)
+    elif kind == 'missing':
+        os.remove(path)
+    else:
+        np.save(path, np.zeros((7, 5), np.int8))
+    counting = Counting()
+    index = update(photos, index_folder, embed=counting)
+    assert index.vectors.path == vectors and os.stat(vectors).st_mtime_ns == written
+    with open(path, 'rb') as file:
+        assert file.read() == whole
+    assert counting.images == 0
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
+def test_codes_are_added_to_an_index_of_earlier_versions(photos, tmp_path):
+    """A second update leaves all files as they are."""
+    vectors = update(photos, tmp_path / 'index').vectors.path
+    os.remove(codes_path(vectors))
+    path = str(tmp_path / 'index/index.pth')
+    table = load_tensors(path)
+    del table['checksums'][os.path.basename(codes_path(vectors))]
+    write_tensors({path: table})
+    update(photos, tmp_path / 'index')
+    files = path, codes_path(vectors)
+    written = [os.stat(file).st_mtime_ns for file in files]
+    assert update(photos, tmp_path / 'index').vectors.path == vectors
+    assert [os.stat(file).st_mtime_ns for file in files] == written
