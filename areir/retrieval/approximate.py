@@ -11,6 +11,7 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -61,6 +62,11 @@ class ApproximateIndex:
     vectors: VectorsFile
     measured: dict
 
+    @cached_property
+    def gallery(self):
+        """All vectors as an array; the disk is read when they are used."""
+        return self.vectors.mapped.numpy()
+
     def search(self, query, k, exclude=None):
         """Search as `VectorsFile.search` does, among the candidates that faiss finds.
 
@@ -82,16 +88,18 @@ class ApproximateIndex:
     def score(self, query, candidates):
         """Return the scores of candidates (Q, n), -inf where there is none (-1).
 
-        query: float64. The scores are those of `pair_scores`, float32.
+        query: float64. The scores are those of `pair_scores`, which computes them
+        where the float64 products leave the rounding to float32 open.
         """
         total = self.products(query, candidates)
         bound = math.sqrt(np.vdot(query, query)) * LARGEST_NORM  # of all queries
         error = tolerance(query.shape[1], bound, torch.float64)
         scores = (total - error).astype(np.float32)
-        unsure = scores != (total + error).astype(np.float32)
-        if unsure.any():
-            rows, columns = unsure.nonzero()[0], candidates[unsure]
-            pairs = torch.from_numpy(rows), torch.from_numpy(columns)
+        highest = (total + error).astype(np.float32)
+        if scores.tobytes() != highest.tobytes():  # seldom
+            unsure = scores != highest
+            rows, images = unsure.nonzero()[0], candidates[unsure]
+            pairs = torch.from_numpy(rows), torch.from_numpy(images)
             query = torch.from_numpy(query)
             scores[unsure] = pair_scores(query, self.vectors.mapped, *pairs)
         scores[candidates < 0] = -np.inf
@@ -99,12 +107,11 @@ class ApproximateIndex:
 
     def products(self, query, candidates):
         """Return the dot products (Q, n) of queries and their candidates, float64."""
-        vectors = self.vectors.mapped.numpy()
         total = np.empty(candidates.shape)
         step = max(1, CACHED // (candidates.shape[1] * query.shape[1]))
         for start in range(0, len(query), step):
             part = slice(start, start + step)
-            rows = vectors.take(candidates[part], axis=0).astype(np.float64)
+            rows = self.gallery.take(candidates[part], axis=0).astype(np.float64)
             total[part] = (rows @ query[part, :, None])[:, :, 0]
         return total
 
