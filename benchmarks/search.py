@@ -5,11 +5,12 @@
 
 Ours is exact or approximate. Every measurement is a process of its own. Times are of
 queries one at a time and of 256 together, for the 8 nearest of each, the median of
-several calls. The file is read once before, so it lies in the system's cache, and all
-queries are answered once before, so their pages are mapped. Memory is the peak of
+several calls. Before that the file is read once, so it lies in the system's cache, and
+all queries are answered once, so their pages are mapped. Memory is the peak of
 anonymous memory, building included, and of mapped pages of the file, both beyond torch
-itself. Recall is the share of the exact 8 nearest. All methods but exact need `pip
-install -r benchmarks/requirements.txt`. The minutes above are estimates for 2 cores.
+itself. Recall is the share of the exact 8 nearest. All methods but exact need
+`pip install -r benchmarks/requirements.txt`. The minutes above are estimates for 2
+cores.
 """
 
 import argparse
