@@ -5,10 +5,11 @@
 
 Ours is exact or approximate. Every measurement is a process of its own. Times are of
 queries one at a time and of 256 together, for the 8 nearest of each, the median of
-several calls. The file is read once before, so it lies in the system's cache. Memory is
-the peak of anonymous memory, building included, and of mapped pages of the file, both
-beyond torch itself. Recall is the share of the exact 8 nearest. All methods but exact
-need `pip install -r benchmarks/requirements.txt`. The minutes above are estimates for 2
+several calls. Before that the file is read once, so it lies in the system's cache, and
+all queries are answered once, so their pages are mapped. Memory is the peak of
+anonymous memory, building included, and of mapped pages of the file, both beyond torch
+itself. Recall is the share of the exact 8 nearest. All methods but exact need
+`pip install -r benchmarks/requirements.txt`. The minutes above are estimates for 2
 cores.
 """
 
@@ -213,7 +214,7 @@ def measure(method, path):
     started = time.perf_counter()
     searcher, cells = open_method(method, vectors, queries)
     result = {'build': time.perf_counter() - started, 'cells': cells}
-    searcher.search(queries[:2], NEAREST)  # warms up
+    searcher.search(queries, NEAREST)  # warms up
     for name, (batch, calls) in CALLS.items():
         result[name] = queries_per_second(searcher, queries, batch, calls)
     memory_used.stop()

@@ -7,9 +7,11 @@ against exact search.
 """
 
 import json
+import math
 import os
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,21 +20,12 @@ from tqdm import tqdm
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum, refuse_special, write_json
 from areir.retrieval.index import locked
-from areir.retrieval.scores import (
-    LAST,
-    fast_pair_scores,
-    largest_norm,
-    to_indices,
-    to_keys,
-    to_scores,
-    tolerance,
-)
+from areir.retrieval.scores import CACHED, pair_scores, tolerance
 from areir.retrieval.vectors_file import LARGEST_NORM, VectorsFile
 from areir.schemas import find_problem, is_count, is_number
 
 RECALL = 0.95  # share of the exact nearest images that is to be found
 CANDIDATES = 2  # images scored again for each image asked for
-TOGETHER = 256  # queries searched at a time
 SAMPLE = 256  # queries that measure the recall
 NEAREST = 8  # images of each of them
 ADDED = 65536  # vectors added to faiss at a time
@@ -69,34 +62,58 @@ class ApproximateIndex:
     vectors: VectorsFile
     measured: dict
 
+    @cached_property
+    def gallery(self):
+        """All vectors as an array; the disk is read when they are used."""
+        return self.vectors.mapped.numpy()
+
     def search(self, query, k, exclude=None):
         """Search as `VectorsFile.search` does, among the candidates that faiss finds.
 
         A query with fewer candidates than k has scores of -inf and indices of -1 last.
+        NumPy does the work: its calls are shorter than those of torch, and a search
+        among few candidates takes microseconds.
         """
-        if exclude is None:
-            exclude = torch.full((len(query),), -1)
-        batches = torch.arange(len(query)).split(TOGETHER)
-        keys = [self.search_batch(query[rows], k, exclude[rows]) for rows in batches]
-        best = torch.cat(keys)
-        missing = best == LAST
-        scores = to_scores(best).masked_fill(missing, -torch.inf)
-        return scores, to_indices(best).masked_fill(missing, -1)
+        query = query.numpy()
+        candidates = self.cells.search(query, CANDIDATES * k + 1)[1]
+        if exclude is not None:
+            # as faiss marks missing ones
+            candidates[candidates == exclude.numpy()[:, None]] = -1
+        candidates.sort(axis=1)  # so the lower index is first among equal scores
+        scores = self.score(query.astype(np.float64), candidates)
+        order = (-scores).argsort(axis=1, kind='stable')[:, :k]
+        best = np.arange(len(query))[:, None], order
+        return torch.from_numpy(scores[best]), torch.from_numpy(candidates[best])
 
-    def search_batch(self, query, k, exclude):
-        """Return the keys (Q, k) of the best candidates; LAST where there are fewer."""
-        vectors = self.vectors.mapped
-        count = min(len(vectors), CANDIDATES * k + 1)
-        candidates = torch.from_numpy(self.cells.search(query.numpy(), count)[1])
-        candidates[candidates == exclude[:, None]] = -1  # as faiss marks missing ones
-        places = (candidates >= 0).nonzero(as_tuple=True)
-        images = candidates[places]
-        bound = largest_norm(query) * LARGEST_NORM
+    def score(self, query, candidates):
+        """Return the scores of candidates (Q, n), -inf where there is none (-1).
+
+        query: float64. The scores are those of `pair_scores`, which computes them
+        where the float64 products leave the rounding to float32 open.
+        """
+        total = self.products(query, candidates)
+        bound = math.sqrt(np.vdot(query, query)) * LARGEST_NORM  # of all queries
         error = tolerance(query.shape[1], bound, torch.float64)
-        scores = fast_pair_scores(query, vectors, places[0], images, error)
-        keys = torch.full((len(query), max(k, count)), LAST)
-        keys[places] = to_keys(scores, images)
-        return keys.sort(dim=1).values[:, :k]
+        scores = (total - error).astype(np.float32)
+        highest = (total + error).astype(np.float32)
+        if scores.tobytes() != highest.tobytes():  # seldom
+            unsure = scores != highest
+            rows, images = unsure.nonzero()[0], candidates[unsure]
+            pairs = torch.from_numpy(rows), torch.from_numpy(images)
+            query = torch.from_numpy(query)
+            scores[unsure] = pair_scores(query, self.vectors.mapped, *pairs)
+        scores[candidates < 0] = -np.inf
+        return scores
+
+    def products(self, query, candidates):
+        """Return the dot products (Q, n) of queries and their candidates, float64."""
+        total = np.empty(candidates.shape)
+        step = max(1, CACHED // (candidates.shape[1] * query.shape[1]))
+        for start in range(0, len(query), step):
+            part = slice(start, start + step)
+            rows = self.gallery.take(candidates[part], axis=0).astype(np.float64)
+            total[part] = (rows @ query[part, :, None])[:, :, 0]
+        return total
 
     def describe(self):
         """Return a sentence about how well the index searches."""

@@ -3,12 +3,14 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from photos import random_vectors
 
 from areir.errors import UserError
 from areir.retrieval import approximate
+from areir.retrieval.vectors_file import VectorsFile
 
 
 @pytest.fixture
@@ -116,3 +118,55 @@ def test_missing_candidates_are_marked(tmp_path, faiss):
     scores, indices = index.search(vectors[:5], 400)
     assert (indices[:, -1] == -1).all() and (scores[:, -1] == -torch.inf).all()
     assert ((indices == -1) == (scores == -torch.inf)).all()
+
+
+def search_all_cells(folder, stored):
+    """Return an approximate index that looks into every cell."""
+    index = approximate.open_approximate(str(folder), stored)
+    index.cells.nprobe = index.cells.nlist
+    return index
+
+
+def assert_same_answers(index, stored, *search):
+    for one, other in zip(index.search(*search), stored.search(*search)):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize('distinct', [None, 200, 75])
+def test_all_cells_give_what_exact_search_gives(tmp_path, faiss, distinct):
+    """The same scores in the same order, where each vector is there 1, 3 or 8 times."""
+    stored, vectors = random_vectors(tmp_path, 600, distinct=distinct)
+    index = search_all_cells(tmp_path, stored)
+    assert index.cells.nlist > 1
+    own = torch.arange(600)
+    assert_same_answers(index, stored, vectors, 8)
+    assert_same_answers(index, stored, vectors, 8, own)
+    assert_same_answers(index, stored, vectors[:1], 8, own[:1])
+    assert_same_answers(index, stored, -3 * vectors, 5)
+
+
+def test_a_score_halfway_between_two_floats_is_rounded_to_even(tmp_path, faiss):
+    """0.5 + 2**-24 + 2**-25 becomes 0.5 + 2**-23, as in exact search."""
+    rows = torch.zeros(2, 3)
+    rows[:, 0] = 0.5 + 2**-24
+    rows[0, 1] = 2**-13
+    rows[:, 2] = 0.75**0.5
+    np.save(tmp_path / 'vectors.npy', rows.numpy())
+    stored = VectorsFile(str(tmp_path / 'vectors.npy'))
+    index = search_all_cells(tmp_path, stored)
+    query = torch.tensor([[1, 2**-12, 0]])
+    scores, indices = index.search(query, 2)
+    assert scores.tolist() == [[0.5 + 2**-23, 0.5 + 2**-24]]
+    assert indices.tolist() == [[0, 1]]
+    assert_same_answers(index, stored, query, 2)
+
+
+def test_more_images_asked_for_than_there_are(tmp_path, faiss):
+    """The excluded image is not found, and two places stay empty."""
+    stored, vectors = random_vectors(tmp_path, 4)
+    index = search_all_cells(tmp_path, stored)
+    exact_scores, exact = stored.search(vectors, 3, torch.arange(4))
+    scores, indices = index.search(vectors, 5, torch.arange(4))
+    assert torch.equal(scores[:, :3], exact_scores)
+    assert torch.equal(indices[:, :3], exact)
+    assert (scores[:, 3:] == -torch.inf).all() and (indices[:, 3:] == -1).all()
