@@ -118,7 +118,7 @@ def open_method(method, vectors, queries):
         return index, f'{index.measured["looked_into"]}/{index.measured["cells"]}'
     import faiss
 
-    stored = np.load(vectors.path, mmap_mode='r')
+    stored = np.asarray(np.load(vectors.path, mmap_mode='r'))
     if method == 'flat':
         index = faiss.IndexFlatIP(vectors.dimensions)
         add_vectors(index, stored)

@@ -199,11 +199,13 @@ def build_cells(vectors, rng):
     cells.cp.niter = 10
     cells.cp.min_points_per_centroid = 1  # no warning about small folders
     drawn = np.sort(rng.permutation(count)[: max(64 * number, 256)])
+    # faiss refuses memmaps if anything has imported faiss.contrib.torch_utils
+    rows = np.asarray(vectors.rows())
     with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
-        cells.train(vectors.rows()[drawn])
+        cells.train(rows[drawn])
         for start in range(0, count, ADDED):
             stop = min(start + ADDED, count)
-            cells.add(vectors.rows(start, stop))
+            cells.add(rows[start:stop])
             bar.update(stop - start)
     return cells
 
