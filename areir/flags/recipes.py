@@ -43,7 +43,12 @@ RECIPES = {
     },
 }
 # how the current recipe differs if it starts from random weights
-FROM_SCRATCH = {'lr': 1e-3, 'freeze_bn': 'no', 'embedding': 'stages'}
+FROM_SCRATCH = {
+    'batch_size': 64,
+    'lr': 1.5e-3,
+    'freeze_bn': 'no',
+    'embedding': 'stages',
+}
 # training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
 TESTS = 5  # in a run of the current recipe, after that of the initial weights
