@@ -57,7 +57,7 @@ def test_epochs_between_tests(flags, wanted):
 def test_flags_that_are_given_stay():
     args = completed('--lr', 3e-3, '--dimensions', 0, '--mirror', 'no', '--warmup', 0)
     assert (args.lr, args.dimensions, args.mirror, args.warmup) == (3e-3, 0, 'no', 0)
-    assert args.batch_size == RECIPES['current']['batch_size']
+    assert args.batch_size == FROM_SCRATCH['batch_size']
 
 
 @pytest.mark.parametrize(
