@@ -161,8 +161,8 @@ def refuse_foreign_files(dataset):
 def find_statistics(pool, dataset, image_size):
     """Return (mean, std) of the training images; LAYOUTS has those it knows.
 
-    Raises UserError if a channel of all their pixels is constant: train.py divides by
-    std.
+    Raises UserError if all their pixels have the same value in a channel: its std is 0,
+    and train.py divides by it.
     """
     if dataset.name in LAYOUTS:
         layout = LAYOUTS[dataset.name]

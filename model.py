@@ -77,9 +77,8 @@ class Head(Stages):
 
     def __init__(self, stages, se, neck, fc):
         first, *others = stages
-        tail = {'pool': MeanPool(), **neck}
-        super().__init__([{**first, 'se': se}, *others], tail)
-        self.tail = list(tail)
+        stages = [{**first, 'se': se}, *others]
+        super().__init__(stages, {'pool': MeanPool(), **neck})
         self.fc = fc
 
     def logits(self, features):
@@ -92,9 +91,9 @@ class Head(Stages):
         return self.logits(features)
 
     def pooled(self, outputs):
-        """Return the pooled features (N, width) of stages, the head's last at the end.
+        """Return the pooled features of stages, a list of (N, width).
 
-        outputs: their features, (N, C, H, W) each.
+        outputs: features (N, C, H, W) of each; at the end, those of the head's last.
         """
         pooled = [self.pool(output) for output in outputs[:-1]]
         pooled.append(self.run(self.tail, outputs[-1]))
@@ -111,10 +110,11 @@ class EnsembleModel(nn.Module):
     stages of a network, of which every head gets a copy with the same weights.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
-    what describes an image, the heads' 'logits', the pooled 'features' of the trunk and
-    of each stage of a head, or also those of each of the trunk's 'stages'. mirror:
-    whether the mirror image is described, too, and added. neutral_se: whether the
-    attention starts as if it were not there, which keeps what loaded weights know.
+    what each head adds to the description of an image: its 'logits'; the pooled
+    'features' of the trunk's last stage and of each stage of the head; or those of all
+    'stages'. mirror: whether the mirror image is described, too, and added. neutral_se:
+    whether the attention starts as if it were not there, which keeps what loaded
+    weights know.
     Set `projection` to a Projection to apply it to the embeddings.
     Raises UserError for an unknown model_type and for sizes that do not fit.
     """
@@ -154,12 +154,12 @@ class EnsembleModel(nn.Module):
                 f'{len(network.stages) - 1}, so that each head has a stage'
             )
         channels = stage_channels(network.stages)
-        described = {
+        widths = {
             'logits': [meta_class_size],
             'features': channels[shared_stages - 1 :],
             'stages': channels,
         }[embedding]
-        self.length = ensemble_size * sum(described)  # of an embedding, not projected
+        self.length = ensemble_size * sum(widths)  # of an embedding, not projected
         self.trunk = Stages(network.stages[:shared_stages])
         self.heads = nn.ModuleList()
         for head in self.members:
@@ -193,13 +193,12 @@ class EnsembleModel(nn.Module):
     def embed(self, images):
         """Return unit vectors (N, dimensions).
 
-        Each head's logits are L2-normalised, concatenated and divided by
-        sqrt(ensemble_size), so the dot product of two embeddings is the mean over heads
-        of their cosine similarities. With the other embeddings it is pooled features
-        in the place of the logits, each L2-normalised. Then the projection is applied,
-        if there is one. Batch statistics are never used: an
-        embedding does not depend on the other images of its batch. If the model holds
-        only some heads, only their columns are returned.
+        The parts that `describe` returns are L2-normalised, concatenated and divided by
+        the square root of their number, so the dot product of two embeddings is the
+        mean of the parts' cosine similarities. Then the projection is applied, if there
+        is one. Batch statistics are never used: an embedding does not depend on the
+        other images of its batch. If the model holds only some heads, only their
+        columns are returned.
         """
         training = self.training
         self.eval()
@@ -211,7 +210,10 @@ class EnsembleModel(nn.Module):
         return self.combine(vectors)
 
     def describe(self, images):
-        """Return the parts of the embedding, head by head, not normalised: (N, .)."""
+        """Return the embedding's parts, head by head, not normalised: a list of (N, .).
+
+        A part is the logits of a head, or the pooled features of a stage.
+        """
         outputs = self.trunk.outputs(images.to(next(self.trunk.parameters()).dtype))
         features = outputs[-1]
         if self.embedding == 'logits':
@@ -223,7 +225,7 @@ class EnsembleModel(nn.Module):
         return [part.float() for part in parts]
 
     def combine(self, vectors):
-        """Return the embeddings for what `describe` returns."""
+        """Return the embeddings (N, dimensions) of the parts; see `embed`."""
         total = self.ensemble_size * len(vectors) / len(self.heads)
         embeddings = torch.cat(
             [F.normalize(vector, dim=1) for vector in vectors], dim=1

@@ -1,8 +1,8 @@
-"""The error for whatever a user can fix, and names in messages."""
+"""The error for whatever a user can fix, and how messages show names of files."""
 
 import re
 
-# control characters, among them all that begin a new line
+# control characters and all line breaks
 CONTROL = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 
 
@@ -14,8 +14,5 @@ class UserError(ValueError):
 
 
 def printable(text):
-    """Return a text with its control characters escaped, so that it stays one line.
-
-    File names may hold any of them.
-    """
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    """Return a text, such as a file name, with control characters escaped."""
+    return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

@@ -152,10 +152,10 @@ def write_tensors(values):
 
 
 def save_tensors(value, path):
-    """torch.save a value, in place.
+    """torch.save a value to a path, not atomically.
 
-    Equal values give equal bytes: given a path, torch.save would store its name. It
-    also refuses paths that are not valid UTF-8.
+    Given the path, torch.save would store its name, so that equal values gave different
+    bytes, and refuse paths that are not valid UTF-8. So it is given the open file.
     """
     with open(path, 'wb') as file:
         torch.save(value, file)

@@ -9,8 +9,7 @@ def on_interrupt(handler):
     """Call handler(number, frame) on Ctrl-C and SIGTERM.
 
     Under torchrun, SIGTERM still ends a process at once: another one has failed and
-    reports why. A script that a shell starts in the background ignores Ctrl-C, and
-    still does.
+    reports why. A script that a shell starts in the background still ignores Ctrl-C.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
@@ -19,9 +18,9 @@ def on_interrupt(handler):
 
 
 def end_at_once(number, frame):
-    """A handler for the time before a script has begun: print one line and exit.
+    """While a script imports packages, print one line and exit with 130.
 
-    An exception would have to get through the imports of other packages.
+    Nothing is raised: a package that is being imported could catch it.
     """
     if int(os.environ.get('RANK', 0)) == 0:
         script = os.path.basename(sys.argv[0])

@@ -34,15 +34,23 @@ class Chain(nn.Module):
 
 
 class Stages(Chain):
-    """A chain in stages. stages: {dotted name: module} of each; tail: what follows."""
+    """A chain of stages, with a tail after the last one.
+
+    stages: the blocks {dotted name: module} of each; tail: its blocks. The attributes
+    `stages` and `tail` hold the names of these blocks.
+    """
 
     def __init__(self, stages, tail=None):
-        blocks = {name: block for stage in stages for name, block in stage.items()}
-        super().__init__({**blocks, **(tail or {})})
+        tail = tail or {}
+        blocks = {}
+        for part in (*stages, tail):
+            blocks |= part
+        super().__init__(blocks)
         self.stages = [list(stage) for stage in stages]
+        self.tail = list(tail)
 
     def outputs(self, features):
-        """Return the features of each stage, a list."""
+        """Return a list of the features (N, C, H, W) of each stage."""
         outputs = []
         for stage in self.stages:
             features = self.run(stage, features)

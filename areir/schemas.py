@@ -20,22 +20,19 @@ def find_problem(value, needed, optional=()):
     """
     if not isinstance(value, dict):
         return 'it has no fields'
-    for name, check in needed.items():
-        if name not in value:
-            return f'{name} is missing'
-        if not check(value[name]):
-            return f'{name} {misfit(check)}'
-    for name, check in dict(optional).items():
+    for name, check in {**needed, **dict(optional)}.items():
         if name in value and not check(value[name]):
             return f'{name} {misfit(check)}'
+        if name in needed and name not in value:
+            return f'{name} is missing'
     return None
 
 
 def misfit(check):
-    """Return what a message says of a value that fails a check."""
+    """Return what a message says of a value that fails a check, from its docstring."""
     begin = 'Whether a value is '
     summary = (check.__doc__ or '').partition('\n')[0]
-    if not summary.startswith(begin):  # a lambda
+    if not summary.startswith(begin):  # a lambda has no docstring
         return 'is damaged'
     return f'is not {summary.removeprefix(begin).removesuffix(".")}'
 

@@ -44,21 +44,16 @@ LOAD = """
 
 
 @pytest.fixture
-def start(tmp_path):
-    """A function that starts a script with this main."""
+def start_python():
+    """A function that starts Python with these words and environment variables."""
     processes = []
 
-    def start_script(main, *words, stdout=subprocess.PIPE, interrupts=True):
-        path = tmp_path / 'script.py'
-        lines = textwrap.dedent(main).strip().splitlines()
-        body = '\n    '.join(lines)
-        source = textwrap.dedent(SCRIPT).format(repository=REPOSITORY, main=body)
-        path.write_text(source)
+    def start(*words, stdout=subprocess.PIPE, interrupts=True, **variables):
         handler = signal.default_int_handler if interrupts else signal.SIG_IGN
         process = subprocess.Popen(
-            [sys.executable, path, *words],
+            [sys.executable, *words],
             stdout=stdout,
-            env=os.environ | {'PYTHONUNBUFFERED': ''},
+            env=os.environ | variables,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
@@ -66,10 +61,25 @@ def start(tmp_path):
         processes.append(process)
         return process
 
-    yield start_script
+    yield start
     for process in processes:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path, start_python):
+    """A function that starts a script with this main; options: of start_python."""
+
+    def start_script(main, *words, **options):
+        path = tmp_path / 'script.py'
+        lines = textwrap.dedent(main).strip().splitlines()
+        body = '\n    '.join(lines)
+        source = textwrap.dedent(SCRIPT).format(repository=REPOSITORY, main=body)
+        path.write_text(source)
+        return start_python(path, *words, PYTHONUNBUFFERED='', **options)
+
+    return start_script
 
 
 def end(process):
@@ -91,18 +101,13 @@ def test_a_signal_is_one_line(start, number):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('script', SCRIPTS)
-def test_a_signal_during_the_imports_is_one_line(tmp_path, script, number):
+def test_a_signal_during_the_imports_is_one_line(
+    start_python, tmp_path, script, number
+):
     """They take seconds; here torch takes a minute."""
     slow = "import time\nprint('ready', flush=True)\ntime.sleep(60)\n"
     (tmp_path / 'torch.py').write_text(slow)
-    process = subprocess.Popen(
-        [sys.executable, f'{REPOSITORY}/{script}.py'],
-        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = start_python(f'{REPOSITORY}/{script}.py', PYTHONPATH=str(tmp_path))
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(number)
     assert end(process) == (130, [f'{script}.py: interrupted; nothing has begun'])

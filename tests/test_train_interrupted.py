@@ -240,16 +240,19 @@ def test_a_run_that_is_going_on_is_not_started_again(
     assert sorted(os.listdir(tmp_path)) == sorted(os.listdir(uninterrupted))
 
 
-# Damaged checkpoints and other settings
+# Folders with odd names
 
 
 def test_folders_whose_names_are_not_utf8(slim, slim_backbone, tmp_path, interrupted):
-    """As those of old disks, with names in Latin-1."""
+    """Old disks have names in Latin-1."""
     data, results = (tmp_path / os.fsdecode(b'\xe9' + name) for name in (b'd', b'r'))
     shutil.copytree(slim.root / 'data', data, symlinks=True)
     shutil.copytree(interrupted, results)
     train(slim, results, '--data_root', data, '--resume')
     assert len(read_table(results)) == 3
+
+
+# Damaged checkpoints and other settings
 
 
 @pytest.mark.parametrize('name', ['head_001', 'state'])

@@ -24,7 +24,7 @@ SHORT = [
 ]
 HEADS = RECIPES['current']['ensemble_size']
 RUN = f'small_uncropped_resnet18_{HEADS}_6'
-HELD_OUT = f'small_uncropped_resnet18_{HEADS}_4'  # classes that are left
+HELD_OUT = f'small_uncropped_resnet18_{HEADS}_4'  # --select val trains on 4 classes
 
 
 def train(slim, results, *flags):
@@ -89,8 +89,8 @@ RESUMED = {
 def test_resumed_equals_uninterrupted(
     slim, slim_backbone, weights, tmp_path, kind, batches
 ):
-    given = weights if kind == 'frozen' else 'none'
-    flags = ['--weights', given, *RESUMED[kind]]
+    initial = weights if kind == 'frozen' else 'none'
+    flags = ['--weights', initial, *RESUMED[kind]]
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
     train(slim, whole, *flags)
     with pytest.MonkeyPatch.context() as patch:

@@ -31,9 +31,9 @@ def similarity_maps(model, images):
         vectors = model.describe(images)
         features = model.trunk(images)
     gradients = similarity_gradients(model, vectors)
-    parts = len(gradients) // len(model.heads)
+    parts_per_head = len(gradients) // len(model.heads)
     heat = 0
-    for head, own in zip(model.heads, batched(gradients, parts)):
+    for head, own in zip(model.heads, batched(gradients, parts_per_head)):
         heat += head_heat(head, features, model.embedding, own)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
@@ -63,7 +63,7 @@ def head_heat(head, features, embedding, gradients):
     """Return the heat (2, h, w) of one head.
 
     features: of the trunk, for two images; gradients: for the head's parts of the
-    embedding.
+    embedding, which may begin with those of the trunk's earlier stages.
     """
     first = features.detach().requires_grad_()
     outputs = [first, *head.outputs(first)]
@@ -75,9 +75,7 @@ def head_heat(head, features, embedding, gradients):
         parts = [head.logits(outputs[-1])]
     else:
         parts = head.pooled(outputs)
-    # the parts before these are of the trunk's earlier stages
-    own = gradients[-len(parts) :]
-    (gradient,) = torch.autograd.grad(parts, seen, own)
+    (gradient,) = torch.autograd.grad(parts, seen, gradients[-len(parts) :])
     heat = (gradient * seen).sum(dim=1)
     return F.relu(heat).detach()
 

@@ -5,10 +5,11 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from areir.errors import UserError
 from areir.files import refuse_special
 from areir.output import charts
 from areir.output.curves import curve_panels
-from areir.training.finished import parse_record, read_results
+from areir.training.finished import read_record, read_results
 
 
 @dataclass
@@ -95,10 +96,8 @@ def read_run(path):
     """Return (the dict of a run.json, None), or ({}, why it cannot be read)."""
     try:
         refuse_special(path)
-        # it holds names of files, which need not be valid UTF-8
-        with open(path, encoding='utf-8', errors='surrogateescape') as file:
-            return parse_record(file), None
-    except (ValueError, OSError, RecursionError) as error:
+        return read_record(path), None
+    except (UserError, OSError) as error:
         missing = isinstance(error, FileNotFoundError)
         reason = 'missing' if missing else 'damaged'
         return {}, f'{os.path.basename(path)} is {reason}'

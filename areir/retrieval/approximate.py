@@ -11,7 +11,6 @@ import math
 import os
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -62,41 +61,37 @@ class ApproximateIndex:
     vectors: VectorsFile
     measured: dict
 
-    @cached_property
-    def gallery(self):
-        """All vectors as an array; the disk is read when they are used."""
-        return self.vectors.mapped.numpy()
-
     def search(self, query, k, exclude=None):
         """Search as `VectorsFile.search` does, among the candidates that faiss finds.
 
         A query with fewer candidates than k has scores of -inf and indices of -1 last.
-        NumPy does the work: its calls are shorter than those of torch, and a search
-        among few candidates takes microseconds.
+        NumPy does the work, as its calls take less time than those of torch. A whole
+        search may take less than 100 microseconds.
         """
         query = query.numpy()
         candidates = self.cells.search(query, CANDIDATES * k + 1)[1]
         if exclude is not None:
-            # as faiss marks missing ones
-            candidates[candidates == exclude.numpy()[:, None]] = -1
+            own = candidates == exclude.numpy()[:, None]
+            candidates[own] = -1  # as faiss marks missing ones
         candidates.sort(axis=1)  # so the lower index is first among equal scores
         scores = self.score(query.astype(np.float64), candidates)
-        order = (-scores).argsort(axis=1, kind='stable')[:, :k]
-        best = np.arange(len(query))[:, None], order
-        return torch.from_numpy(scores[best]), torch.from_numpy(candidates[best])
+        best = (-scores).argsort(axis=1, kind='stable')[:, :k]
+        places = np.arange(len(query))[:, None], best
+        return torch.from_numpy(scores[places]), torch.from_numpy(candidates[places])
 
     def score(self, query, candidates):
-        """Return the scores of candidates (Q, n), -inf where there is none (-1).
+        """Return the scores (Q, n), float32, of candidates (Q, n).
 
-        query: float64. The scores are those of `pair_scores`, which computes them
-        where the float64 products leave the rounding to float32 open.
+        query: float64 (Q, D). The score of a candidate of -1 is -inf. As in
+        `scores.round_products`, `pair_scores` computes the scores whose rounding the
+        float64 products leave open.
         """
         total = self.products(query, candidates)
-        bound = math.sqrt(np.vdot(query, query)) * LARGEST_NORM  # of all queries
-        error = tolerance(query.shape[1], bound, torch.float64)
+        norm = math.sqrt(np.vdot(query, query))  # at least that of each query
+        error = tolerance(query.shape[1], norm * LARGEST_NORM, torch.float64)
         scores = (total - error).astype(np.float32)
         highest = (total + error).astype(np.float32)
-        if scores.tobytes() != highest.tobytes():  # seldom
+        if scores.tobytes() != highest.tobytes():  # they seldom differ
             unsure = scores != highest
             rows, images = unsure.nonzero()[0], candidates[unsure]
             pairs = torch.from_numpy(rows), torch.from_numpy(images)
@@ -107,11 +102,12 @@ class ApproximateIndex:
 
     def products(self, query, candidates):
         """Return the dot products (Q, n) of queries and their candidates, float64."""
+        vectors = self.vectors.mapped.numpy()
         total = np.empty(candidates.shape)
         step = max(1, CACHED // (candidates.shape[1] * query.shape[1]))
         for start in range(0, len(query), step):
             part = slice(start, start + step)
-            rows = self.gallery.take(candidates[part], axis=0).astype(np.float64)
+            rows = vectors.take(candidates[part], axis=0).astype(np.float64)
             total[part] = (rows @ query[part, :, None])[:, :, 0]
         return total
 
@@ -200,7 +196,7 @@ def build_cells(vectors, rng):
     cells.cp.min_points_per_centroid = 1  # no warning about small folders
     drawn = np.sort(rng.permutation(count)[: max(64 * number, 256)])
     # faiss refuses memmaps if anything has imported faiss.contrib.torch_utils
-    rows = np.asarray(vectors.rows())
+    rows = vectors.mapped.numpy()
     with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
         cells.train(rows[drawn])
         for start in range(0, count, ADDED):

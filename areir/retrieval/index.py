@@ -5,7 +5,7 @@
                                 name of the file of vectors
         vectors_<token>.npy     (images, dimensions) float32, in the order of the paths
         shortened_<token>.npy   the same vectors, shortened; see shortening.py
-        ..._<token>_codes.npy   those that are searched in 8 bits; see codes_file.py
+        ..._<token>_codes.npy   the searched ones in 8 bits; see codes_file.py
         journal_<token>.*       while images are embedded; see journal.py
         lock                    held by the process that changes the index
 
@@ -154,7 +154,8 @@ def forget_damaged(index_folder, table):
             'again'
         )
         return True
-    return not {table.vectors, table.searched} <= table.checksums.keys()
+    names = table.vectors, table.searched
+    return any(name not in table.checksums for name in names)
 
 
 def files_seen(table, journal):

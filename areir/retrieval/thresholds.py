@@ -18,7 +18,7 @@ def is_rate(value):
 def is_curve(value):
     """Whether a value is a list of three numbers or None.
 
-    `votes.fit_confidence` returns it.
+    It is the curve of `votes.fit_confidence`.
     """
     return value is None or (is_list(value, is_number) and len(value) == 3)
 
@@ -41,7 +41,7 @@ SCHEMA = {
 def is_calibration(value):
     """Whether a value is a calibration or None.
 
-    `calibrate` returns it.
+    A calibration is what `calibrate` returns.
     """
     if value is None:
         return True

@@ -31,13 +31,14 @@ from areir.schemas import (
     is_text,
 )
 
+# the fields of an EpochProgress
 DONE = {'batches', 'loss', 'accuracy', 'seconds', 'waited'}
 
 
 def is_done(value):
     """Whether a value is a dict of the numbers of an EpochProgress."""
-    numbers = is_dict(value) and all(map(is_number, value.values()))
-    return numbers and value.keys() == DONE
+    has_fields = is_dict(value) and value.keys() == DONE
+    return has_fields and all(map(is_number, value.values()))
 
 
 def is_row(value):
@@ -45,7 +46,7 @@ def is_row(value):
     return is_dict(value) and is_natural(value.get('epoch'))
 
 
-# the schemas of state.pth and of the other files
+# the schemas of state.pth, and of the files of trunk and heads
 STATE = {
     'settings': lambda value: is_dict(value) and 'split_sha256' in value,
     'epoch': is_count,
@@ -54,7 +55,7 @@ STATE = {
     'best': is_number,
     'kept': is_text,
 }
-LATER = {'seconds': is_number}  # old files have none
+LATER = {'seconds': is_number}  # older files lack it
 PART = {'weights': is_dict, 'optimizer': is_dict}
 
 

@@ -31,25 +31,20 @@ def checksum(record):
 def read_record(path, advice=AGAIN):
     """Return the dict of a run.json.
 
-    Raises UserError if it is damaged; advice: what the message says to do.
+    Raises OSError if it cannot be read, and UserError if it is damaged. advice: what
+    the message says to do.
     """
     try:
         # it holds names of files, which need not be valid UTF-8
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
-            record = parse_record(file)
+            record = json.load(file)
+        if not isinstance(record, dict):
+            raise ValueError('not a dict')
+        has_checksum = 'checksum' in record or 'finished' in record
+        if has_checksum and record.get('checksum') != checksum(record):
+            raise ValueError('its checksum does not fit')
     except (ValueError, RecursionError) as error:
         raise damaged(path, advice) from error
-    return record
-
-
-def parse_record(file):
-    """Return the dict of an open run.json. Raises ValueError if it is damaged."""
-    record = json.load(file)
-    if not isinstance(record, dict):
-        raise ValueError('no dict')
-    has_checksum = 'checksum' in record or 'finished' in record
-    if has_checksum and record.get('checksum') != checksum(record):
-        raise ValueError('its checksum does not fit')
     return record
 
 
@@ -88,7 +83,7 @@ def tested_epochs(record, path):
 def read_results(path, csv_checksum=None):
     """Return (the table of a run's CSV, None), or (None, what is wrong with the file).
 
-    What is no finite number is NaN, and rows without an epoch are left out.
+    Whatever is not a finite number becomes NaN, and rows without an epoch are left out.
     csv_checksum: the CRC-32 of the file, if known.
     """
     if is_special(path):

@@ -105,10 +105,8 @@ def test_changed_numbers_are_noticed(tmp_path, vectors_3000):
 def test_a_small_one(tmp_path, faiss, count):
     stored, vectors = random_vectors(tmp_path, count)
     index = approximate.open_approximate(str(tmp_path), stored)
-    scores, indices = index.search(vectors, min(8, count))
-    exact = stored.search(vectors, min(8, count))
-    if index.measured['recall'] == 1:
-        assert torch.equal(indices, exact[1]) and torch.equal(scores, exact[0])
+    assert index.measured['recall'] == 1  # it has one cell
+    assert_same_answers(index, stored, vectors, min(8, count))
 
 
 def test_missing_candidates_are_marked(tmp_path, faiss):
@@ -120,14 +118,15 @@ def test_missing_candidates_are_marked(tmp_path, faiss):
     assert ((indices == -1) == (scores == -torch.inf)).all()
 
 
-def search_all_cells(folder, stored):
-    """Return an approximate index that looks into every cell."""
+def open_with_all_cells(folder, stored):
+    """Return the approximate index of a VectorsFile; it looks into every cell."""
     index = approximate.open_approximate(str(folder), stored)
     index.cells.nprobe = index.cells.nlist
     return index
 
 
 def assert_same_answers(index, stored, *search):
+    """Check that both find the same; search: the arguments of `search`."""
     for one, other in zip(index.search(*search), stored.search(*search)):
         assert torch.equal(one, other)
 
@@ -136,7 +135,7 @@ def assert_same_answers(index, stored, *search):
 def test_all_cells_give_what_exact_search_gives(tmp_path, faiss, distinct):
     """The same scores in the same order, where each vector is there 1, 3 or 8 times."""
     stored, vectors = random_vectors(tmp_path, 600, distinct=distinct)
-    index = search_all_cells(tmp_path, stored)
+    index = open_with_all_cells(tmp_path, stored)
     assert index.cells.nlist > 1
     own = torch.arange(600)
     assert_same_answers(index, stored, vectors, 8)
@@ -146,14 +145,17 @@ def test_all_cells_give_what_exact_search_gives(tmp_path, faiss, distinct):
 
 
 def test_a_score_halfway_between_two_floats_is_rounded_to_even(tmp_path, faiss):
-    """0.5 + 2**-24 + 2**-25 becomes 0.5 + 2**-23, as in exact search."""
+    """0.5 + 2**-24 + 2**-25 becomes 0.5 + 2**-23, as in exact search.
+
+    The second image has 0.5 + 2**-24, which float32 holds.
+    """
     rows = torch.zeros(2, 3)
     rows[:, 0] = 0.5 + 2**-24
     rows[0, 1] = 2**-13
     rows[:, 2] = 0.75**0.5
     np.save(tmp_path / 'vectors.npy', rows.numpy())
     stored = VectorsFile(str(tmp_path / 'vectors.npy'))
-    index = search_all_cells(tmp_path, stored)
+    index = open_with_all_cells(tmp_path, stored)
     query = torch.tensor([[1, 2**-12, 0]])
     scores, indices = index.search(query, 2)
     assert scores.tolist() == [[0.5 + 2**-23, 0.5 + 2**-24]]
@@ -164,7 +166,7 @@ def test_a_score_halfway_between_two_floats_is_rounded_to_even(tmp_path, faiss):
 def test_more_images_asked_for_than_there_are(tmp_path, faiss):
     """The excluded image is not found, and two places stay empty."""
     stored, vectors = random_vectors(tmp_path, 4)
-    index = search_all_cells(tmp_path, stored)
+    index = open_with_all_cells(tmp_path, stored)
     exact_scores, exact = stored.search(vectors, 3, torch.arange(4))
     scores, indices = index.search(vectors, 5, torch.arange(4))
     assert torch.equal(scores[:, :3], exact_scores)

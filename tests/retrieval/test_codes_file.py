@@ -1,4 +1,4 @@
-"""The codes of an index are written anew if they are lost or damaged."""
+"""The codes of an index are written again if they are missing or damaged."""
 
 import os
 
@@ -23,7 +23,8 @@ def test_damaged_codes_are_written_again(photos, tmp_path, kind):
     index_folder = tmp_path / 'index'
     vectors = update(photos, index_folder).vectors.path
     path, written = codes_path(vectors), os.stat(vectors).st_mtime_ns
-    whole = open(path, 'rb').read()
+    with open(path, 'rb') as file:
+        whole = file.read()
     if kind == 'a flipped bit':
         flip_bit(path, len(whole) - 3)
     elif kind == 'cut short':
