@@ -134,7 +134,8 @@ def complaints(case, patterns):
     """Return what the files that patterns find say about damaged files."""
     paths = [path for pattern in patterns for path in case.glob(pattern)]
     text = ''.join(path.read_text() for path in paths)
-    return ''.join(re.findall(r'\S+ is (?:damaged|missing)', text))
+    complaint = r'\S+ (?:is damaged|is missing|is not a regular file|cannot be read)'
+    return ''.join(re.findall(complaint, text))
 
 
 def lost(before, case, target, damaged):
