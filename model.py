@@ -30,13 +30,13 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.flags import types
+from areir.flags.recipes import EMBEDDINGS
 from areir.folding import folded
 from areir.layers import MeanPool, SqueezeExcitation, Stages
 from areir.retrieval.model_file import check_model
 from areir.retrieval.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
 
-EMBEDDINGS = ('logits', 'features', 'stages')
 MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
 
 # what describes an image for a network that was not trained here

@@ -6,6 +6,7 @@ is the default for all others; docs/results.md shows what each of its parts is w
 
 from areir.errors import UserError
 
+EMBEDDINGS = 'logits', 'features', 'stages'
 META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # as published
 
 RECIPES = {
@@ -87,9 +88,9 @@ def add_recipe_flags(add):
     add('--label_smoothing', type=float,
         help='probability that is spread over all meta-classes '
              f'{by_recipe("label_smoothing")}')
-    add('--embedding', choices=['logits', 'features', 'stages'],
-        help="describe an image by each head's logits, by the pooled features of the "
-             "trunk and of the head's stages, or also by those of the trunk's stages "
+    add('--embedding', choices=EMBEDDINGS,
+        help="describe an image by each head's logits; by the pooled features of the "
+             "trunk's last stage and of the head's stages; or by those of all stages "
              f'{by_recipe("embedding")}')
     add('--mirror', choices=['yes', 'no'],
         help='add the description of the mirror image, which doubles the time of '
@@ -139,8 +140,8 @@ def default_meta_classes(args, classes):
     """Return the number of meta-classes; classes: the number of training classes."""
     if args.data_name in META_CLASSES:
         return META_CLASSES[args.data_name]
-    share = CLASSES_PER_META_CLASS[args.recipe]
-    return min(classes, max(2, round(classes / share)))
+    meta_classes = round(classes / CLASSES_PER_META_CLASS[args.recipe])
+    return min(classes, max(2, meta_classes))
 
 
 def default_test_every(args):
