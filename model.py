@@ -214,11 +214,14 @@ class EnsembleModel(nn.Module):
 
         A part is the logits of a head, or the pooled features of a stage.
         """
-        outputs = self.trunk.outputs(images.to(next(self.trunk.parameters()).dtype))
-        features = outputs[-1]
+        images = images.to(next(self.trunk.parameters()).dtype)
+        if self.embedding == 'stages':
+            shared = self.trunk.outputs(images)
+        else:
+            shared = [self.trunk(images)]
+        features = shared[-1]
         if self.embedding == 'logits':
             return [head(features).float() for head in self.heads]
-        shared = outputs if self.embedding == 'stages' else [features]
         parts = []
         for head in self.heads:
             parts += head.pooled(shared + head.outputs(features))
