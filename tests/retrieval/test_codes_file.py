@@ -13,7 +13,9 @@ from areir.retrieval.codes_file import codes_path
 HEADERS = {
     'no header': b'{(',
     'odd header': b'{[]: 1}'.ljust(70),
-    'odd type': b"{'descr': ('|i1',), 'fortran_order': False, 'shape': (7, 5), }".ljust(70),
+    'odd type': b"{'descr': ('|i1',), 'fortran_order': False, 'shape': (7, 5), }".ljust(
+        70
+    ),
     'deep header': b'-' * 9000,
 }
 
