@@ -2,7 +2,6 @@
 
 import os
 import zlib
-from tokenize import TokenError
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class MatrixFile:
         try:
             version = np.lib.format.read_magic(self.file)
             header = np.lib.format.read_array_header_1_0(self.file)
-        except (ValueError, SyntaxError, TokenError) as error:
+        except Exception as error:  # a damaged header fails in many ways
             raise UserError(f'{path}: not a .npy file ({error})') from error
         shape, fortran_order, dtype = header
         if version != (1, 0) or fortran_order or dtype != self.dtype:

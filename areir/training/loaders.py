@@ -22,7 +22,10 @@ FIT_IMAGES = 4096  # training images at most that a projection is fitted to
 
 
 def load_data(args):
-    """Return the Split of the dataset, with classes held out for --select val."""
+    """Return the Split of the dataset, with classes held out for --select val.
+
+    Raises UserError if too few images are held out, or too few classes left to train.
+    """
     path = split_path(args.data_root, args.data_name, 'cropped')
     known = args.data_name in CROP_TYPES or os.path.isfile(path)
     if args.crop_type == 'cropped' and not known:
@@ -30,11 +33,20 @@ def load_data(args):
         print(f'notice: --crop_type cropped works for {names} only: using uncropped')
         args.crop_type = 'uncropped'
     split = load_split(args.data_root, args.data_name, args.crop_type)
-    if args.select != 'val':
-        return split
-    split = hold_out(split, args.seed)
-    if len(split.parts['val'].images) < 2:
-        raise UserError('--select val: the held-out classes have fewer than two images')
+    held_out = ''
+    if args.select == 'val':
+        split = hold_out(split, args.seed)
+        if len(split.parts['val'].images) < 2:
+            raise UserError(
+                '--select val: the held-out classes have fewer than two images'
+            )
+        held_out = ' beside those that --select val holds out'
+    classes = len(split.train.classes)
+    if classes < 2:
+        raise UserError(
+            f'--data_name {args.data_name}: training needs at least 2 classes and has '
+            f'{classes}{held_out}: add classes to the dataset'
+        )
     return split
 
 

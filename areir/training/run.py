@@ -219,7 +219,12 @@ class Run:
                     f'{self.path("checkpoint")} to start again'
                 )
             return True
-        return not resume or not self.is_finished(num_epochs)
+        if not resume:
+            return True
+        if self.is_finished(num_epochs):
+            return False
+        print(f'notice: --resume: {self.name} has no checkpoint: training begins')
+        return True
 
     def is_finished(self, num_epochs):
         """Whether a run without checkpoints is finished; if so, say it.

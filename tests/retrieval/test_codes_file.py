@@ -9,6 +9,16 @@ from photos import Counting, assert_same, draw_photos, flip_bit, update
 from areir.files import load_tensors, write_tensors
 from areir.retrieval.codes_file import codes_path
 
+# each makes NumPy raise another kind of error
+HEADERS = {
+    'no header': b'{(',
+    'odd header': b'{[]: 1}'.ljust(70),
+    'odd type': b"{'descr': ('|i1',), 'fortran_order': False, 'shape': (7, 5), }".ljust(
+        70
+    ),
+    'deep header': b'-' * 9000,
+}
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -16,7 +26,11 @@ def photos(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'kind', ['a flipped bit', 'no header', 'cut short', 'longer', 'missing', 'others']
+    'kind',
+    [
+        *('a flipped bit', 'no header', 'odd header', 'odd type', 'deep header'),
+        *('cut short', 'longer', 'missing', 'others'),
+    ],
 )
 def test_damaged_codes_are_written_again(photos, tmp_path, kind):
     """From the vectors, which stay as they are."""
@@ -29,10 +43,10 @@ def test_damaged_codes_are_written_again(photos, tmp_path, kind):
         flip_bit(path, len(whole) - 3)
     elif kind == 'cut short':
         os.truncate(path, len(whole) - 1)
-    elif kind == 'no header':
+    elif kind in HEADERS:
         with open(path, 'r+b') as file:
             file.seek(10)
-            file.write(b'{(')
+            file.write(HEADERS[kind])
     elif kind == 'longer':
         os.truncate(path, len(whole) + 1)
     elif kind == 'missing':

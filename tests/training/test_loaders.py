@@ -90,11 +90,11 @@ def test_the_split_of_the_flags_is_loaded(monkeypatch, split, capsys):
     ]
 
 
-def many_classes(images_per_class):
-    """Return a Split of 10 training classes."""
-    labels = torch.arange(10).repeat_interleave(images_per_class)
+def many_classes(images_per_class, classes=10):
+    """Return a Split of some training classes."""
+    labels = torch.arange(classes).repeat_interleave(images_per_class)
     names = [f'{number}.png' for number in range(len(labels))]
-    part = Part(names, labels, [f'class {number}' for number in range(10)])
+    part = Part(names, labels, [f'class {number}' for number in range(classes)])
     return Split('photos', INFO, 'abc', {'train': part, 'test': part})
 
 
@@ -103,6 +103,22 @@ def test_classes_are_held_out_for_validation(monkeypatch):
     held = load_data(arguments(select='val'))
     assert len(held.parts['val'].classes) == 2 and len(held.train.classes) == 8
     assert not set(held.train.images) & set(held.parts['val'].images)
+
+
+@pytest.mark.parametrize(
+    'select, classes, message',
+    [
+        ('last', 1, 'has 1: add'),
+        ('val', 1, 'has 0 beside those that --select val holds out: add'),
+        ('val', 2, 'has 0 beside those that --select val holds out: add'),
+        ('val', 3, 'has 1 beside those that --select val holds out: add'),
+    ],
+)
+def test_a_single_class_teaches_nothing(monkeypatch, select, classes, message):
+    split = many_classes(2, classes)
+    monkeypatch.setattr(loaders, 'load_split', lambda *names: split)
+    with pytest.raises(UserError, match=f'shoes: training needs .* {message}'):
+        load_data(arguments(select=select))
 
 
 def test_too_few_images_to_validate_are_refused(monkeypatch):

@@ -185,6 +185,8 @@ def finish(run, epochs, **settings):
 def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     run = make_run(tmp_path)
     assert run.check_start(resume=True, num_epochs=3)  # nothing there yet
+    nothing = f'notice: --resume: {run.name} has no checkpoint: training begins\n'
+    assert capsys.readouterr().out == nothing
     finish(run, 3)
     assert not run.check_start(resume=True, num_epochs=3)
     assert run.name in capsys.readouterr().out
