@@ -97,7 +97,7 @@ class PeerNet(nn.Module):
 
     @torch.no_grad()
     def describe(self, images):
-        """Return what describes images in train.py's current recipe, (N, L).
+        """Return what describes images in train.py's recipe from scratch, (N, L).
 
         It is the pooled features of every stage, of an image and its mirror image.
         """

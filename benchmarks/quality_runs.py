@@ -171,9 +171,9 @@ def project_by_components(fitted, vectors, dimensions, whitening):
 
 
 def embed_as_ours(net, dataset):
-    """Return the embeddings of the test images as train.py's current recipe makes them.
+    """Return the embeddings of the test images as train.py makes them from scratch.
 
-    net: a PeerNet.
+    net: a PeerNet. With weights, train.py describes only the last two stages.
     """
     recipe = recipes.RECIPES['current']
     fitted, vectors = (
