@@ -144,6 +144,7 @@ SPLIT_FIELDS = [
     ('info.mean', COLOURS),
     ('info.std', [*COLOURS, (0, 0.5, 0.5)]),
     ('info.counts', [REMOVED, None, {}, {'train': (2, 2)}, {'train': 2, 'test': 2}]),
+    ('info.counts', [{'train': (2, 2), 5: (2, 1)}]),
     ('info.counts.test', [None, (2,), (2, 0), ('2', 1), (3, 1)]),
     ('info.warnings', [REMOVED, 'x', [5]]),
     ('info.layout', [REMOVED, *ODD_TEXTS]),
@@ -157,6 +158,15 @@ def test_a_whole_split_file_is_read(tmp_path):
 @every_case(SPLIT_FIELDS)
 def test_odd_split_files_are_refused(tmp_path, path, value):
     file = save(tmp_path, SPLIT_FILE, changed(SPLIT, *path, value=value))
+    with pytest.raises(UserError, match=rf'{SPLIT_FILE} .*run data_utils\.py'):
+        read_split(file)
+
+
+def test_queries_and_gallery_need_labels_of_one_kind(tmp_path):
+    counts = {'train': (2, 2), 'query': (1, 1), 'gallery': (1, 1)}
+    images = {'query': {'c': ['c/1.png']}, 'gallery': {5: ['c/2.png']}}
+    train, info = SPLIT['train'], {**INFO, 'counts': counts}
+    file = save(tmp_path, SPLIT_FILE, {'train': train, **images, 'info': info})
     with pytest.raises(UserError, match=rf'{SPLIT_FILE} .*run data_utils\.py'):
         read_split(file)
 

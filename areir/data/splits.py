@@ -20,13 +20,14 @@ from areir.schemas import (
     find_problem,
     is_colour,
     is_count,
+    is_dict,
     is_labels,
     is_spread,
     is_text,
     is_texts,
 )
 
-PARTS = (('test', 'train'), ('gallery', 'query', 'train'))
+PARTS = ({'train', 'test'}, {'train', 'query', 'gallery'})
 
 
 @dataclass
@@ -116,11 +117,13 @@ def split_path(data_root, name, crop_type):
 
 def is_counts(value):
     """Whether a value is a pair of numbers for each part of a split."""
-    parts = isinstance(value, dict) and tuple(sorted(value))
-    return parts in PARTS and all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_count, pair))
-        for pair in value.values()
-    )
+    return is_dict(value) and set(value) in PARTS and all(map(is_pair, value.values()))
+
+
+def is_pair(value):
+    """Whether a value is a pair of integers of at least 1."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and all(map(is_count, value))
 
 
 INFO = {
@@ -161,7 +164,7 @@ def split_problem(content):
         return f'info: {problem}'
     if content.keys() != {*info['counts'], 'info'}:
         return 'its parts are not those of its counts'
-    images = []
+    test_labels, test_images = [], []
     for part, count in info['counts'].items():
         images_of = content[part]
         if not isinstance(images_of, dict) or not is_labels(list(images_of)):
@@ -172,8 +175,11 @@ def split_problem(content):
         if (len(names), len(images_of)) != tuple(count):
             return f'{part} does not have the images that were counted'
         if part != 'train':
-            images += names
-    if len(set(images)) < len(images):
+            test_labels += images_of
+            test_images += names
+    if not is_labels(test_labels):
+        return 'some test classes are numbers and some are texts'
+    if len(set(test_images)) < len(test_images):
         return 'a test image is in it twice'
     return None
 
