@@ -103,9 +103,9 @@ def test_a_message_says_what_a_field_should_be():
 
 
 SCHEMAS = [
-    *(databases.DATABASE, databases.OPTIONAL, index_table.TABLE, index_table.LATER),
+    *(databases.DATABASE, databases.OPTIONAL, index_table.TABLE, index_table.OPTIONAL),
     *(model_file.MODEL, model_file.OPTIONAL, model_file.ARGUMENTS, splits.INFO),
-    *(thresholds.SCHEMA, checkpoints.STATE, checkpoints.LATER, checkpoints.PART),
+    *(thresholds.SCHEMA, checkpoints.STATE, checkpoints.OPTIONAL, checkpoints.PART),
 ]
 
 

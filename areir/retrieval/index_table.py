@@ -63,7 +63,7 @@ TABLE = {
     'vectors': is_text,
     'dimensions': is_count,
 }
-LATER = {  # fields that older files lack
+OPTIONAL = {  # fields that older files lack
     'gallery': is_text,
     'components': is_state,
     'fitted': is_natural,
@@ -175,10 +175,10 @@ def read_table(index_folder):
         return None
     try:
         saved = load_tensors(path)
-        problem = find_problem(saved, TABLE, LATER)
+        problem = find_problem(saved, TABLE, OPTIONAL)
         if problem:
             raise UserError(problem)
-        known = {name: saved[name] for name in (*TABLE, *LATER) if name in saved}
+        known = {name: saved[name] for name in (*TABLE, *OPTIONAL) if name in saved}
         table = IndexTable(**{'gallery': '', **known})
         table.vectors = os.path.basename(table.vectors)
         table.check(index_folder)

@@ -55,7 +55,7 @@ STATE = {
     'best': is_number,
     'kept': is_text,
 }
-LATER = {'seconds': is_number}  # older files lack it
+OPTIONAL = {'seconds': is_number}  # older files lack it
 PART = {'weights': is_dict, 'optimizer': is_dict}
 
 
@@ -189,7 +189,7 @@ def read_state(folder):
 
 def state_problem(state, epoch, batches):
     """Return what is wrong with the state of a checkpoint, or None."""
-    problem = find_problem(state, STATE, LATER)
+    problem = find_problem(state, STATE, OPTIONAL)
     if problem:
         return problem
     if (state['epoch'], state['done']['batches']) != (epoch, batches):
