@@ -51,7 +51,7 @@ from areir.training.run import (
     warn_about_meta_classes,
 )
 from areir.training.schedule import learning_rate
-from areir.training.testing import KEPT, embed_parts, record_epoch
+from areir.training.testing import KEPT_EPOCH, embed_parts, record_epoch
 from areir.training.trainer import count_parameters, make_trainer
 from areir.training.trunk_features import prepare_features
 from areir.training.weights import (
@@ -251,7 +251,8 @@ def main(args=None, stages=None, normalisation=None):
     experiment = record.Experiment(
         args, split, recalls, partition, hardware, world, count_parameters(model)
     )
-    print(record.describe(experiment, run.name, sampler, KEPT[args.select]))
+    kept = KEPT_EPOCH[args.select]
+    print(*record.opening_lines(experiment, run.name, sampler, kept), sep='\n')
     progress = run.begin(trainer)
 
     # loop; epoch 0 evaluates the initial weights

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from areir.errors import UserError
-from areir.files import refuse_special
 from areir.output import charts
 from areir.output.curves import curve_panels
-from areir.training.finished import read_record, read_results
+from areir.training.finished import read_results, read_run_json
 
 
 @dataclass
@@ -95,8 +94,7 @@ def read_provenance(path):
 def read_run(path):
     """Return (the dict of a run.json, None), or ({}, why it cannot be read)."""
     try:
-        refuse_special(path)
-        return read_record(path), None
+        return read_run_json(path), None
     except (UserError, OSError) as error:
         missing = isinstance(error, FileNotFoundError)
         reason = 'missing' if missing else 'damaged'

@@ -12,40 +12,41 @@ import zlib
 import pandas as pd
 
 from areir.errors import UserError
-from areir.files import is_special
+from areir.files import is_special, refuse_special
 
 AGAIN = 'to train the run again, leave out --resume'
 
 
-def with_checksum(record):
+def with_checksum(run):
     """Return the dict of a run.json with its checksum added or renewed."""
-    return {**record, 'checksum': checksum(record)}
+    return {**run, 'checksum': checksum(run)}
 
 
-def checksum(record):
+def checksum(run):
     """Return the CRC-32 of all fields of a run.json except `checksum`."""
-    fields = {name: value for name, value in record.items() if name != 'checksum'}
+    fields = {name: value for name, value in run.items() if name != 'checksum'}
     return zlib.crc32(json.dumps(fields).encode())
 
 
-def read_record(path, advice=AGAIN):
+def read_run_json(path, advice=AGAIN):
     """Return the dict of a run.json.
 
-    Raises OSError if it cannot be read, and UserError if it is damaged. advice: what
-    the message says to do.
+    Raises OSError if it cannot be read, and UserError if it is damaged or no regular
+    file. advice: what the message says to do.
     """
+    refuse_special(path)
     try:
         # it holds names of files, which need not be valid UTF-8
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
-            record = json.load(file)
-        if not isinstance(record, dict):
+            run = json.load(file)
+        if not isinstance(run, dict):
             raise ValueError('not a dict')
-        has_checksum = 'checksum' in record or 'finished' in record
-        if has_checksum and record.get('checksum') != checksum(record):
+        has_checksum = 'checksum' in run or 'finished' in run
+        if has_checksum and run.get('checksum') != checksum(run):
             raise ValueError('its checksum does not fit')
     except (ValueError, RecursionError) as error:
         raise damaged(path, advice) from error
-    return record
+    return run
 
 
 def damaged(path, advice):
@@ -53,28 +54,28 @@ def damaged(path, advice):
     return UserError(f'{path} is damaged or no run.json of train.py; {advice}')
 
 
-def saved_settings(record, path):
+def saved_settings(run, path):
     """Return the settings in the dict of a run.json, in the form of `run_settings`.
 
     Raises UserError if one is missing.
     """
     try:
-        settings = dict(record['arguments'], precision=record['precision'])
-        settings['split_sha256'] = record['data']['split_sha256']
+        settings = dict(run['arguments'], precision=run['precision'])
+        settings['split_sha256'] = run['data']['split_sha256']
     except (ValueError, LookupError, TypeError) as error:
         raise damaged(path, AGAIN) from error
     return settings
 
 
-def tested_epochs(record, path):
+def tested_epochs(run, path):
     """Return the epochs that the CSV of a finished run should hold.
 
     Returns None if run.json does not say that the run is finished, as in older
     versions. Raises UserError if the epochs are missing.
     """
-    if record.get('finished') is not True:
+    if run.get('finished') is not True:
         return None
-    epochs = record.get('tested_epochs')
+    epochs = run.get('tested_epochs')
     if not isinstance(epochs, list):
         raise damaged(path, AGAIN)
     return epochs

@@ -178,8 +178,8 @@ def provenance(experiment, result):
 # What is printed
 
 
-def describe(experiment, run_name, sampler, kept):
-    """Return the lines that describe a run; kept: which epoch is kept, in words."""
+def opening_lines(experiment, run_name, sampler, kept):
+    """Return the lines before the first epoch; kept: which epoch is kept, in words."""
     args, hardware = experiment.args, experiment.hardware
     info = experiment.split.info
     counts = ', '.join(
@@ -206,7 +206,7 @@ def describe(experiment, run_name, sampler, kept):
     ]
     if args.protocol != 'strict':
         lines[-1] += '; not comparable with strict figures'
-    return '\n'.join(lines)
+    return lines
 
 
 def recipe_text(args):

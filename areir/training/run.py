@@ -22,14 +22,14 @@ from areir.training import checkpoints
 from areir.training.finished import (
     AGAIN,
     csv_problem,
-    read_record,
+    read_run_json,
     saved_settings,
     tested_epochs,
     with_checksum,
 )
 from areir.training.run_lock import RunLock
 
-KEPT = 'the checkpoints of the run are kept'
+CHECKPOINTS_KEPT = 'the checkpoints of the run are kept'
 
 # flags that may differ when a run is resumed
 FREE = (
@@ -184,13 +184,15 @@ class Run:
         with other settings.
         """
         self.take_lock()
-        needed = False
+        starts = False
         try:
-            needed = self.needs_training(resume, num_epochs) and self.can_write()
+            if self.needs_training(resume, num_epochs):
+                self.refuse_folders()
+                starts = True
         finally:
-            if not needed:
+            if not starts:
                 self.lock.release()
-        return needed
+        return starts
 
     def take_lock(self):
         """Lock the run in rank 0. Raises what that raises, in every process."""
@@ -204,14 +206,13 @@ class Run:
         if problem:
             raise problem
 
-    def can_write(self):
-        """Return True. Raises UserError if a folder has the name of a file."""
+    def refuse_folders(self):
+        """Raise UserError if a folder has the name of a file to write."""
         for path in map(self.path, WRITTEN):
             refuse_folder(path)
-        return True
 
     def needs_training(self, resume, num_epochs):
-        """Return what `check_start` returns, without the lock."""
+        """Return whether there is anything to train, with a notice why not or how."""
         if self.checkpoints():
             if not resume:
                 raise UserError(
@@ -227,10 +228,11 @@ class Run:
         return True
 
     def is_finished(self, num_epochs):
-        """Whether a run without checkpoints is finished; if so, say it.
+        """Return whether a run without checkpoints is finished; if so, print it.
 
-        A file of it that is damaged is named. Raises UserError for other settings, and
-        if what is there may not be a finished run: nothing may overwrite it unasked.
+        A damaged CSV is named, too. Raises UserError if the run had other settings. So
+        that nothing is overwritten unasked, also raises it if there are results, but
+        it is not certain that the run is finished.
         """
         json_path, csv_path = self.path('run.json'), self.path('results.csv')
         others = [csv_path, self.path('model.pth'), self.path('data_base.pth')]
@@ -241,11 +243,11 @@ class Run:
                     f'{json_path} is missing, but {present[0]} is there; {AGAIN}'
                 )
             return False
-        record = read_record(json_path)
-        self.refuse_other_settings(saved_settings(record, json_path), json_path)
-        tested = tested_epochs(record, json_path)
-        known = record.get('csv_checksum')
-        problem = csv_problem(csv_path, tested, num_epochs, known)
+        run = read_run_json(json_path)
+        self.refuse_other_settings(saved_settings(run, json_path), json_path)
+        tested = tested_epochs(run, json_path)
+        csv_checksum = run.get('csv_checksum')
+        problem = csv_problem(csv_path, tested, num_epochs, csv_checksum)
         if tested is None and problem:
             raise UserError(f'{problem}; {AGAIN}')
         print(f'{self.name} is finished: nothing to do')
@@ -256,12 +258,12 @@ class Run:
     def refuse_other_settings(self, saved, source):
         """Raise UserError naming the flag if the run began with other settings."""
         for name, value in self.settings.items():
-            begun = saved.get(name, BEFORE_RECIPES.get(name))
-            if begun == value:
+            saved_value = saved.get(name, BEFORE_RECIPES.get(name))
+            if saved_value == value:
                 continue
             if name == 'split_sha256':
                 raise UserError('the dataset has changed since this run began')
-            raise UserError(f'--{name} {value}: {source} was begun with {begun}')
+            raise UserError(f'--{name} {value}: {source} was begun with {saved_value}')
 
     def begin(self, trainer):
         """Return a new Progress, or the one of the newest checkpoint and load it."""
@@ -286,7 +288,8 @@ class Run:
             if not processes.any_process(problem):
                 checkpoints.remove_damaged(damaged)
                 return Progress.from_state(state)
-            print(f'notice: {problem or "another process cannot read " + folder}')
+            problem = problem or f'another process cannot read {folder}'
+            print(f'notice: {problem}; this checkpoint is left out')
             damaged.append(folder)
         raise UserError(
             f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
@@ -327,7 +330,7 @@ class Run:
             line = f'warning: {error}; the checkpoint before it is kept'
             tqdm.write(line, file=sys.stderr)
 
-    def record(self, progress):
+    def write_csv(self, progress):
         """Write the CSV: a row for each epoch so far."""
         write_table(self.path('results.csv'), pd.DataFrame(progress.rows))
 
@@ -340,11 +343,12 @@ class Run:
 
     def calibration(self):
         """Return the threshold of the epoch that was kept, or None."""
-        return read_record(self.path('run.json'), KEPT).get('calibration')
+        run = read_run_json(self.path('run.json'), CHECKPOINTS_KEPT)
+        return run.get('calibration')
 
     def end(self, progress):
         """Note in run.json that the run is finished, remove its checkpoints, unlock."""
-        record = read_record(self.path('run.json'), KEPT)
+        run = read_run_json(self.path('run.json'), CHECKPOINTS_KEPT)
         tested = [row['epoch'] for row in progress.rows]
         with open(self.path('results.csv'), 'rb') as file:
             csv_checksum = file_checksum(file)
@@ -353,7 +357,7 @@ class Run:
             'tested_epochs': tested,
             'csv_checksum': csv_checksum,
         }
-        write_json(self.path('run.json'), with_checksum({**record, **finished}))
+        write_json(self.path('run.json'), with_checksum({**run, **finished}))
         shutil.rmtree(self.path('checkpoint'))
         self.lock.release()
 
@@ -368,5 +372,8 @@ def try_restore(trainer, folder, state):
     except (UserError, OSError) as error:
         return error
     except (LookupError, TypeError, RuntimeError):  # of set_state
-        return f'{os.path.join(folder, "state.pth")} is damaged: noise is odd'
+        return (
+            f'{os.path.join(folder, "state.pth")} is damaged: noise is missing or is '
+            'not the state of a random generator'
+        )
     return None

@@ -11,7 +11,7 @@ from areir.training.checkpoints import model_weights
 from areir.training.loaders import embed_part
 
 PRINTED = 5  # seconds of PCA from which its time is printed
-KEPT = {
+KEPT_EPOCH = {  # for each --select
     'last': 'the last epoch',
     'val': 'the best epoch on held-out training classes',
     'test': 'the best epoch on the test classes: flattered by that choice',
@@ -68,11 +68,11 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
     row = record.csv_row(experiment, progress, result, lr, seconds)
     progress.rows.append(row)
     print(record.epoch_line(experiment, row, result))
-    run.record(progress)
+    run.write_csv(progress)
     if result.score <= progress.best:
         return
     progress.best = result.score
-    progress.kept = record.kept_line(result, KEPT[args.select])
+    progress.kept = record.kept_line(result, KEPT_EPOCH[args.select])
     state_dict = model_weights(checkpoint, args.ensemble_size)
     common = record.common_fields(args, result)
     run.keep(

@@ -10,7 +10,7 @@ from test_run import finish
 
 from areir.errors import UserError
 from areir.files import write_json
-from areir.training.finished import read_record, with_checksum
+from areir.training.finished import read_run_json, with_checksum
 from areir.training.run import Progress
 
 CSV = 'epoch,loss\n1,0.5\n2,0.25\n3,0.125\n'
@@ -59,7 +59,7 @@ def finished(tmp_path):
     os.mkdir(run.path('checkpoint'))
     rows = [{'epoch': epoch, 'loss': 2.0**-epoch} for epoch in (1, 2, 3)]
     progress = Progress(rows=rows)
-    run.record(progress)
+    run.write_csv(progress)
     run.end(progress)
     with open(run.path('results.csv')) as file:
         assert file.read() == CSV
@@ -127,10 +127,10 @@ def test_no_byte_of_a_run_json_can_change_unseen(finished):
             finished.check_start(resume=True, num_epochs=3)
 
 
-def test_a_record_may_hold_names_that_are_not_unicode(finished):
+def test_a_run_json_may_hold_names_that_are_not_unicode(finished):
     path = finished.path('run.json')
     write_json(path, with_checksum({'arguments': {'data_root': 'd\udcffta'}}))
-    assert read_record(path)['arguments'] == {'data_root': 'd\udcffta'}
+    assert read_run_json(path)['arguments'] == {'data_root': 'd\udcffta'}
 
 
 def test_what_is_kept_of_a_run_has_a_checksum(finished):
@@ -138,10 +138,19 @@ def test_what_is_kept_of_a_run_has_a_checksum(finished):
     path = finished.path('run.json')
     with open(path) as file:
         text = file.read()
-    assert read_record(path)['arguments'] == {'seed': 1}
+    assert read_run_json(path)['arguments'] == {'seed': 1}
     damage(path, text.replace('"seed": 1', '"seed": 2'))
     with pytest.raises(UserError, match=r'run\.json is damaged'):
         finished.calibration()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.usefixtures(in_time.__name__)
+def test_a_run_json_that_is_no_regular_file_is_refused(tmp_path, kind):
+    path = tmp_path / 'run.json'
+    make_special(path, kind)
+    with pytest.raises(UserError, match=r'run\.json'):
+        read_run_json(str(path))
 
 
 @pytest.mark.parametrize('tested', [None, 5, {}])

@@ -193,7 +193,8 @@ def test_provenance(epoch):
 def test_what_will_run(epoch):
     experiment, _, _ = epoch
     sampler = EpochSampler(12, 4, seed=0)
-    text = record.describe(experiment, 'the_run', sampler, 'the best epoch')
+    lines = record.opening_lines(experiment, 'the_run', sampler, 'the best epoch')
+    text = '\n'.join(lines)
     for part in (
         'the_run',
         'shoes (uncropped)',
@@ -242,7 +243,8 @@ def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
     experiment.hardware = hardware._replace(gpus=[0, 1, 2], native_bf16=True)
     experiment.world = 4
     sampler = EpochSampler(12, 4, seed=0)
-    text = record.describe(experiment, 'the_run', sampler, 'the best epoch')
+    lines = record.opening_lines(experiment, 'the_run', sampler, 'the best epoch')
+    text = '\n'.join(lines)
     assert 'H100 and 2 more, 4 processes, fp32 (bf16 is native here)' in text
     assert ' resnet18,' in text and 'se-' not in text
     assert 'protocol published' in text and 'not comparable' in text

@@ -246,7 +246,9 @@ def test_the_epoch_that_is_kept_is_written_together(tmp_path):
     run = make_run(tmp_path)
     run.keep({'epoch': 2}, {'epoch': 2}, {'calibration': {'threshold': 0.5}})
     assert run.calibration() == {'threshold': 0.5}
-    run.record(Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.25}]))
+    run.write_csv(
+        Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.25}])
+    )
     assert pd.read_csv(run.path('results.csv'))['loss'].tolist() == [0.5, 0.25]
     names = ['data_base.pth', 'model.pth', 'results.csv', 'run.json']
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from areir.training import testing
 from areir.training.evaluation import Result
 from areir.training.run import EpochProgress, Progress
-from areir.training.testing import KEPT, embed_parts, record_epoch
+from areir.training.testing import KEPT_EPOCH, embed_parts, record_epoch
 
 INFO = {'mean': [0.5] * 3, 'std': [0.25] * 3}
 
@@ -76,7 +76,7 @@ class Files:
     def __init__(self):
         self.rows, self.epochs = [], []
 
-    def record(self, progress):
+    def write_csv(self, progress):
         self.rows = list(progress.rows)
 
     def keep(self, model, database, provenance):
@@ -103,7 +103,7 @@ def test_the_best_epoch_is_kept_even_the_one_before_training(
         record_epoch(experiment, files, progress, result, 'folder', 1e-3, 0.0)
     assert files.epochs == kept
     assert [row['epoch'] for row in files.rows] == [0, 1, 2, 3]
-    assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT[select]}')
+    assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT_EPOCH[select]}')
     output = capsys.readouterr().out.splitlines()
     assert [line[:15] for line in output[:2]] == ['before training', 'epoch 1/3: loss']
 
