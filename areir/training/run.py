@@ -143,10 +143,14 @@ class Progress:
     @classmethod
     def from_state(cls, state):
         """Return the Progress that a checkpoint stores."""
-        done = EpochProgress(**state['done'])
-        seconds = state.get('seconds', 0.0)  # old files have none
-        rows, best, kept = state['rows'], state['best'], state['kept']
-        return cls(state['epoch'], done, seconds, rows, best, kept)
+        return cls(
+            epoch=state['epoch'],
+            done=EpochProgress(**state['done']),
+            seconds=state.get('seconds', 0.0),  # older files lack it
+            rows=state['rows'],
+            best=state['best'],
+            kept=state['kept'],
+        )
 
     def begin_epoch(self, epoch):
         """Start an epoch, unless a checkpoint within it was restored."""
@@ -262,7 +266,10 @@ class Run:
             if saved_value == value:
                 continue
             if name == 'split_sha256':
-                raise UserError('the dataset has changed since this run began')
+                raise UserError(
+                    f'the dataset has changed since {source} was written: undo that, '
+                    'or train with another --results_root'
+                )
             raise UserError(f'--{name} {value}: {source} was begun with {saved_value}')
 
     def begin(self, trainer):
