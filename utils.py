@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from areir.cores import local_processes
+from areir.cores import cpu_has_any, local_processes
 from areir.errors import UserError, printable
 from areir.interrupts import on_interrupt
 from areir.processes import ignore_signals
@@ -36,36 +36,54 @@ def run_script(main):
     every failure. Under torchrun rank 0 prints the line, and another process only if it
     fails alone. A reader of stdout that stops early, such as `| head`, is no failure.
     """
-    script = os.path.basename(sys.argv[0])
-    others = int(os.environ.get('RANK', 0)) > 0
-    usage = io.StringIO()  # collects what argparse writes if rank is not 0
+    is_first = int(os.environ.get('RANK', 0)) == 0
     atexit.register(end_workers)
     atexit.register(ignore_signals)  # a second Ctrl-C would interrupt Python's exit
     catch_interrupts()
     for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    line, code = '', None
-    try:
-        with contextlib.redirect_stderr(usage) if others else contextlib.nullcontext():
-            main()
-    except SystemExit as error:
-        line, code = usage.getvalue().strip(), error.code
-    except BaseException as error:
-        if os.environ.get('AREIR_DEBUG') == '1':
-            raise
-        text, code = describe(error)
-        line = f'{script}: {text}'
-    if others and code:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)  # if rank 0 failed too, torchrun ends this process meanwhile
+    line, code = outcome(main, is_first)
+    if code and not is_first:
+        give_way()
     broken = output_error()
     if broken and not code and not isinstance(broken, BrokenPipeError):
-        line, code = f'{script}: error: {cannot_print(broken)}', 2
+        line, code = f'{script_name()}: error: {cannot_print(broken)}', 2
     if line:
         print(line, file=sys.stderr)
     if code is not None:
         sys.exit(code)
+
+
+def outcome(main, is_first):
+    """Call main(); return (line, exit code) of its failure, or ('', None).
+
+    is_first: whether stderr is shown; otherwise what argparse writes is the line.
+    """
+    written = io.StringIO()
+    stderr = contextlib.redirect_stderr(sys.stderr if is_first else written)
+    try:
+        with stderr:
+            main()
+    except SystemExit as error:
+        return written.getvalue().strip(), error.code
+    except BaseException as error:
+        if os.environ.get('AREIR_DEBUG') == '1':
+            raise
+        text, code = explain(error)
+        return f'{script_name()}: {text}', code
+    return '', None
+
+
+def script_name():
+    """Return the name of the script that runs, as messages begin."""
+    return os.path.basename(sys.argv[0])
+
+
+def give_way():
+    """Wait for torchrun, which ends this process if rank 0 has failed, too."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(3)
 
 
 def catch_interrupts():
@@ -73,18 +91,19 @@ def catch_interrupts():
 
     A second one would interrupt the clean-up after the first.
     """
-    last = [float('-inf')]
+    last = float('-inf')
 
     def interrupt(number, frame):
-        before, last[0] = last[0], time.monotonic()
-        if last[0] - before > GRACE:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > GRACE:
             raise KeyboardInterrupt
 
     on_interrupt(interrupt)
 
 
 def output_error(text=''):
-    """Write a text to stdout; return the OSError if that fails, else None."""
+    """Write a text to stdout and flush; return the OSError if that fails, else None."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -100,13 +119,17 @@ def cannot_print(error):
     return f'what is printed cannot be written, is the disk full? ({error.strerror})'
 
 
-def describe(error):
+def is_of_stdout(error):
+    """Whether an exception may be from writing to stdout: it names no file."""
+    return isinstance(error, OSError) and error.errno and not error.filename
+
+
+def explain(error):
     """Return (line, exit code) for an exception; print the traceback of a bug."""
     if isinstance(error, KeyboardInterrupt):
         text = str(error) or 'what was finished before is kept'
         return f'interrupted; {text}', 130
-    of_no_file = isinstance(error, OSError) and error.errno and not error.filename
-    if of_no_file and (broken := output_error('\n')):
+    if is_of_stdout(error) and (broken := output_error('\n')):
         if isinstance(broken, BrokenPipeError):
             return 'interrupted; nothing reads what it prints any more', 141
         return f'error: {cannot_print(broken)}', 2
@@ -210,9 +233,7 @@ def has_native_bf16(device):
     """Whether the hardware computes in bfloat16 instead of emulating it."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities()
-    names = ('avx512_bf16', 'amx_bf16', 'bf16')
-    return any(capabilities.get(name) for name in names)
+    return cpu_has_any('avx512_bf16', 'amx_bf16', 'bf16')
 
 
 def keep_freed_memory():

@@ -1,4 +1,4 @@
-"""The cores of this machine, and the processes that share them."""
+"""The cores of this machine, what they compute fast, and who shares them."""
 
 import os
 
@@ -8,6 +8,14 @@ def available_cores():
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
+
+
+def cpu_has_any(*instructions):
+    """Whether the CPU has one of these instructions, named as torch names them."""
+    import torch  # takes seconds, which --help does without
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in instructions)
 
 
 def local_processes():

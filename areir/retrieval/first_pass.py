@@ -10,6 +10,7 @@ the best. Each class has
 
 import torch
 
+from areir.cores import cpu_has_any
 from areir.retrieval.scores import products, tolerance
 
 FLOAT32 = torch.finfo(torch.float32)
@@ -87,7 +88,4 @@ def has_fast_codes(dimensions):
     sum exceeds 32 bits. Without INSTRUCTIONS, oneDNN adds pairs of products in 16 bits,
     which can overflow: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html
     """
-    if not 1 < dimensions < MOST_CODES:
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in INSTRUCTIONS)
+    return 1 < dimensions < MOST_CODES and cpu_has_any(*INSTRUCTIONS)
