@@ -18,6 +18,11 @@ def derive_seed(seed, purpose, index=0, *indices):
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
+def random_generator(seed, purpose, *indices):
+    """Return a torch.Generator with the seed of `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *indices))
+
+
 @contextmanager
 def random_stream(seed):
     """Draw what is initialised inside from `seed`; leave the global state alone."""

@@ -4,9 +4,9 @@ import torch
 
 from areir.errors import UserError
 from areir.processes import gather, rank_and_count
-from areir.seeds import CROP, ORDER, VIEW, derive_seed
+from areir.seeds import CROP, ORDER, VIEW, random_generator
 
-ASPECT = 4 / 3  # a crop is at most so much wider or higher than the image
+ASPECT = 4 / 3  # a crop's width and height, as shares of the image's, differ by less
 
 
 def epoch_batches(images, batch_size, seed, epoch):
@@ -15,7 +15,7 @@ def epoch_batches(images, batch_size, seed, epoch):
     Returns int64 and bool, both (batches, batch_size). They depend on the arguments
     alone, so every process and every resumed run draws the same.
     """
-    generator = torch.Generator().manual_seed(derive_seed(seed, ORDER, epoch))
+    generator = random_generator(seed, ORDER, epoch)
     whole = images // batch_size * batch_size
     order = torch.randperm(images, generator=generator)[:whole]
     mirrored = torch.rand(whole, generator=generator) < 0.5
@@ -30,9 +30,9 @@ def crop_regions(shape, least_area, generator):
     torchvision's RandomResizedCrop, but a side that would be longer than the image is
     cut to it.
     """
-    area, turn, left, top = torch.rand(4, *shape, generator=generator)
+    area, aspect, left, top = torch.rand(4, *shape, generator=generator)
     area = least_area + (1 - least_area) * area
-    aspect = ASPECT ** (2 * turn - 1)
+    aspect = ASPECT ** (2 * aspect - 1)
     width = (area * aspect).sqrt().clamp(max=1)
     height = (area / aspect).sqrt().clamp(max=1)
     left, top = left * (1 - width), top * (1 - height)
@@ -69,8 +69,7 @@ class EpochSampler:
         )
         self.regions = None
         if self.least_area < 1:
-            generator = torch.Generator()
-            generator.manual_seed(derive_seed(self.seed, CROP, epoch))
+            generator = random_generator(self.seed, CROP, epoch)
             shape = self.batches.shape
             self.regions = crop_regions(shape, self.least_area, generator)
         self.epoch, self.start = epoch, start
@@ -106,7 +105,7 @@ class ViewSampler:
         self.shape = views, images
         self.batches, self.regions, self.mirrored = [], [], []
         for view in range(views):
-            generator = torch.Generator().manual_seed(derive_seed(seed, VIEW, view))
+            generator = random_generator(seed, VIEW, view)
             regions = crop_regions((images,), least_area, generator)
             mirrored = torch.rand(images, generator=generator) < 0.5
             self.batches += torch.arange(images).split(batch_size)

@@ -13,7 +13,7 @@ from areir.data.loading import embed_batches, make_loader
 from areir.data.splits import hold_out, load_split, split_path
 from areir.errors import UserError
 from areir.processes import gather, is_first, rank_and_count, until_signal
-from areir.seeds import SAMPLE, derive_seed
+from areir.seeds import SAMPLE, random_generator
 from areir.training import published
 from areir.training.batches import EpochSampler, InOrder, whole_batches
 
@@ -95,7 +95,7 @@ def draw_images(images, most, seed):
     """Return at most `most` of the images, drawn from the seed, in their order."""
     if len(images) <= most:
         return images
-    generator = torch.Generator().manual_seed(derive_seed(seed, SAMPLE))
+    generator = random_generator(seed, SAMPLE)
     drawn = torch.randperm(len(images), generator=generator)[:most].sort().values
     return [images[index] for index in drawn.tolist()]
 
@@ -159,14 +159,13 @@ def embed_with_all_heads(net, info, pixels):
 
     Each process embeds with its heads, rank r with heads r, r + processes, ...
     """
-    rank, processes = rank_and_count()
+    _, processes = rank_and_count()
     own = net.embed(to_images(pixels, info))
     own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
     most = -(-net.ensemble_size // processes)
     padded = F.pad(own, (0, 0, 0, most - own.shape[1])).contiguous()
-    shares = gather(padded)
     whole = own.new_empty(len(own), net.ensemble_size, own.shape[2])
-    for rank, share in enumerate(shares):
+    for rank, share in enumerate(gather(padded)):
         heads = len(range(rank, net.ensemble_size, processes))
         whole[:, rank::processes] = share[:, :heads]
     return whole.flatten(1)
