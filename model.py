@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import utils
-from areir import pretrained
+from areir import pretrained, seeds
 from areir.backbones import (
     build_backbone,
     copy_stages,
@@ -35,12 +35,9 @@ from areir.folding import folded
 from areir.layers import MeanPool, SqueezeExcitation, Stages
 from areir.retrieval.model_file import check_model
 from areir.retrieval.projection import Projection
-from areir.seeds import HEAD, PARTITION, TRUNK, derive_seed, random_stream
+from areir.seeds import HEAD, PARTITION, TRUNK
 
-MODEL_TYPES = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # of the table
-
-# what describes an image for a network that was not trained here
-PRETRAINED = {'with_se': False, 'shared_stages': 3, 'embedding': 'features'}
+MODEL_TYPES = pretrained.PUBLISHED
 
 
 def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
@@ -51,10 +48,7 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
     meta_class_size. Raises UserError if there are more meta-classes than classes, or
     if a size is below one.
     """
-    sizes = {'meta_class_size': meta_class_size, 'ensemble_size': ensemble_size}
-    for name, value in sizes.items():
-        if value < 1:
-            raise UserError(f'{name} {value}: must be at least 1')
+    check_sizes(ensemble_size, meta_class_size)
     if meta_class_size > num_classes:
         raise UserError(
             f'meta_class_size {meta_class_size} is more than the {num_classes} '
@@ -63,9 +57,17 @@ def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
     balanced = torch.arange(num_classes) % meta_class_size
     rows = []
     for head in range(ensemble_size):
-        generator = torch.Generator().manual_seed(derive_seed(seed, PARTITION, head))
+        generator = seeds.random_generator(seed, PARTITION, head)
         rows.append(balanced[torch.randperm(num_classes, generator=generator)])
     return torch.stack(rows)
+
+
+def check_sizes(ensemble_size, meta_class_size):
+    """Raise UserError if a size is below one."""
+    sizes = {'meta_class_size': meta_class_size, 'ensemble_size': ensemble_size}
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f'{name} {value}: must be at least 1')
 
 
 class Head(Stages):
@@ -135,18 +137,14 @@ class EnsembleModel(nn.Module):
         super().__init__()
         if embedding not in EMBEDDINGS:
             raise UserError(f'embedding {embedding}: choose {", ".join(EMBEDDINGS)}')
-        if ensemble_size < 1 or meta_class_size < 1:
-            raise UserError(
-                f'ensemble_size {ensemble_size}, meta_class_size {meta_class_size}: '
-                'must be at least 1'
-            )
+        check_sizes(ensemble_size, meta_class_size)
         self.model_type, self.meta_class_size = model_type, meta_class_size
         self.with_se, self.neutral_se = with_se, neutral_se
         self.embedding, self.mirror = embedding, mirror
         self.shared_stages, self.ensemble_size = shared_stages, ensemble_size
         self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
-        with random_stream(derive_seed(seed, TRUNK)):
+        with seeds.random_stream(seeds.derive_seed(seed, TRUNK)):
             network = build_stages(model_type, 1)
         if not 1 <= shared_stages < len(network.stages):
             raise UserError(
@@ -162,11 +160,10 @@ class EnsembleModel(nn.Module):
         self.length = ensemble_size * sum(widths)  # of an embedding, not projected
         self.trunk = Stages(network.stages[:shared_stages])
         self.heads = nn.ModuleList()
-        for head in self.members:
-            with random_stream(derive_seed(seed, HEAD, head)):
-                self.heads.append(
-                    self.build_head(channels[shared_stages], channels[-1])
-                )
+        for member in self.members:
+            with seeds.random_stream(seeds.derive_seed(seed, HEAD, member)):
+                head = self.build_head(channels[shared_stages], channels[-1])
+            self.heads.append(head)
 
     def build_head(self, channels, width):
         """Return a head. channels: of its first stage; width: of its last."""
@@ -174,15 +171,19 @@ class EnsembleModel(nn.Module):
         se = nn.Identity()
         if self.with_se:
             se = SqueezeExcitation(channels, neutral=self.neutral_se)
-        fc = network.classifier
-        if fc is None:
-            fc = nn.Linear(width, self.meta_class_size)
+        fc = network.classifier or nn.Linear(width, self.meta_class_size)
         return Head(network.stages[self.shared_stages :], se, network.neck, fc)
 
     def forward(self, images):
         """Return the logits of every head, (N, E, M)."""
         features = self.trunk(images)
         return torch.stack([head(features) for head in self.heads], dim=1)
+
+    def count_parameters(self):
+        """Return the numbers of parameters of the trunk, one head, and the ensemble."""
+        trunk = sum(weight.numel() for weight in self.trunk.parameters())
+        head = sum(weight.numel() for weight in self.heads[0].parameters())
+        return trunk, head, trunk + self.ensemble_size * head
 
     @property
     def dimensions(self):
@@ -229,11 +230,10 @@ class EnsembleModel(nn.Module):
 
     def combine(self, vectors):
         """Return the embeddings (N, dimensions) of the parts; see `embed`."""
-        total = self.ensemble_size * len(vectors) / len(self.heads)
-        embeddings = torch.cat(
-            [F.normalize(vector, dim=1) for vector in vectors], dim=1
-        )
-        embeddings = embeddings / math.sqrt(total)
+        normalised = [F.normalize(vector, dim=1) for vector in vectors]
+        per_head = len(vectors) // len(self.heads)
+        embeddings = torch.cat(normalised, dim=1)
+        embeddings = embeddings / math.sqrt(per_head * self.ensemble_size)
         return self.projection(embeddings) if self.projection else embeddings
 
 
@@ -258,7 +258,7 @@ class TrainedModel:
 
     model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
     side; version: the same as in its database; calibration: what sets the threshold, or
-    None; dimensions: the length of an embedding. saved: the file's contents, if read.
+    None. saved: the file's contents, if it has been read.
     Raises UserError naming the file if it is no such file or is damaged.
     """
 
@@ -269,19 +269,23 @@ class TrainedModel:
             check_model(saved)
             self.model = rebuild(saved['model_args'], saved['state_dict'])
             if saved.get('projection'):
-                self.model.projection = Projection(**saved['projection'])
+                projection = Projection(**saved['projection'])
+                projection.check(self.model.length)
+                self.model.projection = projection
             self.mean, self.std = saved['mean'], saved['std']
             self.image_size, self.version = saved['image_size'], saved['version']
             self.calibration = saved.get('calibration')
-            self.dimensions = self.model.dimensions
-            if self.model.projection:
-                self.model.projection.check(self.model.length)
         except Exception as error:  # a damaged value fails in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             reason = reason[:200]
             raise UserError(
                 f'{path}: not a model of train.py, or damaged ({reason})'
             ) from error
+
+    @property
+    def dimensions(self):
+        """The length of an embedding."""
+        return self.model.dimensions
 
     def embedder(self, device):
         """Return the Embedder of this model on a device, in bf16 where it is native."""
@@ -300,23 +304,25 @@ class PretrainedModel(TrainedModel):
     def __init__(self, name):
         self.path = name
         network, weights, self.version = pretrained.read(name)
-        model = EnsembleModel(network, 1, 1, **PRETRAINED)
+        options = {'with_se': False, 'shared_stages': 3, 'embedding': 'features'}
+        model = EnsembleModel(network, 1, 1, **options)
         pretrained.load_named(model, weights, name)
         self.model = model.requires_grad_(False).eval()
         self.mean, self.std, self.image_size = pretrained.preprocessing(network)
-        self.calibration, self.dimensions = None, self.model.dimensions
+        self.calibration = None
 
     def shortened(self, projection):
         """Return a copy of this model that shortens embeddings by a Projection."""
         other = copy.deepcopy(self)
         other.model.projection = projection
-        other.dimensions = projection.matrix.shape[1]
         return other
 
 
 def open_model(name):
     """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
-    saved = load_tensors(name) if os.path.isfile(name) else {}
+    if not os.path.isfile(name):
+        return PretrainedModel(name)
+    saved = load_tensors(name)
     is_weights = pretrained.is_state_dict(saved)
     return PretrainedModel(name) if is_weights else TrainedModel(name, saved)
 
@@ -335,15 +341,14 @@ def rebuild(model_args, state_dict):
 def count_parameters(
     model_type, ensemble_size, meta_class_size, with_se=True, **options
 ):
-    """Count trainable parameters on the meta device: (trunk, one head, total).
+    """Return the numbers of parameters, as the method does, without allocating them.
 
     options: further arguments of EnsembleModel.
     """
+    sizes = ensemble_size, meta_class_size
     with torch.device('meta'):
-        model = EnsembleModel(model_type, 1, meta_class_size, with_se, **options)
-    trunk = sum(parameter.numel() for parameter in model.trunk.parameters())
-    head = sum(parameter.numel() for parameter in model.heads.parameters())
-    return trunk, head, trunk + ensemble_size * head
+        model = EnsembleModel(model_type, *sizes, with_se, members=[0], **options)
+    return model.count_parameters()
 
 
 # fmt: off

@@ -30,6 +30,7 @@ from areir import cores, processes
 from areir.backbones import check_image_size, has_depthwise
 from areir.errors import UserError
 from areir.flags.recipes import check_recipe_flags, complete
+from areir.folding import folded
 from areir.output.curves import draw_curves
 from areir.pretrained import load_named
 from areir.training import record
@@ -38,7 +39,6 @@ from areir.training.loaders import (
     load_data,
     make_loaders,
     progress_bar,
-    training_batches,
     usable_recalls,
 )
 from areir.training.published import RandomWeights
@@ -51,15 +51,15 @@ from areir.training.run import (
     warn_about_meta_classes,
 )
 from areir.training.schedule import learning_rate
-from areir.training.testing import KEPT_EPOCH, embed_parts, record_epoch
-from areir.training.trainer import count_parameters, make_trainer
-from areir.training.trunk_features import prepare_features
+from areir.training.testing import embed_parts, record_epoch
+from areir.training.trainer import make_trainer
+from areir.training.trunk_features import batch_maker
 from areir.training.weights import (
-    freeze_first_heads,
+    freeze_old_heads,
     initial_weights,
     read_base,
 )
-from model import EnsembleModel, assign_meta_classes, folded
+from model import EnsembleModel, assign_meta_classes
 
 # Arguments
 
@@ -118,9 +118,8 @@ def build_model(args, base, initialise, stages=None):
         arguments['model_type'] = stages
     model = EnsembleModel(**arguments, seed=args.seed, members=members)
     if base:
-        taken = base['model_args']['ensemble_size']
-        own = sum(member < taken for member in model.members)
-        freeze_first_heads(model, base['state_dict'], own)
+        old_heads = base['model_args']['ensemble_size']
+        freeze_old_heads(model, base['state_dict'], old_heads)
     elif initialise:
         weights = initial_weights(args)
         if weights is not None:
@@ -133,6 +132,26 @@ def build_model(args, base, initialise, stages=None):
 # Training
 
 
+def share_step(result, due, stopping):
+    """Return (loss, accuracy, due, stopping) of all processes, in one exchange.
+
+    result: loss and accuracy as `Trainer.step` returns them, which are summed; due,
+    stopping: conditions, which come back true if they are true in any process.
+    """
+    flags = torch.tensor([due, stopping]).to(result)
+    return processes.sum_over_all(torch.cat([result, flags])).tolist()
+
+
+def check_loss(loss, run, progress):
+    """Raise UserError if the loss of the next batch is not finite."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f'epoch {progress.epoch}, batch {progress.done.batches + 1}: the loss is '
+            f'{loss}; a smaller --lr may help. Last checkpoint: '
+            + next(iter(run.checkpoints()), 'none yet')
+        )
+
+
 def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     """Train on the remaining batches (images, meta-labels) of an epoch.
 
@@ -142,26 +161,19 @@ def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     signal, and UserError if the loss is not finite.
     """
     done = progress.done
-    before, started = done.seconds, time.perf_counter()
-    saved = waiting = started
+    seconds_before = done.seconds
+    started = saved_at = waiting_since = time.perf_counter()
     for images, meta_labels in batches:
-        done.waited += time.perf_counter() - waiting
+        done.waited += time.perf_counter() - waiting_since
         lr = rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total)
         trainer.begin_step(lr, progress.epoch, done.batches)
         result = trainer.step(images, meta_labels)
         now = time.perf_counter()
-        due = bool(minutes and now - saved > 60 * minutes)
-        flags = torch.tensor([due, bool(signals)]).to(result)
-        sums = processes.sum_over_all(torch.cat([result, flags]))
-        loss, accuracy, due, stopping = sums.tolist()
-        if not math.isfinite(loss):
-            raise UserError(
-                f'epoch {progress.epoch}, batch {done.batches + 1}: the loss is '
-                f'{loss}; a smaller --lr may help. Last checkpoint: '
-                + next(iter(run.checkpoints()), 'none yet')
-            )
+        due = bool(minutes and now - saved_at > 60 * minutes)
+        loss, accuracy, due, stopping = share_step(result, due, bool(signals))
+        check_loss(loss, run, progress)
         done.add(loss, accuracy)
-        done.seconds = before + now - started
+        done.seconds = seconds_before + now - started
         batches.set_postfix(
             loss=f'{done.loss / done.batches:.4f}',
             accuracy=f'{done.accuracy / done.batches:.2%}',
@@ -174,8 +186,8 @@ def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
             )
         if due:
             run.try_checkpoint(trainer, progress)
-            saved = time.perf_counter()
-        waiting = time.perf_counter()
+            saved_at = time.perf_counter()
+        waiting_since = time.perf_counter()
 
 
 def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
@@ -226,12 +238,13 @@ def main(args=None, stages=None, normalisation=None):
 
     # run
     base = read_base(args, split, partition)
-    extended = base['model_args']['ensemble_size'] if base else 0
-    refuse_idle_processes(args.ensemble_size - extended, world)
+    old_heads = base['model_args']['ensemble_size'] if base else 0
+    refuse_idle_processes(args.ensemble_size - old_heads, world)
     depthwise = has_depthwise(stages or args.model_type)
     hardware = utils.choose_hardware(args.gpu_ids, args.precision, depthwise)
+    device = hardware.device
     settings = run_settings(args, hardware.precision, split.sha256)
-    run = Run(run_name(args, extended), args.results_root, settings)
+    run = Run(run_name(args, old_heads), args.results_root, settings)
     if not run.check_start(args.resume, args.num_epochs):
         return
     processes.check_shared_folder(args.results_root)
@@ -239,34 +252,32 @@ def main(args=None, stages=None, normalisation=None):
     # model and optimizers: every process has the trunk and its share of the heads
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
-    model.to(hardware.device, memory_format=torch.channels_last)
-    trainer = make_trainer(model, args, hardware, extended)
+    model.to(device, memory_format=torch.channels_last)
+    trainer = make_trainer(model, args, hardware, old_heads)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
-    loaders = make_loaders(split, args, hardware.device)
+    loaders = make_loaders(split, args, device)
     sampler = loaders['train'].batch_sampler
     rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
 
+    _, _, parameters = model.count_parameters()
     experiment = record.Experiment(
-        args, split, recalls, partition, hardware, world, count_parameters(model)
+        args, split, recalls, partition, hardware, world, parameters
     )
-    kept = KEPT_EPOCH[args.select]
-    print(*record.opening_lines(experiment, run.name, sampler, kept), sep='\n')
+    print(*record.opening_lines(experiment, run.name, sampler), sep='\n')
     progress = run.begin(trainer)
 
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
-    features = prepare_features(trainer, loaders, experiment, run, progress, signals)
-    before = args.recipe == 'current' and not progress.rows
-    for epoch in range(0 if before else progress.epoch, args.num_epochs + 1):
+    make_batches = batch_maker(trainer, loaders, experiment, run, progress, signals)
+    tests_start = args.recipe == 'current' and not progress.rows
+    for epoch in range(0 if tests_start else progress.epoch, args.num_epochs + 1):
         if epoch:
             progress.begin_epoch(epoch)
             sampler.set_epoch(epoch, progress.done.batches)
             trainer.begin_epoch(rate(epoch - 0.5))
-            batches = (features or training_batches)(
-                loaders['train'], meta_labels, split.info, hardware.device
-            )
+            batches = make_batches(loaders['train'], meta_labels, split.info, device)
             batches = progress_bar(batches, sampler, f'epoch {epoch}/{args.num_epochs}')
             train_epoch(
                 trainer, batches, rate, run, progress, signals, args.checkpoint_minutes

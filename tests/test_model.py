@@ -123,7 +123,7 @@ def test_shapes_of_all_variants(model_type, with_se):
     'arguments', [('vgg16', 2, 3), ('resnet18', 0, 3), ('resnet18', 2, 0)]
 )
 def test_impossible_models_are_refused(arguments):
-    with pytest.raises(UserError, match=r'vgg16|ensemble_size'):
+    with pytest.raises(UserError, match=r'vgg16|ensemble_size|meta_class_size'):
         EnsembleModel(*arguments)
 
 

@@ -22,7 +22,7 @@ from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.matrix_file import write_blocks
 from areir.schemas import find_problem, is_dense, is_floats, is_number
 from areir.training import checkpoints
-from areir.training.weights import freeze_first_heads
+from areir.training.weights import freeze_old_heads
 from model import EnsembleModel, TrainedModel
 
 FLOATS = torch.eye(4)
@@ -245,11 +245,11 @@ def test_odd_weights_are_refused(slim, weight):
 
 def test_a_smaller_ensemble_without_all_weights_is_refused(slim):
     whole = slim.state_dict()
-    freeze_first_heads(slim, whole, 1)
+    freeze_old_heads(slim, whole, 1)
     for name in ('trunk.bn1.weight', 'heads.0.fc.weight'):
         for state in (changed(whole, name, value=REMOVED), {**whole, name: FLOATS}):
             with pytest.raises(UserError, match=rf'--extend: .*{name}'):
-                freeze_first_heads(slim, state, 1)
+                freeze_old_heads(slim, state, 1)
 
 
 # Databases

@@ -76,31 +76,34 @@ def write(root, epoch, batch, files):
     folder = os.path.join(root, f'epoch_{epoch:04d}_batch_{batch:06d}')
     if processes.any_process(os.path.isdir(folder)):
         return folder
-    first = processes.is_first()
-    temporary = processes.from_first(temporary_name(folder) if first else None)
+    temporary = processes.from_first(temporary_name(folder))
     try:
-        together(make_room, root, temporary) if first else together()
-        together(write_files, temporary, os.path.basename(folder), files)
-        together(os.replace, temporary, folder) if first else together()
+        in_first(make_room, root, temporary)
+        in_each(write_files, temporary, os.path.basename(folder), files)
+        in_first(os.replace, temporary, folder)
     except (OSError, RuntimeError) as error:
         if isinstance(error, ConnectionError):
             raise
         raise WriteError(folder, error) from error
     finally:
-        if first:
+        if processes.is_first():
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def together(function=None, *arguments):
-    """Call a function, if any, and wait for the other processes.
+def in_first(function, *arguments):
+    """Call a function in rank 0 only; the others wait. Raises as `in_each` does."""
+    in_each(function if processes.is_first() else lambda *_: None, *arguments)
 
-    Raises the function's own error, or OSError if another process has failed.
+
+def in_each(function, *arguments):
+    """Call a function in every process, and wait until all have done so.
+
+    Raises the function's own error, or OSError if it has failed in another process.
     """
     problem = None
     try:
-        if function:
-            function(*arguments)
+        function(*arguments)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         problem = error
     if processes.any_process(problem):
@@ -201,9 +204,14 @@ def state_problem(state, epoch, batches):
     return None
 
 
+def head_name(head):
+    """Return the name of a head's file, from the head's number in the ensemble."""
+    return f'head_{head:03d}'
+
+
 def part_names(ensemble_size):
     """Return {prefix of weight names in the model: name of the checkpoint's file}."""
-    heads = {f'heads.{head}.': f'head_{head:03d}' for head in range(ensemble_size)}
+    heads = {f'heads.{head}.': head_name(head) for head in range(ensemble_size)}
     return {'trunk.': 'trunk', **heads}
 
 

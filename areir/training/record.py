@@ -177,9 +177,16 @@ def provenance(experiment, result):
 
 # What is printed
 
+# which epoch is kept, for each --select
+KEPT_EPOCH = {
+    'last': 'the last epoch',
+    'val': 'the best epoch on held-out training classes',
+    'test': 'the best epoch on the test classes: flattered by that choice',
+}
 
-def opening_lines(experiment, run_name, sampler, kept):
-    """Return the lines before the first epoch; kept: which epoch is kept, in words."""
+
+def opening_lines(experiment, run_name, sampler):
+    """Return the lines before the first epoch; sampler: an EpochSampler."""
     args, hardware = experiment.args, experiment.hardware
     info = experiment.split.info
     counts = ', '.join(
@@ -202,7 +209,7 @@ def opening_lines(experiment, run_name, sampler, kept):
         f'recipe     {args.recipe}: {recipe_text(args)}',
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
         f'{sampler.batch_size}, lr {args.lr}{held_out(experiment.split)}',
-        f'reported   protocol {args.protocol}, {kept}',
+        f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}',
     ]
     if args.protocol != 'strict':
         lines[-1] += '; not comparable with strict figures'
@@ -249,13 +256,13 @@ def epoch_line(experiment, row, result):
     return f'epoch {result.epoch}/{args.num_epochs}: {", ".join(figures)}'
 
 
-def kept_line(result, kept):
-    """Return the line about the epoch that is kept; kept: which one, in words."""
+def kept_line(result):
+    """Return the line about the epoch that is kept."""
     k = result.recalls[0]
     low, high = result.intervals[f'recall@{k}']
     recall = result.metrics[f'recall@{k}']
     return (
-        f'kept epoch {result.epoch}, {kept}: R@{k} {recall:.2%}, '
+        f'kept epoch {result.epoch}, {KEPT_EPOCH[result.select]}: R@{k} {recall:.2%}, '
         f'95 % interval {low:.2%} to {high:.2%}'
     )
 

@@ -39,8 +39,8 @@ FREE = (
 WRITTEN = 'results.csv', 'model.pth', 'data_base.pth', 'run.json', 'curves.svg'
 
 
-def run_name(args, extended):
-    """Return the name of a run; extended: heads that --extend takes over, or 0."""
+def run_name(args, old_heads):
+    """Return the name of a run; old_heads: how many are those of --extend, or 0."""
     backbone = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
     sizes = f'{args.ensemble_size}_{args.meta_class_size}'
     name = f'{args.data_name}_{args.crop_type}_{backbone}_{sizes}'
@@ -50,7 +50,7 @@ def run_name(args, extended):
         name += f'_select_{args.select}'
     if args.recipe != default_recipe(args):
         name += f'_{args.recipe}'
-    return name + (f'_from_{extended}' if extended else '')
+    return name + (f'_from_{old_heads}' if old_heads else '')
 
 
 # what models had before there were these arguments

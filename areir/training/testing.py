@@ -11,11 +11,6 @@ from areir.training.checkpoints import model_weights
 from areir.training.loaders import embed_part
 
 PRINTED = 5  # seconds of PCA from which its time is printed
-KEPT_EPOCH = {  # for each --select
-    'last': 'the last epoch',
-    'val': 'the best epoch on held-out training classes',
-    'test': 'the best epoch on the test classes: flattered by that choice',
-}
 
 
 def embed_parts(net, loaders, args, info, signals):
@@ -72,7 +67,7 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
     if result.score <= progress.best:
         return
     progress.best = result.score
-    progress.kept = record.kept_line(result, KEPT_EPOCH[args.select])
+    progress.kept = record.kept_line(result)
     state_dict = model_weights(checkpoint, args.ensemble_size)
     common = record.common_fields(args, result)
     run.keep(

@@ -10,7 +10,7 @@ from torchvision.ops import StochasticDepth
 from areir.errors import UserError
 from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
-from areir.training.checkpoints import read_part
+from areir.training.checkpoints import head_name, read_part
 
 # what torch raises if weights or moments do not fit
 DAMAGE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
@@ -104,24 +104,12 @@ def drops_by_chance(part):
     return any(isinstance(layer, kinds) and layer.p > 0 for layer in part.modules())
 
 
-def count_parameters(model):
-    """Count the trainable parameters of the whole ensemble.
-
-    The model may hold only some heads.
-    """
-    trunk, heads = (
-        sum(parameter.numel() for parameter in part.parameters())
-        for part in (model.trunk, model.heads)
-    )
-    return trunk + heads // len(model.heads) * model.ensemble_size
-
-
 class Trainer:
     """The trunk and this process's heads, each with an Adam optimizer of its own.
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
-    and gpus; with more than one GPU each part runs under nn.DataParallel. extended: how
-    many of the ensemble's first heads are not trained. label_smoothing: see
+    and gpus; with more than one GPU each part runs under nn.DataParallel. old_heads:
+    how many of the ensemble's first heads are not trained. label_smoothing: see
     `train_step`. freeze_bn: whether batch norm keeps its statistics. seed: of what
     layers drop by chance, with the numbers in `step_place`.
     """
@@ -131,7 +119,7 @@ class Trainer:
         model,
         lr,
         hardware,
-        extended=0,
+        old_heads=0,
         label_smoothing=0.0,
         freeze_bn=False,
         seed=0,
@@ -140,12 +128,12 @@ class Trainer:
         self.label_smoothing, self.freeze_bn = label_smoothing, freeze_bn
         self.precision = hardware.precision
         self.seed, self.step_place = seed, (0, 0)
-        self.frozen_heads = sum(member < extended for member in model.members)
-        self.trained_heads = model.ensemble_size - extended  # in all processes
+        self.frozen_heads = sum(member < old_heads for member in model.members)
+        self.trained_heads = model.ensemble_size - old_heads  # in all processes
         self.noise = None  # the generator of the published protocol
         self.parts = {'trunk': model.trunk}
         for member, head in zip(model.members, model.heads):
-            self.parts[f'head_{member:03d}'] = head
+            self.parts[head_name(member)] = head
         self.optimizers = {
             name: torch.optim.Adam(part.parameters(), lr=lr, fused=True)
             for name, part in self.parts.items()
@@ -251,8 +239,8 @@ def load_part(part, optimizer, saved, begun):
                 raise ValueError(f'{name} has another shape than its weights')
 
 
-def make_trainer(model, args, hardware, extended):
-    """Return the Trainer for the flags of train.py; extended: see `Trainer`."""
+def make_trainer(model, args, hardware, old_heads):
+    """Return the Trainer for the flags of train.py; old_heads: see `Trainer`."""
     freeze_bn = args.freeze_bn == 'yes'
     smoothing = args.label_smoothing
-    return Trainer(model, args.lr, hardware, extended, smoothing, freeze_bn, args.seed)
+    return Trainer(model, args.lr, hardware, old_heads, smoothing, freeze_bn, args.seed)

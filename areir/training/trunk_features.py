@@ -30,9 +30,9 @@ from areir.data.images import flip
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum
-from areir.seeds import CROP, derive_seed
+from areir.seeds import CROP, random_generator
 from areir.training.batches import ViewSampler, whole_batches
-from areir.training.loaders import to_images
+from areir.training.loaders import to_images, training_batches
 
 VIEWS = 4
 BATCH = 64  # images whose features are computed at a time
@@ -52,17 +52,18 @@ def fingerprint(paths, trunk, settings):
     return digest.hexdigest()[:32]
 
 
-def prepare_features(trainer, loaders, experiment, run, progress, signals):
-    """Return the source of training batches for --freeze_trunk, None without it.
+def batch_maker(trainer, loaders, experiment, run, progress, signals):
+    """Return the function that makes an epoch's batches: `training_batches`.
 
-    The features are written to the run's folder for them, unless they are there, and
-    the seconds that it takes are counted in `progress`. The trainer then takes features
-    instead of images. All processes call it together. Raises KeyboardInterrupt once
-    `signals` is not empty.
+    With --freeze_trunk, the features are prepared first: they are written to the run's
+    folder for them, unless they are there, and the seconds that it takes are counted in
+    `progress`. The trainer then takes features instead of images, and the function that
+    is returned makes batches of features. All processes call it together. Raises
+    KeyboardInterrupt once `signals` is not empty.
     """
     args, split = experiment.args, experiment.split
     if args.freeze_trunk == 'no':
-        return None
+        return training_batches
     started = time.perf_counter()
     trainer.model.trunk.eval()
     paths = loaders['train'].dataset.paths
@@ -100,7 +101,7 @@ def ensure_features(folder, name, loader, trainer, info, signals):
         os.makedirs(folder)
         with atomic_path(path) as temporary:
             write_views(temporary, features, loader.batch_sampler.shape)
-    processes.any_process(False)  # waits until the file is there
+    processes.wait_for_all()
     return path
 
 
@@ -169,9 +170,7 @@ def feature_batches(features, loader, meta_labels, info, device):
     """
     sampler = loader.batch_sampler
     views = len(features) // sampler.images
-    generator = torch.Generator().manual_seed(
-        derive_seed(sampler.seed, CROP, sampler.epoch)
-    )
+    generator = random_generator(sampler.seed, CROP, sampler.epoch)
     drawn = torch.randint(views, sampler.batches.shape, generator=generator)
     rows = drawn * sampler.images + sampler.batches
     for row, batch in zip(rows[sampler.start :], sampler.remaining()):

@@ -18,14 +18,15 @@ def initial_weights(args):
     return load_tensors(args.weights)
 
 
-def freeze_first_heads(model, state_dict, heads):
-    """Copy the trunk and the first `heads` heads of a smaller ensemble; freeze them.
+def freeze_old_heads(model, state_dict, old_heads):
+    """Copy the trunk and the heads of a smaller ensemble; freeze them.
 
-    heads: counted among those that `model` holds.
+    old_heads: how many heads the smaller ensemble has, the first ones of `model`.
     """
     parts = {'trunk': model.trunk}
-    for i in range(heads):
-        parts[f'heads.{model.members[i]}'] = model.heads[i]
+    for member, head in zip(model.members, model.heads):
+        if member < old_heads:
+            parts[f'heads.{member}'] = head
     for name, part in parts.items():
         weights = {key: state_dict.get(f'{name}.{key}') for key in part.state_dict()}
         for key, own in part.state_dict().items():
@@ -53,11 +54,11 @@ def read_base(args, split, partition):
     wanted |= model_args(args)
     del wanted['ensemble_size']  # it may grow
     for name, value in wanted.items():
-        begun = saved.get(name, MODEL_ARGS_BEFORE.get(name))
-        if begun != value:
+        saved_value = saved.get(name, MODEL_ARGS_BEFORE.get(name))
+        if saved_value != value:
             raise UserError(
                 f'--extend {args.extend}: --{name} is {value}, but that model has '
-                f'{begun}'
+                f'{saved_value}'
             )
     heads = saved['ensemble_size']
     if heads >= args.ensemble_size:

@@ -193,7 +193,7 @@ def test_provenance(epoch):
 def test_what_will_run(epoch):
     experiment, _, _ = epoch
     sampler = EpochSampler(12, 4, seed=0)
-    lines = record.opening_lines(experiment, 'the_run', sampler, 'the best epoch')
+    lines = record.opening_lines(experiment, 'the_run', sampler)
     text = '\n'.join(lines)
     for part in (
         'the_run',
@@ -204,7 +204,7 @@ def test_what_will_run(epoch):
         'weights: none',
         'fp32 (bf16 is not native here)',
         '3 epochs of 3 batches of 4, lr 0.0001',
-        'protocol strict, the best epoch',
+        f'protocol strict, {record.KEPT_EPOCH[experiment.args.select]}',
     ):
         assert part in text
     assert ('2 classes held out' in text) == (experiment.args.select == 'val')
@@ -243,7 +243,7 @@ def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
     experiment.hardware = hardware._replace(gpus=[0, 1, 2], native_bf16=True)
     experiment.world = 4
     sampler = EpochSampler(12, 4, seed=0)
-    lines = record.opening_lines(experiment, 'the_run', sampler, 'the best epoch')
+    lines = record.opening_lines(experiment, 'the_run', sampler)
     text = '\n'.join(lines)
     assert 'H100 and 2 more, 4 processes, fp32 (bf16 is native here)' in text
     assert ' resnet18,' in text and 'se-' not in text
@@ -264,9 +264,9 @@ def test_the_line_of_an_epoch(epoch):
 
 def test_the_line_of_the_epoch_that_is_kept(epoch):
     _, result, _ = epoch
-    line = record.kept_line(result, 'the last epoch')
+    line = record.kept_line(result)
     low, high = result.intervals['recall@1']
-    assert line.startswith('kept epoch 2, the last epoch: ')
+    assert line.startswith(f'kept epoch 2, {record.KEPT_EPOCH[result.select]}: ')
     for value in (result.metrics['recall@1'], low, high):
         assert f'{value:.2%}' in line
 

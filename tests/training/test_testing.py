@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from areir.training import testing
 from areir.training.evaluation import Result
+from areir.training.record import KEPT_EPOCH
 from areir.training.run import EpochProgress, Progress
-from areir.training.testing import KEPT_EPOCH, embed_parts, record_epoch
+from areir.training.testing import embed_parts, record_epoch
 
 INFO = {'mean': [0.5] * 3, 'std': [0.25] * 3}
 

@@ -11,7 +11,7 @@ from areir.errors import UserError
 from areir.files import write_tensors
 from areir.flags.recipes import RECIPES
 from areir.training.run import MODEL_ARGS_BEFORE
-from areir.training.weights import freeze_first_heads, initial_weights, read_base
+from areir.training.weights import freeze_old_heads, initial_weights, read_base
 from model import EnsembleModel, assign_meta_classes
 
 CLASSES = [f'class {i}' for i in range(10)]
@@ -53,10 +53,10 @@ def test_both_versions_of_weights_come_from_the_cache(
 # --extend
 
 
-def test_the_first_heads_are_copied_and_frozen(ensemble):
+def test_the_old_heads_are_copied_and_frozen(ensemble):
     model = EnsembleModel('resnet18', 5, 4, seed=2, members=[1, 3])
     new = {name: value.clone() for name, value in model.heads[1].state_dict().items()}
-    freeze_first_heads(model, ensemble.state_dict(), 1)
+    freeze_old_heads(model, ensemble.state_dict(), 3)
     pairs = [(model.trunk, ensemble.trunk), (model.heads[0], ensemble.heads[1])]
     for part, original in pairs:
         wanted = original.state_dict()
