@@ -209,7 +209,7 @@ def write_split_files(dataset, info):
     for crop_type in dataset.crop_types:
         split = {part: {} for part in dataset.counts}
         for record, image in zip(dataset.records, dataset.names(crop_type)):
-            split[record.split].setdefault(record.label, []).append(image)
+            split[record.part].setdefault(record.label, []).append(image)
         split['info'] = {'data_name': dataset.name, 'crop_type': crop_type, **info}
         files[dataset.split_path(crop_type)] = split
     write_tensors(files)

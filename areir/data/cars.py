@@ -51,9 +51,9 @@ def car_records(labels, paths, boxes, origins):
     for label, path, corners, origin in zip(labels, paths, boxes, origins):
         label = to_class(label, CLASSES, origin)
         # as numbers: sorted as strings, "100" comes before "99"
-        split = 'train' if label <= 98 else 'test'
+        part = 'train' if label <= 98 else 'test'
         box = car_box(corners, origin)
-        records.append(Record(split, label, path, box, origin))
+        records.append(Record(part, label, path, box, origin))
     return records
 
 

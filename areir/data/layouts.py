@@ -26,7 +26,7 @@ class Layout:
     """One public dataset: how to read it, and what is known about it."""
 
     read: Callable  # (root, files) -> (layout, records)
-    counts: dict  # {split: (images, classes)} as published
+    counts: dict  # {part: (images, classes)} as published
     mean: tuple  # of the training pixels / 255, per channel
     std: tuple
     crop_types: tuple = ('uncropped',)
@@ -67,10 +67,10 @@ def read_cub(root, files):
     records = []
     for (image_id, row), path in zip(images.items(), paths):
         label = cub_class(labels[image_id], row)
-        split = 'train' if label <= 100 else 'test'
+        part = 'train' if label <= 100 else 'test'
         box = cub_box(boxes[image_id])
         origin = f'{row.origin}, and {boxes[image_id].origin}'
-        records.append(Record(split, label, path, box, origin))
+        records.append(Record(part, label, path, box, origin))
     return index, records
 
 
@@ -109,11 +109,11 @@ def read_sop(root, files):
     Class ids are global: 1-11318 train, 11319-22634 test.
     """
     records, tables, ids = [], [], []
-    for split, classes in SOP_CLASSES.items():
-        table = find_file(files, f'Ebay_{split}.txt')
+    for part, classes in SOP_CLASSES.items():
+        table = find_file(files, f'Ebay_{part}.txt')
         if table is None:
             raise UserError(
-                f'{root}: Ebay_{split}.txt is missing; extract '
+                f'{root}: Ebay_{part}.txt is missing; extract '
                 'Stanford_Online_Products there'
             )
         source = f'{root}/{table}'
@@ -124,7 +124,7 @@ def read_sop(root, files):
         paths = locate(files, [row.cells[3] for row in rows], origins, source)
         for row, path in zip(rows, paths):
             label = to_class(row.cells[1], classes, row.origin)
-            records.append(Record(split, label, path, None, row.origin))
+            records.append(Record(part, label, path, None, row.origin))
         ids += [(row.cells[0], row.origin) for row in rows]
         tables.append(table)
     refuse_repeats('image', ids)
@@ -186,14 +186,14 @@ def isc_rows(source):
 def read_folder(root, files, seed=0):
     """Return (layout, records) of any folder of class folders.
 
-    Folders train and test (or train, query and gallery) at its top are its splits.
+    Folders train and test (or train, query and gallery) at its top are its parts.
     Otherwise half of the classes, drawn from the seed, train and the others test.
     """
     images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
     tops = {path.split('/')[0] for path in images if '/' in path}
-    for splits in (('train', 'query', 'gallery'), ('train', 'test')):
-        if tops.issuperset(splits):
-            return ' + '.join(splits), split_records(images, splits)
+    for parts in (('train', 'query', 'gallery'), ('train', 'test')):
+        if tops.issuperset(parts):
+            return ' + '.join(parts), part_records(images, parts)
 
     classes = sorted(tops)
     if len(classes) < 2:
@@ -217,12 +217,12 @@ def draw_training_classes(classes, seed):
     return set(classes[: (len(classes) + 1) // 2])
 
 
-def split_records(images, splits):
-    """Return the records of the images that lie in <split>/<class>/."""
+def part_records(images, parts):
+    """Return the records of the images that lie in <part>/<class>/."""
     records = []
     for path in images:
         components = path.split('/')
-        if len(components) > 2 and components[0] in splits:
+        if len(components) > 2 and components[0] in parts:
             records.append(Record(components[0], components[1], path))
     return records
 
@@ -277,5 +277,4 @@ def has_boxes(name):
     return 'cropped' in crop_types(name)
 
 
-# the datasets with boxes
-CROP_TYPES = {name: crop_types(name) for name in LAYOUTS if has_boxes(name)}
+WITH_BOXES = tuple(filter(has_boxes, LAYOUTS))  # names of datasets

@@ -12,7 +12,7 @@ LONGEST_PATH = 4096  # of Linux
 class Record(NamedTuple):
     """One image as a dataset's own files describe it."""
 
-    split: str  # train, test, query or gallery
+    part: str  # of the split: train, test, query or gallery
     label: int | str  # as the dataset has it
     path: str  # relative to the dataset's folder, with '/'
     # left, top, right, bottom: 0-based, half-open, on the stored pixels

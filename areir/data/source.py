@@ -11,7 +11,7 @@ from areir.data.images import IMAGE_SUFFIXES, list_files
 from areir.data.layouts import LAYOUTS, crop_types, has_boxes, read_folder
 from areir.data.splits import split_path
 from areir.data.tables import read_table
-from areir.data.verification import count_splits
+from areir.data.verification import count_parts
 from areir.errors import UserError
 
 TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
@@ -51,8 +51,8 @@ class SourceDataset:
 
     @cached_property
     def counts(self):
-        """{split: (images, classes)}"""
-        return count_splits(self.records)
+        """{part: (images, classes)}"""
+        return count_parts(self.records)
 
     @cached_property
     def images(self):
@@ -63,10 +63,10 @@ class SourceDataset:
     def boxes(self):
         return [record.box for record in self.records]
 
-    def images_of(self, split):
-        """Return the paths of the images of one split."""
+    def images_of(self, part):
+        """Return the paths of the images of one part of the split."""
         pairs = zip(self.images, self.records)
-        return [image for image, record in pairs if record.split == split]
+        return [image for image, record in pairs if record.part == part]
 
     def names(self, crop_type):
         """Return each record's image as the split file names it."""
@@ -195,7 +195,7 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
 
 def check_parts(source, records):
     """Raise UserError unless there are images to train on and to test with."""
-    counts = count_splits(records)
+    counts = count_parts(records)
     if 'train' not in counts or len(counts) < 2:
         present = ' and '.join(counts) or 'no'
         raise UserError(

@@ -17,7 +17,7 @@ from areir.errors import UserError
 
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROLES = ('is_query', 'is_gallery')
-SPLITS = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
+PART_OF = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
 EMPTY = ('', 'nan', 'none')
 YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
 
@@ -38,7 +38,7 @@ def read_table(path, seed=0):
     if 'split' in columns:
         records = with_roles(rows, origins)
     else:
-        records = draw_splits(rows, seed)
+        records = draw_parts(rows, seed)
         print(f'notice: {path}: no column split, so half of the classes train')
     records = [
         record._replace(origin=origin) for record, origin in zip(records, origins)
@@ -46,14 +46,14 @@ def read_table(path, seed=0):
     return os.path.basename(path), records
 
 
-def draw_splits(rows, seed):
+def draw_parts(rows, seed):
     """Return the records of [(record, roles)]; half of the classes train."""
     classes = sorted({record.label for record, _ in rows})
     train = draw_training_classes(classes, seed)
     records = []
     for record, _ in rows:
-        split = 'train' if record.label in train else 'test'
-        records.append(record._replace(split=split))
+        part = 'train' if record.label in train else 'test'
+        records.append(record._replace(part=part))
     return records
 
 
@@ -70,9 +70,9 @@ def read_row(folder, cells):
     if not cells['label']:
         raise ValueError('no label')
     split = cells.get('split', 'train')
-    if split not in SPLITS:
+    if split not in PART_OF:
         raise ValueError(f'split {quote(split)} is neither train nor validation')
-    return Record(SPLITS[split], cells['label'], image, read_box(cells))
+    return Record(PART_OF[split], cells['label'], image, read_box(cells))
 
 
 def read_box(cells):
@@ -135,16 +135,16 @@ def check_roles(roles, origins):
 
 
 def with_roles(rows, origins):
-    """Return the records of [(record, roles)] with their final split.
+    """Return the records of [(record, roles)] with their final part of the split.
 
     A test image becomes query or gallery, unless all of them have both roles.
     """
-    test = [row for row, (record, _) in enumerate(rows) if record.split == 'test']
+    test = [row for row, (record, _) in enumerate(rows) if record.part == 'test']
     roles = [rows[row][1] for row in test]
     separate = check_roles(roles, [origins[row] for row in test])
     records = [record for record, _ in rows]
     if separate:
         for row, (is_query, _) in zip(test, roles):
-            split = 'query' if is_query else 'gallery'
-            records[row] = records[row]._replace(split=split)
+            part = 'query' if is_query else 'gallery'
+            records[row] = records[row]._replace(part=part)
     return records

@@ -9,7 +9,7 @@ from areir.data.text_files import listing
 from areir.data.workers import parallel
 from areir.errors import UserError
 
-SPLITS = ('train', 'test', 'query', 'gallery')
+PART_ORDER = ('train', 'test', 'query', 'gallery')
 
 
 def verify_image(job):
@@ -59,34 +59,32 @@ def verify_images(pool, name, images, records):
     return [record for (_, beyond), record in zip(results, records) if beyond]
 
 
-def count_splits(records):
-    """Return {split: (images, classes)} in the order train, test, query, gallery."""
+def count_parts(records):
+    """Return {part of the split: (images, classes)} in the order of PART_ORDER."""
     classes = defaultdict(set)
     for record in records:
-        classes[record.split].add(record.label)
-    images = Counter(record.split for record in records)
+        classes[record.part].add(record.label)
+    images = Counter(record.part for record in records)
     return {
-        split: (images[split], len(classes[split]))
-        for split in SPLITS
-        if split in images
+        part: (images[part], len(classes[part])) for part in PART_ORDER if part in images
     }
 
 
 def official_counts(name):
-    """Return {split: (images, classes)} as published, {} for an unknown dataset."""
+    """Return {part: (images, classes)} as published, {} for an unknown dataset."""
     return LAYOUTS[name].counts if name in LAYOUTS else {}
 
 
 def print_counts(name, counts):
-    """Print the counts of each split beside the official ones."""
+    """Print the counts of each part beside the official ones."""
     official = official_counts(name)
     header = f'{"split":<10}{"images":>10}{"classes":>10}'
     print(header + (f'{"official":>12}{"":>8}' if official else ''))
-    for split in {**official, **counts}:
-        images, classes = counts.get(split, (0, 0))
-        row = f'{split:<10}{images:>10,}{classes:>10,}'
-        if split in official:
-            row += '{:>12,}{:>8,}'.format(*official[split])
+    for part in {**official, **counts}:
+        images, classes = counts.get(part, (0, 0))
+        row = f'{part:<10}{images:>10,}{classes:>10,}'
+        if part in official:
+            row += '{:>12,}{:>8,}'.format(*official[part])
         print(row)
 
 
@@ -95,9 +93,9 @@ def find_oddities(name, records, beyond=0):
 
     beyond: how many boxes reach beyond their image.
     """
-    sizes = Counter((record.split, record.label) for record in records)
+    sizes = Counter((record.part, record.label) for record in records)
     return [
-        *compare_counts(name, count_splits(records)),
+        *compare_counts(name, count_parts(records)),
         *compare_with_known(name, len(records), beyond),
         *find_hopeless_queries(sizes),
         *find_shared_classes(sizes),
@@ -105,12 +103,12 @@ def find_oddities(name, records, beyond=0):
 
 
 def compare_counts(name, counts):
-    """Yield the splits whose counts are not the official ones."""
-    for split, (images, classes) in official_counts(name).items():
-        present = counts.get(split, (0, 0))
+    """Yield the parts whose counts are not the official ones."""
+    for part, (images, classes) in official_counts(name).items():
+        present = counts.get(part, (0, 0))
         if present != (images, classes):
             yield (
-                f'{split} has {present[0]:,} images of {present[1]:,} classes, the '
+                f'{part} has {present[0]:,} images of {present[1]:,} classes, the '
                 f'official split {images:,} of {classes:,}'
             )
 
@@ -128,13 +126,13 @@ def compare_with_known(name, images, beyond):
 
 
 def find_hopeless_queries(sizes):
-    """Yield the queries that always miss. sizes: {(split, label): images}."""
-    single = sum(split == 'test' and size == 1 for (split, _), size in sizes.items())
+    """Yield the queries that always miss. sizes: {(part, label): images}."""
+    single = sum(part == 'test' and size == 1 for (part, _), size in sizes.items())
     if single:
         yield f'{single:,} test classes have a single image, whose query always misses'
     lost = 0
-    for (split, label), size in sizes.items():
-        if split == 'query' and ('gallery', label) not in sizes:
+    for (part, label), size in sizes.items():
+        if part == 'query' and ('gallery', label) not in sizes:
             lost += size
     if lost:
         yield (
@@ -145,8 +143,8 @@ def find_hopeless_queries(sizes):
 
 def find_shared_classes(sizes):
     """Yield the number of classes in both training and test, if there are any."""
-    train = {label for split, label in sizes if split == 'train'}
-    test = {label for split, label in sizes if split != 'train'}
+    train = {label for part, label in sizes if part == 'train'}
+    test = {label for part, label in sizes if part != 'train'}
     if train & test:
         yield (
             f'{len(train & test):,} classes are both in training and in the test: the '

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir.data.images import flip, normalise
-from areir.data.layouts import CROP_TYPES
+from areir.data.layouts import WITH_BOXES
 from areir.data.loading import embed_batches, make_loader
 from areir.data.splits import hold_out, load_split, split_path
 from areir.errors import UserError
@@ -27,9 +27,9 @@ def load_data(args):
     Raises UserError if too few images are held out, or too few classes left to train.
     """
     path = split_path(args.data_root, args.data_name, 'cropped')
-    known = args.data_name in CROP_TYPES or os.path.isfile(path)
-    if args.crop_type == 'cropped' and not known:
-        names = ' and '.join(CROP_TYPES)
+    can_be_cropped = args.data_name in WITH_BOXES or os.path.isfile(path)
+    if args.crop_type == 'cropped' and not can_be_cropped:
+        names = ' and '.join(WITH_BOXES)
         print(f'notice: --crop_type cropped works for {names} only: using uncropped')
         args.crop_type = 'uncropped'
     split = load_split(args.data_root, args.data_name, args.crop_type)

@@ -25,7 +25,7 @@ from official import (
 from PIL import Image
 
 from areir.data.images import load_image
-from areir.data.layouts import CROP_TYPES, LAYOUTS, Layout, crop_types
+from areir.data.layouts import LAYOUTS, WITH_BOXES, Layout, crop_types
 from areir.data.records import Record
 from areir.data.source import read_source
 from areir.errors import UserError
@@ -52,11 +52,11 @@ def listed(split):
 
 def of_split(records, split):
     """Return {path: label} of the records of one split."""
-    return {record.path: record.label for record in records if record.split == split}
+    return {record.path: record.label for record in records if record.part == split}
 
 
 def test_crop_types_depend_on_the_dataset():
-    assert list(CROP_TYPES) == ['car', 'cub']
+    assert list(WITH_BOXES) == ['car', 'cub']
     assert crop_types('car') == crop_types('cub') == ('uncropped', 'cropped')
     for name in ('sop', 'isc', 'mine'):
         assert crop_types(name) == ('uncropped',)

@@ -15,7 +15,7 @@ def root(tmp_path):
 
 
 def classes_of(dataset, split):
-    return {record.label for record in dataset.records if record.split == split}
+    return {record.label for record in dataset.records if record.part == split}
 
 
 def test_classes_are_split_in_half_by_the_seed(root, tmp_path):
@@ -53,7 +53,7 @@ def test_folders_of_splits_are_used(root, parts):
     assert classes_of(dataset, 'train') == {'x', 'y'}
     assert 'train/x/0.png' in dataset.names('uncropped')
     for part in parts[1:]:
-        images = [record for record in dataset.records if record.split == part]
+        images = [record for record in dataset.records if record.part == part]
         paths = [record.path for record in images]
         assert paths == [f'{part}/z/0.png', f'{part}/z/1.png']
         assert {record.label for record in images} == {'z'}

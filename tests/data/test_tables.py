@@ -44,13 +44,13 @@ def without(column, rows=ROWS, header=HEADER):
 
 
 def records_of(path):
-    return [(each.split, each.label, each.path) for each in read_table(path)[1]]
+    return [(each.part, each.label, each.path) for each in read_table(path)[1]]
 
 
 def test_splits_and_classes(tmp_path):
     layout, records = read_table(write_table(tmp_path, ROWS))
     assert layout == 'df.csv'
-    assert [record.split for record in records] == ['train'] * 4 + ['test'] * 4
+    assert [record.part for record in records] == ['train'] * 4 + ['test'] * 4
     assert [record.label for record in records] == [*'7733', '12', '12', '5', '5']
     assert [record.path for record in records][:2] == ['a/1.png', 'a/2.png']
     assert {record.box for record in records} == {None}
@@ -66,7 +66,7 @@ def test_query_and_gallery(tmp_path):
     rows[4::2] = [row.replace('True,True', 'True,False') for row in rows[4::2]]
     rows[5::2] = [row.replace('True,True', '0,1') for row in rows[5::2]]
     _, records = read_table(write_table(tmp_path, rows))
-    assert [record.split for record in records[4:]] == ['query', 'gallery'] * 2
+    assert [record.part for record in records[4:]] == ['query', 'gallery'] * 2
 
 
 @pytest.mark.parametrize('roles', ['True,False', 'False,False'])
@@ -81,7 +81,7 @@ def test_without_a_split_half_of_the_classes_train(tmp_path):
     draws = []
     for seed in range(8):
         records = read_table(path, seed)[1]
-        splits = {record.label: record.split for record in records}
+        splits = {record.label: record.part for record in records}
         assert sorted(splits.values()) == ['test', 'test', 'train', 'train']
         assert read_table(path, seed)[1] == records
         draws.append(tuple(sorted(splits.items())))

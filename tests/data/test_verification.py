@@ -15,7 +15,7 @@ from PIL import Image
 from areir.data.records import Record
 from areir.data.splits import load_split
 from areir.data.verification import (
-    count_splits,
+    count_parts,
     find_oddities,
     print_counts,
     verify_image,
@@ -105,7 +105,7 @@ def test_mean_and_deviation_are_exact(root, tmp_path):
 
 def test_images_and_classes_are_counted_by_split():
     pairs = [('gallery', 1), ('train', 2), ('query', 1), ('gallery', 1), ('train', 3)]
-    counts = count_splits(records(*pairs))
+    counts = count_parts(records(*pairs))
     assert counts == {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
     assert list(counts) == ['train', 'query', 'gallery']
 
