@@ -34,7 +34,6 @@ from areir.folding import folded
 from areir.output.curves import draw_curves
 from areir.pretrained import load_named
 from areir.training import record
-from areir.training.evaluation import Result
 from areir.training.loaders import (
     load_data,
     make_loaders,
@@ -42,6 +41,7 @@ from areir.training.loaders import (
     usable_recalls,
 )
 from areir.training.published import RandomWeights
+from areir.training.result import Result
 from areir.training.run import (
     Run,
     model_args,

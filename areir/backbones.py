@@ -89,13 +89,16 @@ def check_image_size(image_size, model_type):
 
 
 def build_backbone(model_type, num_classes):
-    """Return a torchvision network with random weights."""
+    """Return a torchvision network with random weights, on the default device.
+
+    Raises UserError if no Family has this network.
+    """
     import torchvision
 
     find_family(model_type)
     device = torch.get_default_device()
-    real = torch.device('cpu') if model_type.startswith(BUILT_FROM_TENSORS) else device
-    with real:
+    needs_cpu = model_type.startswith(BUILT_FROM_TENSORS)
+    with torch.device('cpu') if needs_cpu else device:
         network = torchvision.models.get_model(
             model_type, weights=None, num_classes=num_classes
         )
@@ -104,10 +107,11 @@ def build_backbone(model_type, num_classes):
 
 def has_depthwise(model_type):
     """Whether a network, or a list of stages, convolves each channel by itself."""
+    stages = model_type
     if isinstance(model_type, str):
         with torch.device('meta'):
-            model_type = [build_backbone(model_type, 1)]
-    layers = [layer for stage in model_type for layer in stage.modules()]
+            stages = [build_backbone(model_type, 1)]
+    layers = [layer for stage in stages for layer in stage.modules()]
     return any(
         isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
         for layer in layers

@@ -96,7 +96,8 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
     temporary = temporary_name(path)
     try:
         if tidy:
-            remove_leftovers(*os.path.split(path))
+            folder, name = os.path.split(path)
+            remove_leftovers(folder, name)
         yield temporary
         is_folder = os.path.isdir(temporary) and not os.path.islink(temporary)
         if is_folder and os.path.isdir(path):

@@ -100,7 +100,7 @@ def load_weights(model, checkpoint):
     ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
     state = checkpoint['state_dict'] if ours else checkpoint
     if not is_state_dict(state):
-        raise misfit('not a state dict')
+        raise weights_error('not a state dict')
     parts = {'trunk.': model.trunk}
     parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
     if ours:
@@ -136,7 +136,7 @@ def load_torchvision(parts, state):
 
 
 def load_named(model, weights, name):
-    """Load weights as `load_weights` does; errors begin with `name`."""
+    """Load weights as `load_weights` does; name: what an error calls them."""
     try:
         load_weights(model, weights)
     except UserError as error:
@@ -166,14 +166,16 @@ def fill(module, state, prefix, optional):
     for name, value in own.items():
         if name in taken and taken[name].shape != value.shape:
             shapes = f'{tuple(taken[name].shape)}, not {tuple(value.shape)}'
-            raise misfit(f'{prefix}{name} is {shapes}')
+            raise weights_error(f'{prefix}{name} is {shapes}')
         check = is_floats if value.is_floating_point() else is_integers
         if name in taken and not check(taken[name]):
-            raise misfit(f'{prefix}{name} is not a plain tensor of finite numbers')
+            raise weights_error(
+                f'{prefix}{name} is not a plain tensor of finite numbers'
+            )
         # old files lack num_batches_tracked, and nothing here reads it
         needed = not name.startswith(optional) and 'num_batches_tracked' not in name
         if name not in taken and needed:
-            raise misfit(f'{prefix}{name} is missing')
+            raise weights_error(f'{prefix}{name} is missing')
     module.load_state_dict(taken, strict=False)
     return used
 
@@ -181,9 +183,9 @@ def fill(module, state, prefix, optional):
 def refuse_spare(names):
     """Raise UserError if there are weights that have no place in the model."""
     for name in sorted(names):
-        raise misfit(f'{name} has no place')
+        raise weights_error(f'{name} has no place')
 
 
-def misfit(reason):
-    """Return the error for weights that do not fit."""
+def weights_error(reason):
+    """Return the UserError for weights that do not fit."""
     return UserError(f'weights do not fit the model: {reason}')

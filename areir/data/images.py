@@ -223,10 +223,11 @@ def list_files(root, skip=(), problems=None, special=None):
     """
     if os.path.realpath(root) == '/':
         raise UserError(f'{root}: the root of the disk; name a folder of images')
-    files, others = [], [] if special is None else special
+    files = []
+    special = [] if special is None else special
     for path in walk(root, '', frozenset(), skip, problems):
-        kept = others if is_special(os.path.join(root, path)) else files
-        kept.append(path)
+        kind = special if is_special(os.path.join(root, path)) else files
+        kind.append(path)
     return sorted(files)
 
 

@@ -13,14 +13,15 @@ from areir.errors import UserError
 from areir.processes import is_first
 
 BATCH = 32  # images embedded at a time
+GONE = 'gone'  # the problem of a file that is not there
 
 
 class ImageDataset(Dataset):
     """Item i is (pixels, i, problem) of the image file paths[i].
 
     Item (i, region) is the same of a region of the image, see `resize`.
-    pixels: uint8 (3, image_size, image_size). problem: '', or why the file cannot be
-    read; its pixels are then zeros.
+    pixels: uint8 (3, image_size, image_size). problem: '', or GONE, or why the file
+    cannot be read; its pixels are then zeros.
     """
 
     def __init__(self, paths, image_size):
@@ -39,7 +40,7 @@ class ImageDataset(Dataset):
         except UserError as error:
             problem = str(error).removeprefix(f'{path}: ')
             blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
-            return blank, index, problem if os.path.isfile(path) else 'gone'
+            return blank, index, problem if os.path.isfile(path) else GONE
 
 
 def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=False):
@@ -49,8 +50,8 @@ def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=Fa
     num_workers: processes that decode; by default the cores, fewer for few images.
     """
     if batches is None:
-        rows = list(range(len(paths)))
-        batches = [rows[start : start + BATCH] for start in rows[::BATCH]]
+        indices, starts = list(range(len(paths))), range(0, len(paths), BATCH)
+        batches = [indices[start : start + BATCH] for start in starts]
     if num_workers is None:
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)

@@ -38,7 +38,7 @@ def ends_with(path, name):
 
 
 def locate(files, wanted, origins, source):
-    """Put the folder in which most of the wanted paths exist in front of each of them.
+    """Return the wanted paths, each below the folder where most of them exist.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
     `Img/img/1.jpg` is on disk. If several folders have equally many, the shortest wins.

@@ -66,7 +66,9 @@ def count_parts(records):
         classes[record.part].add(record.label)
     images = Counter(record.part for record in records)
     return {
-        part: (images[part], len(classes[part])) for part in PART_ORDER if part in images
+        part: (images[part], len(classes[part]))
+        for part in PART_ORDER
+        if part in images
     }
 
 

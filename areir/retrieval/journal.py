@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from areir.data.loading import embed_files
+from areir.data.loading import GONE, embed_files
 from areir.files import WriteError, refuse_special
 from areir.retrieval.scores import check_embeddings
 from areir.retrieval.vectors_file import are_unit_vectors
@@ -75,7 +75,7 @@ def write_journal(index_folder, settings, folder, images, image_size, embed):
                 results |= {index: [problem] for index, problem in problems.items()}
                 row += len(vectors)
                 for index, result in results.items():
-                    if result != ['gone']:
+                    if result != [GONE]:
                         line = [paths[index], images[paths[index]], *result]
                         lines.write(json.dumps(line) + '\n')
                 lines.flush()

@@ -36,6 +36,7 @@ FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
     *('resume', 'checkpoint_minutes', 'test_every'),
 )
+MOST_CLASSES = 23  # per meta-class in the published runs
 WRITTEN = 'results.csv', 'model.pth', 'data_base.pth', 'run.json', 'curves.svg'
 
 
@@ -83,11 +84,11 @@ def run_settings(args, precision, split_sha256):
 
 
 def warn_about_meta_classes(meta_class_size, classes):
-    """Print a notice if meta-classes are unusually few for these classes."""
-    if meta_class_size < classes / 46:
+    """Print a notice if meta-classes are fewer than half of the usual number."""
+    if meta_class_size < classes / MOST_CLASSES / 2:
         print(
             f'notice: --meta_class_size {meta_class_size} for {classes:,} training '
-            'classes; 1/23 of them to all of them is usual'
+            f'classes; 1/{MOST_CLASSES} of them to all of them is usual'
         )
 
 

@@ -15,7 +15,7 @@ from trained import CALIBRATION
 from areir.retrieval.projection import Projection, fit_projection
 from areir.training import record
 from areir.training.batches import EpochSampler
-from areir.training.evaluation import Result
+from areir.training.result import Result
 from areir.training.run import MODEL_ARGS_BEFORE, EpochProgress, Progress
 
 

@@ -8,8 +8,8 @@ from experiments import arguments, make_embeddings, make_experiment
 from torch.nn import functional as F
 
 from areir.training import testing
-from areir.training.evaluation import Result
 from areir.training.record import KEPT_EPOCH
+from areir.training.result import Result
 from areir.training.run import EpochProgress, Progress
 from areir.training.testing import embed_parts, record_epoch
 

@@ -6,7 +6,7 @@ from experiments import make_embeddings, make_experiment
 
 from areir.retrieval import evaluate
 from areir.retrieval.calibration import calibrate
-from areir.training.evaluation import Result
+from areir.training.result import Result
 
 
 def result_of(epoch=2, seed=0, **changed):

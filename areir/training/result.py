@@ -2,6 +2,8 @@
 
 from functools import cached_property
 
+import torch
+
 from areir.retrieval.calibration import calibrate
 from areir.retrieval.intervals import confidence_intervals
 from areir.retrieval.metrics import measures, rank_positives, summary
@@ -30,17 +32,17 @@ class Result:
             self.val_metrics = summary(self.rank(['val']), [1])
             del self.val_metrics['queries_without_positive']
 
-    def arguments(self, names):
+    def on_device(self, names, dtype=None):
         """Return embeddings and labels of one part, or of the query and the gallery."""
-        arguments = []
+        tensors = []
         for name in names:
-            labels = self.split.parts[name].labels
-            arguments += [self.embeddings[name], labels]
-        return [values.to(self.device) for values in arguments]
+            tensors.append(self.embeddings[name].to(self.device, dtype))
+            tensors.append(self.split.parts[name].labels.to(self.device))
+        return tensors
 
     def rank(self, names):
         """Rank the images of one part, or the queries in the gallery."""
-        return rank_positives(*self.arguments(names))
+        return rank_positives(*self.on_device(names))
 
     @property
     def score(self):
@@ -67,6 +69,5 @@ class Result:
         These are the classes held out by --select val, else the test classes.
         """
         names = ['val'] if self.select == 'val' else self.split.test_parts
-        arguments = self.arguments(names)
-        arguments[::2] = [embeddings.float() for embeddings in arguments[::2]]
-        return calibrate(*arguments, false_match_rate=self.false_match_rate)
+        tensors = self.on_device(names, torch.float32)
+        return calibrate(*tensors, false_match_rate=self.false_match_rate)
