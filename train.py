@@ -132,14 +132,14 @@ def build_model(args, base, initialise, stages=None):
 # Training
 
 
-def share_step(result, due, stopping):
+def sum_up(share, due, stopping):
     """Return (loss, accuracy, due, stopping) of all processes, in one exchange.
 
-    result: loss and accuracy as `Trainer.step` returns them, which are summed; due,
+    share: loss and accuracy as `Trainer.step` returns them, to be summed; due,
     stopping: conditions, which come back true if they are true in any process.
     """
-    flags = torch.tensor([due, stopping]).to(result)
-    return processes.sum_over_all(torch.cat([result, flags])).tolist()
+    flags = torch.tensor([due, stopping]).to(share)
+    return processes.sum_over_all(torch.cat([share, flags])).tolist()
 
 
 def check_loss(loss, run, progress):
@@ -167,10 +167,10 @@ def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
         done.waited += time.perf_counter() - waiting_since
         lr = rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total)
         trainer.begin_step(lr, progress.epoch, done.batches)
-        result = trainer.step(images, meta_labels)
+        share = trainer.step(images, meta_labels)
         now = time.perf_counter()
         due = bool(minutes and now - saved_at > 60 * minutes)
-        loss, accuracy, due, stopping = share_step(result, due, bool(signals))
+        loss, accuracy, due, stopping = sum_up(share, due, bool(signals))
         check_loss(loss, run, progress)
         done.add(loss, accuracy)
         done.seconds = seconds_before + now - started

@@ -24,6 +24,7 @@ OUT_OF_MEMORY = (
     'the GPU does not have enough memory: use a smaller --batch_size, or divide the '
     'heads among more GPUs with torchrun'
 )
+M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
 GRACE = 5  # seconds in which a second Ctrl-C changes nothing
 CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError
 
@@ -242,9 +243,8 @@ def keep_freed_memory():
     Page faults cost a training step on a CPU up to a third of its time. Does nothing
     where there is no glibc.
     """
-    settings = {'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, 2**31 - 1)}
-    settings['M_TOP_PAD'] = (-2, 2**26)
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL('libc.so.6').mallopt
-        for parameter, value in settings.values():
-            mallopt(parameter, value)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)
