@@ -21,7 +21,7 @@ if __name__ == '__main__':
 
 import utils
 from areir.data import crops
-from areir.data.layouts import LAYOUTS
+from areir.data.layouts import KNOWN_DATASETS
 from areir.data.sample import draw_sample
 from areir.data.source import TABLE, link_usual_folders, read_source
 from areir.data.splits import check_name, is_prepared, missing_files
@@ -36,22 +36,22 @@ from areir.files import locked, refuse_folder, write_tensors
 def get_args():
     parser = get_parser()
     args = parser.parse_args()
-    known = ', '.join(LAYOUTS)
+    known = ', '.join(KNOWN_DATASETS)
     if args.seed < 0:
         parser.error(f'--seed {args.seed}: must be at least 0')
     if args.data_path and args.csv:
         parser.error('--data_path and --csv: give one of them')
-    own = args.data_name and args.data_name not in [*LAYOUTS, 'sample']
+    own = args.data_name and args.data_name not in [*KNOWN_DATASETS, 'sample']
     if (args.data_path or args.csv) and not own:
         flag = '--csv' if args.csv else '--data_path'
         parser.error(f'{flag} needs a --data_name other than {known} and sample')
     args.names = [args.data_name]
-    wanted = [name for name in LAYOUTS if args.data_name in (None, name)]
+    wanted = [name for name in KNOWN_DATASETS if args.data_name in (None, name)]
     for name, folder in link_usual_folders(args.data_root, wanted).items():
         print(f'notice: {os.path.join(args.data_root, name)} now links to {folder}')
     if args.data_name is None:
-        folders = {name: os.path.join(args.data_root, name) for name in LAYOUTS}
-        args.names = [name for name in LAYOUTS if os.path.isdir(folders[name])]
+        folders = {name: os.path.join(args.data_root, name) for name in KNOWN_DATASETS}
+        args.names = [name for name in KNOWN_DATASETS if os.path.isdir(folders[name])]
     if not args.names:
         parser.error(
             f'no {known} in {args.data_root}: extract a dataset there (see README.md), '
@@ -121,7 +121,7 @@ def print_source(dataset):
     left_out = dataset.left_out
     if left_out:
         why = 'files are not images in class folders'
-        if name in LAYOUTS:
+        if name in KNOWN_DATASETS:
             why = f'images are not in {dataset.layout}'
         example = printable(left_out[0])
         print(f'notice: {name}: {len(left_out):,} {why}, such as {example}')
@@ -159,14 +159,14 @@ def refuse_foreign_files(dataset):
 
 
 def find_statistics(pool, dataset, image_size):
-    """Return (mean, std) of the training images; LAYOUTS has those it knows.
+    """Return (mean, std) of the training images; those of known datasets are at hand.
 
     Raises UserError if all their pixels have the same value in a channel: its std is 0,
     and train.py divides by it.
     """
-    if dataset.name in LAYOUTS:
-        layout = LAYOUTS[dataset.name]
-        return layout.mean, layout.std
+    if dataset.name in KNOWN_DATASETS:
+        known = KNOWN_DATASETS[dataset.name]
+        return known.mean, known.std
     mean, std = channel_statistics(pool, dataset.images_of('train'), image_size)
     if 0 in std:
         channel = ('red', 'green', 'blue')[std.index(0)]

@@ -1,6 +1,6 @@
 """The datasets that are known, in their official layouts, and any folder of classes.
 
-To add a dataset, write a reader here and give it an entry in LAYOUTS.
+To add a dataset, write a reader here and give it an entry in KNOWN_DATASETS.
 """
 
 import random
@@ -22,7 +22,7 @@ from areir.errors import UserError
 
 
 @dataclass(frozen=True)
-class Layout:
+class KnownDataset:
     """One public dataset: how to read it, and what is known about it."""
 
     read: Callable  # (root, files) -> (layout, records)
@@ -227,8 +227,8 @@ def part_records(images, parts):
     return records
 
 
-LAYOUTS = {
-    'car': Layout(
+KNOWN_DATASETS = {
+    'car': KnownDataset(
         read=read_car,
         counts={'train': (8054, 98), 'test': (8131, 98)},
         mean=(0.4853, 0.4965, 0.4295),
@@ -237,7 +237,7 @@ LAYOUTS = {
         boxes_fit=True,
         folders=('cars196', 'car196', 'stanfordcars'),
     ),
-    'cub': Layout(
+    'cub': KnownDataset(
         read=read_cub,
         counts={'train': (5864, 100), 'test': (5924, 100)},
         mean=(0.4707, 0.4601, 0.4549),
@@ -246,14 +246,14 @@ LAYOUTS = {
         lookalikes={6033: 'CUB-200 of 2010, not CUB-200-2011'},
         folders=('cub2002011', 'cub200', 'cub2011'),
     ),
-    'sop': Layout(
+    'sop': KnownDataset(
         read=read_sop,
         counts={'train': (59551, 11318), 'test': (60502, 11316)},
         mean=(0.5807, 0.5396, 0.5044),
         std=(0.2901, 0.2974, 0.3095),
         folders=('stanfordonlineproducts', 'onlineproducts'),
     ),
-    'isc': Layout(
+    'isc': KnownDataset(
         read=read_isc,
         counts={
             'train': (25882, 3997),
@@ -269,7 +269,7 @@ LAYOUTS = {
 
 def crop_types(name):
     """Return the crop types of a dataset: uncropped, and cropped if it has boxes."""
-    return LAYOUTS[name].crop_types if name in LAYOUTS else ('uncropped',)
+    return KNOWN_DATASETS[name].crop_types if name in KNOWN_DATASETS else ('uncropped',)
 
 
 def has_boxes(name):
@@ -277,4 +277,4 @@ def has_boxes(name):
     return 'cropped' in crop_types(name)
 
 
-WITH_BOXES = tuple(filter(has_boxes, LAYOUTS))  # names of datasets
+WITH_BOXES = tuple(filter(has_boxes, KNOWN_DATASETS))  # names of datasets

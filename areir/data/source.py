@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from areir.data.images import IMAGE_SUFFIXES, list_files
-from areir.data.layouts import LAYOUTS, crop_types, has_boxes, read_folder
+from areir.data.layouts import KNOWN_DATASETS, crop_types, has_boxes, read_folder
 from areir.data.splits import split_path
 from areir.data.tables import read_table
 from areir.data.verification import count_parts
@@ -87,26 +87,27 @@ class SourceDataset:
         """Return a hash of everything that the split files depend on."""
         stats = [os.stat(image) for image in self.images if os.path.isfile(image)]
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        settings = [] if self.name in LAYOUTS else [image_size, seed]
+        settings = [] if self.name in KNOWN_DATASETS else [image_size, seed]
         records = [record[:4] for record in self.records]  # wherever they are listed
         text = json.dumps([settings, records, stats])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def link_usual_folders(data_root, names):
-    """Link data_root/<name> to a known dataset's folder that has a usual name instead.
+    """Link data_root/<name> to a known dataset's folder that has another usual name.
 
-    Such as cub to CUB_200_2011. names: of LAYOUTS. Returns {name: folder} of the links
-    that were made.
-    Raises UserError if several folders have usual names of one dataset.
+    For example, cub becomes a link to CUB_200_2011. names: of KNOWN_DATASETS. Returns
+    {name: folder} of the links that were made. Raises UserError if several folders have
+    usual names of one dataset.
     """
     folders = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
     links = {}
     for name in names:
+        usual_names = (name, *KNOWN_DATASETS[name].folders)
         usual = [
             folder
             for folder in folders
-            if re.sub('[^a-z0-9]', '', folder.lower()) in (name, *LAYOUTS[name].folders)
+            if re.sub('[^a-z0-9]', '', folder.lower()) in usual_names
             and os.path.isdir(os.path.join(data_root, folder))
         ]
         if not usual or os.path.lexists(os.path.join(data_root, name)):
@@ -129,7 +130,7 @@ def find_source(data_root, name, data_path=None):
     folder = os.path.join(data_root, name)
     link = os.path.join(folder, 'images')  # to photos that are elsewhere
     linked = os.path.islink(link)
-    source = data_path or (link if linked and name not in LAYOUTS else folder)
+    source = data_path or (link if linked and name not in KNOWN_DATASETS else folder)
     if not os.path.isdir(source):
         raise UserError(f'{source}: no such folder')
     taken = link if linked else folder
@@ -176,9 +177,9 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
     made_here = crop_types(name) if has_boxes(name) else ()
     special = []
     files = list_files(source, skip=made_here, special=special)
-    if name in LAYOUTS:
+    if name in KNOWN_DATASETS:
         try:
-            layout, records = LAYOUTS[name].read(source, files)
+            layout, records = KNOWN_DATASETS[name].read(source, files)
         except UserError as error:
             if not special:
                 raise

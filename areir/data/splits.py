@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from areir.data.layouts import LAYOUTS
+from areir.data.layouts import KNOWN_DATASETS
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.schemas import (
@@ -224,7 +224,7 @@ def explain_missing(data_root, name, crop_type):
         f'{prepared} ({", ".join(crop_types)})'
         for prepared, crop_types in prepared_names(data_root).items()
     ]
-    known = name in LAYOUTS or name == 'sample'
+    known = name in KNOWN_DATASETS or name == 'sample'
     there = known or os.path.isdir(os.path.join(data_root, name))
     flags = f'--data_name {name}' if there else f'--data_path DIR --data_name {name}'
     return (

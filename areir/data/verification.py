@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 from areir.data.images import clamp_box, load_image, open_image
-from areir.data.layouts import LAYOUTS
+from areir.data.layouts import KNOWN_DATASETS
 from areir.data.optional_formats import ADVICE, as_stored, split_by_reader
 from areir.data.text_files import listing
 from areir.data.workers import parallel
@@ -74,7 +74,7 @@ def count_parts(records):
 
 def official_counts(name):
     """Return {part: (images, classes)} as published, {} for an unknown dataset."""
-    return LAYOUTS[name].counts if name in LAYOUTS else {}
+    return KNOWN_DATASETS[name].counts if name in KNOWN_DATASETS else {}
 
 
 def print_counts(name, counts):
@@ -117,10 +117,10 @@ def compare_counts(name, counts):
 
 def compare_with_known(name, images, beyond):
     """Yield the signs that a known dataset is not what its name says."""
-    layout = LAYOUTS.get(name)
-    if layout and images in layout.lookalikes:
-        yield f'{images:,} images: this is {layout.lookalikes[images]}'
-    if layout and layout.boxes_fit and beyond:
+    known = KNOWN_DATASETS.get(name)
+    if known and images in known.lookalikes:
+        yield f'{images:,} images: this is {known.lookalikes[images]}'
+    if known and known.boxes_fit and beyond:
         yield (
             f'{beyond:,} boxes reach beyond their image and were clamped: annotations '
             'and images may not belong together'

@@ -25,7 +25,7 @@ from official import (
 from PIL import Image
 
 from areir.data.images import load_image
-from areir.data.layouts import LAYOUTS, WITH_BOXES, Layout, crop_types
+from areir.data.layouts import KNOWN_DATASETS, WITH_BOXES, KnownDataset, crop_types
 from areir.data.records import Record
 from areir.data.source import read_source
 from areir.errors import UserError
@@ -70,14 +70,14 @@ def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
         pairs = zip(splits, names)
         return 'flowers', [Record(split, name[0], name, box) for split, name in pairs]
 
-    flowers = Layout(
+    flowers = KnownDataset(
         read=read_flowers,
         counts={'train': (4, 2), 'test': (5, 2)},
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
         crop_types=('uncropped', 'cropped'),
     )
-    monkeypatch.setitem(LAYOUTS, 'flowers', flowers)
+    monkeypatch.setitem(KNOWN_DATASETS, 'flowers', flowers)
     write_classes(root / 'flowers')
     prepare(root, 'flowers')
     split = load(root, 'flowers', 'cropped')
@@ -91,8 +91,8 @@ def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
 
 
 def test_help_names_every_layout():
-    assert tuple(LAYOUTS) == DATASETS
-    assert ', '.join(LAYOUTS) in get_parser().format_help()
+    assert tuple(KNOWN_DATASETS) == DATASETS
+    assert ', '.join(KNOWN_DATASETS) in get_parser().format_help()
 
 
 # CARS196
