@@ -77,7 +77,9 @@ def get_args(argv=None):
     if not 0 <= args.seed < 2**63:
         parser.error(f'--seed {args.seed}: must be from 0 to 2 ** 63 - 1')
     if not args.checkpoint_minutes >= 0:
-        parser.error('--checkpoint_minutes: must be at least 0')
+        parser.error(
+            f'--checkpoint_minutes {args.checkpoint_minutes}: must be at least 0'
+        )
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error(
             '--batch_size 1 needs an --image_size above 32: batch norm would '

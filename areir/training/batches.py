@@ -9,15 +9,16 @@ from areir.seeds import CROP, ORDER, VIEW, random_generator
 ASPECT = 4 / 3  # a crop's width and height, as shares of the image's, differ by less
 
 
-def epoch_batches(images, batch_size, seed, epoch):
+def epoch_batches(count, batch_size, seed, epoch):
     """Draw an epoch's batches in random order, and which images are mirrored.
 
-    Returns int64 and bool, both (batches, batch_size). They depend on the arguments
-    alone, so every process and every resumed run draws the same.
+    count: of all images. Returns int64 and bool, both (batches, batch_size). They
+    depend on the arguments alone, so every process and every resumed run draws the
+    same.
     """
     generator = random_generator(seed, ORDER, epoch)
-    whole = images // batch_size * batch_size
-    order = torch.randperm(images, generator=generator)[:whole]
+    whole = count // batch_size * batch_size
+    order = torch.randperm(count, generator=generator)[:whole]
     mirrored = torch.rand(whole, generator=generator) < 0.5
     return order.view(-1, batch_size), mirrored.view(-1, batch_size)
 
@@ -53,19 +54,20 @@ def own_share(batch, rank, processes):
 class EpochSampler:
     """Batch sampler of the training images: this process's share of each batch.
 
-    least_area: the smallest share of an image that a crop keeps; 1 is no crop.
+    count: of all images; least_area: the smallest share of an image that a crop keeps,
+    1 for no crop.
     Call set_epoch before each pass, as with torch's DistributedSampler.
     """
 
-    def __init__(self, images, batch_size, seed, least_area=1):
-        self.images, self.batch_size, self.seed = images, batch_size, seed
+    def __init__(self, count, batch_size, seed, least_area=1):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
         self.least_area = least_area
         self.set_epoch(1)
 
     def set_epoch(self, epoch, start=0):
         """Draw the batches of an epoch; iteration begins at batch `start`."""
         self.batches, self.mirrored = epoch_batches(
-            self.images, self.batch_size, self.seed, epoch
+            self.count, self.batch_size, self.seed, epoch
         )
         self.regions = None
         if self.least_area < 1:
@@ -97,18 +99,18 @@ def with_regions(batch, regions):
 class ViewSampler:
     """Batch sampler of all images in order, once for each of several views.
 
-    Each view of an image has a crop and a flip of its own. mirrored: bool (N,) of each
-    batch.
+    Each view of an image has a crop and a flip of its own. count: of all images;
+    least_area: as in EpochSampler. mirrored: bool (N,) of each batch.
     """
 
-    def __init__(self, images, batch_size, views, seed, least_area):
-        self.shape = views, images
+    def __init__(self, count, batch_size, views, seed, least_area):
+        self.shape = views, count
         self.batches, self.regions, self.mirrored = [], [], []
         for view in range(views):
             generator = random_generator(seed, VIEW, view)
-            regions = crop_regions((images,), least_area, generator)
-            mirrored = torch.rand(images, generator=generator) < 0.5
-            self.batches += torch.arange(images).split(batch_size)
+            regions = crop_regions((count,), least_area, generator)
+            mirrored = torch.rand(count, generator=generator) < 0.5
+            self.batches += torch.arange(count).split(batch_size)
             self.regions += regions.split(batch_size)
             self.mirrored += mirrored.split(batch_size)
 
@@ -128,8 +130,8 @@ class ViewSampler:
 class InOrder:
     """Batch sampler of all images in order: this process's share of each batch."""
 
-    def __init__(self, images, batch_size):
-        self.batches = torch.arange(images).split(batch_size)
+    def __init__(self, count, batch_size):
+        self.batches = torch.arange(count).split(batch_size)
 
     def remaining(self):
         """Return the batches, each a tensor of image numbers."""

@@ -30,8 +30,10 @@ class RandomWeights:
             head.register_forward_pre_hook(partial(self.weigh, member))
 
     def draw(self, trunk, inputs, features):
+        """Draw the weights of a batch, after its pass through the trunk."""
         noise = torch.rand(self.ensemble_size, generator=self.generator)
         self.weights = noise.softmax(dim=0)
 
     def weigh(self, member, head, inputs):
+        """Return the input of a head, multiplied by the head's weight."""
         return inputs[0] * self.weights[member].to(inputs[0])

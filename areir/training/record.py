@@ -217,10 +217,12 @@ def opening_lines(experiment, run_name, sampler):
 
 
 def recipe_text(args):
-    """Return the flags of the recipe that are not those of 2019, in words."""
+    """Return the flags of a recipe in words, without those that change nothing."""
     words = [f'{args.schedule} schedule', f'{args.shared_stages} shared stages']
-    words[-1] += ', trunk frozen' * (args.freeze_trunk == 'yes')
-    words[-1] += ', batch norm frozen' * (args.freeze_bn == 'yes')
+    if args.freeze_trunk == 'yes':
+        words.append('trunk frozen')
+    if args.freeze_bn == 'yes':
+        words.append('batch norm frozen')
     if args.crop_area < 1:
         words.append(f'crops of {args.crop_area:.0%} of the area at least')
     if args.label_smoothing:
@@ -228,7 +230,7 @@ def recipe_text(args):
     mirror = ' and mirror image' if args.mirror == 'yes' else ''
     words.append(f'embedding by {args.embedding}{mirror}')
     if args.dimensions:
-        words[-1] += f', {args.dimensions} components, whitening {args.whitening}'
+        words += [f'{args.dimensions} components', f'whitening {args.whitening}']
     return ', '.join(words)
 
 
@@ -279,7 +281,7 @@ def setback_line(rows, k):
     return (
         f'notice: the starting weights had R@{k} {first[name]:.2%}, more than the last '
         f'epoch with {last[name]:.2%}: train longer, with a lower --lr, or with '
-        '--freeze_trunk'
+        '--freeze_trunk yes'
     )
 
 

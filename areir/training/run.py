@@ -274,7 +274,7 @@ class Run:
             raise UserError(f'--{name} {value}: {source} was begun with {saved_value}')
 
     def begin(self, trainer):
-        """Return a new Progress, or the one of the newest checkpoint and load it."""
+        """Load the newest checkpoint, if any; return its Progress, or a new one."""
         if not self.checkpoints():
             return Progress()
         progress = self.restore(trainer)

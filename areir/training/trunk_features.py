@@ -169,10 +169,10 @@ def feature_batches(features, loader, meta_labels, info, device):
     of `training_batches`.
     """
     sampler = loader.batch_sampler
-    views = len(features) // sampler.images
+    views = len(features) // sampler.count
     generator = random_generator(sampler.seed, CROP, sampler.epoch)
     drawn = torch.randint(views, sampler.batches.shape, generator=generator)
-    rows = drawn * sampler.images + sampler.batches
+    rows = drawn * sampler.count + sampler.batches
     for row, batch in zip(rows[sampler.start :], sampler.remaining()):
         values = torch.from_numpy(features[row.numpy()]).to(device).float()
         values = values.contiguous(memory_format=torch.channels_last)
