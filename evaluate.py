@@ -1,7 +1,7 @@
 """Evaluate any embeddings exactly, with 95 % intervals over classes.
 
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
-python evaluate.py FILE --compare OTHER    # and the difference to another result
+python evaluate.py FILE --compare OTHER    # and the difference from another file
 
 FILE is a database of train.py or of the original code, or a .npz or .pt file that holds
 `embeddings` and `labels` and, if the queries are separate, also `query_embeddings` and
@@ -41,7 +41,7 @@ def get_args():
     args = parser.parse_args()
     files = [args.file, args.compare or '']
     if args.labels and not any(file.endswith('.npy') for file in files):
-        parser.error('--labels goes with a .npy file; other files hold their labels')
+        parser.error('--labels works for a .npy file only; others hold their labels')
     if args.device is None:
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
@@ -191,8 +191,8 @@ def print_without_lone_queries(report):
     without = report['without_lone_queries']
     lone = report['queries'] - without['queries']
     print(
-        f'\nlone queries left out, the {lone:,} without a positive, as '
-        'pytorch-metric-learning does'
+        f'\nwithout the {lone:,} lone queries, which have no positive, as '
+        'pytorch-metric-learning reports it'
     )
     for name, value in without['metrics'].items():
         print(f'{name:<14}{percent(value)}')

@@ -149,6 +149,11 @@ def test_recall_of_the_first_heads(save, call, refusal):
     assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
 
 
+def test_heads_that_components_have_mixed_are_refused(save, refusal):
+    save('file.pt', ensemble_size=1)
+    assert '--dimensions' in refusal('file.pt', '--evaluate_heads', '2')
+
+
 # Lone queries
 
 ALONE = torch.tensor([*[0] * 10, *[1] * 11, 2, 3, 4])  # three classes of one image
@@ -166,8 +171,8 @@ def test_lone_queries_are_left_out_as_well(save, call):
         assert without['metrics'][name] == pytest.approx(kept)
         assert report['metrics'][name] == pytest.approx(kept * 21 / COUNT)
     lines = call('file.pt', '--recalls', '1').splitlines()
-    (line,) = [line for line in lines if line.startswith('lone queries left out')]
-    assert '3 without' in line and 'pytorch-metric-learning' in line
+    (line,) = [line for line in lines if line.startswith('without the 3 lone queries')]
+    assert 'pytorch-metric-learning' in line
     row = lines[lines.index(line) + 1].split()
     assert row == ['recall@1', f'{without["metrics"]["recall@1"]:.2%}']
 
@@ -181,7 +186,7 @@ def test_only_lone_queries(save, call):
     save('file.pt', labels=torch.arange(COUNT))
     without = json.loads(call('file.pt', '--json'))['without_lone_queries']
     assert without['queries'] == 0 and set(without['metrics'].values()) == {None}
-    assert 'lone queries left out, the 24' in call('file.pt')
+    assert 'without the 24 lone queries' in call('file.pt')
 
 
 # Labels in a CSV

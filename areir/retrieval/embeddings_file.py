@@ -50,6 +50,11 @@ class EmbeddingsFile:
         The embedding of an ensemble contains those of smaller ensembles.
         """
         known = self.ensemble_size or 0
+        if known == 1 < heads:
+            raise UserError(
+                f'--evaluate_heads {heads}: {self.path} has one head, or components '
+                'that mix its heads (train with --dimensions 0)'
+            )
         if not 1 <= heads <= known:
             count = known or 'an unknown number of'
             raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')

@@ -69,14 +69,14 @@ def threshold_lines(calibration):
     if not calibration:
         return []
     lines = [
-        'match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: '
-        '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
-        '{found:.2%} of the true matches found'.format(**calibration)
+        'threshold of a match: {threshold:.3f}, 95 % interval {low:.3f} to {high:.3f}, '
+        'for {false_match_rate:.2%} false matches among {gallery_size:,} images; '
+        '{found:.2%} of the true matches reach it'.format(**calibration)
     ]
     if calibration['realised'] is None:
         lines.append(
-            f'notice: {calibration["classes"]} classes set the threshold, which are '
-            'too few to check it on others: do not rely on it'
+            f'notice: only {calibration["classes"]} classes set the threshold, too few '
+            'to check it on others: do not rely on it'
         )
     else:
         line = (

@@ -29,8 +29,10 @@ def load_data(args):
     path = split_path(args.data_root, args.data_name, 'cropped')
     known = args.data_name in CROP_TYPES or os.path.isfile(path)
     if args.crop_type == 'cropped' and not known:
-        names = ' and '.join(CROP_TYPES)
-        print(f'notice: --crop_type cropped works for {names} only: using uncropped')
+        print(
+            f'notice: --crop_type cropped: {args.data_name} has no boxes, so its whole '
+            'images are used'
+        )
         args.crop_type = 'uncropped'
     split = load_split(args.data_root, args.data_name, args.crop_type)
     held_out = ''

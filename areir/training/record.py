@@ -215,7 +215,7 @@ def recipe_text(args):
     words[-1] += ', trunk frozen' * (args.freeze_trunk == 'yes')
     words[-1] += ', batch norm frozen' * (args.freeze_bn == 'yes')
     if args.crop_area < 1:
-        words.append(f'crops of {args.crop_area:.0%} of the area at least')
+        words.append(f'crops of at least {args.crop_area:.0%} of the area')
     if args.label_smoothing:
         words.append(f'label smoothing {args.label_smoothing}')
     mirror = ' and mirror image' if args.mirror == 'yes' else ''
@@ -270,9 +270,9 @@ def setback_line(rows, k):
     if first['epoch'] or last[name] >= first[name]:
         return None
     return (
-        f'notice: the starting weights had R@{k} {first[name]:.2%}, more than the last '
-        f'epoch with {last[name]:.2%}: train longer, with a lower --lr, or with '
-        '--freeze_trunk'
+        f'notice: the last epoch, R@{k} {last[name]:.2%}, is worse than the initial '
+        f'weights, {first[name]:.2%}: train longer, with a lower --lr, or, if weights '
+        'were loaded, with --freeze_trunk yes'
     )
 
 

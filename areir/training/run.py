@@ -86,8 +86,8 @@ def warn_about_meta_classes(meta_class_size, classes):
     """Print a notice if meta-classes are unusually few for these classes."""
     if meta_class_size < classes / 46:
         print(
-            f'notice: --meta_class_size {meta_class_size} for {classes:,} training '
-            'classes; 1/23 of them to all of them is usual'
+            f'notice: --meta_class_size {meta_class_size} is low for {classes:,} '
+            f'training classes: {classes // 23} to {classes:,} are usual'
         )
 
 

@@ -180,13 +180,13 @@ def test_an_image_that_its_list_lacks_is_named(
 ):
     WRITE[name](tmp_path)
     prepare(str(tmp_path), name)
-    assert 'images are not in' not in capsys.readouterr().out
+    assert 'left out' not in capsys.readouterr().out
     edit(tmp_path / name / file, number, lambda _: None)
     prepare(str(tmp_path), name)
     (notice,) = [
         line for line in capsys.readouterr().out.splitlines() if 'not in' in line
     ]
-    assert '1 images are not in' in notice and file in notice
+    assert 'left out 1 images' in notice and file in notice
     assert notice.endswith(image)
 
 

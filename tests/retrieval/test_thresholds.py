@@ -71,5 +71,5 @@ def test_lines_of_the_threshold():
     more = threshold_lines({**CALIBRATION, 'realised_low': 0.015})[1]
     assert more.startswith(realised.replace('0.50%', '1.50%')) and len(more) > 100
     few = threshold_lines({**CALIBRATION, 'realised': None, 'classes': 3})
-    assert few[0] == threshold and few[1].startswith('notice: 3 classes set')
+    assert few[0] == threshold and few[1].startswith('notice: only 3 classes set')
     assert threshold_lines(None) == []

@@ -280,6 +280,7 @@ def rows_of(*recalls, first=0):
 def test_training_that_sets_back_is_noticed():
     line = record.setback_line(rows_of(0.5, 0.9, 0.4321), 2)
     assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
+    assert '--freeze_trunk yes' in line
     lines = record.closing_lines(rows_of(0.5, 0.4), 2, CALIBRATION)
     assert lines[0].startswith('notice: ') and len(lines) == 3
     # better than the start, or without a start to compare with
@@ -291,4 +292,4 @@ def test_training_that_sets_back_is_noticed():
 def test_a_start_as_good_as_the_end_is_not_called_better():
     """As with 100 % from the beginning."""
     line = record.setback_line(rows_of(1.0, 1.0), 2)
-    assert line is None or 'more than' not in line
+    assert line is None or 'worse than' not in line
