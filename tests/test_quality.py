@@ -275,7 +275,7 @@ class FakeTrainer:
         vectors = F.one_hot(LABELS, 3).float()
         if lr != 0.2:
             vectors = vectors.flip(0) * torch.tensor([1.0, -1.0] * 3)[:, None]
-        return epochs / 4, {'embedding': vectors}
+        return quality_runs.Trained(epochs / 4, 10, {'embedding': vectors})
 
 
 @pytest.fixture
@@ -377,6 +377,20 @@ def test_ours(photos, tmp_path):
     final = read_rows(path)[-1]
     assert final['kind'] == 'final' and final['run'] == 'current'
     assert float(final['seconds']) > 0 and 0 <= float(final['recall@1']) <= 1
+
+
+@pytest.mark.slow
+def test_costs(photos, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    pytest.importorskip('pytorch_metric_learning')
+    methods = 'untrained,norm_softmax,norm_softmax_ours,ours_no_flag'
+    flags = ['--data', photos, '--image_size', 32, '--methods', methods, '--cost']
+    rows = [line[38:].replace(',', '').split() for line in call(*flags)[1:]]
+    (backbone, _), (peer, _), (ours, _) = rows
+    linear, class_weights = 512 * 512 + 512, 512 * 6
+    assert int(backbone) == 11_176_512 < int(ours)
+    assert int(peer) == int(backbone) + linear + class_weights
+    assert all(int(megabytes) > 0 for _, megabytes in rows)
 
 
 def test_a_diverged_training_finds_nothing():
