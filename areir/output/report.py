@@ -16,7 +16,7 @@ from areir.files import write_text
 from areir.output import charts, evidence, formats
 from areir.output.run_files import read_curves, read_provenance, readable
 from areir.output.tiles import TileMaker
-from areir.retrieval.intervals import confidence_intervals
+from areir.retrieval.intervals import NO_INTERVAL, confidence_intervals
 from areir.retrieval.metrics import measures
 from areir.retrieval.ranking import search
 
@@ -80,7 +80,7 @@ def render(page):
     )
     writers = {'share': formats.share, 'number': formats.number}
     environment.filters.update(**writers, interval=formats.interval, readable=readable)
-    environment.globals.update(writers)
+    environment.globals.update(writers, no_interval=NO_INTERVAL)
     html = environment.get_template('report.html.jinja').render(page)
     return formats.valid_unicode(html)
 

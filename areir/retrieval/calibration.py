@@ -23,6 +23,7 @@ import torch
 
 from areir.retrieval.best_scores import BestScores, score_blocks
 from areir.retrieval.intervals import (
+    LEAST_CLASSES,
     class_sums,
     confidence_intervals,
     resampled_means,
@@ -64,13 +65,15 @@ def calibrate(
 
         false_match_rate      the wanted rate
         gallery_size          wrong images that a query was compared with, on average
-        threshold, low, high  for that size, with its 95 % interval over classes
+        threshold             for that size
+        low, high             its 95 % interval over classes; None with fewer than
+                              LEAST_CLASSES classes
         sizes, thresholds     for all sizes, see `thresholds.threshold_for`
         found                 share of the queries with a right image whose nearest
                               image is right and at or above the threshold
         realised, realised_low, realised_high   the rate measured on classes that did
                               not set the threshold, with its 95 % interval; None with
-                              fewer than four classes
+                              fewer than LEAST_CLASSES classes
         queries, classes      how many set the threshold
         confidence            the curve for `votes.confidence_of`, or None
     """
@@ -87,7 +90,7 @@ def calibrate(
     threshold = thresholds[sizes.index(full)]
     low, high = threshold_interval(wrong.false_matches(full), labels, false_match_rate)
     realised, realised_low, realised_high = None, None, None
-    if classes >= 4:
+    if classes >= LEAST_CLASSES:
         rates = cross_check(images, false_match_rate, seed)
         realised, realised_low, realised_high = mean_and_interval(rates, labels)
     return {
@@ -250,12 +253,14 @@ def thresholds_by_size(wrong, sizes, full, wanted):
 
 
 def threshold_interval(rates, labels, wanted):
-    """Return the 95 % interval [low, high] of the threshold.
+    """Return the 95 % interval (low, high) of the threshold.
 
     rates (Q, len(GRID)), labels (Q,). Classes are resampled as in
-    `intervals.confidence_intervals`.
+    `intervals.confidence_intervals`. Both are None with fewer than LEAST_CLASSES.
     """
     sums, sizes = class_sums(dict(enumerate(rates.T)), labels)
+    if len(sizes) < LEAST_CLASSES:
+        return None, None
     means, shares = resampled_means(sums, sizes)
     thresholds = threshold_at(torch.from_numpy(means), wanted)
     return np.quantile(thresholds, shares).tolist()
@@ -320,10 +325,10 @@ class Half:
 def mean_and_interval(rates, labels):
     """Return (mean, low, high) of the rates (Q,) that are not NaN.
 
-    All three are None if these rates cover fewer than two classes.
+    All three are None if these rates cover fewer than LEAST_CLASSES classes.
     """
     measured = ~rates.isnan()
     rates, labels = rates[measured], labels[measured]
-    if len(labels.unique()) < 2:
+    if len(labels.unique()) < LEAST_CLASSES:
         return None, None, None
     return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']

@@ -160,7 +160,9 @@ def test_histogram():
 # Heads
 
 
-def test_heads(images):
+def test_heads(tmp_path):
+    database = make_database(tmp_path, list('abcdef'), each=4)
+    images = evidence.query_and_gallery(database)
     recalls, ranks = evidence.rank_heads(images, 3)
     assert [row.heads for row in recalls] == [1, 2, 3]
     for row in recalls:
