@@ -23,7 +23,6 @@ if __name__ == '__main__':
 
 import torch
 
-from areir.retrieval.embeddings_file import match_queries, rank_file
 from areir.retrieval.intervals import (
     NO_INTERVAL,
     compare,
@@ -36,6 +35,7 @@ from areir.retrieval.metrics import (
     summary,
     without_lone_queries,
 )
+from areir.retrieval.ranked_file import match_queries, rank_file
 from utils import run_script
 
 NOT_COMPARABLE = 'not comparable with strict figures'
@@ -81,7 +81,7 @@ def main():
 
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
-    result = rank_file(args.file, args.device, table=args.labels)
+    result = rank_file(args.file, args.device, labels_csv=args.labels)
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
@@ -121,7 +121,7 @@ def compare_files(args, result, values, ks):
 
     values: the measures of each query of `result`.
     """
-    other = rank_file(args.compare, args.device, table=args.labels)
+    other = rank_file(args.compare, args.device, labels_csv=args.labels)
     order = match_queries(result, other)
     others = {name: value[order] for name, value in measures(other.ranks, ks).items()}
     names = ('difference', 'low', 'high', 'p')

@@ -28,7 +28,7 @@ every_kind = pytest.mark.parametrize('kind', KINDS)
         load_image,
         load_tensors,
         lambda path: load_entries(path),
-        lambda path: load_entries(path, table=path),
+        lambda path: load_entries(path, labels_csv=path),
         lambda path: read_csv(path, [('label',)], dict),
         VectorsFile,
     ],
