@@ -31,10 +31,10 @@ from areir import processes
 from areir.errors import UserError
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
-from areir.output.export import export
 from areir.output.network_export import export_network
 from areir.output.page import server
 from areir.output.report import write_report
+from areir.output.vectors_export import export_vectors
 from areir.retrieval import approximate, databases
 from areir.retrieval.collection import (
     ApproximateCollection,
@@ -53,6 +53,8 @@ from areir.retrieval.queries import (
 from areir.retrieval.thresholds import threshold_lines
 from areir.retrieval.votes import images_to_find
 from model import PretrainedModel, TrainedModel, open_model
+
+PREPROCESSING = 1  # raise it if image files come to give other pixels
 
 
 def get_args():
@@ -158,7 +160,7 @@ def open_index(args, trained, embedder, clock):
     settings = {
         'model': str(trained.version),
         'image_size': trained.image_size,
-        'preprocessing': repr((1, trained.mean, trained.std)),
+        'preprocessing': repr((PREPROCESSING, trained.mean, trained.std)),
     }
     with clock('index'):
         index = update_index(
@@ -299,7 +301,7 @@ def main():
             collection.calibrate(args.false_match_rate)
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
-        export(collection, args.export)
+        export_vectors(collection, args.export)
     if args.export_model and args.gallery and processes.is_first():
         export_network(collection.trained, args.export_model)
 

@@ -1,12 +1,10 @@
 """What the page of a run shows: classes, queries, heads, scores, thumbnails."""
 
-import base64
 import math
 
 import pytest
 import torch
 from pages import make_database
-from PIL import Image
 
 from areir.output import evidence
 from areir.retrieval import evaluate, search
@@ -190,19 +188,3 @@ def test_heads_search_a_gallery_of_its_own():
     recalls, ranks = evidence.rank_heads(evidence.query_and_gallery(database), 2)
     assert [row.recall for row in recalls] == [0, 1] and ranks['rank'].tolist() == [1]
     assert math.isnan(recalls[0].low)  # one class has no interval
-
-
-# Images
-
-
-def test_thumbnails(tmp_path):
-    wide, missing = str(tmp_path / 'wide.png'), str(tmp_path / 'none.png')
-    Image.new('RGB', (1000, 10), 'red').save(wide)
-    (tmp_path / 'damaged.png').write_bytes(b'no image')
-    paths = [wide, missing, str(tmp_path / 'damaged.png')]
-    drawn = evidence.thumbnails(paths)
-    assert [drawn[path] is None for path in paths] == [False, True, True]
-    small = tmp_path / 'small.jpg'
-    small.write_bytes(base64.b64decode(drawn[wide].partition(',')[2]))
-    with Image.open(small) as image:
-        assert image.size == (96, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from areir.errors import UserError
-from areir.output.export import export
+from areir.output.vectors_export import export_vectors
 from areir.retrieval import evaluate
 from areir.retrieval.collection import Collection
 from areir.retrieval.metrics import summary
@@ -81,7 +81,7 @@ def test_queries_and_gallery(yes, no):
 
 def test_what_inference_py_exports():
     collection = Collection('', '', IMAGES, NAMES, EMBEDDINGS, None)
-    export(collection, '.')
+    export_vectors(collection, '.')
     result = rank_file('vectors.npy', 'cpu', labels_csv='images.csv')
     assert summary(result.ranks, [1]) == evaluate(EMBEDDINGS, LABELS, [1])
     assert result.images == IMAGES
