@@ -115,7 +115,7 @@ def load_model(args, clock):
 
 
 def open_folder(args, clock):
-    """Return the collection of --gallery, embedded by --model."""
+    """Load --model and return the collection of --gallery."""
     if args.index == 'faiss':
         approximate.load_faiss()
     trained = load_model(args, clock)
@@ -125,20 +125,21 @@ def open_folder(args, clock):
 
 
 def read_folder(args, trained, embedder, clock):
-    """Return the collection of --gallery, its index brought up to date."""
-    reopen = partial(read_folder, args, trained, embedder, clock)
+    """Update the index of --gallery and return its collection.
+
+    The page calls this again, as `collection.reopen`.
+    """
     index = open_index(args, trained, embedder, clock)
+    for_queries = trained, embedder
     if index.components:
-        trained = trained.shortened(Projection(**index.components))
-        embedder = trained.embedder(utils.local_device())
+        shortened = trained.shortened(Projection(**index.components))
+        for_queries = shortened, shortened.embedder(utils.local_device())
     if args.index == 'exact':
-        collection = FolderCollection(args.gallery, index, trained, embedder)
+        collection = FolderCollection(args.gallery, index, *for_queries)
     else:
         by_faiss = open_faiss(index, clock)
-        collection = ApproximateCollection(
-            args.gallery, index, trained, embedder, by_faiss
-        )
-    collection.reopen = reopen
+        collection = ApproximateCollection(args.gallery, index, *for_queries, by_faiss)
+    collection.reopen = partial(read_folder, args, trained, embedder, clock)
     return collection
 
 
@@ -302,6 +303,7 @@ def main():
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
         export_vectors(collection, args.export)
+    # with a folder, only its index tells whether vectors are shortened
     if args.export_model and args.gallery and processes.is_first():
         export_network(collection.trained, args.export_model)
 

@@ -88,7 +88,7 @@ def calibrate(
     sizes = gallery_sizes(full, false_match_rate, len(labels))
     thresholds = thresholds_by_size(wrong, sizes, full, false_match_rate)
     threshold = thresholds[sizes.index(full)]
-    low, high = threshold_interval(wrong.false_matches(full), labels, false_match_rate)
+    low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
     realised, realised_low, realised_high = None, None, None
     if classes >= LEAST_CLASSES:
         rates = cross_check(images, false_match_rate, seed)
@@ -148,7 +148,7 @@ class WrongImages:
     def __init__(self, above, count):
         self.above, self.count = above, count
 
-    def false_matches(self, size):
+    def rates(self, size):
         """Return the false-match rates (Q, len(GRID)) in a gallery of `size` images.
 
         A rate is the probability that at least one of `size` wrong images, drawn from
@@ -168,7 +168,7 @@ class WrongImages:
 
     def mean_rates(self, size):
         """Return the false-match rates (len(GRID),), means over the queries."""
-        return self.false_matches(size).mean(dim=0)
+        return self.rates(size).mean(dim=0)
 
 
 def count_wrong(images):
@@ -222,18 +222,19 @@ def threshold_at(rates, wanted):
     return scores.clamp(max=HIGHEST)[..., 0]
 
 
-def gallery_sizes(full, false_match_rate, queries):
+def gallery_sizes(full, wanted, queries):
     """Return the gallery sizes that get a threshold: 1, 2, 5, 10, ... `full`, and more.
 
-    full: the size that was measured. A larger gallery needs a lower rate at that size,
-    see `thresholds_by_size`. Sizes double from `full` as long as this rate is at least
-    one query, the smallest share that can be observed.
+    full: the size that was measured; wanted: the false-match rate. A larger gallery
+    needs a lower rate at the measured size, see `thresholds_by_size`. Sizes double from
+    `full` as long as this rate is at least one query, the smallest share that can be
+    observed.
     """
     powers = range(12)
     smaller = [digit * 10**power for digit in (1, 2, 5) for power in powers]
     sizes = [size for size in smaller if size < full] + [full]
     for power in range(1, 32):
-        if false_match_rate / 2**power * queries >= 1:
+        if wanted / 2**power * queries >= 1:
             sizes.append(full * 2**power)
     return sorted(sizes)
 
@@ -281,8 +282,9 @@ def cross_check(images, wanted, seed):
     matches, measured = torch.zeros(2, len(images.query), dtype=torch.float64)
     for _ in range(HALVINGS):
         order = torch.randperm(len(classes), generator=generator)
-        first = classes[order.to(classes.device)[: len(classes) // 2]]
-        halves = [Half(images, first, inside) for inside in (True, False)]
+        shuffled = classes[order.to(classes.device)]
+        middle = len(classes) // 2
+        halves = [Half(images, part) for part in (shuffled[:middle], shuffled[middle:])]
         if any(half.is_empty for half in halves):
             continue
         for half, other in (halves, halves[::-1]):
@@ -298,10 +300,9 @@ class Half:
     asked (q,): indices of the queries; best_wrong (q,): their highest wrong scores.
     """
 
-    def __init__(self, images, classes, inside):
-        """classes: those of this half if `inside`, else those of the other half."""
-        asked = torch.isin(images.query_labels, classes) == inside
-        searched = torch.isin(images.gallery_labels, classes) == inside
+    def __init__(self, images, classes):
+        asked = torch.isin(images.query_labels, classes)
+        searched = torch.isin(images.gallery_labels, classes)
         self.asked = asked.nonzero().flatten().cpu()
         self.is_empty = not asked.any() or not searched.any()
         if self.is_empty:

@@ -51,7 +51,7 @@ def test_the_rate_of_smaller_galleries_equals_all_of_them(size):
         subsets = list(combinations(range(8), size))
         matches = sum(any(image < above for image in subset) for subset in subsets)
         wrong = calibration.WrongImages(torch.tensor([[above]]), torch.tensor([8]))
-        rate = wrong.false_matches(size).item()
+        rate = wrong.rates(size).item()
         assert rate == pytest.approx(matches / len(subsets), abs=1e-9)
 
 
