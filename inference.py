@@ -21,7 +21,7 @@ import time
 from functools import partial
 
 from areir.flags.early import before_imports
-from areir.flags.searching import NUMBER, QUERY, get_parser
+from areir.flags.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds
@@ -188,7 +188,7 @@ def answer_query(collection, args, clock):
     """Answer --query_img_name; return the last line to print."""
     name = args.query_img_name
     if not name and not args.gallery and not args.export:
-        name = QUERY
+        name = DEFAULT_QUERY
     if not name:
         return 'to search it, add --query_img_name: an image, or a folder of images'
     if not os.path.isdir(name):
@@ -223,7 +223,7 @@ def answer_many(name, collection, args, clock):
 def find_answers(name, collection, args, clock):
     """Return the Answers to the query of a file or to those of a folder."""
     queries = find_queries(name, collection)
-    number = args.retrieval_num or NUMBER
+    number = args.retrieval_num or DEFAULT_NUMBER
     least = args.retrieval_num or 1  # the default takes what there is
     available = len(collection) - any(query.index >= 0 for query in queries)
     if least > available:
@@ -249,7 +249,7 @@ def compare_folder(collection, args, clock):
         raise UserError(
             f'{args.gallery}: a single image, so there is nothing to compare'
         )
-    number = min(args.retrieval_num or NUMBER, available)
+    number = min(args.retrieval_num or DEFAULT_NUMBER, available)
     with clock('search'):
         scores = pairs.find_pairs(collection, number)
     with clock('comparing'):
@@ -308,8 +308,8 @@ def main():
         export_network(collection.trained, args.export_model)
 
     if args.serve is not None:
-        page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps
-        server.serve(collection, *page)
+        number = args.retrieval_num or DEFAULT_NUMBER
+        server.serve(collection, args.host, args.serve, number, args.heat_maps)
         return
     last = answer_query(collection, args, clock)
     print(f'times: {clock}')

@@ -11,8 +11,8 @@ import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from areir.output.evidence import bin_edges
-from areir.output.formats import number, share
+from areir.output.run_statistics import bin_edges
+from areir.output.wording import number, share
 
 WIDTH, HEIGHT = 280, 190  # of a chart, in pixels at its natural size
 LEFT, BOTTOM = 46, 26  # margins, which hold the labels of the ticks

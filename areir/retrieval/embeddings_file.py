@@ -9,7 +9,7 @@ import torch
 from areir.errors import UserError
 from areir.files import load_tensors, refuse_special
 from areir.retrieval.labelled_arrays import label_entries
-from areir.retrieval.original_files import (
+from areir.retrieval.original_databases import (
     current_entries,
     is_original,
     original_name,
@@ -75,9 +75,9 @@ def read_embeddings(path, labels_csv=None):
     The file holds `embeddings` and `labels`. If the queries are not the gallery,
     the queries' entries have the prefix `query_`, or the gallery's have the prefix
     `gallery_`, or both. Labels are integers or texts. `images`, with the same
-    prefix, may name the images. original_files.py has the names of older files. A .npy
-    file holds the embeddings only; labels_csv: the CSV of their labels. Raises
-    UserError naming the file and what is missing.
+    prefix, may name the images; original_databases.py has the names of the original
+    code. A .npy file holds the embeddings only; labels_csv: the CSV of their labels.
+    Raises UserError naming the file and what is missing.
     """
     entries = load_entries(path, labels_csv)
     original = is_original(entries)

@@ -1,4 +1,4 @@
-"""Read a .npy file of embeddings together with the CSV of their labels."""
+"""Add the labels of a CSV to the embeddings of a .npy file."""
 
 import numpy as np
 

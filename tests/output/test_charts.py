@@ -11,8 +11,8 @@ from pages import CALIBRATION, SPACE
 
 from areir.output import charts
 from areir.output.curves import Panel
-from areir.output.evidence import SCORE_BINS, HeadsRecall
-from areir.output.formats import share
+from areir.output.run_statistics import SCORE_BINS, HeadsRecall
+from areir.output.wording import share
 
 ROWS = pd.DataFrame(
     {'epoch': [1, 2, 3], 'a': [0.2, 0.4, 0.6], 'b': [0.1, 0.5, 0.605], 'c': [0, 0, 0.1]}

@@ -19,7 +19,7 @@ from pages import (
 )
 
 from areir.errors import UserError
-from areir.output.formats import share
+from areir.output.wording import share
 from areir.retrieval import evaluate
 
 SECTIONS = ['Curves', 'Heads', 'Classes', 'Queries', 'Scores', 'Provenance']

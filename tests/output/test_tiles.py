@@ -8,8 +8,8 @@ import torch
 from pages import make_database
 from PIL import Image
 
-from areir.output.evidence import query_and_gallery
 from areir.output.report import find_results
+from areir.output.run_statistics import query_and_gallery
 from areir.output.tiles import TileMaker, thumbnails
 
 
