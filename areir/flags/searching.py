@@ -6,8 +6,8 @@ from areir.flags.types import path, positive
 
 DEFAULT_NETWORK = 'resnet18'  # with ImageNet weights, if there is no trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
-QUERY = 'data/car/uncropped/008055.jpg'
-NUMBER = 8
+DEFAULT_QUERY = 'data/car/uncropped/008055.jpg'
+DEFAULT_NUMBER = 8
 
 
 def get_parser():
@@ -28,12 +28,12 @@ def add_query_flags(add):
         type=path,
         help='query: an image file or an image of the database, a folder of images, or '
         'the folder of --gallery to compare each of its images with the rest '
-        f"[default value is '{QUERY}', without --gallery]",
+        f"[default value is '{DEFAULT_QUERY}', without --gallery]",
     )
     add(
         '--retrieval_num',
         type=positive,
-        help=f'number of images to retrieve [default value is {NUMBER}]',
+        help=f'number of images to retrieve [default value is {DEFAULT_NUMBER}]',
     )
 
 

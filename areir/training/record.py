@@ -16,7 +16,7 @@ import scipy
 import torch
 import torchvision
 
-from areir.retrieval.intervals import known
+from areir.retrieval.intervals import describe_interval, nan_to_none
 from areir.retrieval.thresholds import threshold_lines
 from areir.training.run import model_args
 
@@ -170,7 +170,9 @@ def provenance(experiment, result):
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
         'metrics': result.metrics,
-        'intervals': {name: known(pair) for name, pair in result.intervals.items()},
+        'intervals': {
+            name: nan_to_none(pair) for name, pair in result.intervals.items()
+        },
         'calibration': result.calibration,
     }
 
@@ -252,12 +254,9 @@ def epoch_line(experiment, row, result):
 def kept_line(result, kept):
     """Return the line about the epoch that is kept; kept: which one, in words."""
     k = result.recalls[0]
-    low, high = result.intervals[f'recall@{k}']
     recall = result.metrics[f'recall@{k}']
-    return (
-        f'kept epoch {result.epoch}, {kept}: R@{k} {recall:.2%}, '
-        f'95 % interval {low:.2%} to {high:.2%}'
-    )
+    interval = describe_interval(*result.intervals[f'recall@{k}'])
+    return f'kept epoch {result.epoch}, {kept}: R@{k} {recall:.2%}, {interval}'
 
 
 def setback_line(rows, k):

@@ -179,7 +179,7 @@ def test_provenance(epoch):
     for name, (low, high) in provenance['intervals'].items():
         assert low <= provenance['metrics'][name] <= high
     data = provenance['data']
-    assert data['split_sha256'] == 'abc' and data['counts']['test'] == [30, 5]
+    assert data['split_sha256'] == 'abc' and data['counts']['test'] == [36, 6]
     assert data['warnings'] == INFO['warnings'] and data['layout'] == INFO['layout']
     held_out = ['r', 's'] if experiment.args.select == 'val' else []
     assert data['held_out'] == held_out
@@ -197,7 +197,7 @@ def test_what_will_run(epoch):
     for part in (
         'the_run',
         'shoes (uncropped)',
-        'train 12 images of 6 classes, test 30 images of 5 classes',
+        'train 12 images of 6 classes, test 36 images of 6 classes',
         'warning: 2 images are very small',
         'se-resnet18, 2 heads of 3 meta-classes, 1,234,567 parameters',
         'weights: none',
@@ -267,6 +267,9 @@ def test_the_line_of_the_epoch_that_is_kept(epoch):
     assert line.startswith('kept epoch 2, the last epoch: ')
     for value in (result.metrics['recall@1'], low, high):
         assert f'{value:.2%}' in line
+    result.intervals = dict.fromkeys(result.intervals, (math.nan, math.nan))
+    line = record.kept_line(result, 'the last epoch')
+    assert line.endswith(', no interval below 6 classes')
 
 
 def rows_of(*recalls, first=0):
