@@ -54,8 +54,8 @@ def get_args():
         args.names = [name for name in KNOWN_DATASETS if os.path.isdir(folders[name])]
     if not args.names:
         parser.error(
-            f'no {known} in {args.data_root}: extract a dataset there (see README.md), '
-            'or try --data_name sample'
+            f'no {known} in {args.data_root}: extract a dataset there (see '
+            'docs/datasets.md), name your own by --data_path, or try --data_name sample'
         )
     return args
 
@@ -120,11 +120,11 @@ def print_source(dataset):
     print(f'{name}: {count:,} images in {dataset.source} ({dataset.layout})')
     left_out = dataset.left_out
     if left_out:
-        why = 'files are not images in class folders'
+        what = 'files that are not images in class folders'
         if name in KNOWN_DATASETS:
-            why = f'images are not in {dataset.layout}'
+            what = f'images that are not in {dataset.layout}'
         example = printable(left_out[0])
-        print(f'notice: {name}: {len(left_out):,} {why}, such as {example}')
+        print(f'notice: {name}: left out {len(left_out):,} {what}, such as {example}')
 
 
 def print_cut_boxes(name, records):

@@ -1,7 +1,7 @@
 """Evaluate any embeddings exactly, with 95 % intervals over classes.
 
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
-python evaluate.py FILE --compare OTHER    # and the difference to another result
+python evaluate.py FILE --compare OTHER    # and the difference from another file
 
 FILE is a database of train.py or of the original code, or a .npz or .pt file that holds
 `embeddings` and `labels` and, if the queries are separate, also `query_embeddings` and
@@ -23,14 +23,19 @@ if __name__ == '__main__':
 
 import torch
 
-from areir.retrieval.embeddings_file import match_queries, rank_file
-from areir.retrieval.intervals import compare, confidence_intervals, known
+from areir.retrieval.intervals import (
+    NO_INTERVAL,
+    compare,
+    confidence_intervals,
+    nan_to_none,
+)
 from areir.retrieval.metrics import (
     check_ks,
     measures,
     summary,
     without_lone_queries,
 )
+from areir.retrieval.ranked_file import match_queries, rank_file
 from utils import run_script
 
 NOT_COMPARABLE = 'not comparable with strict figures'
@@ -41,7 +46,7 @@ def get_args():
     args = parser.parse_args()
     files = [args.file, args.compare or '']
     if args.labels and not any(file.endswith('.npy') for file in files):
-        parser.error('--labels goes with a .npy file; other files hold their labels')
+        parser.error('--labels works for a .npy file only; others hold their labels')
     if args.device is None:
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
@@ -76,7 +81,7 @@ def main():
 
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
-    result = rank_file(args.file, args.device, table=args.labels)
+    result = rank_file(args.file, args.device, labels_csv=args.labels)
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
@@ -89,7 +94,7 @@ def evaluate_file(args):
         'how': result.how,
         **result.notes,
         'metrics': summary(result.ranks, ks),
-        'intervals': {name: known(limits) for name, limits in intervals.items()},
+        'intervals': {name: nan_to_none(limits) for name, limits in intervals.items()},
     }
     if report['metrics']['queries_without_positive']:
         queries, metrics = without_lone_queries(result.ranks, ks)
@@ -108,7 +113,7 @@ def recall_of_heads(args, heads):
     result = rank_file(args.file, args.device, heads, args.labels)
     hits = measures(result.ranks, [1])['recall@1']
     interval = confidence_intervals({'recall@1': hits}, result.labels)['recall@1']
-    return {'recall@1': hits.mean().item(), 'interval': known(interval)}
+    return {'recall@1': hits.mean().item(), 'interval': nan_to_none(interval)}
 
 
 def compare_files(args, result, values, ks):
@@ -116,7 +121,7 @@ def compare_files(args, result, values, ks):
 
     values: the measures of each query of `result`.
     """
-    other = rank_file(args.compare, args.device, table=args.labels)
+    other = rank_file(args.compare, args.device, labels_csv=args.labels)
     order = match_queries(result, other)
     others = {name: value[order] for name, value in measures(other.ranks, ks).items()}
     names = ('difference', 'low', 'high', 'p')
@@ -128,7 +133,7 @@ def compare_files(args, result, values, ks):
             'metrics': summary(other.ranks, ks),
         },
         'difference': {
-            metric: dict(zip(names, known(numbers)))
+            metric: dict(zip(names, nan_to_none(numbers)))
             for metric, numbers in compared.items()
         },
     }
@@ -177,9 +182,15 @@ def print_warning(result):
     )
 
 
+def interval_title(report):
+    """Return the title of a column of intervals."""
+    unknown = None in report['intervals']['map@r']
+    return NO_INTERVAL if unknown else '95 % interval (classes)'
+
+
 def print_metrics(report):
     metrics = report['metrics']
-    print(f'{"":<14}{"":>8}   95 % interval (classes)')
+    print(f'{"":<14}{"":>8}   {interval_title(report)}')
     for name, interval in report['intervals'].items():
         print(f'{name:<14}{percent(metrics[name])}   {percents(interval)}')
     rank, without = metrics['mean_rank'], metrics['queries_without_positive']
@@ -191,8 +202,8 @@ def print_without_lone_queries(report):
     without = report['without_lone_queries']
     lone = report['queries'] - without['queries']
     print(
-        f'\nlone queries left out, the {lone:,} without a positive, as '
-        'pytorch-metric-learning does'
+        f'\nwithout the {lone:,} lone queries, which have no positive, as '
+        'pytorch-metric-learning reports it'
     )
     for name, value in without['metrics'].items():
         print(f'{name:<14}{percent(value)}')
@@ -208,7 +219,7 @@ def print_comparison(report):
     other = report['other']
     print(f'\ncompared with {other["file"]}, on the same queries')
     columns = f'{"":<14}{"other":>8}{"difference":>12}'
-    print(f'{columns}   95 % interval (classes)        p')
+    print(f'{columns}   {interval_title(report):<31}p')
     for name, row in report['difference'].items():
         print(
             f'{name:<14}{percent(other["metrics"][name])}'

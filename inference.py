@@ -21,7 +21,7 @@ import time
 from functools import partial
 
 from areir.flags.early import before_imports
-from areir.flags.searching import NUMBER, QUERY, get_parser
+from areir.flags.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds
@@ -31,10 +31,10 @@ from areir import processes
 from areir.errors import UserError
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
-from areir.output.export import export
 from areir.output.network_export import export_network
 from areir.output.page import server
 from areir.output.report import write_report
+from areir.output.vectors_export import export_vectors
 from areir.retrieval import approximate, databases
 from areir.retrieval.collection import (
     ApproximateCollection,
@@ -53,6 +53,8 @@ from areir.retrieval.queries import (
 from areir.retrieval.thresholds import threshold_lines
 from areir.retrieval.votes import images_to_find
 from model import PretrainedModel, TrainedModel, open_model
+
+PREPROCESSING = 1  # raise it if image files come to give other pixels
 
 
 def get_args():
@@ -113,7 +115,7 @@ def load_model(args, clock):
 
 
 def open_folder(args, clock):
-    """Return the collection of --gallery, embedded by --model."""
+    """Load --model and return the collection of --gallery."""
     if args.index == 'faiss':
         approximate.load_faiss()
     trained = load_model(args, clock)
@@ -123,20 +125,21 @@ def open_folder(args, clock):
 
 
 def read_folder(args, trained, embedder, clock):
-    """Return the collection of --gallery, its index brought up to date."""
-    reopen = partial(read_folder, args, trained, embedder, clock)
+    """Update the index of --gallery and return its collection.
+
+    The page calls this again, as `collection.reopen`.
+    """
     index = open_index(args, trained, embedder, clock)
+    for_queries = trained, embedder
     if index.components:
-        trained = trained.shortened(Projection(**index.components))
-        embedder = trained.embedder(utils.local_device())
+        shortened = trained.shortened(Projection(**index.components))
+        for_queries = shortened, shortened.embedder(utils.local_device())
     if args.index == 'exact':
-        collection = FolderCollection(args.gallery, index, trained, embedder)
+        collection = FolderCollection(args.gallery, index, *for_queries)
     else:
         by_faiss = open_faiss(index, clock)
-        collection = ApproximateCollection(
-            args.gallery, index, trained, embedder, by_faiss
-        )
-    collection.reopen = reopen
+        collection = ApproximateCollection(args.gallery, index, *for_queries, by_faiss)
+    collection.reopen = partial(read_folder, args, trained, embedder, clock)
     return collection
 
 
@@ -158,7 +161,7 @@ def open_index(args, trained, embedder, clock):
     settings = {
         'model': str(trained.version),
         'image_size': trained.image_size,
-        'preprocessing': repr((1, trained.mean, trained.std)),
+        'preprocessing': repr((PREPROCESSING, trained.mean, trained.std)),
     }
     with clock('index'):
         index = update_index(
@@ -185,7 +188,7 @@ def answer_query(collection, args, clock):
     """Answer --query_img_name; return the last line to print."""
     name = args.query_img_name
     if not name and not args.gallery and not args.export:
-        name = QUERY
+        name = DEFAULT_QUERY
     if not name:
         return 'to search it, add --query_img_name: an image, or a folder of images'
     if not os.path.isdir(name):
@@ -220,7 +223,7 @@ def answer_many(name, collection, args, clock):
 def find_answers(name, collection, args, clock):
     """Return the Answers to the query of a file or to those of a folder."""
     queries = find_queries(name, collection)
-    number = args.retrieval_num or NUMBER
+    number = args.retrieval_num or DEFAULT_NUMBER
     least = args.retrieval_num or 1  # the default takes what there is
     available = len(collection) - any(query.index >= 0 for query in queries)
     if least > available:
@@ -246,7 +249,7 @@ def compare_folder(collection, args, clock):
         raise UserError(
             f'{args.gallery}: a single image, so there is nothing to compare'
         )
-    number = min(args.retrieval_num or NUMBER, available)
+    number = min(args.retrieval_num or DEFAULT_NUMBER, available)
     with clock('search'):
         scores = pairs.find_pairs(collection, number)
     with clock('comparing'):
@@ -299,13 +302,14 @@ def main():
             collection.calibrate(args.false_match_rate)
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
-        export(collection, args.export)
+        export_vectors(collection, args.export)
+    # with a folder, only its index tells whether vectors are shortened
     if args.export_model and args.gallery and processes.is_first():
         export_network(collection.trained, args.export_model)
 
     if args.serve is not None:
-        page = args.host, args.serve, args.retrieval_num or NUMBER, args.heat_maps
-        server.serve(collection, *page)
+        number = args.retrieval_num or DEFAULT_NUMBER
+        server.serve(collection, args.host, args.serve, number, args.heat_maps)
         return
     last = answer_query(collection, args, clock)
     print(f'times: {clock}')

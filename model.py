@@ -365,7 +365,7 @@ def get_parser():
     add('--with_se', choices=['yes', 'no'],
         help='squeeze-and-excitation [default value is both]')
     add('--shared_stages', type=types.positive, default=1,
-        help='stages that the trunk has [default value is %(default)s]')
+        help='stages of the trunk [default value is %(default)s]')
     add('--ensemble_size', type=types.positive, default=48,
         help='number of heads [default value is %(default)s]')
     add('--meta_class_size', type=types.positive, nargs='+', default=[12, 192, 500],

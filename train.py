@@ -1,15 +1,14 @@
-"""Train the ensemble, test it after every epoch, write the model and its database.
+"""Train the ensemble, test it on unseen classes, write the model and its database.
 
     python train.py --data_name cub --crop_type cropped --model_type resnet34
-    python train.py --data_name sample --weights none --image_size 64 \
-        --ensemble_size 4 --meta_class_size 16 --batch_size 16 --lr 1e-3 --num_epochs 5
+    python train.py --data_name sample --weights none --image_size 64 --num_epochs 8
 
     torchrun --nproc_per_node 2 train.py ...     # divides the heads among 2 processes
 
 A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size},
-followed by its protocol or selection if that is not the default. Its files below
---results_root begin with that name. A run can be killed at any moment: the same command
-with --resume continues from its last checkpoint.
+followed by its protocol, selection or recipe if that is not the default. Its files
+below --results_root begin with that name. A run can be killed at any moment: the same
+command with --resume continues from its last checkpoint.
 """
 
 import math

@@ -74,9 +74,24 @@ def remove_leftovers(folder, name=None, older_than=ABANDONED):
                 remove(path)
 
 
+def is_folder(path):
+    """Whether a path is a folder, not a link to one."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def replace(temporary, path):
+    """Move a file or folder to `path`, in the place of an earlier one of its kind."""
+    if is_folder(temporary):
+        if os.path.isdir(path):
+            shutil.rmtree(path)
+    elif is_folder(path):
+        refuse_folder(path)
+    os.replace(temporary, path)
+
+
 def remove(path):
     """Remove a file or a folder if it is there."""
-    if os.path.isdir(path) and not os.path.islink(path):
+    if is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(FileNotFoundError):
@@ -91,7 +106,8 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
     as it was. failures: the errors that become a WriteError, an OSError that names
     `path`. torch and faiss report a full disk as a RuntimeError. tidy: first remove
     what killed processes left of `path`. That lists its folder, so pass False to write
-    thousands of files to one folder, and call `remove_leftovers` once.
+    thousands of files to one folder, and call `remove_leftovers` once. Raises UserError
+    if a folder lies in the place of a file.
     """
     temporary = temporary_name(path)
     try:
@@ -99,10 +115,7 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
             folder, name = os.path.split(path)
             remove_leftovers(folder, name)
         yield temporary
-        is_folder = os.path.isdir(temporary) and not os.path.islink(temporary)
-        if is_folder and os.path.isdir(path):
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        replace(temporary, path)
     except WriteError:
         raise
     except failures as error:

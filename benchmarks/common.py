@@ -9,6 +9,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 
 import torch
 
@@ -133,6 +135,37 @@ def reset_peak():
     """Let the peak of this process's memory begin at what it has now (Linux)."""
     with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
         file.write('5')
+
+
+class PeakMemory(threading.Thread):
+    """Looks at the memory of this process every 5 ms inside a `with` block (Linux).
+
+    peak: {'anonymous': MB, 'file': MB} beyond what there was before.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.peak = {'anonymous': 0, 'file': 0}
+        self.running = True
+
+    def read(self):
+        return {'anonymous': memory('RssAnon'), 'file': memory('RssFile')}
+
+    def run(self):
+        while self.running:
+            for name, value in self.read().items():
+                beyond = value - self.before[name]
+                self.peak[name] = max(self.peak[name], beyond)
+            time.sleep(0.005)
+
+    def __enter__(self):
+        self.before = self.read()
+        self.start()
+        return self
+
+    def __exit__(self, *error):
+        self.running = False
+        self.join()
 
 
 # Embeddings

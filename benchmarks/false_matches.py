@@ -18,8 +18,10 @@ import utils
 from areir.data.images import list_files
 from areir.data.loading import Embedder
 from areir.data.sample import draw_sample
+from areir.errors import UserError
 from areir.retrieval.calibration import calibrate
 from areir.retrieval.databases import load_database
+from areir.retrieval.intervals import LEAST_CLASSES
 from areir.retrieval.thresholds import threshold_for
 from model import TrainedModel, folded
 
@@ -95,6 +97,8 @@ def main():
     path = f'{run}_data_base.pth'
     database, _ = load_database(path, os.path.dirname(path))
     trained = TrainedModel(f'{run}_model.pth')
+    if len(database['labels'].unique()) < LEAST_CLASSES:
+        raise UserError(f'{path}: needs at least {LEAST_CLASSES} classes')
     embeddings, labels = new_figures(trained)
     generator = torch.Generator().manual_seed(0)
     print_header()

@@ -4,6 +4,7 @@
     python benchmarks/quality.py --data ../shared/data/cars196 --weights lite0 \
         --seconds 400
     python benchmarks/quality.py --data ../shared/data/grocery --seconds 240 --table
+    python benchmarks/quality.py --data ../shared/data/grocery --cost
 
 Every method trains the same backbone on the same images for the same seconds on the
 same cores: the time of an epoch is measured once and gives the number of epochs. Each
@@ -17,6 +18,7 @@ be interrupted: a second start skips what is in --results. The peers need
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import tempfile
@@ -71,6 +73,12 @@ def get_args():
     add('--methods', default=','.join(METHODS), help=f'which to train {default}')
     add('--table', action='store_true', help='print what is finished, train nothing')
     add(
+        '--cost',
+        action='store_true',
+        help='print parameters and memory of the methods instead, trained for an epoch',
+    )
+    add('--measure', help=argparse.SUPPRESS)
+    add(
         '--results',
         help='CSV of the finished runs; vectors lie in a folder beside it '
         '[default: results/quality_<data>_<weights>_<seconds>.csv]',
@@ -100,6 +108,32 @@ def fill_in_defaults(args):
     if args.results is None:
         name = f'quality_{args.data_name}_{args.weights_name}_{args.seconds:g}.csv'
         args.results = os.path.join(common.REPOSITORY, 'results', name)
+
+
+# Cost
+
+
+def print_costs(args):
+    """Print the parameters and the memory of each method, in processes of their own."""
+    print(f'{"":<38}{"parameters":>12}{"MB":>7}')
+    flags = common.flags_of(args, ('data', 'weights', 'image_size', 'crop_area'))
+    labels = {}  # of the runs: several methods may share one
+    for name in args.methods:
+        labels.setdefault(METHODS[name].run, METHODS[name].label)
+    for run, label in labels.items():
+        cost = common.measure_apart(__file__, [*flags, '--measure', run])
+        print(f'{label:<38}{cost["parameters"]:>12,}{cost["anonymous"]:>7.0f}')
+
+
+def measure_cost(experiment, run):
+    """Train for an epoch and test; return {parameters, anonymous and file: MB}.
+
+    MB are the peak beyond what the libraries take.
+    """
+    dataset, trainer = experiment.whole, experiment.trainers[run]
+    with common.PeakMemory() as memory:
+        trained = trainer.train(dataset, trainer.lrs[0], seed=0, epochs=1)
+    return {'parameters': trained.parameters, **memory.peak}
 
 
 # The experiment
@@ -197,9 +231,9 @@ class Experiment:
         print(f'{kind}: {method.run}, --lr {lr}, seed {seed}, {epochs} epochs')
         dataset = self.tuning if kind == 'tuning' else self.whole
         trainer = self.trainers[method.run]
-        seconds, outputs = trainer.train(dataset, lr, seed, epochs)
-        key |= {'epochs': epochs, 'seconds': f'{seconds:.1f}'}
-        for output, vectors in outputs.items():
+        trained = trainer.train(dataset, lr, seed, epochs)
+        key |= {'epochs': epochs, 'seconds': f'{trained.seconds:.1f}'}
+        for output, vectors in trained.outputs.items():
             self.results.record(key, output, vectors, dataset.images('test'))
 
     def complete_all(self, names):
@@ -264,24 +298,34 @@ class Experiment:
                 print(f'{method.label}: --lr {best:g} is at an end of its list')
 
 
+def print_quality(args, experiment):
+    """Train what is not finished, and print the table."""
+    if not args.table:
+        # stdout has the table alone
+        with contextlib.redirect_stdout(sys.stderr):
+            experiment.complete_all(args.methods)
+    print(
+        f'{args.data_name}, weights {args.weights_name}, images of '
+        f'{args.image_size} pixels, {args.seconds:g} seconds of training, '
+        f'{common.describe_machine()}'
+    )
+    lines = experiment.lines()
+    quality_results.print_table(lines)
+    experiment.print_ends()
+    quality_results.print_comparison(lines)
+
+
 def main():
     args = get_args()
     utils.keep_freed_memory()
     with tempfile.TemporaryDirectory() as root:
         experiment = Experiment(args, root)
-        if not args.table:
-            # stdout has the table alone
-            with contextlib.redirect_stdout(sys.stderr):
-                experiment.complete_all(args.methods)
-        print(
-            f'{args.data_name}, weights {args.weights_name}, images of '
-            f'{args.image_size} pixels, {args.seconds:g} seconds of training, '
-            f'{common.describe_machine()}'
-        )
-        lines = experiment.lines()
-        quality_results.print_table(lines)
-        experiment.print_ends()
-        quality_results.print_comparison(lines)
+        if args.measure:
+            print(json.dumps(measure_cost(experiment, args.measure)))
+        elif args.cost:
+            print_costs(args)
+        else:
+            print_quality(args, experiment)
 
 
 if __name__ == '__main__':

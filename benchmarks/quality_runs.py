@@ -2,8 +2,7 @@
 
 Each has lrs, its learning rates to choose from; time_epoch(dataset), the seconds that
 a run takes beside its epochs and those of an epoch; and
-train(dataset, lr, seed, epochs), which returns (seconds, {output: vectors (N, D)}) of
-the dataset's test images.
+train(dataset, lr, seed, epochs), which returns a Trained.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ import os
 import random
 import signal
 import tempfile
+from dataclasses import dataclass
 
 import lite0
 import pandas as pd
@@ -39,6 +39,7 @@ from areir.files import load_tensors
 from areir.flags import recipes
 from areir.retrieval.projection import fit_projection
 from areir.seeds import random_stream
+from areir.training.finished import read_run_json
 
 PIXELS = 64  # per side, at most, of the images whose pixels are compared
 WHITENED = 256  # numbers of a whitened vector
@@ -105,6 +106,24 @@ def link_held_out(split, folder, seed):
     link_images(jobs)
 
 
+@dataclass
+class Trained:
+    """What a training took and what it gave.
+
+    seconds: of training; parameters: of the network and its loss; outputs: {name:
+    vectors (N, D) of the test images}.
+    """
+
+    seconds: float
+    parameters: int
+    outputs: dict
+
+
+def count_parameters(*modules):
+    """Return the number of parameters of all modules."""
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
 # Without training
 
 
@@ -117,7 +136,7 @@ class Pixels:
         images = dataset.images('test')
         side = min(PIXELS, dataset.image_size)
         embedder = Embedder(RawPixels(), images.mean, images.std, side)
-        return 0, {'embedding': embed_all(images.paths, embedder)}
+        return Trained(0, 0, {'embedding': embed_all(images.paths, embedder)})
 
 
 class Untrained:
@@ -133,11 +152,12 @@ class Untrained:
         fitted, pooled = (
             pooled_features(net, dataset.images(part)) for part in ('train', 'test')
         )
-        return 0, {
+        outputs = {
             'embedding': F.normalize(pooled, dim=1),
             'whitened': whiten(fitted, pooled),
             'our_embedding': embed_as_ours(net, dataset),
         }
+        return Trained(0, count_parameters(net.backbone), outputs)
 
 
 # Peers
@@ -206,12 +226,12 @@ class Peer:
         seconds = trainer.train(lr, epochs)
         net = trainer.net
         pooled = pooled_features(net, dataset.images('test'))
-        vectors = {'embedding': net.project(pooled)}
+        outputs = {'embedding': net.project(pooled)}
         if self.loss == WHITENED_LOSS:
             fitted = pooled_features(net, dataset.images('train'))
-            vectors['whitened'] = whiten(fitted, pooled)
-            vectors['our_embedding'] = embed_as_ours(net, dataset)
-        return seconds, vectors
+            outputs['whitened'] = whiten(fitted, pooled)
+            outputs['our_embedding'] = embed_as_ours(net, dataset)
+        return Trained(seconds, count_parameters(net, trainer.loss), outputs)
 
 
 # Ours
@@ -262,7 +282,7 @@ class Ours:
         return train.get_args(words)
 
     def run(self, dataset, lr, seed, epochs):
-        """Return (the CSV of a run, its embeddings (N, D))."""
+        """Return (the CSV of a run, its Trained)."""
         extra = {}
         if self.weights != 'none':
             extra = {
@@ -274,9 +294,12 @@ class Ours:
             train.main(args, **extra)
             table = pd.read_csv(find(folder, 'results.csv'))
             database = load_tensors(find(folder, 'data_base.pth'))
+            parameters = read_run_json(find(folder, 'run.json'))['parameters']
         if not torch.equal(database['labels'], dataset.images('test').labels):
             raise UserError('train.py and this benchmark differ in their test images')
-        return table, database['embeddings'].float()
+        outputs = {'embedding': database['embeddings'].float()}
+        seconds = table['train_seconds'].iloc[-1]
+        return table, Trained(seconds, parameters, outputs)
 
     def time_epoch(self, dataset):
         table, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
@@ -286,8 +309,7 @@ class Ours:
         return fixed, (seconds.iloc[-1] - fixed) / 2
 
     def train(self, dataset, lr, seed, epochs):
-        table, vectors = self.run(dataset, lr, seed, epochs)
-        return table['train_seconds'].iloc[-1], {'embedding': vectors}
+        return self.run(dataset, lr, seed, epochs)[1]
 
 
 def find(folder, ending):

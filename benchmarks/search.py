@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 
 import common
@@ -161,33 +160,6 @@ def search_enough_cells(index, vectors, queries):
 # Measurements
 
 
-class PeakMemory(threading.Thread):
-    """Looks at the memory of this process every 5 ms while it runs.
-
-    peak: {'anonymous': MB, 'file': MB} beyond what there was before.
-    """
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.before = self.read()
-        self.peak = dict.fromkeys(self.before, 0)
-        self.running = True
-
-    def read(self):
-        return {'anonymous': common.memory('RssAnon'), 'file': common.memory('RssFile')}
-
-    def run(self):
-        while self.running:
-            for name, value in self.read().items():
-                beyond = value - self.before[name]
-                self.peak[name] = max(self.peak[name], beyond)
-            time.sleep(0.005)
-
-    def stop(self):
-        self.running = False
-        self.join()
-
-
 def queries_per_second(searcher, queries, batch, calls):
     """Return the median rate of `calls` searches of `batch` queries each."""
     seconds = []
@@ -209,15 +181,13 @@ def measure(method, path):
         import faiss  # here, so that its import is not part of building
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-    memory_used = PeakMemory()
-    memory_used.start()
-    started = time.perf_counter()
-    searcher, cells = open_method(method, vectors, queries)
-    result = {'build': time.perf_counter() - started, 'cells': cells}
-    searcher.search(queries, NEAREST)  # warms up
-    for name, (batch, calls) in CALLS.items():
-        result[name] = queries_per_second(searcher, queries, batch, calls)
-    memory_used.stop()
+    with common.PeakMemory() as memory_used:
+        started = time.perf_counter()
+        searcher, cells = open_method(method, vectors, queries)
+        result = {'build': time.perf_counter() - started, 'cells': cells}
+        searcher.search(queries, NEAREST)  # warms up
+        for name, (batch, calls) in CALLS.items():
+            result[name] = queries_per_second(searcher, queries, batch, calls)
     exact = vectors.search(queries, NEAREST)[1]
     recall = measure_recall(searcher, queries, None, exact)
     return {**result, **memory_used.peak, 'recall': recall}

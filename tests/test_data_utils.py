@@ -221,7 +221,7 @@ def test_files_that_are_not_images_are_pointed_out(root, tmp_path, capsys):
     (tmp_path / 'photos/a/ph\noto.raw').write_bytes(b'?')
     prepare(root, 'shoes', tmp_path / 'photos', image_size=8)
     output = capsys.readouterr().out
-    assert 'notice: shoes: 1 files' in output and r'a/ph\noto.raw' in output
+    assert 'notice: shoes: left out 1 files' in output and r'a/ph\noto.raw' in output
     assert len(images_of(root, 'shoes')) == 8
 
 

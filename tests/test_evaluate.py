@@ -19,8 +19,8 @@ from areir.retrieval.metrics import measures, rank_positives
 
 COUNT = 24
 EMBEDDINGS = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
-LABELS = torch.arange(COUNT) % 5
-TEXTS = [f'class {"edcba"[label]}' for label in LABELS]
+LABELS = torch.arange(COUNT) % 6
+TEXTS = [f'class {"fedcba"[label]}' for label in LABELS]
 IMAGES = [f'{number}.png' for number in range(COUNT)]
 SCRIPT = os.path.join(REPOSITORY, 'evaluate.py')
 
@@ -98,7 +98,7 @@ def test_json_holds_what_the_functions_return(save, call):
     assert report == {
         'file': 'file.pt',
         'queries': COUNT,
-        'classes': 5,
+        'classes': 6,
         'dimensions': 6,
         'how': 'each queries all others, itself excluded by its index',
         'metrics': retrieval.evaluate(EMBEDDINGS, LABELS, [1, 2]),
@@ -106,17 +106,22 @@ def test_json_holds_what_the_functions_return(save, call):
     }
 
 
-def test_json_has_null_for_the_intervals_of_one_class(save, call):
-    output = call(save('file.pt', labels=[3] * COUNT), '--json')
+@pytest.mark.parametrize('classes', [1, 2, 5])
+def test_few_classes_have_no_interval(save, call, classes):
+    save('file.pt', labels=torch.arange(COUNT) % classes, ensemble_size=2)
+    flags = 'file.pt', '--compare', 'file.pt', '--evaluate_heads', '1'
+    output = call(*flags, '--json')
     assert 'NaN' not in output
     assert json.loads(output)['intervals']['map@r'] == [None, None]
-    assert 'nan' not in call('file.pt').lower()
+    text = call(*flags)
+    assert 'nan' not in text.lower() and '95 %' not in text
+    assert text.count('no interval below 6 classes') == 2
 
 
 def test_table(save, call):
-    save('file.pt', embeddings=torch.eye(4).repeat(2, 1), labels=torch.arange(8) % 4)
+    save('file.pt', embeddings=torch.eye(6).repeat(2, 1), labels=torch.arange(12) % 6)
     lines = call('file.pt', '--recalls', '1').splitlines()
-    assert lines[0].startswith('file.pt: 8 images of 4 classes, 4 dimensions')
+    assert lines[0].startswith('file.pt: 12 images of 6 classes, 6 dimensions')
     rows = {line[:14].strip(): line[14:].split() for line in lines}
     for name in ('recall@1', 'map@r', 'r_precision'):
         assert rows[name] == ['100.00%'] * 3
@@ -149,6 +154,11 @@ def test_recall_of_the_first_heads(save, call, refusal):
     assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
 
 
+def test_heads_that_components_have_mixed_are_refused(save, refusal):
+    save('file.pt', ensemble_size=1)
+    assert '--dimensions' in refusal('file.pt', '--evaluate_heads', '2')
+
+
 # Lone queries
 
 ALONE = torch.tensor([*[0] * 10, *[1] * 11, 2, 3, 4])  # three classes of one image
@@ -166,8 +176,8 @@ def test_lone_queries_are_left_out_as_well(save, call):
         assert without['metrics'][name] == pytest.approx(kept)
         assert report['metrics'][name] == pytest.approx(kept * 21 / COUNT)
     lines = call('file.pt', '--recalls', '1').splitlines()
-    (line,) = [line for line in lines if line.startswith('lone queries left out')]
-    assert '3 without' in line and 'pytorch-metric-learning' in line
+    (line,) = [line for line in lines if line.startswith('without the 3 lone queries')]
+    assert 'pytorch-metric-learning' in line
     row = lines[lines.index(line) + 1].split()
     assert row == ['recall@1', f'{without["metrics"]["recall@1"]:.2%}']
 
@@ -181,7 +191,7 @@ def test_only_lone_queries(save, call):
     save('file.pt', labels=torch.arange(COUNT))
     without = json.loads(call('file.pt', '--json'))['without_lone_queries']
     assert without['queries'] == 0 and set(without['metrics'].values()) == {None}
-    assert 'lone queries left out, the 24' in call('file.pt')
+    assert 'without the 24 lone queries' in call('file.pt')
 
 
 # Labels in a CSV

@@ -17,9 +17,9 @@ from areir.files import write_tensors
 from areir.pretrained import load_weights
 from areir.retrieval import databases, index_table, model_file, thresholds
 from areir.retrieval.databases import load_database
-from areir.retrieval.embeddings_file import rank_file
 from areir.retrieval.index_table import IndexTable, read_table
 from areir.retrieval.matrix_file import write_blocks
+from areir.retrieval.ranked_file import rank_file
 from areir.schemas import find_problem, is_dense, is_floats, is_number
 from areir.training import checkpoints
 from areir.training.weights import freeze_old_heads

@@ -27,11 +27,12 @@ from areir.data.images import load_image, to_pixels
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.files import write_tensors
-from areir.retrieval.embeddings_file import rank_file
+from areir.retrieval.ranked_file import rank_file
 
 FLAGS = ('--image_size', 32, '--seconds', 1, '--seeds', 1)
 SETTINGS = {'data': 'd', 'weights': 'none', 'image_size': 32, 'crop_area': 0.4}
-LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
+LABELS = torch.arange(6).repeat_interleave(2)
+PATHS = list('abcdefghijkl')
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +108,8 @@ def test_lite0_refuses_other_weights(tmp_path):
 
 
 def test_lite0_loads_the_installed_weights():
-    path = lite0.weights_path()
-    if path is None:
-        pytest.skip(f'{lite0.PACKAGE} is not installed')
-    assert len(lite0.build_lite0(path)) == 4
+    pytest.importorskip(lite0.PACKAGE)
+    assert len(lite0.build_lite0(lite0.weights_path())) == 4
 
 
 # Peers
@@ -181,13 +180,13 @@ def test_every_loss_can_be_trained(loss):
 # The results
 
 
-RIGHT = torch.eye(3)[[0, 0, 1, 1, 2, 2]]  # every image is nearest to its class
-THIRD = torch.eye(3)[[0, 0, 1, 2, 2, 1]]  # only those of the first class are
+RIGHT = torch.eye(6)[LABELS]  # every image is nearest to its class
+THIRD = torch.eye(6)[[0, 0, 1, 1, 2, 3, 3, 2, 4, 5, 5, 4]]  # those of two classes are
 
 
 def record(results, run, lr, seed, vectors, budget='9'):
-    """Record a final run on the 6 images of LABELS."""
-    images = SimpleNamespace(labels=LABELS, paths=list('abcdef'))
+    """Record a final run on the images of LABELS."""
+    images = SimpleNamespace(labels=LABELS, paths=PATHS)
     key = {'kind': 'final', 'run': run, 'lr': lr, 'seed': seed, 'budget': budget}
     results.record({**key, 'epochs': 2, 'seconds': 8.5}, 'embedding', vectors, images)
 
@@ -218,16 +217,16 @@ def test_another_budget_is_another_run(lines):
 def test_table(lines, capsys):
     quality_results.print_table(lines)
     text = capsys.readouterr().out.splitlines()
-    assert text[0].startswith('6 images of 3 classes')
+    assert text[0].startswith('12 images of 6 classes')
     rows = {line[:38].strip(): line[38:].split() for line in text}
     assert 'proxy-anchor' in text  # nothing but its label
     assert text.index('proxy-anchor') < text.index('Recall@1 of each seed')
     # the rows of the second table replace those of the first
     assert rows['CosFace'] == ['33.33'] and rows['ours'] == ['33.33', '100.00']
     first = next(line for line in text if line.startswith('ours'))
-    assert first.split()[1:6] == ['3', '0.0005', '2', '8', '66.67']
+    assert first.split()[1:6] == ['6', '0.0005', '2', '8', '66.67']
     low, to, high = first.split()[6:9]
-    assert float(low) == 50 and to == 'to' and float(high) == 100
+    assert float(low) == 50 and to == 'to' and 83 < float(high) <= 100
 
 
 def test_comparison(lines, capsys):
@@ -245,13 +244,13 @@ def test_without_peers_nothing_is_compared(lines, capsys):
 def test_vectors_are_kept_for_evaluate_py(lines, tmp_path):
     path = str(tmp_path / 'r' / 'current_embedding_0.0005_9s_seed1.npz')
     ranked = rank_file(path, 'cpu')
-    assert ranked.images == list('abcdef') and ranked.ranks['rank'].tolist() == [1] * 6
+    assert ranked.images == PATHS and ranked.ranks['rank'].tolist() == [1] * 12
 
 
 def test_vectors_that_are_not_finite_find_nothing():
-    vectors = torch.full((6, 2), torch.nan)
+    vectors = torch.full((12, 2), torch.nan)
     values = quality_results.values_per_query(vectors, LABELS)
-    assert values['recall@1'].tolist() == [0] * 6
+    assert values['recall@1'].tolist() == [0] * 12
 
 
 # What is trained, and what is not repeated
@@ -272,10 +271,10 @@ class FakeTrainer:
 
     def train(self, dataset, lr, seed, epochs):
         self.calls.append((self.run, lr, seed, epochs))
-        vectors = F.one_hot(LABELS, 3).float()
+        vectors = F.one_hot(LABELS, 6).float()
         if lr != 0.2:
-            vectors = vectors.flip(0) * torch.tensor([1.0, -1.0] * 3)[:, None]
-        return epochs / 4, {'embedding': vectors}
+            vectors = vectors.flip(0) * torch.tensor([1.0, -1.0] * 6)[:, None]
+        return quality_runs.Trained(epochs / 4, 10, {'embedding': vectors})
 
 
 @pytest.fixture
@@ -286,7 +285,7 @@ def fake_runs(monkeypatch):
     trainers = {run: FakeTrainer(run, calls) for run in runs}
     for run in ('pixels', 'untrained'):
         trainers[run].lrs = (None,)
-    images = SimpleNamespace(labels=LABELS, paths=list('abcdef'))
+    images = SimpleNamespace(labels=LABELS, paths=PATHS)
     whole, tuning = (
         SimpleNamespace(
             images=lambda part: images,
@@ -379,8 +378,22 @@ def test_ours(photos, tmp_path):
     assert float(final['seconds']) > 0 and 0 <= float(final['recall@1']) <= 1
 
 
+@pytest.mark.slow
+def test_costs(photos, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    pytest.importorskip('pytorch_metric_learning')
+    methods = 'untrained,norm_softmax,norm_softmax_ours,ours_no_flag'
+    flags = ['--data', photos, '--image_size', 32, '--methods', methods, '--cost']
+    rows = [line[38:].replace(',', '').split() for line in call(*flags)[1:]]
+    backbone, peer, ours = (int(parameters) for parameters, _ in rows)
+    linear, class_weights = 512 * 512 + 512, 512 * 6
+    assert backbone == 11_176_512 < ours
+    assert peer == backbone + linear + class_weights
+    assert all(int(megabytes) > 0 for _, megabytes in rows)
+
+
 def test_a_diverged_training_finds_nothing():
-    vectors = torch.full((6, 4), torch.nan)
+    vectors = torch.full((12, 4), torch.nan)
     assert quality_runs.whiten(vectors, vectors).isnan().all()
     values = quality_results.values_per_query(vectors, LABELS)
     assert not values['recall@1'].any()

@@ -14,7 +14,7 @@ from areir.errors import UserError
 from areir.files import load_tensors
 from areir.output.run_files import read_provenance
 from areir.retrieval.embeddings_file import load_entries
-from areir.retrieval.queries import pictures_of
+from areir.retrieval.queries import images_below
 from areir.retrieval.vectors_file import VectorsFile
 
 pytestmark = pytest.mark.usefixtures(in_time.__name__)
@@ -28,7 +28,7 @@ every_kind = pytest.mark.parametrize('kind', KINDS)
         load_image,
         load_tensors,
         lambda path: load_entries(path),
-        lambda path: load_entries(path, table=path),
+        lambda path: load_entries(path, labels_csv=path),
         lambda path: read_csv(path, [('label',)], dict),
         VectorsFile,
     ],
@@ -49,7 +49,7 @@ def test_folders_are_listed_without_it(tmp_path, kind):
     special = []
     assert len(list_files(photos, special=special)) == 7
     assert sorted(special) == ['a/it', 'a/it.png']
-    assert len(pictures_of(str(photos))) == 7
+    assert len(images_below(str(photos))) == 7
 
 
 @every_kind

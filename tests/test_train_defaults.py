@@ -19,7 +19,7 @@ from train_runs import read
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.flags.recipes import FROM_SCRATCH, RECIPES
-from areir.output.formats import share
+from areir.output.wording import share
 from areir.retrieval import evaluate
 from areir.retrieval.projection import Projection
 from model import TrainedModel, rebuild

@@ -22,8 +22,9 @@ def get_parser():
         '--labels',
         metavar='CSV',
         type=path,
-        help='labels of a .npy file, a row for each embedding; the columns are label '
-        '(or class, as --export writes) and optionally path, is_query, is_gallery',
+        help='labels of a .npy file, one row for each embedding, with the columns '
+        'label (or class, as inference.py --export writes) and optionally path, '
+        'is_query, is_gallery',
     )
     measured.add_argument(
         '--recalls',
@@ -42,7 +43,8 @@ def get_parser():
         type=listed_integers,
         default=[],
         metavar='1,2,4',
-        help='Recall@1 of the first 1, 2, 4 heads of a database of train.py',
+        help='also report Recall@1 of the first 1, 2, 4 heads, of a database of '
+        'train.py --dimensions 0',
     )
     output = parser.add_argument_group('output and device')
     output.add_argument('--json', action='store_true', help='print the report as JSON')

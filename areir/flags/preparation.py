@@ -16,7 +16,7 @@ def get_parser():
     add = parser.add_argument_group('data').add_argument
     add(
         '--data_name',
-        help=f'dataset to prepare: {known}, sample, or a name of your own '
+        help=f'dataset to prepare: {known}, sample, or a name that you choose '
         f'[default is those of {known} that are in --data_root]',
     )
     add(
@@ -28,16 +28,16 @@ def get_parser():
     add(
         '--data_path',
         type=path,
-        help='folder of class folders to prepare under --data_name; the images stay '
-        'there',
+        help='your own images, a folder for each class, to prepare under --data_name; '
+        'they stay there',
     )
     add(
         '--csv',
         metavar='FILE',
         type=path,
-        help='CSV to prepare under --data_name, with the columns path, label, and '
-        'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; the images '
-        'stay where they are',
+        help='your own images, listed in a CSV with the columns path, label and '
+        'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; they stay where '
+        'they are',
     )
     add = parser.add_argument_group('preparation').add_argument
     add(

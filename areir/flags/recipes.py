@@ -83,23 +83,24 @@ def add_recipe_flags(add):
         help='share of the epochs in which the learning rate of --schedule cosine '
              f'rises from 0 {by_recipe("warmup")}')
     add('--crop_area', type=float,
-        help='train on random parts of the images, each with at least this share of '
-             f'its area; 1 for whole images {by_recipe("crop_area")}')
+        help='train on random crops of at least this share of the area of an image; '
+             f'1 for whole images {by_recipe("crop_area")}')
     add('--label_smoothing', type=float,
         help='probability that is spread over all meta-classes '
              f'{by_recipe("label_smoothing")}')
     add('--embedding', choices=EMBEDDINGS,
-        help="describe an image by each head's logits; by the pooled features of the "
-             "trunk's last stage and of the head's stages; or by those of all stages "
+        help="what describes an image: the heads' logits; pooled features of the "
+             "trunk's last stage and of the heads' stages; or those of all stages "
              f'{by_recipe("embedding")}')
     add('--mirror', choices=['yes', 'no'],
-        help='add the description of the mirror image, which doubles the time of '
+        help='add the embedding of the mirror image, which doubles the time of '
              f'embedding {by_recipe("mirror")}')
     add('--dimensions', type=int,
         help='reduce embeddings to this many numbers by principal components of the '
              f'training images; 0 to keep all {by_recipe("dimensions")}')
     add('--whitening', type=float,
-        help='divide each component by its deviation to this power, from 0 to 1 '
+        help='divide each component of --dimensions by its standard deviation to this '
+             'power, from 0 to 1 '
              f'{by_recipe("whitening")}')
 
 

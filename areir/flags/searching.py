@@ -6,8 +6,8 @@ from areir.flags.types import path, positive
 
 DEFAULT_NETWORK = 'resnet18'  # with ImageNet weights, if there is no trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
-QUERY = 'data/car/uncropped/008055.jpg'
-NUMBER = 8
+DEFAULT_QUERY = 'data/car/uncropped/008055.jpg'
+DEFAULT_NUMBER = 8
 
 
 def get_parser():
@@ -26,14 +26,14 @@ def add_query_flags(add):
     add(
         '--query_img_name',
         type=path,
-        help='query: an image of the searched database or folder, any other image '
-        'file, a folder of images, or the folder of --gallery to compare each of '
-        f"its images with the rest [default value is '{QUERY}']",
+        help='query: an image file or an image of the database, a folder of images, or '
+        'the folder of --gallery to compare each of its images with the rest '
+        f"[default value is '{DEFAULT_QUERY}', without --gallery]",
     )
     add(
         '--retrieval_num',
         type=positive,
-        help=f'number of images to retrieve [default value is {NUMBER}]',
+        help=f'number of images to retrieve [default value is {DEFAULT_NUMBER}]',
     )
 
 
@@ -57,20 +57,20 @@ def add_gallery_flags(add):
         type=path,
         help='model for --gallery and --export_model: a file, a name below '
         '--results_root, or a network of torchvision with its ImageNet weights '
-        '[default is the newest model there, or '
+        '[default is the newest model in --results_root, or '
         f'{DEFAULT_NETWORK} if there is none]',
     )
     add(
         '--calibrate',
         action='store_true',
-        help='set the threshold of a match from the class folders of --gallery and '
+        help='set the threshold of a match by the class folders of --gallery, and '
         'store it in the index',
     )
     add(
         '--false_match_rate',
         type=float,
-        help='share of the queries without a true match that --calibrate lets pass as '
-        'matches [default value is 0.01]',
+        help='share of the queries whose class is not in the gallery that --calibrate '
+        'lets pass as matches [default value is 0.01]',
     )
     add(
         '--index',
@@ -99,7 +99,8 @@ def add_page_flags(add):
     add(
         '--host',
         default='127.0.0.1',
-        help='address to serve; 0.0.0.0 shows the images to all [default: %(default)s]',
+        help='address to serve at; with 0.0.0.0 other machines can see the images '
+        '[default: %(default)s]',
     )
 
 

@@ -52,7 +52,7 @@ def add_data_flags(add):
         '--crop_type',
         default='uncropped',
         choices=['uncropped', 'cropped'],
-        help='crop images to their object; for car and cub only '
+        help='crop images to their object, for car, cub and CSVs with boxes '
         '[default value is %(default)s]',
     )
     add(
@@ -65,13 +65,15 @@ def add_data_flags(add):
         '--image_size',
         type=image_size,
         default=256,
-        help='pixels per side [default value is %(default)s]',
+        help='pixels per side of the square to which images are squashed '
+        '[default value is %(default)s]',
     )
     add(
         '--num_workers',
         type=integer(0, 256),
-        help='processes that decode images, 0 for none [default value is the number '
-        'of cores, at most 8, divided among the processes of torchrun]',
+        help='processes that decode images; 0 to decode in the training process '
+        '[default value is the number of cores, at most 8, divided among the '
+        'processes of torchrun]',
     )
 
 
@@ -99,22 +101,22 @@ def add_model_flags(add):
         '--meta_class_size',
         type=positive,
         help='meta-classes per head [default value is 12 for car and cub, 500 for sop, '
-        '192 for isc, else the training classes]',
+        '192 for isc, else as many as training classes (2019: an eighth)]',
     )
     add(
         '--weights',
         default='imagenet',
         type=path,
-        help='initial weights: imagenet (downloaded once), imagenet_v2 where there is '
-        'one, none (random), or a file: a torchvision state dict or a model of '
-        'train.py [default value is %(default)s]',
+        help='initial weights: imagenet (downloaded once), imagenet_v2 (if there is a '
+        'second version), none (random), or a file: a torchvision state dict or a '
+        'model of train.py [default value is %(default)s]',
     )
     add(
         '--extend',
         metavar='MODEL',
         type=path,
-        help='model file of a finished run with fewer heads and the same settings: '
-        'keep its trunk and heads and train only the new heads',
+        help='add heads to a finished run: keep the trunk and the heads of its model '
+        'file and train only the new ones; other flags as in that run',
     )
 
 
@@ -149,7 +151,8 @@ def add_training_flags(add):
         '--gpu_ids',
         type=integers,
         default=[0, 1],
-        help="GPUs to use; without any, the CPU is used [default value is '0,1']",
+        help='numbers of the GPUs to use, those that exist; without any, the CPU is '
+        "used [default value is '0,1']",
     )
     add(
         '--resume',
@@ -160,8 +163,8 @@ def add_training_flags(add):
         '--checkpoint_minutes',
         type=float,
         default=15,
-        help='minutes between checkpoints within an epoch, 0 for none; each epoch '
-        'ends with one [default value is %(default)s]',
+        help='minutes between checkpoints within an epoch, 0 for none; one is written '
+        'at the end of each epoch anyway [default value is %(default)s]',
     )
 
 
@@ -177,8 +180,8 @@ def add_evaluation_flags(add):
     add(
         '--select',
         choices=['last', 'val', 'test'],
-        help='epoch to keep: the last; the best on a fifth of the training classes, '
-        'held out; or the best on the test classes, which flatters the result '
+        help='epoch to keep: last; val: the best on a fifth of the training classes, '
+        'held out; test: the best on the test classes, which flatters the result '
         '[default value is last, test for --protocol published]',
     )
     add(
@@ -198,7 +201,7 @@ def add_evaluation_flags(add):
         '--false_match_rate',
         type=float,
         default=0.01,
-        help='share of the queries without a true match that may be reported as '
-        'matches; sets the threshold of inference.py on the test classes, or on '
-        'those held out by --select val [default value is %(default)s]',
+        help='share of the queries whose class is not in the gallery that may be '
+        'reported as matches; sets the threshold of inference.py, on the test classes '
+        'or on those held out by --select val [default value is %(default)s]',
     )

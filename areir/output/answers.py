@@ -95,7 +95,8 @@ def verdict(answer, collection):
         text = f'match: the nearest scores {score}, the threshold is'
     else:
         text = f'no match: the nearest scores {score}, below the threshold of'
-    beyond = '' if calibrated else f', set for {calibration["sizes"][-1]:,} at most'
+    most = calibration['sizes'][-1]
+    beyond = '' if calibrated else f', calibrated for at most {most:,}'
     return (
         f'{text} {threshold:.{digits}f} ({calibration["false_match_rate"]:.2%} false '
         f'matches asked for, among {len(collection):,} images{beyond})'

@@ -11,8 +11,8 @@ import math
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 
-from areir.output.evidence import bin_edges
-from areir.output.formats import number, share
+from areir.output.run_statistics import bin_edges
+from areir.output.wording import number, share
 
 WIDTH, HEIGHT = 280, 190  # of a chart, in pixels at its natural size
 LEFT, BOTTOM = 46, 26  # margins, which hold the labels of the ticks
@@ -287,7 +287,9 @@ def heads_chart(recalls):
         canvas.label_end(places[-1], values[-1], share(values[-1], 1))
         drawing = canvas.drawing('heads-chart')
 
-    title = 'Recall@1 by number of heads, with 95\N{NO-BREAK SPACE}% intervals'
+    title = 'Recall@1 by number of heads'
+    if not math.isnan(recalls[0].low):
+        title += ', with 95\N{NO-BREAK SPACE}% intervals'
     said = [f'{row.heads} heads {share(row.recall)}' for row in recalls]
     return Chart('heads-chart', title, '; '.join(said), drawing)
 
@@ -305,7 +307,8 @@ def score_chart(key, title, wrong, right, calibration):
     taken = (wrong + right).nonzero().flatten().tolist()
     ends = [edges[taken[0]], edges[taken[-1] + 1]]
     if calibration:
-        ends += [calibration['low'], calibration['high']]
+        marked = [calibration[name] for name in ('low', 'threshold', 'high')]
+        ends += [score for score in marked if score is not None]
     x_ticks = value_ticks(min(ends), max(ends), number)
     highest = max(*shares['wrong'], *shares['right'])
 
@@ -346,14 +349,11 @@ def draw_histogram(axes, heights, edges, colour):
 
 
 def draw_threshold(axes, calibration):
-    """Mark the threshold of a calibration and its interval."""
+    """Mark the threshold of a calibration and its interval, if it has one."""
     threshold = calibration['threshold']
-    axes.axvspan(
-        calibration['low'],
-        calibration['high'],
-        facecolor=(TEXT, 0.13),
-        edgecolor='none',
-    )
+    limits = calibration['low'], calibration['high']
+    if None not in limits:
+        axes.axvspan(*limits, facecolor=(TEXT, 0.13), edgecolor='none')
     axes.axvline(threshold, 0, 1.05, **DASHED)
     low, high = axes.get_xlim()
     near_edge = (threshold - low) / (high - low) > 0.65

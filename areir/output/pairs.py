@@ -11,13 +11,13 @@ from areir.data.images import load_image
 from areir.data.loading import embed_files
 from areir.files import atomic_folder, cut_name, write_table
 from areir.output.sheets import COLUMNS, sheet, thumbnail
+from areir.retrieval import queries
 
 KINDS = ('identical', 'near-duplicate', 'same item')
 PAIRS = 32  # pairs drawn at most
 SIDE = 16  # pixels of the reduced images
 ALIKE = 6  # largest mean difference, of 255, of near-duplicates when reduced
 DIFFERENT = 255
-TOGETHER = 4096  # queries searched at a time
 MARK = 'pairs.csv'  # marks a folder that an earlier call wrote
 
 
@@ -28,7 +28,7 @@ def find_pairs(collection, k):
     """
     pairs = {}
     lowest = collection.threshold.score if collection.threshold else -1
-    for rows in torch.arange(len(collection)).split(TOGETHER):
+    for rows in torch.arange(len(collection)).split(queries.TOGETHER):
         query = collection.embedding_rows(int(rows[0]), int(rows[-1]) + 1)
         scores, indices = collection.search(query, k, rows)
         wanted = (scores >= lowest) & (indices >= 0)

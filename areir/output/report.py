@@ -13,10 +13,10 @@ import torch
 
 from areir.errors import UserError
 from areir.files import write_text
-from areir.output import charts, evidence, formats
+from areir.output import charts, run_statistics, wording
 from areir.output.run_files import read_curves, read_provenance, readable
 from areir.output.tiles import TileMaker
-from areir.retrieval.intervals import confidence_intervals
+from areir.retrieval.intervals import NO_INTERVAL, confidence_intervals
 from areir.retrieval.metrics import measures
 from areir.retrieval.ranking import search
 
@@ -33,7 +33,7 @@ def write_report(results_root, database_path, database, folder, progress=True):
     """
     run = os.path.basename(database_path).removesuffix('_data_base.pth')
     beside = os.path.join(os.path.dirname(database_path), run)
-    images = evidence.query_and_gallery(database)
+    images = run_statistics.query_and_gallery(database)
     if not images.available:
         raise UserError(
             f'{database_path}: it holds a single image, which has nothing to retrieve'
@@ -78,11 +78,11 @@ def render(page):
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    writers = {'share': formats.share, 'number': formats.number}
-    environment.filters.update(**writers, interval=formats.interval, readable=readable)
-    environment.globals.update(writers)
+    writers = {'share': wording.share, 'number': wording.number}
+    environment.filters.update(**writers, interval=wording.interval, readable=readable)
+    environment.globals.update(writers, no_interval=NO_INTERVAL)
     html = environment.get_template('report.html.jinja').render(page)
-    return formats.valid_unicode(html)
+    return wording.valid_unicode(html)
 
 
 # What the model retrieves
@@ -92,10 +92,10 @@ def render(page):
 class Results:
     """What the queries of a run retrieve, and which of them the page shows."""
 
-    images: evidence.SearchedImages
+    images: run_statistics.SearchedImages
     recalls: list  # of HeadsRecall
     ranks: dict  # of metrics.rank_positives
-    statistics: evidence.ScoreStatistics
+    statistics: run_statistics.ScoreStatistics
     scores: torch.Tensor  # (Q, K) of the nearest images
     nearest: torch.Tensor  # (Q, K) their indices in the gallery
     classes: list  # of ClassRecall
@@ -110,18 +110,18 @@ class Results:
 
 def find_results(images, database, progress):
     """Return the Results of SearchedImages."""
-    recalls, ranks = evidence.rank_heads(
+    recalls, ranks = run_statistics.rank_heads(
         images, database.get('ensemble_size', 1), progress
     )
-    statistics = evidence.score_statistics(images, progress)
+    statistics = run_statistics.score_statistics(images, progress)
     k = min(NEIGHBOURS, images.available)
     scores, nearest = search(images.query, images.gallery, k, images.own)
 
     labels, rank = images.query_labels, ranks['rank']
     nearest_labels = images.labels[nearest[:, 0]]
-    classes = evidence.lowest_classes(labels, rank, nearest_labels, scores[:, 0])
-    worst = evidence.pick(rank.double(), labels, rank > 1)
-    best = evidence.pick(statistics.margin, labels, rank == 1)
+    classes = run_statistics.lowest_classes(labels, rank, nearest_labels, scores[:, 0])
+    worst = run_statistics.pick(rank.double(), labels, rank > 1)
+    best = run_statistics.pick(statistics.margin, labels, rank == 1)
     return Results(
         images, recalls, ranks, statistics, scores, nearest, classes, worst, best
     )
@@ -171,6 +171,6 @@ def describe_scores(statistics, calibration):
     ]
     counts = torch.stack([*pairs, *best]).double()
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).T.tolist()
-    edges = evidence.bin_edges()
+    edges = run_statistics.bin_edges()
     rows = zip(edges[:-1], edges[1:], shares)
     return Scores(drawn, [row for row in rows if any(row[2])])

@@ -1,10 +1,18 @@
 """The images on the page of a run, in rows: a query, its nearest images, captions."""
 
+import base64
+import io
 import math
 import os
 from dataclasses import dataclass
 
-from areir.output.evidence import thumbnails
+from PIL import Image
+from tqdm import tqdm
+
+from areir.data.images import load_image
+from areir.errors import UserError
+
+THUMBNAIL = 96  # pixels
 
 
 @dataclass
@@ -129,3 +137,20 @@ class TileMaker:
                 )
             )
         return rows
+
+
+def thumbnails(paths, progress=False):
+    """Return {path: data URI of a small JPEG}, None for an image that is unreadable."""
+    drawn = {}
+    for path in tqdm(paths, desc='thumbnails', disable=not progress, leave=False):
+        try:
+            image = load_image(path)
+        except UserError:
+            drawn[path] = None
+            continue
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, 'JPEG', quality=80)
+        encoded = base64.b64encode(buffer.getvalue()).decode()
+        drawn[path] = f'data:image/jpeg;base64,{encoded}'
+    return drawn

@@ -57,7 +57,7 @@ class ApproximateIndex:
     measured: {cells, looked_into, recall, nearest, queries}, as `measure` found them.
     """
 
-    cells: object  # the faiss index
+    faiss_index: object
     vectors: VectorsFile
     measured: dict
 
@@ -69,7 +69,7 @@ class ApproximateIndex:
         search may take less than 100 microseconds.
         """
         query = query.numpy()
-        candidates = self.cells.search(query, CANDIDATES * k + 1)[1]
+        candidates = self.faiss_index.search(query, CANDIDATES * k + 1)[1]
         if exclude is not None:
             own = candidates == exclude.numpy()[:, None]
             candidates[own] = -1  # as faiss marks missing ones
@@ -151,14 +151,14 @@ def read_approximate(path, vectors):
     measured = {name: saved[name] for name in MEASURED}
     if saved.get('checksum') != checksum(path, measured):
         raise ValueError('its checksum does not fit')
-    cells = load_faiss().read_index(path)
+    faiss_index = load_faiss().read_index(path)
     shape = len(vectors), vectors.dimensions, measured['cells']
-    if (cells.ntotal, cells.d, cells.nlist) != shape:
+    if (faiss_index.ntotal, faiss_index.d, faiss_index.nlist) != shape:
         raise ValueError('an index of other vectors')
-    if measured['looked_into'] > cells.nlist:
+    if measured['looked_into'] > faiss_index.nlist:
         raise ValueError('impossible measurements')
-    cells.nprobe = measured['looked_into']
-    return ApproximateIndex(cells, vectors, measured)
+    faiss_index.nprobe = measured['looked_into']
+    return ApproximateIndex(faiss_index, vectors, measured)
 
 
 def checksum(path, measured):
@@ -171,39 +171,39 @@ def checksum(path, measured):
 def build(path, vectors):
     """Build an ApproximateIndex, choose how many cells it searches, and write it."""
     rng = np.random.default_rng(0)
-    index = ApproximateIndex(build_cells(vectors, rng), vectors, {})
+    index = ApproximateIndex(build_faiss_index(vectors, rng), vectors, {})
     index.measured = measure(index, rng)
     with atomic_path(path) as temporary:
-        load_faiss().write_index(index.cells, temporary)
+        load_faiss().write_index(index.faiss_index, temporary)
         saved = {**index.measured, 'checksum': checksum(temporary, index.measured)}
         write_json(f'{path}.json', saved)
     return index
 
 
-def build_cells(vectors, rng):
+def build_faiss_index(vectors, rng):
     """Return a faiss index that holds all vectors."""
     faiss = load_faiss()
     count, dimensions = len(vectors), vectors.dimensions
     number = max(1, min(int(4 * count**0.5), count // VECTORS_PER_CELL))
-    cells = faiss.IndexIVFScalarQuantizer(
+    faiss_index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(dimensions),
         dimensions,
         number,
         faiss.ScalarQuantizer.QT_8bit,
         faiss.METRIC_INNER_PRODUCT,
     )
-    cells.cp.niter = 10
-    cells.cp.min_points_per_centroid = 1  # no warning about small folders
+    faiss_index.cp.niter = 10
+    faiss_index.cp.min_points_per_centroid = 1  # no warning about small folders
     drawn = np.sort(rng.permutation(count)[: max(64 * number, 256)])
     # faiss refuses memmaps if anything has imported faiss.contrib.torch_utils
     rows = vectors.mapped.numpy()
     with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
-        cells.train(rows[drawn])
+        faiss_index.train(rows[drawn])
         for start in range(0, count, ADDED):
             stop = min(start + ADDED, count)
-            cells.add(rows[start:stop])
+            faiss_index.add(rows[start:stop])
             bar.update(stop - start)
-    return cells
+    return faiss_index
 
 
 def measure(index, rng):
@@ -221,14 +221,15 @@ def measure(index, rng):
     nearest = min(NEAREST, max(1, count - 1))
     # only rank 0 builds an index
     exact = index.vectors.search(query, nearest, own, shared=False)[1]
-    index.cells.nprobe = 1
+    faiss_index = index.faiss_index
+    faiss_index.nprobe = 1
     recall = measure_recall(index, query, own, exact)
-    while recall < RECALL and index.cells.nprobe < index.cells.nlist:
-        index.cells.nprobe = min(index.cells.nlist, 2 * index.cells.nprobe)
+    while recall < RECALL and faiss_index.nprobe < faiss_index.nlist:
+        faiss_index.nprobe = min(faiss_index.nlist, 2 * faiss_index.nprobe)
         recall = measure_recall(index, query, own, exact)
     return {
-        'cells': index.cells.nlist,
-        'looked_into': index.cells.nprobe,
+        'cells': faiss_index.nlist,
+        'looked_into': faiss_index.nprobe,
         'recall': recall,
         'nearest': nearest,
         'queries': len(own),

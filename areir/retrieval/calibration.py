@@ -23,6 +23,7 @@ import torch
 
 from areir.retrieval.best_scores import BestScores, score_blocks
 from areir.retrieval.intervals import (
+    LEAST_CLASSES,
     class_sums,
     confidence_intervals,
     resampled_means,
@@ -64,13 +65,15 @@ def calibrate(
 
         false_match_rate      the wanted rate
         gallery_size          wrong images that a query was compared with, on average
-        threshold, low, high  for that size, with its 95 % interval over classes
+        threshold             for that size
+        low, high             its 95 % interval over classes; None with fewer than
+                              LEAST_CLASSES classes
         sizes, thresholds     for all sizes, see `thresholds.threshold_for`
         found                 share of the queries with a right image whose nearest
                               image is right and at or above the threshold
         realised, realised_low, realised_high   the rate measured on classes that did
                               not set the threshold, with its 95 % interval; None with
-                              fewer than four classes
+                              fewer than LEAST_CLASSES classes
         queries, classes      how many set the threshold
         confidence            the curve for `votes.confidence_of`, or None
     """
@@ -85,9 +88,9 @@ def calibrate(
     sizes = gallery_sizes(full, false_match_rate, len(labels))
     thresholds = thresholds_by_size(wrong, sizes, full, false_match_rate)
     threshold = thresholds[sizes.index(full)]
-    low, high = threshold_interval(wrong.false_matches(full), labels, false_match_rate)
+    low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
     realised, realised_low, realised_high = None, None, None
-    if classes >= 4:
+    if classes >= LEAST_CLASSES:
         rates = cross_check(images, false_match_rate, seed)
         realised, realised_low, realised_high = mean_and_interval(rates, labels)
     return {
@@ -145,7 +148,7 @@ class WrongImages:
     def __init__(self, above, count):
         self.above, self.count = above, count
 
-    def false_matches(self, size):
+    def rates(self, size):
         """Return the false-match rates (Q, len(GRID)) in a gallery of `size` images.
 
         A rate is the probability that at least one of `size` wrong images, drawn from
@@ -165,7 +168,7 @@ class WrongImages:
 
     def mean_rates(self, size):
         """Return the false-match rates (len(GRID),), means over the queries."""
-        return self.false_matches(size).mean(dim=0)
+        return self.rates(size).mean(dim=0)
 
 
 def count_wrong(images):
@@ -219,18 +222,19 @@ def threshold_at(rates, wanted):
     return scores.clamp(max=HIGHEST)[..., 0]
 
 
-def gallery_sizes(full, false_match_rate, queries):
+def gallery_sizes(full, wanted, queries):
     """Return the gallery sizes that get a threshold: 1, 2, 5, 10, ... `full`, and more.
 
-    full: the size that was measured. A larger gallery needs a lower rate at that size,
-    see `thresholds_by_size`. Sizes double from `full` as long as this rate is at least
-    one query, the smallest share that can be observed.
+    full: the size that was measured; wanted: the false-match rate. A larger gallery
+    needs a lower rate at the measured size, see `thresholds_by_size`. Sizes double from
+    `full` as long as this rate is at least one query, the smallest share that can be
+    observed.
     """
     powers = range(12)
     smaller = [digit * 10**power for digit in (1, 2, 5) for power in powers]
     sizes = [size for size in smaller if size < full] + [full]
     for power in range(1, 32):
-        if false_match_rate / 2**power * queries >= 1:
+        if wanted / 2**power * queries >= 1:
             sizes.append(full * 2**power)
     return sorted(sizes)
 
@@ -250,12 +254,14 @@ def thresholds_by_size(wrong, sizes, full, wanted):
 
 
 def threshold_interval(rates, labels, wanted):
-    """Return the 95 % interval [low, high] of the threshold.
+    """Return the 95 % interval (low, high) of the threshold.
 
     rates (Q, len(GRID)), labels (Q,). Classes are resampled as in
-    `intervals.confidence_intervals`.
+    `intervals.confidence_intervals`. Both are None with fewer than LEAST_CLASSES.
     """
     sums, sizes = class_sums(dict(enumerate(rates.T)), labels)
+    if len(sizes) < LEAST_CLASSES:
+        return None, None
     means, shares = resampled_means(sums, sizes)
     thresholds = threshold_at(torch.from_numpy(means), wanted)
     return np.quantile(thresholds, shares).tolist()
@@ -276,8 +282,9 @@ def cross_check(images, wanted, seed):
     matches, measured = torch.zeros(2, len(images.query), dtype=torch.float64)
     for _ in range(HALVINGS):
         order = torch.randperm(len(classes), generator=generator)
-        first = classes[order.to(classes.device)[: len(classes) // 2]]
-        halves = [Half(images, first, inside) for inside in (True, False)]
+        shuffled = classes[order.to(classes.device)]
+        middle = len(classes) // 2
+        halves = [Half(images, part) for part in (shuffled[:middle], shuffled[middle:])]
         if any(half.is_empty for half in halves):
             continue
         for half, other in (halves, halves[::-1]):
@@ -293,10 +300,9 @@ class Half:
     asked (q,): indices of the queries; best_wrong (q,): their highest wrong scores.
     """
 
-    def __init__(self, images, classes, inside):
-        """classes: those of this half if `inside`, else those of the other half."""
-        asked = torch.isin(images.query_labels, classes) == inside
-        searched = torch.isin(images.gallery_labels, classes) == inside
+    def __init__(self, images, classes):
+        asked = torch.isin(images.query_labels, classes)
+        searched = torch.isin(images.gallery_labels, classes)
         self.asked = asked.nonzero().flatten().cpu()
         self.is_empty = not asked.any() or not searched.any()
         if self.is_empty:
@@ -320,10 +326,10 @@ class Half:
 def mean_and_interval(rates, labels):
     """Return (mean, low, high) of the rates (Q,) that are not NaN.
 
-    All three are None if these rates cover fewer than two classes.
+    All three are None if these rates cover fewer than LEAST_CLASSES classes.
     """
     measured = ~rates.isnan()
     rates, labels = rates[measured], labels[measured]
-    if len(labels.unique()) < 2:
+    if len(labels.unique()) < LEAST_CLASSES:
         return None, None, None
     return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']

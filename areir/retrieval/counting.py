@@ -64,7 +64,7 @@ def positive_keys(images, first, positives):
     positives (n,): how many each of these queries has. The keys (P,) of a query are in
     order, and follow those of the query before it.
     """
-    device, alone = positives.device, int(images.leave_one_out)
+    device, itself = positives.device, int(images.leave_one_out)
     count = int(positives.sum())
     keys = torch.empty(count, dtype=torch.int64, device=device)
     start = positives.cumsum(0) - positives
@@ -74,23 +74,24 @@ def positive_keys(images, first, positives):
     class_count = int(last) + 1
     queries = members_of_classes(query_class, class_count)
     gallery = members_of_classes(gallery_class, class_count)
-    for own, columns in class_batches(queries, gallery, alone):
-        class_keys = sorted_keys(images, first + own, columns)
-        wanted = columns.shape[1] - alone
+    for rows, columns in class_batches(queries, gallery, itself):
+        class_keys = sorted_keys(images, first + rows, columns)
+        wanted = columns.shape[1] - itself
         place = torch.arange(wanted, device=device)
-        keys[start[own][:, :, None] + place] = class_keys[:, :, :wanted]
+        keys[start[rows][:, :, None] + place] = class_keys[:, :, :wanted]
     return keys
 
 
-def class_batches(queries, gallery, alone):
+def class_batches(queries, gallery, itself):
     """Yield (queries (c, n), gallery images (c, m)) of c classes of equal sizes.
 
-    queries, gallery: Members; alone: 1 in leave-one-out, else 0. The batches cover all
-    classes that have queries with positives, and their products fit into the workspace.
+    queries, gallery: Members; itself: 1 if the gallery holds the query itself, as in
+    leave-one-out, else 0. The batches cover all classes that have queries with
+    positives, and their products fit into the workspace.
     """
     device = queries.count.device
     sizes = torch.stack([queries.count, gallery.count], dim=1)
-    used = (queries.count > 0) & (gallery.count > alone)
+    used = (queries.count > 0) & (gallery.count > itself)
     for n, m in sizes[used].unique(dim=0).tolist():
         height = min(n, exact.rows_at_once(max(m, exact.CHUNK)))
         widened = height * m + (height + m) * exact.CHUNK
@@ -220,8 +221,8 @@ class AheadCounter:
             images.query, images.gallery, rows, columns, torch.float32
         )
         if images.leave_one_out:
-            own = approximate.diagonal(self.first + row - column)
-            own.fill_(-torch.inf)
+            with_itself = approximate.diagonal(self.first + row - column)
+            with_itself.fill_(-torch.inf)
         return approximate
 
     def add_tile(self, approximate, row, column):
@@ -290,11 +291,12 @@ class AheadCounter:
         if unsure.any():
             chosen = pairs.choose(unsure)
             place[unsure] = self.exact_place(chosen, columns)
-        own = pairs.queries[pairs.i]
-        inside = place < self.live[own]
-        own, place = own[inside], place[inside]
-        self.ahead.index_add_(0, self.start[own] + place, torch.ones_like(own))
-        self.passed.index_add_(0, own, torch.ones_like(own))
+        queries = pairs.queries[pairs.i]
+        inside = place < self.live[queries]
+        queries, place = queries[inside], place[inside]
+        one = torch.ones_like(queries)
+        self.ahead.index_add_(0, self.start[queries] + place, one)
+        self.passed.index_add_(0, queries, one)
 
     def exact_place(self, pairs, columns):
         """Return `place` of the pairs by their scores instead of their products."""
@@ -314,9 +316,9 @@ class AheadCounter:
         wanted = torch.full((len(queries), int(count.max())), LAST, device=self.device)
         wanted[i, column] = keys
         number, slot = self.live_slots(queries)
-        own = self.keys[slot]
-        own.masked_fill_(number >= self.live[queries, None], LAST)
-        return torch.searchsorted(own, wanted, right=True)[i, column]
+        live_keys = self.keys[slot]
+        live_keys.masked_fill_(number >= self.live[queries, None], LAST)
+        return torch.searchsorted(live_keys, wanted, right=True)[i, column]
 
     def live_slots(self, queries):
         """Return (numbers (l,) of live positives from 0, their places (q, l) in keys).

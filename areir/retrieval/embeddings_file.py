@@ -1,4 +1,4 @@
-"""Read anybody's embeddings from a file, rank them, and match two such files."""
+"""Read anybody's embeddings and their labels from a file."""
 
 import os
 from dataclasses import dataclass
@@ -9,8 +9,7 @@ import torch
 from areir.errors import UserError
 from areir.files import load_tensors, refuse_special
 from areir.retrieval.labelled_arrays import label_entries
-from areir.retrieval.metrics import rank_positives
-from areir.retrieval.original_files import (
+from areir.retrieval.original_databases import (
     current_entries,
     is_original,
     original_name,
@@ -50,6 +49,11 @@ class EmbeddingsFile:
         The embedding of an ensemble contains those of smaller ensembles.
         """
         known = self.ensemble_size or 0
+        if known == 1 < heads:
+            raise UserError(
+                f'--evaluate_heads {heads}: {self.path} has one head, or components '
+                'that mix its heads (train with --dimensions 0)'
+            )
         if not 1 <= heads <= known:
             count = known or 'an unknown number of'
             raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')
@@ -67,42 +71,20 @@ class EmbeddingsFile:
         return original_name(entry) if self.original else entry
 
 
-@dataclass
-class RankedFile:
-    """The ranks of a file's queries, without its embeddings."""
-
-    path: str
-    ranks: dict  # of `rank_positives`
-    labels: torch.Tensor  # (Nq,)
-    images: list | None  # (Nq,) names of the queries
-    has_gallery: bool
-    gallery_images: list | None
-    available: int  # images that a query can retrieve
-    dimensions: int
-    notes: dict
-
-    @property
-    def how(self):
-        """Say what the queries retrieve from."""
-        if self.has_gallery:
-            return f'they query a gallery of {self.available:,}'
-        return 'each queries all others, itself excluded by its index'
-
-
 # Reading
 
 
-def read_embeddings(path, table=None):
+def read_embeddings(path, labels_csv=None):
     """Read an EmbeddingsFile from a .npz or .npy file or a file of torch.save.
 
     The file holds `embeddings` and `labels`. If the queries are not the gallery,
     the queries' entries have the prefix `query_`, or the gallery's have the prefix
     `gallery_`, or both. Labels are integers or texts. `images`, with the same
-    prefix, may name the images. original_files.py has the names of older files. A .npy
-    file holds the embeddings only; table: the CSV of their labels. Raises UserError
-    naming the file and what is missing.
+    prefix, may name the images; original_databases.py has the names of the original
+    code. A .npy file holds the embeddings only; labels_csv: the CSV of their labels.
+    Raises UserError naming the file and what is missing.
     """
-    entries = load_entries(path, table)
+    entries = load_entries(path, labels_csv)
     original = is_original(entries)
     if original:
         entries = current_entries(path, entries)
@@ -145,11 +127,11 @@ def read_embeddings(path, table=None):
     )
 
 
-def load_entries(path, table=None):
+def load_entries(path, labels_csv=None):
     """Return {name: array, tensor or list} of a file; nothing in it is executed.
 
-    table: the CSV of the labels of a .npy file. Raises UserError naming the file if it
-    is missing, damaged, or holds objects where arrays or tensors belong.
+    labels_csv: see `read_embeddings`. Raises UserError naming the file if it is
+    missing, damaged, or holds objects where arrays or tensors belong.
     """
     if not os.path.exists(path):
         raise UserError(f'{path}: no such file')
@@ -157,7 +139,7 @@ def load_entries(path, table=None):
         raise UserError(f'{path}: a folder')
     refuse_special(path)
     suffix = os.path.splitext(path)[1]
-    if suffix == '.npy' and table is None:
+    if suffix == '.npy' and labels_csv is None:
         raise UserError(f'{path}: give its labels with --labels FILE.csv')
     try:
         entries = LOADERS.get(suffix, load_tensors)(path)
@@ -169,7 +151,7 @@ def load_entries(path, table=None):
             'or tensors with torch.save'
         ) from error
     if suffix == '.npy':
-        return label_entries(path, entries, table)
+        return label_entries(path, entries, labels_csv)
     if not isinstance(entries, dict):
         raise UserError(f'{path}: not a dict of embeddings and labels')
     return entries
@@ -247,95 +229,3 @@ def read_names(path, entry, names, count):
     if names.shape != (count,):
         raise UserError(f'{path}: {entry} must be one name per image ({count})')
     return names.astype(str).tolist()
-
-
-# Ranking
-
-
-def rank_file(path, device, heads=None, table=None):
-    """Return a RankedFile: the embeddings in a file, ranked on a device.
-
-    heads: how many of the first heads to use, by default all; table: the CSV of the
-    labels of a .npy file. Raises UserError naming the file.
-    """
-    file = read_embeddings(path, table)
-    if heads is not None:
-        file.keep_heads(heads)
-    query, gallery = file.query, file.gallery
-    try:
-        arguments = [query.embeddings.to(device), query.labels.to(device)]
-        if gallery is not None:
-            arguments += [gallery.embeddings.to(device), gallery.labels.to(device)]
-        ranks = rank_positives(*arguments)
-    except (ValueError, RuntimeError) as error:
-        argument, *rest = str(error).splitlines()[0].split(' ')
-        reason = ' '.join([file.entry(argument), *rest])
-        raise UserError(f'{path}: {reason}') from error
-    count = len(query.labels)
-    available = count - 1 if gallery is None else len(gallery.labels)
-    if not available:
-        raise UserError(f'{path}: a single image, which has nothing to retrieve')
-    return RankedFile(
-        path=path,
-        ranks={name: values.cpu() for name, values in ranks.items()},
-        labels=query.labels,
-        images=query.images,
-        has_gallery=gallery is not None,
-        gallery_images=gallery.images if gallery else None,
-        available=available,
-        dimensions=query.embeddings.shape[1],
-        notes=file.notes,
-    )
-
-
-# Matching
-
-
-def match_queries(one, other):
-    """Return (Nq,) the place in `other` of each query of `one`, RankedFiles.
-
-    Queries are matched by their images' names, or by their order if a file has no
-    names. Raises UserError unless both files have the same queries and retrieve from
-    the same gallery: equal names, numbers of images, and images of each query's class.
-    """
-    both = f'{one.path} and {other.path}'
-    order = torch.arange(len(one.labels))
-    if one.images is not None and other.images is not None:
-        order = match_names(one, other)
-    if not same_classes(one.labels, other.labels, order):
-        raise UserError(
-            f'{both}: the queries are not of the same classes, or not in the same order'
-        )
-    if not same_gallery(one, other, order):
-        raise UserError(f'{both}: the queries do not retrieve from the same gallery')
-    return order
-
-
-def match_names(one, other):
-    """Return `match_queries` by the images' names."""
-    if len(set(one.images)) < len(one.images):
-        raise UserError(f'{one.path}: several images have the same name')
-    if sorted(one.images) != sorted(other.images):
-        raise UserError(f'{one.path} and {other.path}: not results of the same images')
-    places = {image: place for place, image in enumerate(other.images)}
-    return torch.tensor([places[image] for image in one.images])
-
-
-def same_classes(labels, others, order):
-    """Whether labels and others[order] divide the images into the same classes."""
-    if len(labels) != len(others):
-        return False
-    pairs = torch.stack([labels.long(), others[order].long()], dim=1)
-    count = len(pairs.unique(dim=0))
-    return count == len(labels.unique()) == len(others.unique())
-
-
-def same_gallery(one, other, order):
-    """Whether two files have the same gallery, as far as it is known."""
-    if one.has_gallery != other.has_gallery or one.available != other.available:
-        return False
-    if not torch.equal(one.ranks['positives'], other.ranks['positives'][order]):
-        return False
-    if one.gallery_images is None or other.gallery_images is None:
-        return True
-    return sorted(one.gallery_images) == sorted(other.gallery_images)

@@ -3,9 +3,10 @@
 Search computes these first, and then the exact scores of the images that may be among
 the best. Each class has
 
-    slack (Q,)         for each query, a bound on the error of its approximate scores
-    __call__(i, j)     the approximate scores (n, m) of a tile: of the queries i with
-                       the images j; i and j are slices
+    slack (Q,)                 for each query, a bound on the error of its approximate
+                               scores
+    __call__(rows, columns)    the approximate scores (n, m) of a tile: of the queries
+                               rows with the images columns, both slices
 """
 
 import torch
@@ -33,8 +34,9 @@ class FloatPass:
         slack = tolerance(query.shape[1], bound, torch.float32)
         self.slack = torch.full((len(query),), slack, device=query.device)
 
-    def __call__(self, i, j):
-        return products(self.query, self.gallery, i, j, torch.float32)
+    def __call__(self, rows, columns):
+        query, gallery = self.query, self.gallery
+        return products(query, gallery, rows, columns, torch.float32)
 
 
 class CodePass:
@@ -55,11 +57,12 @@ class CodePass:
         rounding = 8 * FLOAT32.eps * (norms + errors) * (norm + error)
         self.slack = (coding + rounding + FLOAT32.tiny).float()
 
-    def __call__(self, i, j):
-        whole = torch._int_mm(self.query[i], self.codes[j].T)
+    def __call__(self, rows, columns):
+        codes = self.codes[columns]
+        whole = torch._int_mm(self.query[rows], codes.T)
         approximate = whole.float()
-        approximate *= self.scales[j]
-        approximate *= self.query_scales[i, None]
+        approximate *= self.scales[columns]
+        approximate *= self.query_scales[rows, None]
         return approximate
 
 
@@ -88,4 +91,6 @@ def has_fast_codes(dimensions):
     sum exceeds 32 bits. Without INSTRUCTIONS, oneDNN adds pairs of products in 16 bits,
     which can overflow: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html
     """
-    return 1 < dimensions < MOST_CODES and cpu_has_any(*INSTRUCTIONS)
+    if not 1 < dimensions < MOST_CODES:
+        return False
+    return cpu_has_any(*INSTRUCTIONS)

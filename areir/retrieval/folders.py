@@ -10,12 +10,13 @@ OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
-def list_pictures(folder, problems, special=None):
+def list_user_files(folder, problems, special=None):
     """Return `list_files` of a folder without what inference.py has written below it.
 
-    HEIC and AVIF files that cannot be read here are left out, with a notice. problems:
-    a dict that receives {path: reason} for folders that cannot be read; special: a list
-    that receives the FIFOs, sockets and devices, which are left out.
+    Files of all kinds are listed, but HEIC and AVIF files that cannot be read here are
+    left out, with a notice. problems: a dict that receives {path: reason} for folders
+    that cannot be read; special: a list that receives the FIFOs, sockets and devices,
+    which are left out.
     """
     files = list_files(folder, problems=problems, special=special)
     own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
@@ -38,7 +39,7 @@ def scan(folder):
     that cannot be read, and the paths of other files.
     """
     images, problems, others = {}, {}, []
-    paths = list_pictures(folder, problems, others)
+    paths = list_user_files(folder, problems, others)
     for path in paths:
         file = os.path.join(folder, path)
         try:

@@ -40,12 +40,13 @@ class Index:
     folder: str  # of the index
     paths: list  # relative to the folder of the images, sorted
     sizes: list  # bytes
-    vectors: VectorsFile  # searched: the shortened vectors, if there are any
+    vectors_path: str  # of the vectors to search: the shortened ones, if any
     problems: dict  # {path: why it cannot be read}
     embedded: int  # images embedded by this update
     removed: int  # images that are gone since the last update
     components: dict | None  # of the Projection that shortened the vectors
     calibration: dict | None  # stored by --calibrate
+    vectors: VectorsFile | None = None  # the open file
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Plan:
     problems: dict  # {path: why a folder or link cannot be read}
     table: IndexTable  # of the earlier index, or None
     todo: list  # paths of the images to embed
-    damaged: bool  # whether the vectors of the table must be written again
+    rewrite: bool  # whether the vectors of the table must be written again
 
 
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
@@ -89,7 +90,7 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
             finish(folder, index_folder, settings, plan, shortened) if first else None
         )
         index = processes.from_first(index)
-        index.vectors = VectorsFile(index.vectors)
+        index.vectors = VectorsFile(index.vectors_path)
         processes.wait_for_all()  # all have opened the vectors
         return index
 
@@ -121,7 +122,7 @@ def make_plan(folder, index_folder, settings):
             f'again: {why}'
         )
         table = None
-    damaged = bool(table) and forget_damaged(index_folder, table)
+    rewrite = bool(table) and not check_vectors(index_folder, table)
     journal = read_journals(index_folder, settings, dimensions_of(table))
     for name in journal.damaged:
         print(
@@ -133,29 +134,28 @@ def make_plan(folder, index_folder, settings):
     if journal.vectors and todo:
         count = len(journal.vectors)
         print(f'notice: continuing from {count:,} images of an interrupted build')
-    return Plan(images, problems, table, todo, damaged)
+    return Plan(images, problems, table, todo, rewrite)
 
 
-def forget_damaged(index_folder, table):
-    """Forget the images of a table whose vectors are damaged, with a notice.
+def check_vectors(index_folder, table):
+    """Whether the vectors of a table are whole and have checksums.
 
-    Returns whether any file of vectors must be written again: if it is damaged, or has
-    no checksums, as in earlier versions.
+    Damage is told by a notice, and images whose vectors are damaged are marked to be
+    embedded again. Earlier versions wrote no checksums.
     """
     damaged = table.forget_damaged(index_folder)
     if damaged:
         print(
             f'notice: {index_folder} is damaged: {damaged:,} vectors are computed again'
         )
-        return True
+        return False
     if table.components and table.find_damaged(index_folder, table.searched):
         print(
             f'notice: {index_folder} is damaged: its shortened vectors are computed '
             'again'
         )
-        return True
-    names = table.vectors, table.searched
-    return any(name not in table.checksums for name in names)
+        return False
+    return {table.vectors, table.searched} <= table.checksums.keys()
 
 
 def files_seen(table, journal):
@@ -186,7 +186,7 @@ def still_unreadable(problems):
 def finish(folder, index_folder, settings, plan, shortened):
     """Merge the earlier index and the journals; write the index if it has changed.
 
-    Returns the Index. Its `vectors` are the path of the file, which is not open yet.
+    Returns the Index, whose vectors are not open yet.
     """
     if not os.path.isdir(folder):
         raise OSError(
@@ -213,7 +213,7 @@ def finish(folder, index_folder, settings, plan, shortened):
         dimensions=find_dimensions(plan, journal),
         calibration=plan.table.calibration if plan.table else None,
     )
-    if table.lists_the_same(plan.table) and not plan.damaged:
+    if table.lists_the_same(plan.table) and not plan.rewrite:
         table = plan.table
         if table.are_codes_damaged(index_folder):
             write_codes_and_table(index_folder, table)
@@ -224,7 +224,7 @@ def finish(folder, index_folder, settings, plan, shortened):
         folder=index_folder,
         paths=table.paths,
         sizes=[size for size, _ in table.seen],
-        vectors=os.path.join(index_folder, table.searched),
+        vectors_path=os.path.join(index_folder, table.searched),
         problems=all_problems(plan, sources, unreadable),
         embedded=sum(path in journal.vectors for path in plan.todo),
         removed=count_removed(plan),
@@ -316,7 +316,7 @@ def store_calibration(index, calibration):
     """
     with locked(index.folder):
         table = read_table(index.folder)
-        name = os.path.basename(index.vectors.path)
+        name = os.path.basename(index.vectors_path)
         if not table or table.searched != name:
             raise UserError(f'{index.folder} has changed: run --calibrate again')
         table.calibration = calibration

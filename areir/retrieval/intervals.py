@@ -1,6 +1,10 @@
 """How sure a metric is: intervals over classes, and paired comparison of two results.
 
 Images of a class are not independent, so whole classes are resampled, not images.
+
+The bootstrap of n classes never leaves the range of their n means, which holds the true
+mean of a symmetric distribution with a probability of 1 - 2 / 2**n. So n must be at
+least LEAST_CLASSES for a 95 % interval.
 """
 
 import math
@@ -8,6 +12,8 @@ import math
 import numpy as np
 import torch
 
+LEAST_CLASSES = 6  # 1 - 2 / 2**6 is above 95 %
+NO_INTERVAL = f'no interval below {LEAST_CLASSES} classes'
 SWAPS = 100  # randomisations drawn at a time by `compare`
 
 
@@ -40,20 +46,21 @@ def resampled_means(sums, sizes, resamples=1000, seed=0):
     for row in times:
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
     means = times @ sums / (times @ sizes)[:, None]
-    widening = math.sqrt(count / (count - 1))
-    share = special.ndtr(widening * special.stdtrit(count - 1, 0.025))
+    freedom = count - 1
+    widening = math.sqrt(count / freedom)
+    share = special.ndtr(widening * special.stdtrit(freedom, 0.025))
     return means, (share, 1 - share)
 
 
 def confidence_intervals(values, labels, resamples=1000, seed=0):
     """Return {measure: (low, high)}, 95 % intervals of the means of {measure: (N,)}.
 
-    labels (N,): the class of each query. They are quantiles of `resampled_means`,
-    (nan, nan) if there is only one class.
+    labels (N,): the class of each query. The limits are quantiles of `resampled_means`,
+    NaN with fewer than LEAST_CLASSES classes.
     """
     values = {measure: value.cpu() for measure, value in values.items()}
     sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())
-    if len(sizes) == 1:
+    if len(sizes) < LEAST_CLASSES:
         return dict.fromkeys(values, (math.nan, math.nan))
     means, shares = resampled_means(sums, sizes, resamples, seed)
     limits = np.quantile(means, shares, axis=0).T  # (measures, 2)
@@ -85,6 +92,17 @@ def compare(values, others, labels, resamples=10_000, seed=0):
     }
 
 
-def known(numbers):
+def describe_interval(low, high, form='{:.2%}'):
+    """Write '95 % interval ... to ...', or why there is none.
+
+    low, high: both None or NaN if there is none; form: of a number, for str.format.
+    """
+    if low is None or math.isnan(low):
+        return NO_INTERVAL
+    low, high = form.format(low), form.format(high)
+    return f'95 % interval {low} to {high}'
+
+
+def nan_to_none(numbers):
     """Return numbers as JSON has them: None for NaN."""
     return [None if math.isnan(number) else float(number) for number in numbers]

@@ -1,4 +1,4 @@
-"""Read a .npy file of embeddings together with the CSV of their labels."""
+"""Add the labels of a CSV to the embeddings of a .npy file."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from areir.files import is_unicode
 LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 
 
-def label_entries(path, embeddings, table):
+def label_entries(path, embeddings, labels_csv):
     """Return the entries of `read_embeddings`, from an array and a CSV of its labels.
 
     path: the file of the array, for messages. The CSV has a row for each embedding, in
@@ -18,11 +18,13 @@ def label_entries(path, embeddings, table):
     is_gallery. Raises UserError naming the file that is at fault, or both if they have
     different numbers of rows.
     """
-    columns, rows, origins = read_csv(table, [LABEL_COLUMNS], read_row, any_bytes=True)
+    columns, rows, origins = read_csv(
+        labels_csv, [LABEL_COLUMNS], read_row, any_bytes=True
+    )
     embeddings = np.atleast_1d(embeddings)
     if len(embeddings) != len(rows):
         raise UserError(
-            f'{path} has {len(embeddings):,} embeddings, but {table} has '
+            f'{path} has {len(embeddings):,} embeddings, but {labels_csv} has '
             f'{len(rows):,} rows'
         )
     labels, images, roles = zip(*rows) if rows else [()] * 3

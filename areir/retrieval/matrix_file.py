@@ -8,7 +8,7 @@ import numpy as np
 from areir.errors import UserError
 from areir.files import atomic_path, refuse_special
 
-COPIED = 4096  # rows of a block: copied at once, and covered by one checksum
+BLOCK_ROWS = 4096  # copied at once, and covered by one checksum
 
 
 class MatrixFile:
@@ -52,9 +52,9 @@ class MatrixFile:
         return np.memmap(self.file, self.dtype, 'c', offset, shape)
 
     def blocks(self):
-        """Yield (start, rows) of each block of COPIED rows."""
-        for start in range(0, self.count, COPIED):
-            yield start, self.rows(start, min(start + COPIED, self.count))
+        """Yield (start, rows) of each block."""
+        for start in range(0, self.count, BLOCK_ROWS):
+            yield start, self.rows(start, min(start + BLOCK_ROWS, self.count))
 
     def find_damaged(self, checksums):
         """Return the rows of all blocks that do not match their checksum.
@@ -71,7 +71,7 @@ class MatrixFile:
 def write_blocks(path, shape, dtype, blocks):
     """Write a .npy file of this shape and dtype, and return the CRC-32 of each block.
 
-    blocks: arrays of COPIED rows, the last perhaps of fewer.
+    blocks: arrays of BLOCK_ROWS rows each, the last one of the rest.
     """
     header = {'descr': dtype.str, 'fortran_order': False, 'shape': shape}
     checksums = []

@@ -129,8 +129,8 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
     results, first = [], 0
     with full_precision(query.device):
         for count in group_sizes(positives):
-            own = positives[first : first + count]
-            results.append(rank_group(images, first, own, tile))
+            group = positives[first : first + count]
+            results.append(rank_group(images, first, group, tile))
             first += count
     rank, map_at_r, r_precision = (torch.cat(values) for values in zip(*results))
     return {
@@ -179,17 +179,17 @@ def rank_group(images, first, positives, tile):
 
     # for each positive: its query, its place among the positives, its rank among all
     queries = torch.arange(len(positives), device=keys.device)
-    own = queries.repeat_interleave(positives)
+    query = queries.repeat_interleave(positives)
     start = positives.cumsum(0) - positives
-    place = torch.arange(1, len(own) + 1, device=keys.device) - start[own]
+    place = torch.arange(1, len(query) + 1, device=keys.device) - start[query]
     before = torch.cat([ahead.new_zeros(1), ahead.cumsum(0)])
-    rank = before[1:] - before[start][own] + place
+    rank = before[1:] - before[start][query] + place
 
-    hit = rank <= positives[own]
+    hit = rank <= positives[query]
     precision = place / rank.double()
     sums = torch.zeros(2, len(positives), dtype=torch.float64, device=keys.device)
-    sums[0].index_add_(0, own, precision * hit)
-    sums[1].index_add_(0, own, hit.double())
+    sums[0].index_add_(0, query, precision * hit)
+    sums[1].index_add_(0, query, hit.double())
     map_at_r, r_precision = sums / positives.clamp(min=1)
 
     nearest = torch.zeros_like(positives)

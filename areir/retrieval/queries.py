@@ -10,7 +10,7 @@ from areir.data.images import is_image
 from areir.data.loading import embed_files
 from areir.errors import UserError, printable
 from areir.processes import gather_objects, rank_and_count, sum_over_all
-from areir.retrieval.folders import list_pictures
+from areir.retrieval.folders import list_user_files
 from areir.retrieval.scores import check_embeddings
 
 TOGETHER = 4096  # queries searched at a time
@@ -37,14 +37,14 @@ def find_queries(name, collection):
     Files that cannot be read are left out with a notice. Raises UserError if there is
     no such file and no such image in the collection.
     """
-    paths = pictures_of(name) if os.path.isdir(name) else [name]
+    paths = images_below(name) if os.path.isdir(name) else [name]
     return collection.locate(paths)
 
 
-def pictures_of(folder):
+def images_below(folder):
     """Return the paths of the images below a folder of queries."""
     problems = {}
-    paths = [os.path.join(folder, path) for path in list_pictures(folder, problems)]
+    paths = [os.path.join(folder, path) for path in list_user_files(folder, problems)]
     paths = [path for path in paths if is_image(path)]
     for path in paths:
         if not os.path.isfile(path):  # a broken link

@@ -7,12 +7,18 @@ import math
 
 import numpy as np
 
+from areir.retrieval.intervals import describe_interval
 from areir.schemas import find_problem, is_count, is_list, is_number
 
 
 def is_rate(value):
     """Whether a value is a float, which may be NaN, or None."""
     return value is None or isinstance(value, float)
+
+
+def is_limit(value):
+    """Whether a value is a finite number or None."""
+    return value is None or is_number(value)
 
 
 def is_curve(value):
@@ -31,7 +37,8 @@ def is_series(value):
 SCHEMA = {
     'false_match_rate': lambda value: is_number(value) and 0 < value < 1,
     'gallery_size': is_count,
-    **dict.fromkeys(('threshold', 'low', 'high', 'found'), is_number),
+    **dict.fromkeys(('threshold', 'found'), is_number),
+    **dict.fromkeys(('low', 'high'), is_limit),
     **dict.fromkeys(('realised', 'realised_low', 'realised_high'), is_rate),
     **dict.fromkeys(('sizes', 'thresholds'), is_series),
     **dict.fromkeys(('queries', 'classes'), is_count),
@@ -47,6 +54,8 @@ def is_calibration(value):
         return True
     # older files have no confidence
     if find_problem(value, SCHEMA, {'confidence': is_curve}):
+        return False
+    if (value['low'] is None) != (value['high'] is None):
         return False
     sizes = value['sizes']
     return len(sizes) == len(value['thresholds']) > 0 and sizes[0] >= 1
@@ -68,25 +77,31 @@ def threshold_lines(calibration):
     """Return the lines to print about a calibration; none if it is None."""
     if not calibration:
         return []
-    lines = [
-        'match at {threshold:.3f} or above, 95 % interval {low:.3f} to {high:.3f}: '
-        '{false_match_rate:.2%} false matches asked for among {gallery_size:,} images, '
-        '{found:.2%} of the true matches found'.format(**calibration)
-    ]
-    if calibration['realised'] is None:
-        lines.append(
-            f'notice: {calibration["classes"]} classes set the threshold, which are '
-            'too few to check it on others: do not rely on it'
+    interval = describe_interval(calibration['low'], calibration['high'], '{:.3f}')
+    line = (
+        'threshold of a match: {threshold:.3f}, {interval}, for {false_match_rate:.2%} '
+        'false matches among {gallery_size:,} images; {found:.2%} of the true matches '
+        'reach it'
+    )
+    return [line.format(**calibration, interval=interval), check_line(calibration)]
+
+
+def check_line(calibration):
+    """Return the line about the rate on classes that did not set the threshold."""
+    realised = calibration['realised']
+    if realised is None:
+        return (
+            f'notice: only {calibration["classes"]} classes set the threshold, too few '
+            'to check it on others: do not rely on it'
         )
-    else:
-        line = (
-            'false matches on classes that did not set the threshold: {realised:.2%}, '
-            '95 % interval {realised_low:.2%} to {realised_high:.2%}'
-        ).format(**calibration)
-        if calibration['realised_low'] > calibration['false_match_rate']:
-            line += (
-                '; more than asked for: there are too few classes, or several classes '
-                'have similar images'
-            )
-        lines.append(line)
-    return lines
+    low, high = calibration['realised_low'], calibration['realised_high']
+    line = (
+        f'false matches on classes that did not set the threshold: {realised:.2%}, '
+        f'{describe_interval(low, high)}'
+    )
+    if low > calibration['false_match_rate']:
+        line += (
+            '; more than asked for: there are too few classes, or several classes have '
+            'similar images'
+        )
+    return line

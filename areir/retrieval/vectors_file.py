@@ -84,7 +84,7 @@ def write_vectors(path, sources, dimensions):
     """
     files = dict.fromkeys(file for file, _ in sources)
     mapped = {file: map_source(file, dimensions) for file in files}
-    step = matrix_file.COPIED
+    step = matrix_file.BLOCK_ROWS
     blocks = (
         gather_rows(sources[start : start + step], mapped, dimensions)
         for start in range(0, len(sources), step)

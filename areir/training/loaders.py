@@ -29,8 +29,10 @@ def load_data(args):
     path = split_path(args.data_root, args.data_name, 'cropped')
     can_be_cropped = args.data_name in WITH_BOXES or os.path.isfile(path)
     if args.crop_type == 'cropped' and not can_be_cropped:
-        names = ' and '.join(WITH_BOXES)
-        print(f'notice: --crop_type cropped works for {names} only: using uncropped')
+        print(
+            f'notice: --crop_type cropped: {args.data_name} has no boxes, so its whole '
+            'images are used'
+        )
         args.crop_type = 'uncropped'
     split = load_split(args.data_root, args.data_name, args.crop_type)
     held_out = ''

@@ -16,7 +16,7 @@ import scipy
 import torch
 import torchvision
 
-from areir.retrieval.intervals import known
+from areir.retrieval.intervals import describe_interval, nan_to_none
 from areir.retrieval.thresholds import threshold_lines
 from areir.training.run import model_args
 
@@ -170,7 +170,9 @@ def provenance(experiment, result):
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
         'metrics': result.metrics,
-        'intervals': {name: known(pair) for name, pair in result.intervals.items()},
+        'intervals': {
+            name: nan_to_none(pair) for name, pair in result.intervals.items()
+        },
         'calibration': result.calibration,
     }
 
@@ -224,7 +226,7 @@ def recipe_text(args):
     if args.freeze_bn == 'yes':
         words.append('batch norm frozen')
     if args.crop_area < 1:
-        words.append(f'crops of {args.crop_area:.0%} of the area at least')
+        words.append(f'crops of at least {args.crop_area:.0%} of the area')
     if args.label_smoothing:
         words.append(f'label smoothing {args.label_smoothing}')
     mirror = ' and mirror image' if args.mirror == 'yes' else ''
@@ -261,11 +263,11 @@ def epoch_line(experiment, row, result):
 def kept_line(result):
     """Return the line about the epoch that is kept."""
     k = result.recalls[0]
-    low, high = result.intervals[f'recall@{k}']
     recall = result.metrics[f'recall@{k}']
+    interval = describe_interval(*result.intervals[f'recall@{k}'])
     return (
         f'kept epoch {result.epoch}, {KEPT_EPOCH[result.select]}: R@{k} {recall:.2%}, '
-        f'95 % interval {low:.2%} to {high:.2%}'
+        f'{interval}'
     )
 
 
@@ -279,9 +281,9 @@ def setback_line(rows, k):
     if first['epoch'] or last[name] >= first[name]:
         return None
     return (
-        f'notice: the starting weights had R@{k} {first[name]:.2%}, more than the last '
-        f'epoch with {last[name]:.2%}: train longer, with a lower --lr, or with '
-        '--freeze_trunk yes'
+        f'notice: the last epoch, R@{k} {last[name]:.2%}, is worse than the initial '
+        f'weights, {first[name]:.2%}: train longer, with a lower --lr, or, if weights '
+        'were loaded, with --freeze_trunk yes'
     )
 
 

@@ -87,8 +87,8 @@ def warn_about_meta_classes(meta_class_size, classes):
     """Print a notice if meta-classes are fewer than half of the usual number."""
     if meta_class_size < classes / MOST_CLASSES / 2:
         print(
-            f'notice: --meta_class_size {meta_class_size} for {classes:,} training '
-            f'classes; 1/{MOST_CLASSES} of them to all of them is usual'
+            f'notice: --meta_class_size {meta_class_size} is low for {classes:,} '
+            f'training classes: {classes // MOST_CLASSES} to {classes:,} are usual'
         )
 
 

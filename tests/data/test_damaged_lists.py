@@ -24,7 +24,7 @@ from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.data.tables import read_table
 from areir.errors import UserError
-from areir.retrieval.embeddings_file import rank_file
+from areir.retrieval.ranked_file import rank_file
 from data_utils import prepare
 
 WRITE = {
@@ -180,13 +180,13 @@ def test_an_image_that_its_list_lacks_is_named(
 ):
     WRITE[name](tmp_path)
     prepare(str(tmp_path), name)
-    assert 'images are not in' not in capsys.readouterr().out
+    assert 'left out' not in capsys.readouterr().out
     edit(tmp_path / name / file, number, lambda _: None)
     prepare(str(tmp_path), name)
     (notice,) = [
         line for line in capsys.readouterr().out.splitlines() if 'not in' in line
     ]
-    assert '1 images are not in' in notice and file in notice
+    assert 'left out 1 images' in notice and file in notice
     assert notice.endswith(image)
 
 
@@ -284,11 +284,11 @@ def test_names_of_files_that_are_not_utf_8_in_a_table_of_labels(tmp_path, monkey
     np.save('vectors.npy', vectors)
     rows = [b'path,class', b'caf\xe9.png,a', b'b.png,a', b'c.png,b', b'd.png,b']
     (tmp_path / 'images.csv').write_bytes(b'\n'.join(rows))
-    names = rank_file('vectors.npy', 'cpu', table='images.csv').images
+    names = rank_file('vectors.npy', 'cpu', labels_csv='images.csv').images
     assert [os.fsencode(name) for name in names[:2]] == [b'caf\xe9.png', b'b.png']
     (tmp_path / 'images.csv').write_bytes(b'\n'.join([*rows[:-1], b'd.png,\xe9']))
     with pytest.raises(UserError, match=r'images\.csv: .*line 5: the label'):
-        rank_file('vectors.npy', 'cpu', table='images.csv')
+        rank_file('vectors.npy', 'cpu', labels_csv='images.csv')
 
 
 def test_folders_whose_names_are_not_utf_8(tmp_path):

@@ -91,7 +91,7 @@ def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
     assert text.startswith('no match: ') and not answer.matched
     assert answer.rights() == [None] * 4 and not answer.table['match'].any()
     collection.calibration = {**CALIBRATION, 'sizes': [1, 3]}
-    assert 'set for 3 at most' in answers.verdict(answer, collection)
+    assert 'calibrated for at most 3' in answers.verdict(answer, collection)
 
 
 @pytest.mark.parametrize('difference', [1e-4, -1e-4])

@@ -11,8 +11,8 @@ from pages import CALIBRATION, SPACE
 
 from areir.output import charts
 from areir.output.curves import Panel
-from areir.output.evidence import SCORE_BINS, HeadsRecall
-from areir.output.formats import share
+from areir.output.run_statistics import SCORE_BINS, HeadsRecall
+from areir.output.wording import share
 
 ROWS = pd.DataFrame(
     {'epoch': [1, 2, 3], 'a': [0.2, 0.4, 0.6], 'b': [0.1, 0.5, 0.605], 'c': [0, 0, 0.1]}
@@ -118,6 +118,10 @@ def test_heads_chart():
     check_drawing(chart)
     assert chart.description == f'1 heads {share(0.25)}; 2 heads {share(0.5)}'
     assert {'1', '2', f'20{SPACE}%', f'50.0{SPACE}%'} <= set(texts(chart))
+    assert chart.title.endswith(f'heads, with 95{SPACE}% intervals')
+    without = charts.heads_chart(recalls[1:])
+    check_drawing(without)
+    assert without.title.endswith('heads')
 
 
 def test_heads_chart_of_one_head():
@@ -133,6 +137,13 @@ def test_score_chart():
         f'wrong: highest share {share(0.75)} at a score of about -0.19; '
         f'right: highest share {share(1)} at a score of about 0.61'
     )
+
+
+def test_score_chart_of_a_threshold_without_an_interval():
+    few = {**CALIBRATION, 'threshold': 0.99, 'low': None, 'high': None}
+    chart = charts.score_chart('s', 'Scores', counts({40: 3}), counts({80: 1}), few)
+    check_drawing(chart)
+    assert {'threshold 0.990', '1'} <= set(texts(chart))
 
 
 def test_score_chart_of_one_kind_without_threshold():

@@ -11,6 +11,7 @@ from toy import ToyCollection, draw_noise, on_circle
 from trained import CALIBRATION
 
 from areir.output import pairs
+from areir.retrieval import queries
 
 PATHS = ['a.png', 'b.jpg', 'c.png', 'copy.png', 'same pixels.bmp', 'z.png']
 
@@ -101,7 +102,7 @@ def test_no_pairs_at_all(collection, tmp_path):
 
 
 def test_every_pair_that_reaches_the_threshold_is_found(tmp_path, seed, monkeypatch):
-    monkeypatch.setattr(pairs, 'TOGETHER', 7)
+    monkeypatch.setattr(queries, 'TOGETHER', 7)
     generator = torch.Generator().manual_seed(seed)
     vectors = F.normalize(torch.randn(40, 3, generator=generator))
     paths = [f'{number}.png' for number in range(40)]

@@ -19,7 +19,7 @@ from pages import (
 )
 
 from areir.errors import UserError
-from areir.output.formats import share
+from areir.output.wording import share
 from areir.retrieval import evaluate
 
 SECTIONS = ['Curves', 'Heads', 'Classes', 'Queries', 'Scores', 'Provenance']
@@ -187,7 +187,8 @@ def test_gallery_of_its_own(tmp_path):
     assert '12 images of 4 classes search a gallery of 12' in text
 
 
-UNCHECKED = {'realised': None, 'realised_low': None, 'realised_high': None}
+LIMITS = ('low', 'high', 'realised', 'realised_low', 'realised_high')
+UNCHECKED = dict.fromkeys(LIMITS)
 
 
 @pytest.mark.parametrize('calibration', [None, {**CALIBRATION, **UNCHECKED}])

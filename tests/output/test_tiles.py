@@ -1,14 +1,16 @@
 """The images of the page: which are shown, in which order, with which caption."""
 
+import base64
 import math
 
 import pytest
 import torch
 from pages import make_database
+from PIL import Image
 
-from areir.output.evidence import query_and_gallery
 from areir.output.report import find_results
-from areir.output.tiles import TileMaker
+from areir.output.run_statistics import query_and_gallery
+from areir.output.tiles import TileMaker, thumbnails
 
 
 def make_tiles(folder, database):
@@ -80,3 +82,16 @@ def test_images_that_cannot_be_read_have_no_picture(tmp_path):
     results, tiles = make_tiles(tmp_path, database)
     row = tiles.query_row(results.worst[0])
     assert row.query.picture is None and row.query.title.endswith('.png')
+
+
+def test_thumbnails(tmp_path):
+    wide, missing = str(tmp_path / 'wide.png'), str(tmp_path / 'none.png')
+    Image.new('RGB', (1000, 10), 'red').save(wide)
+    (tmp_path / 'damaged.png').write_bytes(b'no image')
+    paths = [wide, missing, str(tmp_path / 'damaged.png')]
+    drawn = thumbnails(paths)
+    assert [drawn[path] is None for path in paths] == [False, True, True]
+    small = tmp_path / 'small.jpg'
+    small.write_bytes(base64.b64decode(drawn[wide].partition(',')[2]))
+    with Image.open(small) as image:
+        assert image.size == (96, 1)

@@ -81,7 +81,7 @@ def test_a_damaged_one_is_built_again(tmp_path, vectors_3000, faiss):
     other = str(tmp_path / 'vectors.faiss')
     faiss.write_index(faiss.IndexFlatIP(6), other)
     index = approximate.open_approximate(str(tmp_path), stored)
-    assert index.cells.ntotal == 3000 and index.measured == measured
+    assert index.faiss_index.ntotal == 3000 and index.measured == measured
 
 
 def test_changed_numbers_are_noticed(tmp_path, vectors_3000):
@@ -112,7 +112,7 @@ def test_a_small_one(tmp_path, faiss, count):
 def test_missing_candidates_are_marked(tmp_path, faiss):
     stored, vectors = random_vectors(tmp_path, 400)
     index = approximate.open_approximate(str(tmp_path), stored)
-    index.cells.nprobe = 1
+    index.faiss_index.nprobe = 1
     scores, indices = index.search(vectors[:5], 400)
     assert (indices[:, -1] == -1).all() and (scores[:, -1] == -torch.inf).all()
     assert ((indices == -1) == (scores == -torch.inf)).all()
@@ -121,7 +121,7 @@ def test_missing_candidates_are_marked(tmp_path, faiss):
 def open_with_all_cells(folder, stored):
     """Return the approximate index of a VectorsFile; it looks into every cell."""
     index = approximate.open_approximate(str(folder), stored)
-    index.cells.nprobe = index.cells.nlist
+    index.faiss_index.nprobe = index.faiss_index.nlist
     return index
 
 
@@ -136,7 +136,7 @@ def test_all_cells_give_what_exact_search_gives(tmp_path, faiss, distinct):
     """The same scores in the same order, where each vector is there 1, 3 or 8 times."""
     stored, vectors = random_vectors(tmp_path, 600, distinct=distinct)
     index = open_with_all_cells(tmp_path, stored)
-    assert index.cells.nlist > 1
+    assert index.faiss_index.nlist > 1
     own = torch.arange(600)
     assert_same_answers(index, stored, vectors, 8)
     assert_same_answers(index, stored, vectors, 8, own)

@@ -51,7 +51,7 @@ def test_the_rate_of_smaller_galleries_equals_all_of_them(size):
         subsets = list(combinations(range(8), size))
         matches = sum(any(image < above for image in subset) for subset in subsets)
         wrong = calibration.WrongImages(torch.tensor([[above]]), torch.tensor([8]))
-        rate = wrong.false_matches(size).item()
+        rate = wrong.rates(size).item()
         assert rate == pytest.approx(matches / len(subsets), abs=1e-9)
 
 
@@ -149,13 +149,17 @@ def test_queries_apart_from_the_gallery():
     assert calibrate(embeddings[:12], labels[:12], *tiny) is not None
 
 
-@pytest.mark.parametrize('count', [1, 2, 3])
+@pytest.mark.parametrize('count', range(1, 8))
 def test_few_classes(count):
     result = calibrate(*clusters(count, 6))
     if count == 1:
         assert result is None
-    else:
-        assert result['realised'] is None and result['threshold'] <= 0.99999
+        return
+    assert thresholds.is_calibration(result) and result['threshold'] <= 0.99999
+    limits = [result[f'{prefix}low'] for prefix in ('', 'realised_')]
+    limits += [result[f'{prefix}high'] for prefix in ('', 'realised_')]
+    unknown = [limit is None for limit in (*limits, result['realised'])]
+    assert unknown == [count < 6] * 5
 
 
 def test_a_sample_of_many_queries(monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from photos import Counting, assert_same, draw_photos, flip_bit, update
 
+from areir.errors import UserError
 from areir.files import load_tensors, write_tensors
 from areir.retrieval.codes_file import codes_path
 
@@ -60,6 +61,21 @@ def test_damaged_codes_are_written_again(photos, tmp_path, kind):
         assert file.read() == whole
     assert counting.images == 0
     assert_same(index, update(photos, tmp_path / 'new'))
+
+
+@pytest.mark.parametrize('name', ['index.pth', 'vectors_*_codes.npy'])
+def test_a_folder_in_the_place_of_a_file_is_named(photos, tmp_path, name):
+    update(photos, tmp_path / 'index')
+    (path,) = (tmp_path / 'index').glob(name)
+    path.unlink()
+    path.mkdir()
+    (path / 'mine').write_text('kept')
+    with pytest.raises(UserError, match=f'{path} is a folder in the place of a file'):
+        update(photos, tmp_path / 'index')
+    assert (path / 'mine').read_text() == 'kept'
+    (path / 'mine').unlink()
+    path.rmdir()
+    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
 
 
 def test_codes_are_added_to_an_index_of_earlier_versions(photos, tmp_path):

@@ -232,7 +232,7 @@ def test_a_flipped_bit_in_a_vector_is_noticed(photos, tmp_path, capsys, place):
 def test_only_the_block_of_a_flipped_bit_is_embedded_again(
     photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(matrix_file, 'COPIED', 3)
+    monkeypatch.setattr(matrix_file, 'BLOCK_ROWS', 3)
     index = update(photos, tmp_path / 'index')
     flip_bit(index.vectors.path, 128 + 4 * 24)
     counting = Counting()

@@ -9,7 +9,13 @@ import torch
 from retrieval_cases import generator, labels_of, normal
 from torch.nn import functional as F
 
-from areir.retrieval.intervals import compare, confidence_intervals, known
+from areir.retrieval.intervals import (
+    LEAST_CLASSES,
+    compare,
+    confidence_intervals,
+    describe_interval,
+    nan_to_none,
+)
 from areir.retrieval.metrics import measures, rank_positives
 
 
@@ -78,17 +84,46 @@ def test_images_of_a_class_are_not_independent():
     assert high - low > 0.35  # as for 20 draws; 1000 independent ones have 0.06
 
 
-def test_one_class_has_no_interval():
-    values = {'recall@1': torch.rand(9), 'map@r': torch.rand(9)}
-    for limits in confidence_intervals(values, [4] * 9).values():
-        assert all(map(math.isnan, limits))
+@pytest.mark.parametrize('classes', range(1, 10))
+def test_few_classes_have_no_interval(classes):
+    """Six class means enclose the true mean in 1 - 2 / 2**6 of all draws, five less."""
+    assert 1 - 2 / 2**LEAST_CLASSES > 0.95 > 1 - 2 / 2 ** (LEAST_CLASSES - 1)
+    labels = torch.arange(18) % classes
+    values = {'recall@1': torch.rand(18), 'map@r': torch.rand(18)}
+    for low, high in confidence_intervals(values, labels).values():
+        if classes < LEAST_CLASSES:
+            assert math.isnan(low) and math.isnan(high)
+        else:
+            assert low < high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('classes', [LEAST_CLASSES, 8, 12])
+def test_intervals_of_a_dozen_classes_hold_the_true_value(classes):
+    rng, held, labels = np.random.default_rng(0), 0, torch.arange(classes)
+    for draw in range(300):
+        values = {'map@r': torch.from_numpy(rng.standard_normal(classes))}
+        low, high = confidence_intervals(values, labels, seed=draw)['map@r']
+        held += low <= 0 <= high
+    assert 270 <= held <= 295
+
+
+def test_a_difference_on_one_class_has_no_interval():
     zeros, ones = {'map@r': torch.zeros(9)}, {'map@r': torch.ones(9)}
     difference, low, high, p = compare(zeros, ones, [4] * 9)['map@r']
     assert difference == -1 and math.isnan(low) and math.isnan(high) and p == 1
 
 
+def test_intervals_in_words():
+    assert describe_interval(0.5, 0.625) == '95 % interval 50.00% to 62.50%'
+    assert describe_interval(0.5, 0.625, '{:.1f}') == '95 % interval 0.5 to 0.6'
+    for unknown in (None, math.nan):
+        text = describe_interval(unknown, unknown)
+        assert text == 'no interval below 6 classes'
+
+
 def test_numbers_in_json():
-    assert known((0.5, math.nan, np.float64(1))) == [0.5, None, 1.0]
+    assert nan_to_none((0.5, math.nan, np.float64(1))) == [0.5, None, 1.0]
 
 
 def test_intervals_of_sixty_thousand_images_take_seconds():

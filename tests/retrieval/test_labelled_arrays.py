@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from areir.errors import UserError
-from areir.output.export import export
+from areir.output.vectors_export import export_vectors
 from areir.retrieval import evaluate
 from areir.retrieval.collection import Collection
-from areir.retrieval.embeddings_file import rank_file
 from areir.retrieval.metrics import summary
+from areir.retrieval.ranked_file import rank_file
 
 COUNT = 24
 EMBEDDINGS = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ def write_rows(rows):
 
 
 def ranked():
-    return rank_file('vectors.npy', 'cpu', table='labels.csv')
+    return rank_file('vectors.npy', 'cpu', labels_csv='labels.csv')
 
 
 def refusal():
@@ -81,8 +81,8 @@ def test_queries_and_gallery(yes, no):
 
 def test_what_inference_py_exports():
     collection = Collection('', '', IMAGES, NAMES, EMBEDDINGS, None)
-    export(collection, '.')
-    result = rank_file('vectors.npy', 'cpu', table='images.csv')
+    export_vectors(collection, '.')
+    result = rank_file('vectors.npy', 'cpu', labels_csv='images.csv')
     assert summary(result.ranks, [1]) == evaluate(EMBEDDINGS, LABELS, [1])
     assert result.images == IMAGES
 

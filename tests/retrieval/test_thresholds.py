@@ -39,6 +39,7 @@ def test_thresholds_between_and_beyond_the_sizes():
         {'thresholds': []},
         {'low': 'x'},
         {'high': math.nan},
+        {'high': None},
         {'realised': 'x'},
         {'sizes': [0], 'thresholds': [0.5]},
         {'confidence': [0.5]},
@@ -62,6 +63,10 @@ def test_a_calibration_may_have_a_confidence():
     assert is_calibration(None)
 
 
+def test_a_calibration_of_few_classes_has_no_interval():
+    assert is_calibration({**SAVED, 'low': None, 'high': None})
+
+
 def test_lines_of_the_threshold():
     threshold, realised = threshold_lines(CALIBRATION)
     for text in ('0.812', '0.700', '0.900', '1.00%', '1,234 images', '50.00%'):
@@ -70,6 +75,11 @@ def test_lines_of_the_threshold():
         assert text in realised
     more = threshold_lines({**CALIBRATION, 'realised_low': 0.015})[1]
     assert more.startswith(realised.replace('0.50%', '1.50%')) and len(more) > 100
-    few = threshold_lines({**CALIBRATION, 'realised': None, 'classes': 3})
-    assert few[0] == threshold and few[1].startswith('notice: 3 classes set')
     assert threshold_lines(None) == []
+
+
+def test_lines_of_a_threshold_of_few_classes():
+    unknown = dict.fromkeys(('low', 'high', 'realised', 'realised_low'))
+    threshold, notice = threshold_lines({**CALIBRATION, **unknown, 'classes': 3})
+    assert ': 0.812, no interval below 6 classes, for 1.00%' in threshold
+    assert notice.startswith('notice: only 3 classes set')

@@ -72,7 +72,7 @@ def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, tile, codes):
 
 
 def test_vectors_are_copied_from_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix_file, 'COPIED', 3)
+    monkeypatch.setattr(matrix_file, 'BLOCK_ROWS', 3)
     stored, vectors = random_vectors(tmp_path, 7)
     raw = tmp_path / 'journal_x.f32'
     raw.write_bytes((vectors[:5] * 2).numpy().tobytes() + b'cut')

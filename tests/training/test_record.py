@@ -179,7 +179,7 @@ def test_provenance(epoch):
     for name, (low, high) in provenance['intervals'].items():
         assert low <= provenance['metrics'][name] <= high
     data = provenance['data']
-    assert data['split_sha256'] == 'abc' and data['counts']['test'] == [30, 5]
+    assert data['split_sha256'] == 'abc' and data['counts']['test'] == [36, 6]
     assert data['warnings'] == INFO['warnings'] and data['layout'] == INFO['layout']
     held_out = ['r', 's'] if experiment.args.select == 'val' else []
     assert data['held_out'] == held_out
@@ -198,7 +198,7 @@ def test_what_will_run(epoch):
     for part in (
         'the_run',
         'shoes (uncropped)',
-        'train 12 images of 6 classes, test 30 images of 5 classes',
+        'train 12 images of 6 classes, test 36 images of 6 classes',
         'warning: 2 images are very small',
         'se-resnet18, 2 heads of 3 meta-classes, 1,234,567 parameters',
         'weights: none',
@@ -269,6 +269,9 @@ def test_the_line_of_the_epoch_that_is_kept(epoch):
     assert line.startswith(f'kept epoch 2, {record.KEPT_EPOCH[result.select]}: ')
     for value in (result.metrics['recall@1'], low, high):
         assert f'{value:.2%}' in line
+    result.intervals = dict.fromkeys(result.intervals, (math.nan, math.nan))
+    line = record.kept_line(result)
+    assert line.endswith(', no interval below 6 classes')
 
 
 def rows_of(*recalls, first=0):
@@ -282,6 +285,7 @@ def rows_of(*recalls, first=0):
 def test_training_that_sets_back_is_noticed():
     line = record.setback_line(rows_of(0.5, 0.9, 0.4321), 2)
     assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
+    assert '--freeze_trunk yes' in line
     lines = record.closing_lines(rows_of(0.5, 0.4), 2, CALIBRATION)
     assert lines[0].startswith('notice: ') and len(lines) == 3
     # better than the start, or without a start to compare with
@@ -293,4 +297,4 @@ def test_training_that_sets_back_is_noticed():
 def test_a_start_as_good_as_the_end_is_not_called_better():
     """As with 100 % from the beginning."""
     line = record.setback_line(rows_of(1.0, 1.0), 2)
-    assert line is None or 'more than' not in line
+    assert line is None or 'worse than' not in line

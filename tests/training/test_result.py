@@ -77,11 +77,11 @@ def test_the_threshold_is_set_on_classes_without_training(select, dtype):
     wanted = calibrate(*arguments, false_match_rate=0.05)
     calibration = Result(experiment, 1, embeddings).calibration
     assert calibration == wanted
-    assert calibration['classes'] == (2 if select == 'val' else 5)
+    assert calibration['classes'] == (2 if select == 'val' else 6)
     assert calibration['false_match_rate'] == 0.05
 
 
 def test_the_threshold_of_queries_and_gallery():
     result, _, _ = result_of(gallery=True)
-    assert result.calibration['queries'] == 10
-    assert result.calibration['gallery_size'] == 16
+    assert result.calibration['queries'] == 12
+    assert result.calibration['gallery_size'] == 20

@@ -9,7 +9,7 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from areir.errors import UserError
-from areir.output import formats
+from areir.output import wording
 from areir.output.page import guards
 from areir.output.page.folder import NoSuchImage, OldPage, place_after
 from areir.output.page.pictures import SIDES, PictureMaker, draw_pair
@@ -33,7 +33,7 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
-    app.jinja_env.filters.update(share=formats.share, number=formats.number)
+    app.jinja_env.filters.update(share=wording.share, number=wording.number)
     guards.protect(app, is_local)
 
     views = Views(folder, uploads, number, heat_maps)
@@ -70,7 +70,7 @@ class Views:
             largest=guards.LARGEST_UPLOAD,
             too_large=guards.TOO_LARGE,
         )
-        return formats.valid_unicode(html)
+        return wording.valid_unicode(html)
 
     def style(self):
         """Return the style sheet."""
@@ -84,7 +84,7 @@ class Views:
         with sent_query(generation, self.uploads) as query:
             answer, indices = self.folder.find(query, number, generation.collection)
         view = view_answer(answer, indices, generation)
-        return formats.valid_unicode(render_template('answer.html.jinja', view=view))
+        return wording.valid_unicode(render_template('answer.html.jinja', view=view))
 
     def heat_map(self):
         """Return the query and one image side by side, under their heat maps."""
@@ -174,4 +174,4 @@ def http_error_reply(error):
 
 def text_reply(text, status):
     """Return a reply of plain text."""
-    return Response(formats.valid_unicode(text), status, mimetype='text/plain')
+    return Response(wording.valid_unicode(text), status, mimetype='text/plain')

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from areir.errors import UserError
 from areir.output.answers import make_answer
-from areir.output.formats import counted
+from areir.output.wording import counted
 from areir.retrieval.collection import FolderCollection
 from areir.retrieval.queries import search_queries
 from areir.retrieval.votes import images_to_find

@@ -1,21 +1,19 @@
 """What the page of a run shows: classes, queries, heads, scores, thumbnails."""
 
-import base64
 import math
 
 import pytest
 import torch
 from pages import make_database
-from PIL import Image
 
-from areir.output import evidence
+from areir.output import run_statistics
 from areir.retrieval import evaluate, search
 
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp('images')
-    return evidence.query_and_gallery(make_database(folder))
+    return run_statistics.query_and_gallery(make_database(folder))
 
 
 def four_images():
@@ -25,7 +23,7 @@ def four_images():
         'labels': torch.tensor([0, 1, 1, 0]),
         'images': list('abcd'),
     }
-    return evidence.query_and_gallery(database)
+    return run_statistics.query_and_gallery(database)
 
 
 def test_leave_one_out():
@@ -39,7 +37,7 @@ def test_gallery_of_its_own():
     database = {'embeddings': torch.eye(3), 'labels': torch.tensor([0, 1, 1])}
     database |= {'images': list('abc'), 'query_embeddings': torch.eye(3)[:2]}
     database |= {'query_labels': torch.tensor([1, 1]), 'query_images': list('xy')}
-    images = evidence.query_and_gallery(database)
+    images = run_statistics.query_and_gallery(database)
     assert not images.leave_one_out and images.available == 3 and images.classes == 1
     assert images.own.tolist() == [-1, -1] and images.query_images == list('xy')
     assert images.query.shape == (2, 3) and images.labels.tolist() == [0, 1, 1]
@@ -53,17 +51,19 @@ def test_lowest_classes():
     rank = torch.tensor([1, 2, 5, 1, 3, 1, 1, 0])  # class 3 has nothing to find
     nearest = torch.tensor([0, 1, 1, 1, 2, 2, 2, 0])
     scores = torch.tensor([0.9, 0.5, 0.6, 0.9, 0.4, 0.9, 0.9, 0.9])
-    first, second = evidence.lowest_classes(labels, rank, nearest, scores)
+    first, second = run_statistics.lowest_classes(labels, rank, nearest, scores)
     third = pytest.approx(1 / 3)
-    assert first == evidence.ClassRecall(0, 3, third, [(1, 2)], example=2)
-    assert second == evidence.ClassRecall(1, 2, 0.5, [(2, 1)], example=4)
-    assert evidence.lowest_classes(labels, rank, nearest, scores, count=1) == [first]
+    assert first == run_statistics.ClassRecall(0, 3, third, [(1, 2)], example=2)
+    assert second == run_statistics.ClassRecall(1, 2, 0.5, [(2, 1)], example=4)
+    assert run_statistics.lowest_classes(labels, rank, nearest, scores, count=1) == [
+        first
+    ]
 
 
 def test_lowest_classes_of_equal_recall_start_with_the_larger():
     labels, rank = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([1, 2, 1, 2, 1, 2])
     other = torch.full((6,), 2)
-    rows = evidence.lowest_classes(labels, rank, other, torch.ones(6))
+    rows = run_statistics.lowest_classes(labels, rank, other, torch.ones(6))
     assert [(row.label, row.recall) for row in rows] == [(1, 0.5), (0, 0.5)]
 
 
@@ -71,7 +71,7 @@ def test_confusions_start_with_the_most_frequent():
     labels, rank = torch.zeros(5, dtype=torch.int64), torch.full((5,), 2)
     nearest = torch.tensor([3, 2, 1, 2, 1])
     scores = torch.tensor([0.9, 0.1, 0.2, 0.3, 0.1])
-    (row,) = evidence.lowest_classes(labels, rank, nearest, scores)
+    (row,) = run_statistics.lowest_classes(labels, rank, nearest, scores)
     assert sorted(row.confusions[:2]) == [(1, 2), (2, 2)]
     assert row.confusions[2] == (3, 1)
     assert row.recall == 0 and row.example == 3  # of class 2, which comes first
@@ -81,25 +81,25 @@ def test_pick():
     values = torch.tensor([5.0, 9.0, 8.0, 7.0, 6.0])
     labels = torch.tensor([1, 0, 0, 0, 1])
     everything = torch.ones(5, dtype=torch.bool)
-    assert evidence.pick(values, labels, everything) == [1, 2, 4, 0]
-    assert evidence.pick(values, labels, everything, count=1) == [1]
-    assert evidence.pick(values, labels, everything, per_class=1) == [1, 4]
-    assert evidence.pick(values, labels, labels == 1) == [4, 0]
-    assert evidence.pick(values, labels, ~everything) == []
+    assert run_statistics.pick(values, labels, everything) == [1, 2, 4, 0]
+    assert run_statistics.pick(values, labels, everything, count=1) == [1]
+    assert run_statistics.pick(values, labels, everything, per_class=1) == [1, 4]
+    assert run_statistics.pick(values, labels, labels == 1) == [4, 0]
+    assert run_statistics.pick(values, labels, ~everything) == []
 
 
 def test_pick_takes_infinite_values():
     """The margin of a query without a wrong image is infinite."""
     values, labels = torch.tensor([1.0, math.inf]), torch.tensor([0, 1])
     everything = torch.ones(2, dtype=torch.bool)
-    assert evidence.pick(values, labels, everything) == [1, 0]
+    assert run_statistics.pick(values, labels, everything) == [1, 0]
 
 
 # Scores
 
 
 def test_score_statistics():
-    statistics = evidence.score_statistics(four_images())
+    statistics = run_statistics.score_statistics(four_images())
     best = statistics.best
     assert best.best_right.tolist() == pytest.approx([0.6, 0, 0, 0.6])
     assert best.nearest_right.tolist() == [3, 2, 1, 0]
@@ -114,17 +114,17 @@ def test_score_statistics():
 
 
 def test_score_statistics_of_a_sample():
-    few = evidence.score_statistics(four_images(), sample=3)
+    few = run_statistics.score_statistics(four_images(), sample=3)
     assert few.sampled == 3 and few.right_counts.sum() == 3
     assert few.wrong_counts.sum() == 6
-    every = evidence.score_statistics(four_images())
+    every = run_statistics.score_statistics(four_images())
     assert few.best.best_wrong.equal(every.best.best_wrong)
 
 
 @pytest.mark.parametrize('block', [1, 5, 24])
 def test_statistics_do_not_depend_on_blocks(images, block):
-    whole = evidence.score_statistics(images)
-    blocks = evidence.score_statistics(images, block=block)
+    whole = run_statistics.score_statistics(images)
+    blocks = run_statistics.score_statistics(images, block=block)
     assert torch.equal(whole.right_counts, blocks.right_counts)
     assert torch.equal(whole.wrong_counts, blocks.wrong_counts)
     assert torch.equal(whole.best.nearest_right, blocks.best.nearest_right)
@@ -134,7 +134,7 @@ def test_statistics_do_not_depend_on_blocks(images, block):
 def test_best_scores_agree_with_search(images):
     scores, nearest = search(images.query, images.gallery, 1, images.own)
     right = images.labels[nearest[:, 0]] == images.labels
-    best = evidence.score_statistics(images).best
+    best = run_statistics.score_statistics(images).best
     highest = torch.where(right, best.best_right, best.best_wrong)
     assert torch.allclose(highest, scores[:, 0], atol=1e-6)
     assert right.any() and not right.all()
@@ -142,17 +142,19 @@ def test_best_scores_agree_with_search(images):
 
 def test_queries_without_a_kind_are_not_counted():
     database = {'embeddings': torch.eye(3), 'labels': torch.tensor([0, 0, 1])}
-    images = evidence.query_and_gallery({**database, 'images': list('abc')})
-    statistics = evidence.score_statistics(images)
+    images = run_statistics.query_and_gallery({**database, 'images': list('abc')})
+    statistics = run_statistics.score_statistics(images)
     assert statistics.best.best_right[2] == -math.inf
     assert statistics.best_right_counts.sum() == 2
     assert statistics.best_wrong_counts.sum() == 3
 
 
 def test_histogram():
-    counts = evidence.histogram(torch.tensor([-1.0, -0.999, 0.0, 0.001, 1.0, 1.0001]))
+    counts = run_statistics.histogram(
+        torch.tensor([-1.0, -0.999, 0.0, 0.001, 1.0, 1.0001])
+    )
     assert counts[0] == counts[50] == counts[99] == 2 and counts.sum() == 6
-    edges = evidence.bin_edges()
+    edges = run_statistics.bin_edges()
     assert len(edges) == len(counts) + 1
     assert (edges[0], edges[50], edges[100]) == (-1, 0, 1)
 
@@ -160,8 +162,10 @@ def test_histogram():
 # Heads
 
 
-def test_heads(images):
-    recalls, ranks = evidence.rank_heads(images, 3)
+def test_heads(tmp_path):
+    database = make_database(tmp_path, list('abcdef'), each=4)
+    images = run_statistics.query_and_gallery(database)
+    recalls, ranks = run_statistics.rank_heads(images, 3)
     assert [row.heads for row in recalls] == [1, 2, 3]
     for row in recalls:
         metrics = evaluate(images.query[:, : 4 * row.heads], images.query_labels, [1])
@@ -175,7 +179,7 @@ def test_heads(images):
     [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (9, [1, 2, 4, 8, 9])],
 )
 def test_numbers_of_heads(size, heads):
-    assert evidence.numbers_of_heads(size) == heads
+    assert run_statistics.numbers_of_heads(size) == heads
 
 
 def test_heads_search_a_gallery_of_its_own():
@@ -185,22 +189,8 @@ def test_heads_search_a_gallery_of_its_own():
     database = {'embeddings': gallery, 'labels': torch.tensor([0, 1])}
     database |= {'images': list('ab'), 'query_embeddings': query}
     database |= {'query_labels': torch.tensor([1]), 'query_images': ['q']}
-    recalls, ranks = evidence.rank_heads(evidence.query_and_gallery(database), 2)
+    recalls, ranks = run_statistics.rank_heads(
+        run_statistics.query_and_gallery(database), 2
+    )
     assert [row.recall for row in recalls] == [0, 1] and ranks['rank'].tolist() == [1]
     assert math.isnan(recalls[0].low)  # one class has no interval
-
-
-# Images
-
-
-def test_thumbnails(tmp_path):
-    wide, missing = str(tmp_path / 'wide.png'), str(tmp_path / 'none.png')
-    Image.new('RGB', (1000, 10), 'red').save(wide)
-    (tmp_path / 'damaged.png').write_bytes(b'no image')
-    paths = [wide, missing, str(tmp_path / 'damaged.png')]
-    drawn = evidence.thumbnails(paths)
-    assert [drawn[path] is None for path in paths] == [False, True, True]
-    small = tmp_path / 'small.jpg'
-    small.write_bytes(base64.b64decode(drawn[wide].partition(',')[2]))
-    with Image.open(small) as image:
-        assert image.size == (96, 1)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from areir.output.formats import interval, number, share
+from areir.output.wording import interval, number, share
 
 SPACE = '\N{NO-BREAK SPACE}'
 

@@ -4,17 +4,12 @@ Which classes and queries the model answers well or badly, what each number of h
 retrieves, and how right and wrong images score.
 """
 
-import base64
-import io
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from areir.data.images import load_image
-from areir.errors import UserError
 from areir.retrieval.best_scores import BestScores, score_blocks
 from areir.retrieval.intervals import confidence_intervals
 from areir.retrieval.metrics import measures, rank_positives
@@ -25,7 +20,6 @@ ROWS_AT_ONCE = 128  # queries whose scores are held at a time
 SHOWN_QUERIES = 8  # worst queries and best queries on the page
 SHOWN_PER_CLASS = 2  # of these queries
 SHOWN_CLASSES = 10  # classes of lowest recall@1
-THUMBNAIL = 96  # pixels
 
 
 @dataclass(eq=False)
@@ -260,23 +254,3 @@ def pick(values, labels, wanted, count=SHOWN_QUERIES, per_class=SHOWN_PER_CLASS)
         if len(picked) == count:
             break
     return picked
-
-
-# Images
-
-
-def thumbnails(paths, progress=False):
-    """Return {path: data URI of a small JPEG}, None for an image that is unreadable."""
-    drawn = {}
-    for path in tqdm(paths, desc='thumbnails', disable=not progress, leave=False):
-        try:
-            image = load_image(path)
-        except UserError:
-            drawn[path] = None
-            continue
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        image.save(buffer, 'JPEG', quality=80)
-        encoded = base64.b64encode(buffer.getvalue()).decode()
-        drawn[path] = f'data:image/jpeg;base64,{encoded}'
-    return drawn

@@ -8,7 +8,7 @@ import pytest
 from toy import ToyCollection, on_circle
 
 from areir.files import WriteError
-from areir.output.export import export
+from areir.output.vectors_export import export_vectors
 
 PATHS = ['a/1.png', 'b/caf\udce9.png', '3.png']
 
@@ -21,7 +21,7 @@ def test_vectors_and_images_are_written_row_for_row(tmp_path, capsys, mapped):
         vectors = np.load(tmp_path / 'stored.npy', mmap_mode='c')
     collection = ToyCollection(tmp_path, PATHS, vectors, ['a', 'b', None])
     folder = tmp_path / 'out'
-    export(collection, str(folder))
+    export_vectors(collection, str(folder))
     assert sorted(os.listdir(folder)) == ['images.csv', 'vectors.npy']
     written = np.load(folder / 'vectors.npy')
     assert written.dtype == np.float32 and np.array_equal(written, vectors)
@@ -33,7 +33,7 @@ def test_vectors_and_images_are_written_row_for_row(tmp_path, capsys, mapped):
 
 def test_a_full_disk_leaves_an_earlier_export(tmp_path, monkeypatch):
     collection = ToyCollection(tmp_path, PATHS, on_circle(0, 10, 20))
-    export(collection, str(tmp_path / 'out'))
+    export_vectors(collection, str(tmp_path / 'out'))
     before = (tmp_path / 'out/vectors.npy').read_bytes()
 
     def full(*_):
@@ -41,6 +41,6 @@ def test_a_full_disk_leaves_an_earlier_export(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, 'save', full)
     with pytest.raises(WriteError, match=r'vectors\.npy'):
-        export(collection, str(tmp_path / 'out'))
+        export_vectors(collection, str(tmp_path / 'out'))
     assert (tmp_path / 'out/vectors.npy').read_bytes() == before
     assert sorted(os.listdir(tmp_path / 'out')) == ['images.csv', 'vectors.npy']

@@ -8,7 +8,7 @@ import pandas as pd
 from areir.files import atomic_path, write_table
 
 
-def export(collection, folder):
+def export_vectors(collection, folder):
     """Write vectors.npy (N, D) float32 and images.csv, row for row; print the paths."""
     os.makedirs(folder, exist_ok=True)
     vectors_path = os.path.join(folder, 'vectors.npy')

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from areir.errors import UserError
 from areir.retrieval import evaluate
-from areir.retrieval.embeddings_file import rank_file
 from areir.retrieval.metrics import summary
+from areir.retrieval.ranked_file import rank_file
 
 COUNT, HEADS = 24, 3
 LABELS = (torch.arange(COUNT) % 5).tolist()
