@@ -28,7 +28,7 @@ import utils
 from areir import cores, processes
 from areir.backbones import check_image_size, has_depthwise
 from areir.errors import UserError
-from areir.flags.recipes import check_recipe_flags, complete
+from areir.flags.recipes import check_recipe_flags, fill_in_defaults
 from areir.folding import folded
 from areir.output.curves import draw_curves
 from areir.pretrained import load_named
@@ -231,7 +231,7 @@ def main(args=None, stages=None, normalisation=None):
         split.info['mean'], split.info['std'] = normalisation
     recalls = usable_recalls(args.recalls, split.available)
     classes = len(split.train.classes)
-    complete(args, classes, from_scratch=args.weights == 'none' and not stages)
+    fill_in_defaults(args, classes, from_scratch=args.weights == 'none' and not stages)
     warn_about_meta_classes(args.meta_class_size, classes)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed

@@ -12,7 +12,7 @@ from train_runs import FLAGS, RUN, assert_same_run, read, read_table, train
 
 import train as train_module
 from areir.data.images import load_image, normalise, to_pixels
-from areir.flags.recipes import complete
+from areir.flags.recipes import fill_in_defaults
 from areir.retrieval import evaluate
 from areir.training.schedule import learning_rate
 from model import EnsembleModel
@@ -353,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(slim, slim_backbone, tmp_path):
 
 def test_flags_have_their_defaults():
     args = train_module.get_parser().parse_args([])
-    complete(args, classes=98, from_scratch=False)
+    fill_in_defaults(args, classes=98, from_scratch=False)
     assert vars(args) == {
         'data_name': 'car',
         'crop_type': 'uncropped',

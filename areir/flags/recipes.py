@@ -156,7 +156,7 @@ def default_test_every(args):
     return max(1, args.num_epochs // TESTS)
 
 
-def complete(args, classes, from_scratch):
+def fill_in_defaults(args, classes, from_scratch):
     """Set the flags that were not given, in `args`.
 
     classes: number of training classes; from_scratch: whether the weights are random.

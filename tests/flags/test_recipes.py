@@ -14,8 +14,8 @@ from areir.flags.recipes import (
     FROM_SCRATCH,
     META_CLASSES,
     RECIPES,
-    complete,
     default_meta_classes,
+    fill_in_defaults,
 )
 from areir.training.batches import EpochSampler, ViewSampler, crop_regions
 from areir.training.schedule import learning_rate
@@ -24,7 +24,7 @@ from areir.training.schedule import learning_rate
 def completed(*flags, classes=98, weights='none'):
     words = ['--data_name', 'shop', '--weights', weights, *map(str, flags)]
     args = train.get_args(words)
-    complete(args, classes, from_scratch=weights == 'none')
+    fill_in_defaults(args, classes, from_scratch=weights == 'none')
     return args
 
 
@@ -65,7 +65,7 @@ def test_flags_that_are_given_stay():
 )
 def test_published_datasets_have_their_own_sizes(name, size):
     args = train.get_args(['--data_name', name])
-    complete(args, 11318, from_scratch=False)
+    fill_in_defaults(args, 11318, from_scratch=False)
     assert (args.recipe, args.meta_class_size) == ('2019', size)
     assert (args.ensemble_size, args.batch_size, args.lr) == (48, 8, 1e-4)
 
@@ -73,7 +73,7 @@ def test_published_datasets_have_their_own_sizes(name, size):
 @pytest.mark.parametrize('name', ['car', 'cub', 'sop', 'isc'])
 def test_the_recipe_of_2019_is_that_of_the_tables(name):
     args = train.get_args(['--data_name', name])
-    complete(args, 11318, from_scratch=False)
+    fill_in_defaults(args, 11318, from_scratch=False)
     wanted = {
         'ensemble_size': 48,
         'batch_size': 8,
@@ -106,13 +106,13 @@ def test_only_flags_that_are_not_given_are_set(recipe, scratch):
     before = dict(vars(args))
     missing = {name for name in RECIPES[recipe] if before[name] is None}
     assert missing == {*RECIPES[recipe]} and before['meta_class_size'] is None
-    complete(args, 50, scratch)
+    fill_in_defaults(args, 50, scratch)
     after = dict(vars(args))
     assert None not in [after[name] for name in missing]
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {*missing, 'meta_class_size', 'test_every'}
     # what is complete stays as it is
-    complete(args, 20, scratch)
+    fill_in_defaults(args, 20, scratch)
     assert vars(args) == after
 
 
@@ -127,7 +127,7 @@ def test_meta_classes_of_other_data(recipe, wanted):
 def test_published_data_by_the_current_recipe(name):
     """Their meta-classes are those of the tables."""
     args = train.get_args(['--data_name', name, '--recipe', 'current'])
-    complete(args, 11318, from_scratch=False)
+    fill_in_defaults(args, 11318, from_scratch=False)
     assert args.meta_class_size == META_CLASSES[name]
     wanted = RECIPES['current']
     assert {flag: getattr(args, flag) for flag in wanted} == wanted
