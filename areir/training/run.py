@@ -13,6 +13,7 @@ from areir.errors import UserError
 from areir.files import (
     file_checksum,
     refuse_folder,
+    remove_leftovers,
     write_json,
     write_table,
     write_tensors,
@@ -192,7 +193,7 @@ class Run:
         starts = False
         try:
             if self.needs_training(resume, num_epochs):
-                self.refuse_folders()
+                self.clear_the_way()
                 starts = True
         finally:
             if not starts:
@@ -211,10 +212,15 @@ class Run:
         if problem:
             raise problem
 
-    def refuse_folders(self):
-        """Raise UserError if a folder has the name of a file to write."""
+    def clear_the_way(self):
+        """Remove what a killed process left of the files to write.
+
+        Raises UserError if a folder has the name of one.
+        """
         for path in map(self.path, WRITTEN):
             refuse_folder(path)
+            if processes.is_first():  # it holds the lock, so nothing else writes them
+                remove_leftovers(*os.path.split(path), older_than=0)
 
     def needs_training(self, resume, num_epochs):
         """Return whether there is anything to train, with a notice why not or how."""

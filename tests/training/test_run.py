@@ -17,6 +17,7 @@ from small import (
 )
 
 from areir.errors import UserError
+from areir.files import temporary_name
 from areir.training.run import (
     Progress,
     refuse_idle_processes,
@@ -146,6 +147,17 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_once(interrupted, ending)
     os.mkdir(run.path(ending))
     with pytest.raises(UserError, match=f'{ending} is a folder'):
         run.check_start(True, 3)
+
+
+@pytest.mark.parametrize('ending', ['results.csv', 'model.pth'])
+def test_a_start_removes_what_a_killed_process_left(interrupted, ending):
+    run, _ = interrupted
+    of_this_run = temporary_name(run.path(ending))
+    of_another = temporary_name(run.path(ending).replace('small', 'smaller'))
+    for path in (of_this_run, of_another):
+        open(path, 'w').close()
+    assert run.check_start(True, 3)
+    assert not os.path.exists(of_this_run) and os.path.exists(of_another)
 
 
 def test_other_settings_are_refused(interrupted, tmp_path):
