@@ -84,7 +84,7 @@ def script_name():
 def give_way():
     """Wait for torchrun, which ends this process if rank 0 has failed, too."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(3)
+    time.sleep(10)  # on a busy machine, it takes seconds
 
 
 def catch_interrupts():
