@@ -28,6 +28,12 @@ def epoch(request):
     return experiment, result, Progress(epoch=2, done=done, seconds=20.0)
 
 
+KEPT = {
+    'last': 'the last epoch',
+    'val': 'the best epoch on held-out training classes',
+}
+
+
 # The commit
 
 
@@ -204,7 +210,7 @@ def test_what_will_run(epoch):
         'weights: none',
         'fp32 (bf16 is not native here)',
         '3 epochs of 3 batches of 4, lr 0.0001',
-        f'protocol strict, {record.KEPT_EPOCH[experiment.args.select]}',
+        f'protocol strict, {KEPT[experiment.args.select]}',
     ):
         assert part in text
     assert ('2 classes held out' in text) == (experiment.args.select == 'val')
@@ -266,7 +272,7 @@ def test_the_line_of_the_epoch_that_is_kept(epoch):
     _, result, _ = epoch
     line = record.kept_line(result)
     low, high = result.intervals['recall@1']
-    assert line.startswith(f'kept epoch 2, {record.KEPT_EPOCH[result.select]}: ')
+    assert line.startswith(f'kept epoch 2, {KEPT[result.select]}: ')
     for value in (result.metrics['recall@1'], low, high):
         assert f'{value:.2%}' in line
     result.intervals = dict.fromkeys(result.intervals, (math.nan, math.nan))
