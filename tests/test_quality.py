@@ -340,11 +340,11 @@ def test_unknown_methods_are_refused(capsys):
 @pytest.mark.slow
 def test_held_out_classes_are_a_third(photos, tmp_path):
     root = str(tmp_path)
-    quality_runs.prepare(root, 'whole', str(photos), 32)
-    whole = quality_runs.Dataset(root, 'whole', 32, None)
+    args = SimpleNamespace(weights='none', image_size=32)
+    whole = quality_runs.open_dataset(args, root, 'whole', str(photos))
     quality_runs.link_held_out(whole.split, str(tmp_path / 'held_out'), seed=0)
-    quality_runs.prepare(root, 'tuning', str(tmp_path / 'held_out'), 32)
-    split = quality_runs.Dataset(root, 'tuning', 32, None).split
+    held_out = str(tmp_path / 'held_out')
+    split = quality_runs.open_dataset(args, root, 'tuning', held_out).split
     held, kept = split.query.classes, split.train.classes
     assert len(held) == 2 and len(kept) == 4
     assert sorted([*held, *kept]) == whole.split.train.classes
