@@ -1,11 +1,14 @@
-"""Measure Recall@1 and MAP@R of a run by the length of its embeddings and whitening.
+"""Measure Recall@1 and MAP@R of a run by the length and whitening of its embeddings.
 
-    python train.py --data_name sample --num_epochs 40 --dimensions 4096 --store fp32
+    python data_utils.py --data_name sample --image_size 64
+    python train.py --data_name sample --weights none --image_size 64 --num_epochs 8 \
+        --dimensions 4096
     python benchmarks/dimensions.py results/sample_uncropped_resnet18_2_40
 
 Nothing is trained or embedded again: the stored embeddings are principal components, so
 shorter ones are their first numbers, and another whitening is a factor for each number.
-To see every component, train with a --dimensions beyond their number. It takes seconds.
+--dimensions 4096 is more than there are components, so the run keeps them all. This
+script takes seconds.
 """
 
 import common
@@ -17,6 +20,8 @@ from areir.errors import UserError
 from areir.files import load_tensors
 from areir.retrieval.embeddings_file import read_embeddings
 from areir.retrieval.metrics import evaluate
+from areir.retrieval.projection import is_state
+from areir.schemas import find_problem
 from areir.training.finished import read_run_json
 
 DIMENSIONS = (16, 32, 64, 128, 256, 512)
@@ -24,10 +29,10 @@ WHITENINGS = (0, 0.25, 0.5, 0.75, 1)
 
 
 def component_deviations(matrix, whitening):
-    """Return the standard deviations (D,) of components from a matrix (L, D).
+    """Return the standard deviation of each component, (D,).
 
-    matrix: of a Projection, each column a unit vector divided by its component's
-    deviation to the power of `whitening`, which is above 0.
+    matrix (L, D): of a Projection. Each column is a unit vector divided by the
+    component's deviation to the power of `whitening`, which is above 0.
     """
     norms = torch.linalg.vector_norm(matrix.double(), dim=0)
     return (norms ** (-1 / whitening)).float()
@@ -35,26 +40,53 @@ def component_deviations(matrix, whitening):
 
 def read_projection(run):
     """Return (deviations (D,), whitening) of a run's principal components."""
-    whitening = read_run_json(f'{run}_run.json')['arguments'].get('whitening')
-    state = load_tensors(f'{run}_model.pth').get('projection')
+    arguments = read_run_json(f'{run}_run.json').get('arguments', {})
+    path = f'{run}_model.pth'
+    model = load_tensors(path)
+    problem = find_problem(model, {}, {'projection': is_state})
+    if problem:
+        raise UserError(f'{path}: {problem}')
+    state, whitening = model.get('projection'), arguments.get('whitening')
     if not state or not whitening:
         raise UserError(f'{run}: train with --dimensions and a --whitening above 0')
     return component_deviations(state['matrix'], whitening), whitening
 
 
+def read_sides(run, length):
+    """Return the ImageSets of a run: the queries and, if separate, the gallery.
+
+    Raises UserError unless their embeddings have this length.
+    """
+    path = f'{run}_data_base.pth'
+    file = read_embeddings(path)
+    sides = [file.query] + ([file.gallery] if file.gallery else [])
+    for side in sides:
+        if side.embeddings.shape[1:] != (length,):
+            raise UserError(f'{path}: its embeddings do not fit {run}_model.pth')
+    return sides
+
+
+def evaluate_scaled(sides, factors):
+    """Return the metrics of ImageSets, their first D numbers times factors (D,)."""
+    arguments = []
+    for side in sides:
+        vectors = side.embeddings[:, : len(factors)].float() * factors
+        arguments += [F.normalize(vectors, dim=1), side.labels]
+    query, query_labels, *gallery = arguments
+    return evaluate(query, query_labels, [1], *gallery)
+
+
 def measure(run):
     """Return {dimensions: {whitening: metrics}} of a run's test images."""
     deviations, stored = read_projection(run)
-    images = read_embeddings(f'{run}_data_base.pth').query
-    embeddings = images.embeddings.float()
+    sides = read_sides(run, len(deviations))
     lengths = [length for length in DIMENSIONS if length < len(deviations)]
     lengths.append(len(deviations))
     table = {length: {} for length in lengths}
     for whitening in WHITENINGS:
         factors = deviations ** (stored - whitening)
         for length in lengths:
-            vectors = F.normalize((embeddings * factors)[:, :length], dim=1)
-            table[length][whitening] = evaluate(vectors, images.labels, [1])
+            table[length][whitening] = evaluate_scaled(sides, factors[:length])
     return table
 
 

@@ -61,3 +61,34 @@ def test_deviations_are_lost_without_whitening(tmp_path):
     run, *_ = write_run(tmp_path, whitening=0)
     with pytest.raises(UserError, match='--whitening above 0'):
         dimensions.measure(run)
+
+
+def test_queries_of_a_separate_gallery_do_not_query_each_other(tmp_path):
+    run, fitted, vectors, labels = write_run(tmp_path)
+    path = f'{run}_data_base.pth'
+    database = torch.load(path)
+    for name in ('embeddings', 'labels'):
+        query, gallery = database[name].split([20, 100])
+        database |= {f'query_{name}': query, name: gallery}
+    torch.save(database, path)
+    vectors = fit_projection(fitted, 16, 0.25)(vectors)
+    expected = evaluate(vectors[:20], labels[:20], [1], vectors[20:], labels[20:])
+    assert dimensions.measure(run)[16][0.25] == expected
+
+
+def test_embeddings_of_another_length_are_refused(tmp_path):
+    run, *_ = write_run(tmp_path)
+    path = f'{run}_data_base.pth'
+    database = torch.load(path)
+    database['embeddings'] = database['embeddings'][:, :30]
+    torch.save(database, path)
+    with pytest.raises(UserError, match=r'small_data_base\.pth'):
+        dimensions.measure(run)
+
+
+@pytest.mark.parametrize('model', [[1], {'projection': {'mean': torch.zeros(3)}}])
+def test_a_damaged_model_is_named(tmp_path, model):
+    run, *_ = write_run(tmp_path)
+    torch.save(model, f'{run}_model.pth')
+    with pytest.raises(UserError, match=r'small_model\.pth'):
+        dimensions.measure(run)
