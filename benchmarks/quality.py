@@ -19,6 +19,7 @@ be interrupted: a second start skips what is in --results. The peers need
 import argparse
 import contextlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -77,6 +78,10 @@ def get_args():
     if not 0 < args.crop_area <= 1:
         parser.error(f'--crop_area {args.crop_area}: must be above 0 and at most 1')
     fill_in_defaults(args)
+    for name in ('seconds', 'tune_seconds'):
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            parser.error(f'--{name} {value}: must be a number above 0')
     return args
 
 

@@ -52,7 +52,7 @@ LRS_OF_2019 = (2.5e-4, 5e-4, 1e-3), (5e-5, 1e-4, 2e-4)
 FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
 
 # few heads, because each of many would hardly train in minutes
-FLAGS_OF_2019 = ('--ensemble_size', '2', '--batch_size', '32')
+FLAGS_OF_2019 = {'ensemble_size': 2, 'batch_size': 32}
 
 
 # Data
@@ -60,7 +60,12 @@ FLAGS_OF_2019 = ('--ensemble_size', '2', '--batch_size', '32')
 
 def add_data_flags(add):
     """Add the flags of data, weights and image size; add: add_argument of a parser."""
-    add('--data', required=True, help='folder of train/<class> and test/<class>')
+    add(
+        '--data',
+        required=True,
+        type=types.path,
+        help='folder of train/<class> and test/<class>',
+    )
     add(
         '--weights',
         default='none',
@@ -70,7 +75,7 @@ def add_data_flags(add):
     )
     add(
         '--image_size',
-        type=types.positive,
+        type=types.image_size,
         help='pixels per side [default: 64 from scratch, 128 with weights]',
     )
 
@@ -107,9 +112,9 @@ class Dataset:
 
 
 def open_dataset(args, root, name, folder):
-    """Prepare a folder of class folders as dataset `name` below root; return it.
+    """Prepare the images of a folder, laid out as --data, and return the Dataset.
 
-    args: with the flags of `add_data_flags`.
+    args: has the flags of `add_data_flags`; root, name: where the Dataset is written.
     """
     size = args.image_size
     data_utils.prepare(root, name, folder, size, num_workers=min(8, available_cores()))
@@ -271,7 +276,7 @@ class Peer:
 class Ours:
     """A recipe of train.py: 'current' or '2019'.
 
-    changes: {flag: value} of train.py that differ from the recipe.
+    changes: {flag: value} to use instead of the recipe's, even of --lr.
     """
 
     def __init__(self, recipe, weights, changes=None):
@@ -280,7 +285,7 @@ class Ours:
 
     @property
     def lrs(self):
-        """The default learning rate with FACTORS; a list for the recipe of 2019."""
+        """The default learning rate times FACTORS, or LRS_OF_2019 for that recipe."""
         if self.recipe == '2019':
             return LRS_OF_2019[self.weights != 'none']
         return tuple(self.default_lr * factor for factor in FACTORS)
@@ -307,14 +312,13 @@ class Ours:
             'lr': lr,
             'seed': seed,
             'num_epochs': epochs,
-            **self.changes,
         }
-        words = []
-        for name, value in flags.items():
-            words += [f'--{name}', f'{value:g}' if name == 'lr' else str(value)]
         if self.recipe == '2019':
             classes = len(dataset.split.train.classes)
-            words += [*FLAGS_OF_2019, '--meta_class_size', str(max(2, classes // 2))]
+            flags |= {**FLAGS_OF_2019, 'meta_class_size': max(2, classes // 2)}
+        words = []
+        for name, value in (flags | self.changes).items():
+            words += [f'--{name}', f'{value:g}' if name == 'lr' else str(value)]
         return train.get_args(words)
 
     def run(self, dataset, lr, seed, epochs):

@@ -35,6 +35,9 @@ def test_changes_reach_the_training():
     ours = quality_runs.Ours('current', 'none', {'lr': 2e-4, 'mirror': 'no'})
     args = ours.arguments(dataset, 'r', lr=1e-3, seed=0, epochs=1)
     assert (args.lr, args.mirror) == (2e-4, 'no')
+    ours = quality_runs.Ours('2019', 'none', {'ensemble_size': 3})
+    args = ours.arguments(dataset, 'r', lr=1e-3, seed=0, epochs=1)
+    assert (args.lr, args.ensemble_size, args.batch_size) == (1e-3, 3, 32)
 
 
 def test_difference_is_paired(capsys):

@@ -328,10 +328,11 @@ def test_the_table_alone_trains_nothing(fake_runs, tmp_path):
     assert {method.label for method in METHODS.values()} <= set(lines)
 
 
-def test_unknown_methods_are_refused(capsys):
+@pytest.mark.parametrize('flag', ['--methods=ours,magic', '--seconds=nan', '--data='])
+def test_bad_flags_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
-        call('--data', 'd', '--methods', 'ours,magic')
-    assert '--methods' in capsys.readouterr().err
+        call('--data', 'd', flag)
+    assert flag.partition('=')[0] in capsys.readouterr().err
 
 
 # Real runs
