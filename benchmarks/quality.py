@@ -82,6 +82,8 @@ def get_args():
         value = getattr(args, name)
         if not 0 < value < math.inf:
             parser.error(f'--{name} {value}: must be a number above 0')
+    if not args.results.endswith('.csv'):
+        parser.error(f'--results {args.results}: must end in .csv')
     return args
 
 

@@ -247,12 +247,6 @@ def test_vectors_are_kept_for_evaluate_py(lines, tmp_path):
     assert ranked.images == PATHS and ranked.ranks['rank'].tolist() == [1] * 12
 
 
-def test_vectors_that_are_not_finite_find_nothing():
-    vectors = torch.full((12, 2), torch.nan)
-    values = quality_results.values_per_query(vectors, LABELS)
-    assert values['recall@1'].tolist() == [0] * 12
-
-
 # What is trained, and what is not repeated
 
 
@@ -328,7 +322,9 @@ def test_the_table_alone_trains_nothing(fake_runs, tmp_path):
     assert {method.label for method in METHODS.values()} <= set(lines)
 
 
-@pytest.mark.parametrize('flag', ['--methods=ours,magic', '--seconds=nan', '--data='])
+@pytest.mark.parametrize(
+    'flag', ['--methods=ours,magic', '--seconds=nan', '--data=', '--results=r']
+)
 def test_bad_flags_are_refused(flag, capsys):
     with pytest.raises(SystemExit):
         call('--data', 'd', flag)
