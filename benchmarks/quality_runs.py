@@ -111,15 +111,21 @@ class Dataset:
         return Images(paths, split.parts[part].labels, self.image_size, mean, std)
 
 
+def prepare(root, name, folder, image_size):
+    """Prepare a folder of class folders as dataset `name` below root."""
+    data_utils.prepare(
+        root, name, folder, image_size, num_workers=min(8, available_cores())
+    )
+
+
 def open_dataset(args, root, name, folder):
     """Prepare the images of a folder, laid out as --data, and return the Dataset.
 
     args: has the flags of `add_data_flags`; root, name: where the Dataset is written.
     """
-    size = args.image_size
-    data_utils.prepare(root, name, folder, size, num_workers=min(8, available_cores()))
+    prepare(root, name, folder, args.image_size)
     normalisation = None if args.weights == 'none' else (lite0.MEAN, lite0.STD)
-    return Dataset(root, name, size, normalisation)
+    return Dataset(root, name, args.image_size, normalisation)
 
 
 def link_held_out(split, folder, seed):
