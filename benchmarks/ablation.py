@@ -7,7 +7,7 @@
 Every change is trained for the same number of epochs with each seed, and tested on
 classes that training never saw. The difference to the recipe is paired: the same
 queries and seeds, with a 95 % interval over the classes. The interval does not cover
-how results vary over seeds. With the sample and three seeds it takes half an hour on 2
+how results vary over seeds. With the sample and three seeds it takes 50 minutes on 2
 cores.
 """
 
