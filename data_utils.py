@@ -13,8 +13,8 @@ split files, areir/data/layouts.py the layouts.
 import os
 import sys
 
-from areir.flags.early import before_imports
-from areir.flags.preparation import get_parser
+from areir.cli.early import before_imports
+from areir.cli.preparation import get_parser
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds

@@ -14,28 +14,28 @@ import contextlib
 import json
 import warnings
 
-from areir.flags.early import before_imports
-from areir.flags.evaluation import get_parser
-from areir.flags.types import RECALLS
+from areir.cli.early import before_imports
+from areir.cli.evaluation import get_parser
+from areir.cli.types import RECALLS
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds
 
 import torch
 
-from areir.retrieval.intervals import (
+from areir.evaluation.intervals import (
     NO_INTERVAL,
     compare,
     confidence_intervals,
     nan_to_none,
 )
-from areir.retrieval.metrics import (
+from areir.evaluation.metrics import (
     check_ks,
     measures,
     summary,
     without_lone_queries,
 )
-from areir.retrieval.ranked_file import match_queries, rank_file
+from areir.evaluation.ranked_file import match_queries, rank_file
 from utils import run_script
 
 NOT_COMPARABLE = 'not comparable with strict figures'

@@ -20,38 +20,38 @@ import os
 import time
 from functools import partial
 
-from areir.flags.early import before_imports
-from areir.flags.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
+from areir.cli.early import before_imports
+from areir.cli.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds
 
 import utils
-from areir import processes
+from areir import hardware, processes
 from areir.errors import UserError
+from areir.gallery import approximate, databases
+from areir.gallery.collection import (
+    ApproximateCollection,
+    DatabaseCollection,
+    FolderCollection,
+)
+from areir.gallery.index import update_index
+from areir.gallery.index_table import index_path
+from areir.gallery.queries import (
+    embed_queries,
+    find_queries,
+    report_problems,
+    search_queries,
+)
+from areir.matching.thresholds import threshold_lines
+from areir.matching.votes import images_to_find
+from areir.networks.projection import Projection
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
 from areir.output.network_export import export_network
 from areir.output.page import server
 from areir.output.report import write_report
 from areir.output.vectors_export import export_vectors
-from areir.retrieval import approximate, databases
-from areir.retrieval.collection import (
-    ApproximateCollection,
-    DatabaseCollection,
-    FolderCollection,
-)
-from areir.retrieval.index import update_index
-from areir.retrieval.index_table import index_path
-from areir.retrieval.projection import Projection
-from areir.retrieval.queries import (
-    embed_queries,
-    find_queries,
-    report_problems,
-    search_queries,
-)
-from areir.retrieval.thresholds import threshold_lines
-from areir.retrieval.votes import images_to_find
 from model import PretrainedModel, TrainedModel, open_model
 
 PREPROCESSING = 1  # raise it if image files come to give other pixels
@@ -101,7 +101,7 @@ def open_database(args, clock):
     with clock('database'):
         database, path = databases.load_database(args.data_base, args.results_root)
     folder = databases.image_folder(database, path, args.data_root)
-    device = utils.local_device()
+    device = hardware.local_device()
     return DatabaseCollection(database, path, folder, TrainedModel, device)
 
 
@@ -120,7 +120,7 @@ def open_folder(args, clock):
         approximate.load_faiss()
     trained = load_model(args, clock)
     with clock('model'):
-        embedder = trained.embedder(utils.local_device())
+        embedder = trained.embedder(hardware.local_device())
     return read_folder(args, trained, embedder, clock)
 
 
@@ -133,7 +133,7 @@ def read_folder(args, trained, embedder, clock):
     for_queries = trained, embedder
     if index.components:
         shortened = trained.shortened(Projection(**index.components))
-        for_queries = shortened, shortened.embedder(utils.local_device())
+        for_queries = shortened, shortened.embedder(hardware.local_device())
     if args.index == 'exact':
         collection = FolderCollection(args.gallery, index, *for_queries)
     else:

@@ -18,23 +18,24 @@ from torch import nn
 from torch.nn import functional as F
 
 import utils
-from areir import pretrained, seeds
-from areir.backbones import (
+from areir import hardware, seeds
+from areir.cli import types
+from areir.cli.recipes import EMBEDDINGS
+from areir.data.loading import Embedder
+from areir.errors import UserError
+from areir.files import load_tensors
+from areir.networks import pretrained
+from areir.networks.backbones import (
     build_backbone,
     copy_stages,
     cut,
     find_family,
     stage_channels,
 )
-from areir.data.loading import Embedder
-from areir.errors import UserError
-from areir.files import load_tensors
-from areir.flags import types
-from areir.flags.recipes import EMBEDDINGS
-from areir.folding import folded
-from areir.layers import MeanPool, SqueezeExcitation, Stages
-from areir.retrieval.model_file import check_model
-from areir.retrieval.projection import Projection
+from areir.networks.folding import folded
+from areir.networks.layers import MeanPool, SqueezeExcitation, Stages
+from areir.networks.model_file import check_model
+from areir.networks.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK
 
 MODEL_TYPES = pretrained.PUBLISHED
@@ -108,8 +109,8 @@ class EnsembleModel(nn.Module):
     Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
     The trunk is drawn from seed, head h from (seed, h).
 
-    model_type: a name of `areir.backbones.model_types`, or a list of modules, the
-    stages of a network, of which every head gets a copy with the same weights.
+    model_type: a name of `backbones.model_types`, or a list of modules, the stages of a
+    network, of which every head gets a copy with the same weights.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
     what each head adds to the description of an image: its 'logits'; the pooled
@@ -289,7 +290,7 @@ class TrainedModel:
 
     def embedder(self, device):
         """Return the Embedder of this model on a device, in bf16 where it is native."""
-        dtype = torch.bfloat16 if utils.has_native_bf16(device) else torch.float32
+        dtype = torch.bfloat16 if hardware.has_native_bf16(device) else torch.float32
         net = folded(self.model, dtype).to(device)
         return Embedder(net, self.mean, self.std, self.image_size, device)
 

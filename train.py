@@ -15,8 +15,8 @@ import math
 import time
 from functools import partial
 
-from areir.flags.early import before_imports
-from areir.flags.training import get_parser
+from areir.cli.early import before_imports
+from areir.cli.training import get_parser
 
 if __name__ == '__main__':
     before_imports(get_parser)  # those below take seconds
@@ -25,13 +25,19 @@ import pandas as pd
 import torch
 
 import utils
-from areir import cores, processes
-from areir.backbones import check_image_size, has_depthwise
+from areir import processes
+from areir.cli.recipes import check_recipe_flags, fill_in_defaults
 from areir.errors import UserError
-from areir.flags.recipes import check_recipe_flags, fill_in_defaults
-from areir.folding import folded
+from areir.hardware import (
+    available_cores,
+    choose_hardware,
+    keep_freed_memory,
+    local_processes,
+)
+from areir.networks.backbones import check_image_size, has_depthwise
+from areir.networks.folding import folded
+from areir.networks.pretrained import load_named
 from areir.output.curves import draw_curves
-from areir.pretrained import load_named
 from areir.training import record
 from areir.training.loaders import (
     load_data,
@@ -71,8 +77,8 @@ def get_args(argv=None):
         parser.error(f'--lr {args.lr}: must be above 0')
     check_image_size(args.image_size, args.model_type)
     if args.num_workers is None:
-        available = min(8, cores.available_cores())
-        args.num_workers = max(1, available // cores.local_processes())
+        available = min(8, available_cores())
+        args.num_workers = max(1, available // local_processes())
     if not 0 <= args.seed < 2**63:
         parser.error(f'--seed {args.seed}: must be from 0 to 2 ** 63 - 1')
     if not args.checkpoint_minutes >= 0:
@@ -222,7 +228,7 @@ def main(args=None, stages=None, normalisation=None):
     normalisation: (mean, std) to use instead of the dataset's.
     """
     args = args or get_args()
-    utils.keep_freed_memory()
+    keep_freed_memory()
     rank, world = processes.join()
 
     # data
@@ -242,7 +248,7 @@ def main(args=None, stages=None, normalisation=None):
     old_heads = base['model_args']['ensemble_size'] if base else 0
     refuse_idle_processes(args.ensemble_size - old_heads, world)
     depthwise = has_depthwise(stages or args.model_type)
-    hardware = utils.choose_hardware(args.gpu_ids, args.precision, depthwise)
+    hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     device = hardware.device
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)

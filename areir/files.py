@@ -25,6 +25,7 @@ import torch
 
 from areir.errors import UserError
 
+FORMAT = 1  # of the .pth files written here; raise it if their contents change
 LONGEST_NAME = 200  # bytes
 READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
@@ -166,13 +167,13 @@ def write_tensors(values):
 
 
 def save_tensors(value, path):
-    """torch.save a value to a path, not atomically.
+    """torch.save a dict to a path, not atomically, with the number FORMAT.
 
     Given the path, torch.save would store its name, so that equal values gave different
     bytes, and refuse paths that are not valid UTF-8. So it is given the open file.
     """
     with open(path, 'wb') as file:
-        torch.save(value, file)
+        torch.save({'format': FORMAT, **value}, file)
 
 
 @contextlib.contextmanager
@@ -265,6 +266,22 @@ def load_tensors(path, mmap=False):
         raise UserError(
             f'{path} is damaged or not a file of tensors ({reason})'
         ) from error
+
+
+def load_own(path, needed, advice, mmap=False):
+    """Load a .pth file that this program wrote, a dict.
+
+    needed: its keys; advice: what to do if it cannot be used; mmap: see `load_tensors`.
+    Raises UserError as `load_tensors` does, if keys are missing, or if the file has
+    another FORMAT.
+    """
+    content = load_tensors(path, mmap)
+    written = content.get('format') if isinstance(content, dict) else None
+    if written is None or (written == FORMAT and not set(needed) <= content.keys()):
+        raise UserError(f'{path} is not the file that belongs there: {advice}')
+    if written != FORMAT:
+        raise UserError(f'{path} was written by another version: {advice}')
+    return content
 
 
 def check_members(path):

@@ -13,8 +13,8 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from areir.cores import available_cores, local_processes
 from areir.files import remove, remove_leftovers, temporary_name
+from areir.hardware import available_cores, local_processes
 
 
 def join():

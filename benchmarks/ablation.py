@@ -23,8 +23,9 @@ from quality_results import MEASURES, TITLES, percent
 from tqdm import tqdm
 
 import utils
-from areir.flags import types
-from areir.retrieval.intervals import compare
+from areir import hardware
+from areir.cli import types
+from areir.evaluation.intervals import compare
 
 RECIPE = 'the recipe'
 
@@ -129,7 +130,7 @@ def get_args():
 
 def main():
     args = get_args()
-    utils.keep_freed_memory()
+    hardware.keep_freed_memory()
     with tempfile.TemporaryDirectory() as root:
         with contextlib.redirect_stdout(sys.stderr):
             dataset = quality_runs.open_dataset(args, root, 'ablation', args.data)

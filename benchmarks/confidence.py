@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 import utils
 from areir.errors import UserError
-from areir.retrieval.calibration import calibrate
-from areir.retrieval.embeddings_file import read_embeddings
-from areir.retrieval.ranking import search
-from areir.retrieval.thresholds import threshold_for
-from areir.retrieval.votes import VOTERS, confidence_of, vote
+from areir.evaluation.embeddings_file import read_embeddings
+from areir.evaluation.ranking import search
+from areir.matching.calibration import calibrate
+from areir.matching.thresholds import threshold_for
+from areir.matching.votes import VOTERS, confidence_of, vote
 
 DRAWS = 30
 EDGES = (0.0, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)  # of the bins of confidence

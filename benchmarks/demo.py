@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import utils
 from areir.data.loading import Embedder
 from areir.files import load_tensors
+from areir.gallery.databases import image_folder, load_database
 from areir.retrieval import evaluate
-from areir.retrieval.databases import image_folder, load_database
 from model import EnsembleModel, TrainedModel
 
 

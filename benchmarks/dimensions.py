@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 import utils
 from areir.errors import UserError
+from areir.evaluation.embeddings_file import read_embeddings
+from areir.evaluation.metrics import evaluate
 from areir.files import load_tensors
-from areir.retrieval.embeddings_file import read_embeddings
-from areir.retrieval.metrics import evaluate
-from areir.retrieval.projection import is_state
+from areir.networks.projection import is_state
 from areir.schemas import find_problem
 from areir.training.finished import read_run_json
 

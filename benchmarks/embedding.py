@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 import utils
+from areir import hardware
 from model import MODEL_TYPES, EnsembleModel, folded
 
 WAYS = ('plain', 'channels_last', 'autocast', 'folded_fp32', 'ours')
@@ -49,7 +50,7 @@ def prepare(way, model, images):
     if way == 'folded_fp32':
         net = folded(model, torch.float32)
     if way == 'ours':
-        native = utils.has_native_bf16(torch.device('cpu'))
+        native = hardware.has_native_bf16(torch.device('cpu'))
         net = folded(model, torch.bfloat16 if native else torch.float32)
     return net, images
 
@@ -58,7 +59,7 @@ def measure(args):
     """Embed in one way; return seconds, the lowest cosine and the peak memory in MB."""
     way = args.measure
     if way != 'plain':
-        utils.keep_freed_memory()
+        hardware.keep_freed_memory()
     images = random_images(args.images, args.image_size)
     model = settled_model(args.model_type, args.ensemble_size, images[:COMPARED])
     expected = model.embed(images[:COMPARED])

@@ -26,8 +26,8 @@ import torch
 from torch.nn import functional as F
 
 import utils
+from areir.cli import types
 from areir.errors import UserError
-from areir.flags import types
 from areir.retrieval import evaluate
 
 KS = (1, 10, 100, 1000)

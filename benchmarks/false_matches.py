@@ -19,10 +19,10 @@ from areir.data.images import list_files
 from areir.data.loading import Embedder
 from areir.data.sample import draw_sample
 from areir.errors import UserError
-from areir.retrieval.calibration import calibrate
-from areir.retrieval.databases import load_database
-from areir.retrieval.intervals import LEAST_CLASSES
-from areir.retrieval.thresholds import threshold_for
+from areir.evaluation.intervals import LEAST_CLASSES
+from areir.gallery.databases import load_database
+from areir.matching.calibration import calibrate
+from areir.matching.thresholds import threshold_for
 from model import TrainedModel, folded
 
 RATES = (0.01, 0.05, 0.1)

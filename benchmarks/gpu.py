@@ -35,9 +35,10 @@ from torch.nn import functional as F
 from training import LR, META_CLASS_SIZE, random_batch
 
 import utils
+from areir import hardware
+from areir.cli import types
 from areir.data.sample import draw_sample
 from areir.errors import UserError
-from areir.flags import types
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleModel, ensemble_loss, folded
 
@@ -74,13 +75,13 @@ TINY = {
 }
 
 
-def hardware():
+def this_hardware():
     """Return the Hardware of this process, in the precision that train.py chooses."""
-    device = utils.local_device()
-    native = utils.has_native_bf16(device)
+    device = hardware.local_device()
+    native = hardware.has_native_bf16(device)
     precision = 'bf16' if native else 'fp32'
     gpus = [device.index] if device.type == 'cuda' else []
-    return utils.Hardware(device, gpus, precision, native)
+    return hardware.Hardware(device, gpus, precision, native)
 
 
 def synchronise(device):
@@ -165,7 +166,7 @@ def capture(heads, features, precision):
 
 def our_way(model, way, images, meta_labels):
     """Return a function that makes a step as train.py does."""
-    trainer = Trainer(model, LR, hardware())
+    trainer = Trainer(model, LR, this_hardware())
     trainer.begin_epoch(LR)
     if way == 'graphs':
         trainer.heads = capture(model.heads, trainer.trunk(images), trainer.precision)
@@ -176,7 +177,7 @@ def our_way(model, way, images, meta_labels):
 
 def measure_steps(args, way):
     """Train for some steps; return the seconds of one, megabytes and losses."""
-    device = hardware().device
+    device = this_hardware().device
     pixels, meta_labels = random_batch(args)
     images = (pixels.float() / 255).to(device, memory_format=torch.channels_last)
     meta_labels = meta_labels.to(device)
@@ -201,13 +202,13 @@ def measure_steps(args, way):
 
 def measure_embedding(args, way):
     """Embed images; return seconds, megabytes, and the lowest cosine to fp32."""
-    device = hardware().device
+    device = this_hardware().device
     images = random_images(args.embedded, args.image_size).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     model = settled_model(args.model_type, args.ensemble_size, images[:COMPARED].cpu())
     model.to(device, memory_format=torch.channels_last)
     expected = model.embed(images[:COMPARED])
-    native = hardware().native_bf16
+    native = this_hardware().native_bf16
     if way == 'ours':
         model = folded(model, torch.bfloat16 if native else torch.float32)
     embeddings = model.embed(images[:COMPARED])  # warms up, too
@@ -221,7 +222,7 @@ def measure_embedding(args, way):
 def measure_evaluation(args, way):
     """Evaluate embeddings; return seconds, megabytes and metrics."""
     on_cpu = way in ('ours_cpu', 'faiss')
-    device = torch.device('cpu') if on_cpu else hardware().device
+    device = torch.device('cpu') if on_cpu else this_hardware().device
     method = METHODS[way.removesuffix('_cpu')]
     warm_up = synthetic(1100, CLASS_SIZE, *EVALUATED)
     method(*(tensor.to(device) for tensor in warm_up))

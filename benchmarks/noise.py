@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 import utils
-from areir.retrieval.intervals import confidence_intervals
-from areir.retrieval.metrics import measures, rank_positives
+from areir.evaluation.intervals import confidence_intervals
+from areir.evaluation.metrics import measures, rank_positives
 from areir.training.published import TEST_BATCH, RandomWeights
 from model import EnsembleModel, assign_meta_classes, ensemble_loss
 

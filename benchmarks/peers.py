@@ -20,14 +20,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import utils
-from areir.backbones import build_backbone, cut, find_family, has_depthwise
-from areir.cores import available_cores
+from areir import hardware
 from areir.data.images import flip, load_image, normalise
 from areir.data.loading import Embedder
 from areir.data.workers import start_loader_worker
 from areir.errors import UserError
-from areir.layers import Chain
+from areir.hardware import available_cores
+from areir.networks.backbones import build_backbone, cut, find_family, has_depthwise
+from areir.networks.layers import Chain
 from areir.seeds import random_stream
 from areir.training.trainer import keep_statistics
 
@@ -73,9 +73,9 @@ class PeerNet(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(*stages)
         self.linear = nn.Linear(width, DIMENSIONS)
-        self.device = utils.local_device()
+        self.device = hardware.local_device()
         # as train.py chooses it
-        native = utils.has_native_bf16(self.device)
+        native = hardware.has_native_bf16(self.device)
         self.bf16 = native and not has_depthwise(stages)
         self.to(self.device, memory_format=torch.channels_last)
 

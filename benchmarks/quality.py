@@ -32,7 +32,8 @@ import quality_runs
 from quality_results import METHODS
 
 import utils
-from areir.flags import types
+from areir import hardware
+from areir.cli import types
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
 
@@ -301,7 +302,7 @@ def print_quality(args, experiment):
 
 def main():
     args = get_args()
-    utils.keep_freed_memory()
+    hardware.keep_freed_memory()
     with tempfile.TemporaryDirectory() as root:
         experiment = Experiment(args, root)
         if args.measure:

@@ -13,9 +13,9 @@ import common
 import numpy as np
 import torch
 
+from areir.evaluation.intervals import compare, confidence_intervals
+from areir.evaluation.metrics import measures, rank_positives
 from areir.files import atomic_path, write_text
-from areir.retrieval.intervals import compare, confidence_intervals
-from areir.retrieval.metrics import measures, rank_positives
 
 MEASURES = ('recall@1', 'map@r')
 TITLES = {'recall@1': 'Recall@1', 'map@r': 'MAP@R'}

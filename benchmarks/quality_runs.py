@@ -30,14 +30,14 @@ from torch.nn import functional as F
 
 import data_utils
 import train
-from areir.cores import available_cores
+from areir.cli import recipes, types
 from areir.data.crops import link_images
 from areir.data.loading import Embedder
 from areir.data.splits import load_split
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.flags import recipes, types
-from areir.retrieval.projection import fit_projection
+from areir.hardware import available_cores
+from areir.networks.projection import fit_projection
 from areir.seeds import random_stream
 from areir.training.finished import read_run_json
 

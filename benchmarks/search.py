@@ -26,11 +26,11 @@ import torch
 from torch.nn import functional as F
 
 import utils
+from areir.cli import types
 from areir.errors import UserError
-from areir.flags import types
-from areir.retrieval.approximate import RECALL, measure_recall, open_approximate
-from areir.retrieval.codes_file import write_codes
-from areir.retrieval.vectors_file import VectorsFile
+from areir.gallery.approximate import RECALL, measure_recall, open_approximate
+from areir.gallery.codes_file import write_codes
+from areir.gallery.vectors_file import VectorsFile
 
 HEADS, META_CLASS_SIZE = 48, 12
 SURFACE = 32  # dimensions near which all vectors lie

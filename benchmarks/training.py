@@ -23,10 +23,10 @@ import common
 import torch
 
 import utils
-from areir import processes
-from areir.cores import available_cores
+from areir import hardware, processes
+from areir.cli import types
 from areir.errors import UserError
-from areir.flags import types
+from areir.hardware import available_cores
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
 from model import MODEL_TYPES, EnsembleModel, count_parameters, ensemble_loss
@@ -38,8 +38,8 @@ CPU = torch.device('cpu')
 
 def cpu_hardware():
     """Return the Hardware of the CPU, in the precision that train.py chooses."""
-    native = utils.has_native_bf16(CPU)
-    return utils.Hardware(CPU, [], 'bf16' if native else 'fp32', native)
+    native = hardware.has_native_bf16(CPU)
+    return hardware.Hardware(CPU, [], 'bf16' if native else 'fp32', native)
 
 
 # Ways to train; each yields the loss of a step for ever
@@ -60,7 +60,7 @@ def joint_steps(args, images, meta_labels):
 
 def our_steps(args, images, meta_labels):
     """Train as train.py does: each process has its heads and its share of the batch."""
-    utils.keep_freed_memory()
+    hardware.keep_freed_memory()
     rank, count = processes.join()
     members = range(rank, args.ensemble_size, count)
     sizes = args.ensemble_size, META_CLASS_SIZE

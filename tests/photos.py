@@ -6,7 +6,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from areir.data import loading
-from areir.retrieval import index, vectors_file
+from areir.gallery import index, vectors_file
 
 SIDE = 4
 SETTINGS = {'model': 'a', 'image_size': SIDE}

@@ -14,8 +14,8 @@ import ablation
 import quality_runs
 
 import utils
+from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.sample import draw_sample
-from areir.flags.recipes import FROM_SCRATCH, RECIPES
 
 
 @pytest.mark.parametrize('from_scratch', [True, False])

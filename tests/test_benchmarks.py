@@ -25,6 +25,7 @@ import search
 import training
 
 import utils
+from areir import hardware
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.retrieval import evaluate
@@ -116,7 +117,7 @@ def test_two_processes_of_training_send_the_gradient():
     flags = ['--processes', '1,2', '--no_joint', '--steps', 1, '--batch_size', 4]
     one, two = call(training, *flags, *SMALL_NETWORK)[-2:]
     # bf16 rounds differently in two processes
-    tolerance = 0.02 if utils.has_native_bf16(torch.device('cpu')) else 0
+    tolerance = 0.02 if hardware.has_native_bf16(torch.device('cpu')) else 0
     losses = [[float(word) for word in line.split()[-2:]] for line in (one, two)]
     assert losses[0] == pytest.approx(losses[1], abs=tolerance)
     gradient = 4 * 157_504 / 1e6

@@ -12,8 +12,8 @@ sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
 import dimensions
 
 from areir.errors import UserError
+from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
-from areir.retrieval.projection import fit_projection
 
 
 def write_run(root, whitening=0.75):

@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 import evaluate
 import utils
 from areir import retrieval
-from areir.retrieval.intervals import compare, confidence_intervals
-from areir.retrieval.metrics import measures, rank_positives
+from areir.evaluation.intervals import compare, confidence_intervals
+from areir.evaluation.metrics import measures, rank_positives
 
 COUNT = 24
 EMBEDDINGS = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from test_benchmarks import call, in_process, numbers  # noqa: F401
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
 import gpu
 
-import utils
+from areir import hardware
 from areir.errors import UserError
 
 TINY = types.SimpleNamespace(model_type='resnet18', ensemble_size=2, **gpu.TINY)
@@ -59,7 +59,7 @@ def eager_graphs(monkeypatch):
 @pytest.mark.parametrize('way', ['joint', 'data_parallel', 'graphs', 'compiled'])
 def test_all_ways_begin_with_the_same_loss(monkeypatch, way):
     eager_graphs(monkeypatch)
-    cpu = utils.Hardware(torch.device('cpu'), [], 'fp32', False)
+    cpu = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
     monkeypatch.setattr(gpu, 'hardware', lambda: cpu)
     losses = gpu.measure_steps(TINY, way)['losses']
     wanted = gpu.measure_steps(TINY, 'ours')['losses']

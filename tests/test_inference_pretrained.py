@@ -11,8 +11,8 @@ from conftest import Project
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
-from areir.pretrained import preprocessing
-from areir.retrieval import shortening
+from areir.gallery import shortening
+from areir.networks.pretrained import preprocessing
 from model import PretrainedModel, open_model
 
 CLASSES, IMAGES = 6, 5

@@ -19,7 +19,8 @@ SMALL_TILES = """
 import sys
 sys.path.insert(0, {root!r})
 import inference, utils
-from areir.retrieval import ranking, vectors_file
+from areir.evaluation import ranking
+from areir.gallery import vectors_file
 vectors_file.TILE = ranking.NARROWEST = ranking.WIDEST = 1
 utils.run_script(inference.main)
 """

@@ -16,6 +16,7 @@ import model as model_module
 import utils
 from areir.data.images import normalise
 from areir.errors import UserError
+from areir.hardware import has_native_bf16
 from model import (
     MODEL_TYPES,
     EnsembleModel,
@@ -26,7 +27,6 @@ from model import (
     ensemble_loss,
     folded,
 )
-from utils import has_native_bf16
 
 # trainable parameters of 48 heads, as published: model_type, with_se, meta_class_size
 PARAMETERS = {

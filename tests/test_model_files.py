@@ -7,7 +7,7 @@ from trained import MEAN, MODEL_ARGS, SIDE, STD, save_model
 
 from areir.data.images import normalise
 from areir.errors import UserError
-from areir.retrieval.projection import fit_projection
+from areir.networks.projection import fit_projection
 from areir.training.run import MODEL_ARGS_BEFORE
 from model import EnsembleModel, TrainedModel
 

@@ -13,13 +13,15 @@ from trained import CALIBRATION, MEAN, MODEL_ARGS, SIDE, STD
 from areir.data import splits
 from areir.data.splits import read_split
 from areir.errors import UserError
+from areir.evaluation.ranked_file import rank_file
 from areir.files import write_tensors
-from areir.pretrained import load_weights
-from areir.retrieval import databases, index_table, model_file, thresholds
-from areir.retrieval.databases import load_database
-from areir.retrieval.index_table import IndexTable, read_table
-from areir.retrieval.matrix_file import write_blocks
-from areir.retrieval.ranked_file import rank_file
+from areir.gallery import databases, index_table
+from areir.gallery.databases import load_database
+from areir.gallery.index_table import IndexTable, read_table
+from areir.gallery.matrix_file import write_blocks
+from areir.matching import thresholds
+from areir.networks import model_file
+from areir.networks.pretrained import load_weights
 from areir.schemas import find_problem, is_dense, is_floats, is_number
 from areir.training import checkpoints
 from areir.training.weights import freeze_old_heads

@@ -8,14 +8,14 @@ from toy import ToyCollection, on_circle
 
 from areir.data.images import load_image
 from areir.errors import UserError
-from areir.output import answers
-from areir.retrieval.queries import (
+from areir.gallery.queries import (
     Query,
     embed_queries,
     embed_shared,
     find_queries,
     search_queries,
 )
+from areir.output import answers
 
 optional = pytest.mark.parametrize('name', phone.names('photo.heic', 'photo.avif'))
 ADVICE = [('heic', 'pip install pillow-heif'), ('avif', 'pip install --upgrade pillow')]

@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY
 from torch import distributed
 
-from areir import cores, processes
+from areir import hardware, processes
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_group_of_one(group):
 
 def test_the_environment_of_torchrun(monkeypatch):
     monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
-    assert cores.local_processes() == 1
+    assert hardware.local_processes() == 1
     monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    assert cores.local_processes() == 4
-    assert 1 <= cores.available_cores() <= os.cpu_count()
+    assert hardware.local_processes() == 4
+    assert 1 <= hardware.available_cores() <= os.cpu_count()
 
 
 def test_a_failed_collective_means_that_another_process_has_ended():

@@ -26,8 +26,8 @@ import utils
 from areir.data.images import load_image, to_pixels
 from areir.data.sample import draw_sample
 from areir.errors import UserError
+from areir.evaluation.ranked_file import rank_file
 from areir.files import write_tensors
-from areir.retrieval.ranked_file import rank_file
 
 FLAGS = ('--image_size', 32, '--seconds', 1, '--seeds', 1)
 SETTINGS = {'data': 'd', 'weights': 'none', 'image_size': 32, 'crop_area': 0.4}

@@ -49,7 +49,7 @@ def imports_of(path):
 
 
 def room_of(module):
-    """Return the room of a module; 'ground' for areir.files, areir.flags and so on."""
+    """Return the room of a module; 'ground' for areir.files, areir.cli and so on."""
     parts = module.split('.')
     known = len(parts) > 1 and parts[1] in ROOMS
     return parts[1] if known else 'ground'

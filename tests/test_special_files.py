@@ -11,11 +11,11 @@ from areir.data.images import is_image, list_files, load_image
 from areir.data.source import read_source
 from areir.data.tables import read_csv
 from areir.errors import UserError
+from areir.evaluation.embeddings_file import load_entries
 from areir.files import load_tensors
+from areir.gallery.queries import images_below
+from areir.gallery.vectors_file import VectorsFile
 from areir.output.run_files import read_provenance
-from areir.retrieval.embeddings_file import load_entries
-from areir.retrieval.queries import images_below
-from areir.retrieval.vectors_file import VectorsFile
 
 pytestmark = pytest.mark.usefixtures(in_time.__name__)
 every_kind = pytest.mark.parametrize('kind', KINDS)

@@ -11,8 +11,8 @@ import torch
 from train_runs import FLAGS, RUN, assert_same_run, read, read_table, train
 
 import train as train_module
+from areir.cli.recipes import fill_in_defaults
 from areir.data.images import load_image, normalise, to_pixels
-from areir.flags.recipes import fill_in_defaults
 from areir.retrieval import evaluate
 from areir.training.schedule import learning_rate
 from model import EnsembleModel

@@ -16,12 +16,12 @@ from conftest import Project
 from slim import use_slim_backbone
 from train_runs import read
 
+from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
-from areir.flags.recipes import FROM_SCRATCH, RECIPES
+from areir.networks.projection import Projection
 from areir.output.wording import share
 from areir.retrieval import evaluate
-from areir.retrieval.projection import Projection
 from model import TrainedModel, rebuild
 
 WANTED = {**RECIPES['current'], **FROM_SCRATCH}

@@ -11,9 +11,9 @@ from test_train_interrupted import stop_at
 from train_runs import assert_same_run, read, start
 from train_runs import finish as finish_process
 
+from areir.cli.recipes import RECIPES
 from areir.data.images import load_image, to_pixels
 from areir.files import load_tensors
-from areir.flags.recipes import RECIPES
 from areir.training import trunk_features
 from model import TrainedModel
 

@@ -19,8 +19,8 @@ from train_runs import EVERY_BATCH, assert_same_run, checkpoints, read, read_tab
 
 import model
 from areir import processes
+from areir.cli.recipes import BEFORE_RECIPES, RECIPES
 from areir.files import load_tensors
-from areir.flags.recipes import BEFORE_RECIPES, RECIPES
 from areir.training import trunk_features
 from areir.training.run import MODEL_ARGS_BEFORE
 

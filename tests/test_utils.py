@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import utils
+from areir import hardware
 from areir.errors import UserError
 from areir.files import WriteError
 
@@ -199,7 +200,7 @@ def machine(monkeypatch):
 )
 def test_gpus_that_are_there_are_used(machine, capsys, gpus, gpu_ids, chosen):
     machine(gpus)
-    device, present = utils.choose_devices(gpu_ids)
+    device, present = hardware.choose_devices(gpu_ids)
     assert present == chosen
     assert device == torch.device(f'cuda:{chosen[0]}' if chosen else 'cpu')
     notice = capsys.readouterr().out
@@ -212,19 +213,19 @@ def test_gpus_that_are_there_are_used(machine, capsys, gpus, gpu_ids, chosen):
 )
 def test_each_process_takes_one_gpu(machine, gpu_ids, rank, gpu):
     machine(gpus=4, processes=2, rank=rank)
-    assert utils.choose_devices(gpu_ids) == (torch.device('cuda', gpu), [gpu])
+    assert hardware.choose_devices(gpu_ids) == (torch.device('cuda', gpu), [gpu])
 
 
 @pytest.mark.parametrize(('gpus', 'processes'), [(1, 2), (2, 4)])
 def test_more_processes_than_gpus_are_refused(machine, gpus, processes):
     machine(gpus, processes)
     with pytest.raises(UserError, match='torchrun'):
-        utils.choose_devices([0, 1])
+        hardware.choose_devices([0, 1])
 
 
 def test_processes_without_gpus_run_on_the_cpu(machine):
     machine(gpus=0, processes=2, rank=1)
-    assert utils.choose_devices([0, 1]) == (torch.device('cpu'), [])
+    assert hardware.choose_devices([0, 1]) == (torch.device('cpu'), [])
 
 
 @pytest.mark.parametrize(
@@ -238,9 +239,9 @@ def test_processes_without_gpus_run_on_the_cpu(machine):
 )
 def test_precision_follows_the_hardware(machine, precision, capability, chosen):
     machine(gpus=1, capability=capability)
-    hardware = utils.choose_hardware([0], precision)
-    assert hardware.precision == chosen
-    assert hardware.native_bf16 == (capability >= (8, 0))
+    found = hardware.choose_hardware([0], precision)
+    assert found.precision == chosen
+    assert found.native_bf16 == (capability >= (8, 0))
 
 
 @pytest.mark.parametrize('native', [True, False])
@@ -249,29 +250,29 @@ def test_a_machine_without_gpus(machine, monkeypatch, capsys, precision, native)
     machine(gpus=0)
     capabilities = {'avx512_bf16': native}
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities)
-    hardware = utils.choose_hardware([0], precision)
-    assert (hardware.device, hardware.gpus) == (torch.device('cpu'), [])
+    found = hardware.choose_hardware([0], precision)
+    assert (found.device, found.gpus) == (torch.device('cpu'), [])
     by_default = 'bf16' if native else 'fp32'
-    assert hardware.precision == (by_default if precision == 'auto' else precision)
-    assert bool(hardware.native_bf16) is native
+    assert found.precision == (by_default if precision == 'auto' else precision)
+    assert bool(found.native_bf16) is native
     notice = capsys.readouterr().out
     assert '--gpu_ids' in notice and notice.count('\n') == 1
 
 
 def test_data_parallel_is_announced(machine, capsys):
     machine(gpus=2)
-    assert utils.choose_hardware([0, 1], 'auto').gpus == [0, 1]
+    assert hardware.choose_hardware([0, 1], 'auto').gpus == [0, 1]
     assert 'torchrun' in capsys.readouterr().out
-    utils.choose_hardware([1], 'auto')
+    hardware.choose_hardware([1], 'auto')
     assert 'torchrun' not in capsys.readouterr().out
 
 
 def test_hardware_has_a_name(machine, monkeypatch):
-    hardware = utils.Hardware(torch.device('cpu'), [], 'fp32', False)
-    assert hardware.name == f'CPU, {torch.get_num_threads()} threads'
+    cpu = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
+    assert cpu.name == f'CPU, {torch.get_num_threads()} threads'
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'H100')
-    hardware = utils.Hardware(torch.device('cuda', 0), [0], 'bf16', True)
-    assert hardware.name == 'H100'
+    gpu = hardware.Hardware(torch.device('cuda', 0), [0], 'bf16', True)
+    assert gpu.name == 'H100'
 
 
 @pytest.mark.parametrize(
@@ -280,14 +281,14 @@ def test_hardware_has_a_name(machine, monkeypatch):
 )
 def test_native_bf16_of_a_cpu(monkeypatch, capabilities, native):
     monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities)
-    assert bool(utils.has_native_bf16(torch.device('cpu'))) is native
+    assert bool(hardware.has_native_bf16(torch.device('cpu'))) is native
 
 
 def test_the_local_device(machine):
     machine(gpus=0, processes=2, rank=1)
-    assert utils.local_device() == torch.device('cpu')
+    assert hardware.local_device() == torch.device('cpu')
     machine(gpus=2, processes=4, rank=3)
-    assert utils.local_device() == torch.device('cuda', 1)
+    assert hardware.local_device() == torch.device('cuda', 1)
 
 
 def test_memory_is_kept_where_there_is_glibc_and_nothing_fails_elsewhere(monkeypatch):
@@ -297,13 +298,13 @@ def test_memory_is_kept_where_there_is_glibc_and_nothing_fails_elsewhere(monkeyp
         def mallopt(self, parameter, value):
             calls.append((parameter, value))
 
-    monkeypatch.setattr(utils.ctypes, 'CDLL', lambda name: Library())
-    utils.keep_freed_memory()
+    monkeypatch.setattr(hardware.ctypes, 'CDLL', lambda name: Library())
+    hardware.keep_freed_memory()
     assert sorted(calls) == [(-4, 0), (-2, 2**26), (-1, 2**31 - 1)]
 
     def absent(name):
         raise OSError(f'{name}: cannot open shared object file')
 
-    monkeypatch.setattr(utils.ctypes, 'CDLL', absent)
-    utils.keep_freed_memory()
+    monkeypatch.setattr(hardware.ctypes, 'CDLL', absent)
+    hardware.keep_freed_memory()
     assert os.getpid()  # the process goes on

@@ -3,8 +3,8 @@
 import torch
 from PIL import Image
 
+from areir.gallery.collection import Collection
 from areir.retrieval import search
-from areir.retrieval.collection import Collection
 
 
 class ToyCollection(Collection):

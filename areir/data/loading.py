@@ -6,10 +6,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from areir.cores import available_cores, local_processes
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.workers import start_loader_worker
 from areir.errors import UserError
+from areir.hardware import available_cores, local_processes
 from areir.processes import is_first
 
 BATCH = 32  # images embedded at a time

@@ -9,10 +9,10 @@ from tqdm import tqdm
 
 from areir.data.images import load_image, save_image
 from areir.files import atomic_folder, cut_name, write_table
+from areir.gallery.queries import Query
+from areir.matching.votes import confidence_of, vote
 from areir.output.heat_maps import draw_heat_maps
 from areir.output.sheets import COLOURS, contact_sheet, thumbnail
-from areir.retrieval.queries import Query
-from areir.retrieval.votes import confidence_of, vote
 
 SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535

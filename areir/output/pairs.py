@@ -10,8 +10,8 @@ import torch
 from areir.data.images import load_image
 from areir.data.loading import embed_files
 from areir.files import atomic_folder, cut_name, write_table
+from areir.gallery import queries
 from areir.output.sheets import COLUMNS, sheet, thumbnail
-from areir.retrieval import queries
 
 KINDS = ('identical', 'near-duplicate', 'same item')
 PAIRS = 32  # pairs drawn at most

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 
 from areir.errors import UserError
+from areir.evaluation.intervals import NO_INTERVAL, confidence_intervals
+from areir.evaluation.metrics import measures
+from areir.evaluation.ranking import search
 from areir.files import write_text
 from areir.output import charts, run_statistics, wording
 from areir.output.run_files import read_curves, read_provenance, readable
 from areir.output.tiles import TileMaker
-from areir.retrieval.intervals import NO_INTERVAL, confidence_intervals
-from areir.retrieval.metrics import measures
-from areir.retrieval.ranking import search
 
 NEIGHBOURS = 8  # nearest images that are shown of a query
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'templates')

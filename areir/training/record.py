@@ -16,8 +16,8 @@ import scipy
 import torch
 import torchvision
 
-from areir.retrieval.intervals import describe_interval, nan_to_none
-from areir.retrieval.thresholds import threshold_lines
+from areir.evaluation.intervals import describe_interval, nan_to_none
+from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
 
 
@@ -48,7 +48,7 @@ class Experiment:
     """What a run is made of: all that its records need apart from the results.
 
     split: areir.data.splits.Split; recalls: the K of recall@K; partition: int64
-    (E, classes); hardware: utils.Hardware; world: number of processes; parameters:
+    (E, classes); hardware: hardware.Hardware; world: number of processes; parameters:
     trainable parameters of the whole ensemble; commit: of this code.
     """
 

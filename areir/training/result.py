@@ -4,9 +4,9 @@ from functools import cached_property
 
 import torch
 
-from areir.retrieval.calibration import calibrate
-from areir.retrieval.intervals import confidence_intervals
-from areir.retrieval.metrics import measures, rank_positives, summary
+from areir.evaluation.intervals import confidence_intervals
+from areir.evaluation.metrics import measures, rank_positives, summary
+from areir.matching.calibration import calibrate
 
 
 class Result:

@@ -9,6 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from areir import processes
+from areir.cli.recipes import BEFORE_RECIPES, default_recipe
 from areir.errors import UserError
 from areir.files import (
     file_checksum,
@@ -18,7 +19,6 @@ from areir.files import (
     write_table,
     write_tensors,
 )
-from areir.flags.recipes import BEFORE_RECIPES, default_recipe
 from areir.training import checkpoints
 from areir.training.finished import (
     AGAIN,

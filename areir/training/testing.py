@@ -4,8 +4,8 @@ import time
 
 import torch
 
+from areir.networks.projection import fit_projection
 from areir.processes import is_first
-from areir.retrieval.projection import fit_projection
 from areir.training import record
 from areir.training.checkpoints import model_weights
 from areir.training.loaders import embed_part

@@ -4,8 +4,8 @@ import torch
 
 from areir.errors import UserError
 from areir.files import load_tensors
-from areir.pretrained import imagenet_weights
-from areir.retrieval.model_file import BASE, model_problem
+from areir.networks.model_file import BASE, model_problem
+from areir.networks.pretrained import imagenet_weights
 from areir.training.run import MODEL_ARGS_BEFORE, model_args
 
 

@@ -19,7 +19,7 @@ from slim import build_backbone
 from tqdm import tqdm
 
 import model
-from areir.cores import available_cores
+from areir.hardware import available_cores
 from campaign.cases import DamageCases, attempt
 from campaign.events import EventCases, can_mount
 from campaign.ranks import RankCases

@@ -4,7 +4,7 @@ import functools
 import os
 
 import areir.data.loading
-import areir.retrieval.shortening
+import areir.gallery.shortening
 from areir.training.run import Run
 
 STOPPED = 77  # exit status of a process that a hook has ended
@@ -15,8 +15,8 @@ def small_steps():
     """Index two images at a time, and shorten the vectors of small folders."""
     areir.data.loading.BATCH = 2
     areir.data.loading.available_cores = lambda: 0  # decodes in the same process
-    areir.retrieval.shortening.LEAST_IMAGES = 8
-    areir.retrieval.shortening.DIMENSIONS = 4
+    areir.gallery.shortening.LEAST_IMAGES = 8
+    areir.gallery.shortening.DIMENSIONS = 4
 
 
 def stop_training():

@@ -24,7 +24,7 @@ from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.data.tables import read_table
 from areir.errors import UserError
-from areir.retrieval.ranked_file import rank_file
+from areir.evaluation.ranked_file import rank_file
 from data_utils import prepare
 
 WRITE = {

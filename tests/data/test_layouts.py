@@ -24,12 +24,12 @@ from official import (
 )
 from PIL import Image
 
+from areir.cli.preparation import DATASETS, get_parser
 from areir.data.images import load_image
 from areir.data.layouts import KNOWN_DATASETS, WITH_BOXES, KnownDataset, crop_types
 from areir.data.records import Record
 from areir.data.source import read_source
 from areir.errors import UserError
-from areir.flags.preparation import DATASETS, get_parser
 from data_utils import prepare
 
 

@@ -11,9 +11,9 @@ from toy import ToyCollection, draw_noise, on_circle
 from trained import CALIBRATION, save_model
 
 from areir.errors import UserError
+from areir.gallery.queries import Query, find_queries, search_queries
 from areir.output import answers
 from areir.output.sheets import COLOURS
-from areir.retrieval.queries import Query, find_queries, search_queries
 from model import TrainedModel
 
 PATHS = ['a/1.png', 'a/2.png', 'b/1.png', 'b/4.png', '5.png']

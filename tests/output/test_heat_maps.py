@@ -7,9 +7,9 @@ from PIL import Image
 from torch.nn import functional as F
 from trained import save_model
 
+from areir.networks.projection import fit_projection
 from areir.output.heat_maps import draw_heat_maps, overlay, similarity_maps
 from areir.output.sheets import THUMBNAIL
-from areir.retrieval.projection import fit_projection
 from model import EnsembleModel, TrainedModel
 
 

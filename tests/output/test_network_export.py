@@ -12,9 +12,9 @@ from trained import take_statistics
 from areir.data.images import list_files, load_image, normalise, resize
 from areir.data.sample import draw_sample
 from areir.errors import UserError
+from areir.networks.projection import fit_projection
 from areir.output import network_export
 from areir.output.network_export import export_network, random_images
-from areir.retrieval.projection import fit_projection
 from model import EnsembleModel
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]  # another for each channel

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from toy import ToyCollection, draw_noise, on_circle
 from trained import CALIBRATION
 
+from areir.gallery import queries
 from areir.output import pairs
-from areir.retrieval import queries
 
 PATHS = ['a.png', 'b.jpg', 'c.png', 'copy.png', 'same pixels.bmp', 'z.png']
 

@@ -5,11 +5,11 @@ import argparse
 import torch
 from torch.nn import functional as F
 
+from areir.cli.recipes import RECIPES
 from areir.data.splits import Part, Split
-from areir.flags.recipes import RECIPES
+from areir.hardware import Hardware
 from areir.training.record import Experiment
 from model import assign_meta_classes
-from utils import Hardware
 
 INFO = {
     'counts': {'train': (12, 6), 'test': (36, 6)},

@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-import utils
+from areir import hardware
 from areir.seeds import random_stream
 from areir.training.run import Progress, Run
 from areir.training.trainer import Trainer
 
-HARDWARE = utils.Hardware(torch.device('cpu'), [], 'fp32', False)
+HARDWARE = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
 SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc'}
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from areir.cli.recipes import RECIPES
 from areir.data.images import flip, load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.errors import UserError
-from areir.flags.recipes import RECIPES
-from areir.retrieval.projection import fit_projection
+from areir.networks.projection import fit_projection
 from areir.training import loaders
 from areir.training.batches import EpochSampler, epoch_batches
 from areir.training.loaders import (

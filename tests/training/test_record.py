@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from experiments import CLASSES, INFO, make_embeddings, make_experiment
 from trained import CALIBRATION
 
-from areir.retrieval.projection import Projection, fit_projection
+from areir.networks.projection import Projection, fit_projection
 from areir.training import record
 from areir.training.batches import EpochSampler
 from areir.training.result import Result

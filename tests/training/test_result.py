@@ -4,8 +4,8 @@ import pytest
 import torch
 from experiments import make_embeddings, make_experiment
 
+from areir.matching.calibration import calibrate
 from areir.retrieval import evaluate
-from areir.retrieval.calibration import calibrate
 from areir.training.result import Result
 
 

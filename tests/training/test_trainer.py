@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from areir.hardware import Hardware
 from areir.training import trainer as trainer_module
 from areir.training.trainer import Autocast, Trainer, sum_gradients, train_step
 from model import (
@@ -15,7 +16,6 @@ from model import (
     count_parameters,
     ensemble_loss,
 )
-from utils import Hardware
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
 META_LABELS = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 0], [1, 3, 3]])

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torchvision
 
+from areir.cli.recipes import RECIPES
 from areir.errors import UserError
 from areir.files import write_tensors
-from areir.flags.recipes import RECIPES
 from areir.training.run import MODEL_ARGS_BEFORE
 from areir.training.weights import freeze_old_heads, initial_weights, read_base
 from model import EnsembleModel, assign_meta_classes

@@ -9,12 +9,12 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from areir.errors import UserError
+from areir.gallery.queries import Query
 from areir.output import wording
 from areir.output.page import guards
 from areir.output.page.folder import NoSuchImage, OldPage, place_after
 from areir.output.page.pictures import SIDES, PictureMaker, draw_pair
 from areir.output.page.view import MOST, view_answer
-from areir.retrieval.queries import Query
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # base.css is shared with the page of a run

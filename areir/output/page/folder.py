@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from areir.errors import UserError
+from areir.gallery.collection import FolderCollection
+from areir.gallery.queries import search_queries
+from areir.matching.votes import images_to_find
 from areir.output.answers import make_answer
 from areir.output.wording import counted
-from areir.retrieval.collection import FolderCollection
-from areir.retrieval.queries import search_queries
-from areir.retrieval.votes import images_to_find
 
 
 class OldPage(UserError):

@@ -7,9 +7,9 @@ import threading
 
 from PIL import Image, ImageOps
 
-from areir.cores import available_cores
 from areir.data.images import load_image
 from areir.errors import UserError
+from areir.hardware import available_cores
 from areir.output.heat_maps import overlay, pair_heat
 
 SIDES = {'small': 320, 'large': 1600}  # pixels

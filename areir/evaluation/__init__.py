@@ -1,0 +1,1 @@
+"""Exact retrieval: scores, search, metrics, intervals, and files of embeddings."""

@@ -1,0 +1,198 @@
+"""Recall@K, MAP@R and R-precision, exact, from the ranks of each query's positives.
+
+The positives of a query are the gallery images of its class, and R is their number.
+"""
+
+import math
+from numbers import Integral
+
+import torch
+
+from areir.errors import UserError
+from areir.evaluation.counting import AheadCounter, LabelledImages, positive_keys
+from areir.evaluation.scores import (
+    TILE,
+    check_embeddings,
+    check_pair,
+    full_precision,
+)
+
+SLOTS = 2**21  # positives whose ranks are counted at a time
+
+
+def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None, tile=TILE):
+    """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
+
+    query (Nq, D) and query_labels (Nq,); gallery (Ng, D) and gallery_labels (Ng,) in
+    the same numbering of the classes. Without a gallery every image queries all others.
+    tile: images per side of a tile of scores; it does not change the result.
+
+        recall@k     1 if a positive is among the k nearest images, else 0
+                     (arXiv 1511.06452)
+        map@r        1/R * sum over i <= R of the precision at i, where the i-th
+                     nearest image is a positive (arXiv 2003.08505)
+        r_precision  share of positives among the R nearest images (arXiv 2003.08505)
+        mean_rank    rank of the nearest positive, mean over the queries that have one;
+                     0 if none has
+        queries_without_positive   number of queries with R = 0; they count as 0 in
+                     the first three
+
+    Raises UserError for embeddings that are not finite, shapes that do not fit and a
+    k beyond the images that can be retrieved.
+    """
+    ks = list(ks)
+    check_embeddings('query', query)
+    if gallery is not None:
+        check_embeddings('gallery', gallery)
+    check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
+    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile)
+    return summary(ranks, ks)
+
+
+def check_ks(ks, available):
+    """Raise UserError unless each K of Recall@K is from 1 to `available`."""
+    for k in ks:
+        if not isinstance(k, Integral) or not 1 <= k <= available:
+            raise UserError(
+                f'recall@{k}: choose K from 1 to {available}, '
+                'the images that can be retrieved'
+            )
+
+
+def summary(ranks, ks):
+    """Return the metrics of `evaluate` from the ranks of `rank_positives`."""
+    has_positive = ranks['rank'] > 0
+    count = len(has_positive)
+    means = {
+        name: math.fsum(values.tolist()) / count
+        for name, values in measures(ranks, ks).items()
+    }
+    with_positive = int(has_positive.sum())
+    return {
+        **means,
+        'mean_rank': ranks['rank'].sum().item() / max(1, with_positive),
+        'queries_without_positive': count - with_positive,
+    }
+
+
+def without_lone_queries(ranks, ks):
+    """Return (queries, {name: mean}) of `measures` over the queries with a positive.
+
+    A mean is None if no query has one. `evaluate` counts the others as misses;
+    AccuracyCalculator of pytorch-metric-learning leaves them out, see
+    https://kevinmusgrave.github.io/pytorch-metric-learning/accuracy_calculation/
+    """
+    has_positive = ranks['rank'] > 0
+    count = int(has_positive.sum())
+    return count, {
+        name: math.fsum(values[has_positive].tolist()) / count if count else None
+        for name, values in measures(ranks, ks).items()
+    }
+
+
+def measures(ranks, ks):
+    """Return {name: (Nq,) float64}, the value of each metric for each query.
+
+    The names are recall@k for every k, map@r and r_precision.
+    """
+    rank = ranks['rank']
+    recalls = {f'recall@{k}': ((rank > 0) & (rank <= k)).double() for k in ks}
+    return {**recalls, 'map@r': ranks['map@r'], 'r_precision': ranks['r_precision']}
+
+
+def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=TILE):
+    """Return what `measures` needs to know of every query, exact for every `tile`.
+
+    The arguments are those of `evaluate`. Returns a dict of tensors (Nq,):
+
+        positives    R, int64
+        rank         rank of the nearest positive from 1, int64; 0 if R = 0
+        map@r, r_precision   as in `evaluate`, float64
+
+    Raises UserError as `evaluate` does.
+    """
+    leave_one_out = gallery is None
+    if leave_one_out != (gallery_labels is None):
+        raise UserError('gallery and gallery_labels are given together or not at all')
+    if leave_one_out:
+        gallery, gallery_labels = query, query_labels
+    bound = check_pair(query, gallery, tile)
+    query_labels = check_labels('query', query_labels, query)
+    gallery_labels = check_labels('gallery', gallery_labels, gallery)
+    labels = torch.cat([query_labels, gallery_labels])
+    names, classes = labels.unique(return_inverse=True)
+    classes = classes.split([len(query), len(gallery)])
+    images = LabelledImages(query, gallery, *classes, leave_one_out, bound)
+    sizes = torch.bincount(images.gallery_class, minlength=len(names))
+    positives = sizes[images.query_class] - int(leave_one_out)
+
+    results, first = [], 0
+    with full_precision(query.device):
+        for count in group_sizes(positives):
+            group = positives[first : first + count]
+            results.append(rank_group(images, first, group, tile))
+            first += count
+    rank, map_at_r, r_precision = (torch.cat(values) for values in zip(*results))
+    return {
+        'positives': positives,
+        'rank': rank,
+        'map@r': map_at_r,
+        'r_precision': r_precision,
+    }
+
+
+def check_labels(name, labels, embeddings):
+    """Return labels as int64 on the embeddings' device.
+
+    Raises UserError unless they are one integer per image.
+    """
+    try:
+        labels = torch.as_tensor(labels, device=embeddings.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f'{name}_labels must be integers ({error})') from error
+    if labels.shape != (len(embeddings),):
+        raise UserError(
+            f'{name}_labels must be one per image ({len(embeddings)},), '
+            f'not {tuple(labels.shape)}'
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise UserError(f'{name}_labels must be integers, not {labels.dtype}')
+    return labels.to(torch.int64)
+
+
+def group_sizes(positives):
+    """Divide the queries into groups with about SLOTS positives; return their sizes.
+
+    positives (Nq,). There is one group, unless classes are huge.
+    """
+    group = (positives.cumsum(0) - positives) // SLOTS
+    return group.unique_consecutive(return_counts=True)[1].tolist()
+
+
+def rank_group(images, first, positives, tile):
+    """Return (rank, map@r, r_precision) of the queries first, first + 1, ...
+
+    positives (n,): R of each of these queries.
+    """
+    keys = positive_keys(images, first, positives)
+    ahead = AheadCounter(images, first, positives, keys).count(tile)
+
+    # for each positive: its query, its place among the positives, its rank among all
+    queries = torch.arange(len(positives), device=keys.device)
+    query = queries.repeat_interleave(positives)
+    start = positives.cumsum(0) - positives
+    place = torch.arange(1, len(query) + 1, device=keys.device) - start[query]
+    before = torch.cat([ahead.new_zeros(1), ahead.cumsum(0)])
+    rank = before[1:] - before[start][query] + place
+
+    hit = rank <= positives[query]
+    precision = place / rank.double()
+    sums = torch.zeros(2, len(positives), dtype=torch.float64, device=keys.device)
+    sums[0].index_add_(0, query, precision * hit)
+    sums[1].index_add_(0, query, hit.double())
+    map_at_r, r_precision = sums / positives.clamp(min=1)
+
+    nearest = torch.zeros_like(positives)
+    some = positives > 0
+    nearest[some] = rank[start[some]]
+    return nearest, map_at_r, r_precision

@@ -1,0 +1,163 @@
+"""Exact search: the k best gallery images of every query."""
+
+from numbers import Integral
+
+import torch
+from tqdm import tqdm
+
+from areir.errors import UserError
+from areir.evaluation.first_pass import FloatPass
+from areir.evaluation.scores import (
+    LAST,
+    TILE,
+    check_pair,
+    full_precision,
+    rows_at_once,
+    tile_scores,
+    to_indices,
+    to_keys,
+    to_scores,
+    tolerance,
+)
+
+LOWEST = torch.finfo(torch.float32).min
+NARROWEST, WIDEST = 4, 32  # columns of a tile, in multiples of its most rows
+
+
+def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
+    """Return the k best gallery images of every query.
+
+    query (Nq, D), gallery (Ng, D): any float type; exclude (Nq,): a gallery index that
+    a query must not retrieve, such as its own, or -1; tile: images per side of a
+    tile of scores, which does not change the result; norm: an upper bound on the
+    gallery's norms. If given, the gallery is not scanned before the search.
+
+    Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
+    by gallery index. Raises UserError for embeddings that are not finite or do not
+    fit, and for a k below 1 or beyond the images that can be retrieved.
+    """
+    best = begin_search(query, gallery, k, exclude, tile, norm)
+    best.add_tiles(best.tiles(tile))
+    return to_scores(best.keys), to_indices(best.keys)
+
+
+def begin_search(query, gallery, k, exclude, tile, norm, codes=None):
+    """Check the arguments of `search`; return its BestImages, without any tile yet.
+
+    codes: the CodesFile of the gallery, for a faster first pass; it needs `norm`.
+    """
+    bound = check_pair(query, gallery, tile, norm)
+    exclude = check_exclude(exclude, query, gallery)
+    check_k(k, len(gallery) - int((exclude >= 0).any()))
+    if codes:
+        first_pass = codes.first_pass(query, norm)
+    else:
+        first_pass = FloatPass(query, gallery, bound)
+    return BestImages(query, gallery, k, exclude, bound, first_pass)
+
+
+def check_exclude(exclude, query, gallery):
+    """Return `exclude` as a tensor (Nq,) on the query's device."""
+    if exclude is None:
+        return torch.full((len(query),), -1, device=query.device)
+    exclude = torch.as_tensor(exclude, dtype=torch.int64, device=query.device)
+    if exclude.shape != (len(query),):
+        raise UserError(
+            f'exclude must have one index per query ({len(query)},), '
+            f'not {tuple(exclude.shape)}'
+        )
+    if exclude.min() < -1 or exclude.max() >= len(gallery):
+        raise UserError(f'exclude must lie in -1 ... {len(gallery) - 1}')
+    return exclude
+
+
+def check_k(k, available):
+    """Raise UserError unless k is an integer from 1 to `available`."""
+    if not isinstance(k, Integral) or not 1 <= k <= available:
+        raise UserError(
+            f'k = {k}: choose from 1 to {available}, the images that can be retrieved'
+        )
+
+
+def cut(start, size, images):
+    """Return the slice of at most `size` images from start."""
+    return slice(start, min(start + size, len(images)))
+
+
+class BestImages:
+    """The k best images of each query in the tiles given to `add_tiles`.
+
+    query, gallery, k, exclude: see `search`; bound: the largest product of a query's
+    and an image's norm; first_pass: computes approximate scores, see first_pass.py.
+    keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
+    """
+
+    def __init__(self, query, gallery, k, exclude, bound, first_pass):
+        self.query, self.gallery, self.k, self.exclude = query, gallery, k, exclude
+        self.first_pass, self.slack = first_pass, first_pass.slack
+        self.excludes = bool((exclude >= 0).any())
+        self.error = tolerance(query.shape[1], bound, torch.float64)
+        self.keys = torch.full((len(query), k), LAST, device=query.device)
+
+    def tiles(self, tile):
+        """Divide all pairs into tiles (rows, columns); the fewer rows, the wider."""
+        height = min(tile, rows_at_once(self.k), len(self.query))
+        width = tile * min(WIDEST, max(NARROWEST, tile // height))
+        return [
+            (cut(row, height, self.query), cut(column, width, self.gallery))
+            for column in range(0, len(self.gallery), width)
+            for row in range(0, len(self.query), height)
+        ]
+
+    def add_tiles(self, tiles, silent=False):
+        """Search tiles (rows, columns): query[rows] in gallery[columns]."""
+        silent = silent or len(tiles) == 1
+        bar = tqdm(
+            tiles, desc='searching', unit='tile', delay=3, leave=False, disable=silent
+        )
+        with full_precision(self.query.device):
+            for rows, columns in bar:
+                approximate = self.first_pass(rows, columns)
+                self.hide_excluded(approximate, rows, columns)
+                floor = self.floor(approximate, rows)
+                i, j = (approximate >= floor[:, None]).nonzero(as_tuple=True)
+                if len(i):
+                    self.add_pairs(i, j, rows, columns)
+
+    def hide_excluded(self, approximate, rows, columns):
+        """Set the approximate scores of excluded images in a tile to -inf."""
+        if not self.excludes:
+            return
+        exclude = self.exclude[rows]
+        inside = (exclude >= columns.start) & (exclude < columns.stop)
+        inside = inside.nonzero().flatten()
+        approximate[inside, exclude[inside] - columns.start] = -torch.inf
+
+    def floor(self, approximate, rows):
+        """Return the lowest approximate score (n,) that one of the k best can have.
+
+        approximate (n, m): the scores of a tile; rows: its queries.
+        """
+        slack, kth = self.slack[rows], self.keys[rows, -1]
+        floor = to_scores(kth) - slack
+        empty = (kth == LAST).nonzero().flatten()
+        if len(empty):
+            count = min(self.k, approximate.shape[1])
+            kth_here = approximate[empty].topk(count).values[:, -1]
+            floor[empty] = kth_here - 2 * slack[empty]
+            if count < self.k:
+                floor[empty] = -torch.inf
+        return floor.clamp(min=LOWEST)  # excluded images are below it
+
+    def add_pairs(self, i, j, rows, columns):
+        """Score the pairs (i, j) of a tile exactly and merge them into the keys."""
+        device = self.query.device
+        rows = torch.arange(rows.start, rows.stop, device=device)
+        columns = torch.arange(columns.start, columns.stop, device=device)
+        scores = tile_scores(self.query, self.gallery, rows, columns, i, j, self.error)
+        count = torch.bincount(i, minlength=len(rows))
+        place = torch.arange(len(i), device=device) - (count.cumsum(0) - count)[i]
+        keys = torch.full((len(rows), int(count.max())), LAST, device=device)
+        keys[i, place] = to_keys(scores, columns[j])
+        merged = torch.cat([self.keys[rows], keys], dim=1).sort(dim=1).values
+        self.keys[rows] = merged[:, : self.k]

@@ -1,0 +1,1 @@
+"""The index of a folder of images, the database of a run, and queries to them."""

@@ -1,0 +1,165 @@
+"""Queries: what --query_img_name means, and the embedding of each."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from areir.data.images import is_image
+from areir.data.loading import embed_files
+from areir.errors import UserError, printable
+from areir.evaluation.scores import check_embeddings
+from areir.gallery.folders import list_user_files
+from areir.processes import gather_objects, rank_and_count, sum_over_all
+
+TOGETHER = 4096  # queries searched at a time
+
+
+@dataclass
+class Query:
+    """An image whose nearest images are wanted."""
+
+    file: str
+    name: str  # as the user gave it, or the collection's own name for it
+    label: object = None  # the name of its class, or None
+    index: int = -1  # in the collection, or -1
+    stored: bool = False  # whether the collection holds its embedding
+    embedding: object = None  # (D,), or None if it must be computed
+
+
+# Which images
+
+
+def find_queries(name, collection):
+    """Return the Queries that --query_img_name means: a file, or a folder's images.
+
+    Files that cannot be read are left out with a notice. Raises UserError if there is
+    no such file and no such image in the collection.
+    """
+    paths = images_below(name) if os.path.isdir(name) else [name]
+    return collection.locate(paths)
+
+
+def images_below(folder):
+    """Return the paths of the images below a folder of queries."""
+    problems = {}
+    paths = [os.path.join(folder, path) for path in list_user_files(folder, problems)]
+    paths = [path for path in paths if is_image(path)]
+    for path in paths:
+        if not os.path.isfile(path):  # a broken link
+            problems[path] = 'no such file'
+    report_problems(problems)
+    paths = [path for path in paths if path not in problems]
+    if not paths:
+        raise UserError(f'--query_img_name {folder}: no images in it')
+    return paths
+
+
+def report_problems(problems):
+    """Print a notice for each of {path: why it cannot be read}."""
+    for path, reason in problems.items():
+        print(f'notice: {printable(path)} is left out: {reason}')
+
+
+def find_images(paths, images, folder, sizes=None):
+    """Return the position of each path among the images below a folder, or -1.
+
+    A path that is a file is compared by file, whatever names and links lead to it. Any
+    other path is compared by name. sizes: bytes of the images, if they are known; an
+    image whose size is that of none of the paths is then skipped.
+    """
+    positions = [-1] * len(paths)
+    wanted, wanted_sizes = {}, set()
+    for number, path in enumerate(paths):
+        if os.path.isfile(path):
+            seen = os.stat(path)
+            wanted.setdefault((seen.st_dev, seen.st_ino), []).append(number)
+            wanted_sizes.add(seen.st_size)
+        else:
+            positions[number] = find_name(path, images, folder)
+    for index, image in enumerate(images):
+        if not wanted:
+            break
+        if sizes and sizes[index] not in wanted_sizes:
+            continue
+        with contextlib.suppress(OSError):
+            seen = os.stat(os.path.join(folder, image))
+            for number in wanted.pop((seen.st_dev, seen.st_ino), ()):
+                positions[number] = index
+    return positions
+
+
+def find_name(path, images, folder):
+    """Return the index of the image that `path` ends with, or -1.
+
+    The path may start with the name of the folder.
+    """
+    path = '/' + os.path.normpath(path).replace(os.sep, '/')
+    base = os.path.basename(folder)
+    for index, image in enumerate(images):
+        if path == f'/{image}' or path.endswith(f'/{base}/{image}'):
+            return index
+    return -1
+
+
+# Their embeddings
+
+
+def embed_queries(queries, collection):
+    """Embed the Queries whose embeddings the collection does not hold.
+
+    Returns the Queries that can be read. The others are left out with a notice. Raises
+    UserError if none is left.
+    """
+    outside = [query for query in queries if not query.stored]
+    embeddings, bad = collection.embed([query.file for query in outside])
+    for number, query in enumerate(outside):
+        if number not in bad:
+            query.embedding = embeddings[number]
+    problems = {outside[number].name: reason for number, reason in bad.items()}
+    readable = [query for query in queries if query.embedding is not None]
+    if not readable:
+        name = queries[0].name
+        raise UserError(f'{name}: {problems[name]}')
+    report_problems(problems)
+    return readable
+
+
+def embed_shared(paths, embedder, dimensions):
+    """Embed image files; each process of torchrun embeds its share.
+
+    embedder: areir.data.loading.Embedder. Returns, in every process, (embeddings (N,
+    dimensions), {index: why it cannot be read}).
+    """
+    rank, processes = rank_and_count()
+    own = range(rank, len(paths), processes)
+    files = [paths[index] for index in own]
+    embeddings, problems = torch.zeros(len(paths), dimensions), {}
+    for indices, vectors, bad in embed_files(
+        files, embedder.image_size, embedder, 'queries'
+    ):
+        if indices:
+            check_embeddings('vectors', vectors)
+            embeddings[[own[index] for index in indices]] = vectors
+        problems |= {own[index]: reason for index, reason in bad.items()}
+    all_problems = {}
+    for part in gather_objects(problems):
+        all_problems |= part
+    return sum_over_all(embeddings), all_problems
+
+
+def search_queries(queries, collection, k):
+    """Return [(Query, (scores, indices))] with the k nearest images of each Query.
+
+    No query retrieves itself. scores and indices are lists, as `ranking.search` orders
+    them.
+    """
+    results = []
+    for start in range(0, len(queries), TOGETHER):
+        batch = queries[start : start + TOGETHER]
+        embeddings = torch.stack([query.embedding for query in batch])
+        exclude = torch.tensor([query.index for query in batch])
+        scores, indices = collection.search(embeddings, k, exclude)
+        results += zip(batch, zip(scores.tolist(), indices.tolist()))
+    return results

@@ -1,0 +1,127 @@
+"""What this machine computes on: cores, GPUs, precision, and who shares them."""
+
+import contextlib
+import ctypes
+import os
+from typing import NamedTuple
+
+from areir.errors import UserError
+
+M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
+
+
+def available_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def cpu_has_any(*instructions):
+    """Whether the CPU has one of these instructions, named as torch names them."""
+    import torch  # takes seconds, which --help does without
+
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in instructions)
+
+
+def local_processes():
+    """Return how many processes torchrun started on this machine."""
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+
+
+def choose_devices(gpu_ids):
+    """Return (device, ids of the GPUs in use).
+
+    If gpu_ids are missing here, print a notice and use the others, or else the CPU.
+    Several processes on a machine take one GPU each, in the order of gpu_ids if it has
+    enough. Raises UserError if there are GPUs, but not one for each process.
+    """
+    import torch
+
+    count, processes = torch.cuda.device_count(), local_processes()
+    if count and processes > 1:
+        gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
+        if max(gpus[:processes]) >= count:
+            raise UserError(
+                f'torchrun started {processes} processes here, but there are {count} '
+                'GPUs and each process needs one (CUDA_VISIBLE_DEVICES= hides them all)'
+            )
+        gpu_ids = [gpus[int(os.environ['LOCAL_RANK'])]]
+    present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
+    if present != gpu_ids:
+        asked = ','.join(map(str, gpu_ids))
+        used = 'GPU ' + ','.join(map(str, present)) if present else 'the CPU'
+        print(f'notice: --gpu_ids {asked}: {count} GPUs here, running on {used}')
+    device = torch.device('cuda', present[0]) if present else torch.device('cpu')
+    return device, present
+
+
+class Hardware(NamedTuple):
+    """What training runs on, and in which precision."""
+
+    device: object  # torch.device
+    gpus: list  # their ids; empty on the CPU
+    precision: str  # fp32 or bf16
+    native_bf16: bool
+
+    @property
+    def name(self):
+        """The GPU's name, or the number of the CPU's threads."""
+        import torch
+
+        if self.gpus:
+            return torch.cuda.get_device_name(self.device)
+        return f'CPU, {torch.get_num_threads()} threads'
+
+
+def choose_hardware(gpu_ids, precision, depthwise=False):
+    """Return the Hardware for --gpu_ids and --precision.
+
+    depthwise: whether the network convolves each channel by itself, which CPUs train
+    faster in fp32.
+    """
+    device, gpus = choose_devices(gpu_ids)
+    native = has_native_bf16(device)
+    if precision == 'auto':
+        slower = depthwise and device.type == 'cpu'
+        precision = 'bf16' if native and not slower else 'fp32'
+    if len(gpus) > 1:
+        print(
+            f'notice: nn.DataParallel copies every head to {len(gpus)} GPUs in every '
+            f'step; torchrun --nproc_per_node {len(gpus)} train.py ... divides the '
+            'heads instead, which is faster and takes less memory'
+        )
+    return Hardware(device, gpus, precision, native)
+
+
+def local_device():
+    """Return this process's GPU if there is one, else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    local_rank = int(os.environ.get('LOCAL_RANK', 0))
+    return torch.device('cuda', local_rank % torch.cuda.device_count())
+
+
+def has_native_bf16(device):
+    """Whether the hardware computes in bfloat16 instead of emulating it."""
+    if device.type == 'cuda':
+        import torch
+
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return cpu_has_any('avx512_bf16', 'amx_bf16', 'bf16')
+
+
+def keep_freed_memory():
+    """Tell glibc to keep freed memory for the next step instead of returning it.
+
+    Page faults cost a training step on a CPU up to a third of its time. Does nothing
+    where there is no glibc.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL('libc.so.6').mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TOP_PAD, 2**26)

@@ -1,0 +1,1 @@
+"""Whether two images match: thresholds, classes, confidence, duplicates."""

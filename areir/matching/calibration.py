@@ -1,0 +1,335 @@
+"""Set the score at which the nearest image is a match, on classes never trained on.
+
+When the gallery has no image of the query's class, the search should say so. Such a
+query is a false match if its nearest image still scores at or above the threshold. The
+false-match rate is the share of these queries that are false matches. It grows with the
+gallery: among more wrong images, the best one scores higher. So thresholds are set for
+a series of gallery sizes.
+
+The wanted rate is small and classes are few, so hardly any scores were observed where
+the threshold lies. Among points in a space of dimension m, the number within a small
+distance d grows as d ** m, and so does the share of queries with a wrong image that
+near, where d = 1 - score. A line in -log d is therefore fitted to the upper TAIL of the
+queries by their mean excess (Hill, The Annals of Statistics 3(5), 1975), and the
+threshold is read from it instead of from the one or two highest scores.
+
+Scores are those of unit vectors, from -1 to 1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from areir.evaluation.best_scores import BestScores, score_blocks
+from areir.evaluation.intervals import (
+    LEAST_CLASSES,
+    class_sums,
+    confidence_intervals,
+    resampled_means,
+)
+from areir.matching.votes import calibrate_confidence
+
+STEP = 0.01  # in -log d, between the thresholds that are considered
+GRID = torch.arange(-70, 1151) * STEP  # -log d of these: scores from -1 to 0.99999
+HIGHEST = 0.99999  # the highest threshold
+TAIL = 0.25  # share of the queries that the line is fitted to
+MOST_QUERIES = 2048  # used at most, drawn from all
+BLOCK = 64  # queries whose scores are held at a time
+HALVINGS = 5  # of the classes, in `cross_check`
+
+
+class LabelledVectors(NamedTuple):
+    """Queries and a gallery of unit vectors; the arguments of `score_blocks`."""
+
+    query: torch.Tensor  # (Q, D)
+    query_labels: torch.Tensor  # (Q,)
+    gallery: torch.Tensor  # (N, D)
+    gallery_labels: torch.Tensor  # (N,)
+    own: torch.Tensor  # (Q,) each query's index in the gallery, or -1
+
+
+def calibrate(
+    query,
+    query_labels,
+    gallery=None,
+    gallery_labels=None,
+    false_match_rate=0.01,
+    seed=0,
+):
+    """Set the threshold for embeddings of unseen classes.
+
+    query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,): as in
+    `metrics.evaluate`, but unit vectors. Returns None if there are fewer than two
+    classes, else a dict of plain numbers, which is saved with the model or the index:
+
+        false_match_rate      the wanted rate
+        gallery_size          wrong images that a query was compared with, on average
+        threshold             for that size
+        low, high             its 95 % interval over classes; None with fewer than
+                              LEAST_CLASSES classes
+        sizes, thresholds     for all sizes, see `thresholds.threshold_for`
+        found                 share of the queries with a right image whose nearest
+                              image is right and at or above the threshold
+        realised, realised_low, realised_high   the rate measured on classes that did
+                              not set the threshold, with its 95 % interval; None with
+                              fewer than LEAST_CLASSES classes
+        queries, classes      how many set the threshold
+        confidence            the curve for `votes.confidence_of`, or None
+    """
+    images = draw_queries(query, query_labels, gallery, gallery_labels, seed)
+    wrong, best = count_wrong(images)
+    labels = images.query_labels.cpu()
+    classes = len(labels.unique())
+    if classes < 2 or not wrong.count.all():
+        return None
+
+    full = int(wrong.count.double().mean())
+    sizes = gallery_sizes(full, false_match_rate, len(labels))
+    thresholds = thresholds_by_size(wrong, sizes, full, false_match_rate)
+    threshold = thresholds[sizes.index(full)]
+    low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
+    realised, realised_low, realised_high = None, None, None
+    if classes >= LEAST_CLASSES:
+        rates = cross_check(images, false_match_rate, seed)
+        realised, realised_low, realised_high = mean_and_interval(rates, labels)
+    return {
+        'false_match_rate': false_match_rate,
+        'gallery_size': full,
+        'threshold': threshold,
+        'low': low,
+        'high': high,
+        'found': found_share(best, threshold),
+        'realised': realised,
+        'realised_low': realised_low,
+        'realised_high': realised_high,
+        'sizes': sizes,
+        'thresholds': thresholds,
+        'queries': len(labels),
+        'classes': classes,
+        'confidence': calibrate_confidence(images, best.best_right, threshold),
+    }
+
+
+def draw_queries(query, query_labels, gallery, gallery_labels, seed):
+    """Return LabelledVectors of at most MOST_QUERIES queries, drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(query), generator=generator)[:MOST_QUERIES]
+    drawn = drawn.sort().values.to(query.device)
+    query_labels = torch.as_tensor(query_labels, device=query.device)
+    own = torch.full_like(drawn, -1)
+    if gallery is None:
+        gallery, gallery_labels, own = query, query_labels, drawn
+    gallery_labels = torch.as_tensor(gallery_labels, device=query.device)
+    return LabelledVectors(
+        query[drawn], query_labels[drawn], gallery, gallery_labels, own
+    )
+
+
+def found_share(best, threshold):
+    """Return the share of queries whose nearest image is right and a match.
+
+    Queries without a right image do not count.
+    """
+    is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
+    is_found = is_found[best.best_right > -torch.inf]
+    return is_found.double().mean().item() if len(is_found) else 0.0
+
+
+# Wrong images and false matches
+
+
+class WrongImages:
+    """How many wrong images each query has, and how high they score.
+
+    above (Q, len(GRID)): those whose -log d is at least GRID[t]; count (Q,): all.
+    """
+
+    def __init__(self, above, count):
+        self.above, self.count = above, count
+
+    def rates(self, size):
+        """Return the false-match rates (Q, len(GRID)) in a gallery of `size` images.
+
+        A rate is the probability that at least one of `size` wrong images, drawn from
+        all without replacement (hypergeometric), scores at or above the threshold. A
+        query that has fewer wrong images is compared with all of them.
+        """
+        above, count = self.above.double(), self.count.double()[:, None]
+        drawn = count.clamp(max=size)
+        below = count - above
+        # (below choose drawn) / (count choose drawn), as logarithms
+        log_none = torch.lgamma(below + 1)
+        log_none = log_none - torch.lgamma((below - drawn).clamp(min=0) + 1)
+        log_none = log_none - torch.lgamma(count + 1)
+        log_none = log_none + torch.lgamma(count - drawn + 1)
+        none_above = torch.where(below >= drawn, log_none, -torch.inf).exp()
+        return (1 - none_above) * (above > 0)
+
+    def mean_rates(self, size):
+        """Return the false-match rates (len(GRID),), means over the queries."""
+        return self.rates(size).mean(dim=0)
+
+
+def count_wrong(images):
+    """Return (WrongImages, BestScores) of LabelledVectors, on the CPU."""
+    count = len(images.query)
+    best = BestScores(count)
+    above = torch.empty(count, len(GRID), dtype=torch.int64)
+    wrong = torch.empty(count, dtype=torch.int64)
+    for block in score_blocks(*images, BLOCK):
+        rows = block.rows.cpu()
+        above[rows] = count_above(block.scores, block.wrong).cpu()
+        wrong[rows] = block.wrong.sum(dim=1).cpu()
+        best.add(block)
+    return WrongImages(above, wrong), best
+
+
+def count_above(scores, wrong):
+    """Return (n, len(GRID)): wrong images whose -log d is at least GRID[t].
+
+    scores (n, N); wrong (n, N): which of them count.
+    """
+    closeness = (1 - scores).clamp_(min=1e-9).log_().neg_()  # -log d
+    places = closeness.sub_(GRID[0]).div_(STEP).floor_().long()
+    places.clamp_(0, len(GRID) - 1)
+    rows = torch.arange(len(scores), device=scores.device)[:, None]
+    places += rows * len(GRID)
+    counts = torch.bincount(places[wrong], minlength=len(scores) * len(GRID))
+    counts = counts.view(len(scores), len(GRID))
+    return counts.flip(1).cumsum(1).flip(1)
+
+
+# Thresholds
+
+
+def threshold_at(rates, wanted):
+    """Return the score (...) at which the false-match rate falls to `wanted`.
+
+    rates (..., len(GRID)) fall from 1. If `wanted` is TAIL or more, the score is the
+    measured one. If it is lower, it lies on the line fitted to the tail.
+    """
+    rates = rates.double()
+    start = (rates > max(TAIL, wanted)).sum(dim=-1, keepdim=True)  # of the tail
+    start = start.clamp(max=len(GRID) - 1)
+    share = rates.gather(-1, start)  # of the queries, in the tail
+    tail = rates * (torch.arange(len(GRID)) > start)
+    excess = tail.sum(dim=-1, keepdim=True) * STEP / share.clamp(min=1e-12)
+    beyond = torch.zeros_like(share)
+    if wanted < TAIL:
+        beyond = (share / wanted).clamp(min=1).log()
+    scores = 1 - (-(GRID[start] + excess * beyond)).exp()
+    return scores.clamp(max=HIGHEST)[..., 0]
+
+
+def gallery_sizes(full, wanted, queries):
+    """Return the gallery sizes that get a threshold: 1, 2, 5, 10, ... `full`, and more.
+
+    full: the size that was measured; wanted: the false-match rate. A larger gallery
+    needs a lower rate at the measured size, see `thresholds_by_size`. Sizes double from
+    `full` as long as this rate is at least one query, the smallest share that can be
+    observed.
+    """
+    powers = range(12)
+    smaller = [digit * 10**power for digit in (1, 2, 5) for power in powers]
+    sizes = [size for size in smaller if size < full] + [full]
+    for power in range(1, 32):
+        if wanted / 2**power * queries >= 1:
+            sizes.append(full * 2**power)
+    return sorted(sizes)
+
+
+def thresholds_by_size(wrong, sizes, full, wanted):
+    """Return a threshold for each size; a larger size never has a lower one.
+
+    A gallery larger than `full` consists of several galleries of that size. Its rate is
+    at most the sum of theirs, so each of them may have its share of the wanted rate.
+    """
+    thresholds = []
+    for size in sizes:
+        rates = wrong.mean_rates(size)
+        threshold = threshold_at(rates, wanted * min(1, full / size))
+        thresholds.append(threshold.item())
+    return np.maximum.accumulate(thresholds).tolist()
+
+
+def threshold_interval(rates, labels, wanted):
+    """Return the 95 % interval (low, high) of the threshold.
+
+    rates (Q, len(GRID)), labels (Q,). Classes are resampled as in
+    `intervals.confidence_intervals`. Both are None with fewer than LEAST_CLASSES.
+    """
+    sums, sizes = class_sums(dict(enumerate(rates.T)), labels)
+    if len(sizes) < LEAST_CLASSES:
+        return None, None
+    means, shares = resampled_means(sums, sizes)
+    thresholds = threshold_at(torch.from_numpy(means), wanted)
+    return np.quantile(thresholds, shares).tolist()
+
+
+# The check on classes that did not set the threshold
+
+
+def cross_check(images, wanted, seed):
+    """Return the false-match rate (Q,) on classes that did not set the threshold.
+
+    One half of the classes sets the threshold, and the rate is measured on the other
+    half in a gallery of its own; then the halves change roles. Rates are means of
+    HALVINGS random halvings, NaN for queries that could not be measured.
+    """
+    classes = torch.cat([images.query_labels, images.gallery_labels]).unique()
+    generator = torch.Generator().manual_seed(seed)
+    matches, measured = torch.zeros(2, len(images.query), dtype=torch.float64)
+    for _ in range(HALVINGS):
+        order = torch.randperm(len(classes), generator=generator)
+        shuffled = classes[order.to(classes.device)]
+        middle = len(classes) // 2
+        halves = [Half(images, part) for part in (shuffled[:middle], shuffled[middle:])]
+        if any(half.is_empty for half in halves):
+            continue
+        for half, other in (halves, halves[::-1]):
+            threshold = half.threshold(wanted)
+            matches[other.asked] += (other.best_wrong >= threshold).double()
+            measured[other.asked] += 1
+    return matches / measured
+
+
+class Half:
+    """The queries and the gallery images of half of the classes.
+
+    asked (q,): indices of the queries; best_wrong (q,): their highest wrong scores.
+    """
+
+    def __init__(self, images, classes):
+        asked = torch.isin(images.query_labels, classes)
+        searched = torch.isin(images.gallery_labels, classes)
+        self.asked = asked.nonzero().flatten().cpu()
+        self.is_empty = not asked.any() or not searched.any()
+        if self.is_empty:
+            return
+        vectors = LabelledVectors(
+            images.query[asked],
+            images.query_labels[asked],
+            images.gallery[searched],
+            images.gallery_labels[searched],
+            torch.full((int(asked.sum()),), -1, device=asked.device),
+        )
+        self.wrong, best = count_wrong(vectors)
+        self.best_wrong = best.best_wrong
+
+    def threshold(self, wanted):
+        """Return the threshold that these classes set."""
+        size = max(1, int(self.wrong.count.max()))
+        return threshold_at(self.wrong.mean_rates(size), wanted)
+
+
+def mean_and_interval(rates, labels):
+    """Return (mean, low, high) of the rates (Q,) that are not NaN.
+
+    All three are None if these rates cover fewer than LEAST_CLASSES classes.
+    """
+    measured = ~rates.isnan()
+    rates, labels = rates[measured], labels[measured]
+    if len(labels.unique()) < LEAST_CLASSES:
+        return None, None, None
+    return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']

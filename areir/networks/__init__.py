@@ -1,0 +1,1 @@
+"""Networks in stages, their weights, and what follows them: folding, projection."""

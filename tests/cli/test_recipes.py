@@ -1,0 +1,279 @@
+"""Recipes: what they set, crops, views and the learning rate."""
+
+import argparse
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from areir.cli.recipes import (
+    FROM_SCRATCH,
+    META_CLASSES,
+    RECIPES,
+    default_meta_classes,
+    fill_in_defaults,
+)
+from areir.data.images import to_pixels
+from areir.errors import UserError
+from areir.training.batches import EpochSampler, ViewSampler, crop_regions
+from areir.training.schedule import learning_rate
+
+
+def completed(*flags, classes=98, weights='none'):
+    words = ['--data_name', 'shop', '--weights', weights, *map(str, flags)]
+    args = train.get_args(words)
+    fill_in_defaults(args, classes, from_scratch=weights == 'none')
+    return args
+
+
+def test_other_data_takes_the_current_recipe():
+    scratch, loaded = completed(), completed(weights='imagenet')
+    for args in (scratch, loaded):
+        assert args.recipe == 'current'
+        wanted = dict(RECIPES['current'])
+        if args is scratch:
+            wanted |= FROM_SCRATCH
+        assert {name: getattr(args, name) for name in wanted} == wanted
+        assert args.meta_class_size == 98
+
+
+@pytest.mark.parametrize(
+    ('flags', 'wanted'),
+    [
+        ([], 4),
+        (['--num_epochs', 3], 1),
+        (['--num_epochs', 50], 10),
+        (['--select', 'val'], 1),
+        (['--recipe', '2019'], 1),
+        (['--test_every', 3], 3),
+    ],
+)
+def test_epochs_between_tests(flags, wanted):
+    assert completed(*flags).test_every == wanted
+
+
+def test_flags_that_are_given_stay():
+    args = completed('--lr', 3e-3, '--dimensions', 0, '--mirror', 'no', '--warmup', 0)
+    assert (args.lr, args.dimensions, args.mirror, args.warmup) == (3e-3, 0, 'no', 0)
+    assert args.batch_size == FROM_SCRATCH['batch_size']
+
+
+@pytest.mark.parametrize(
+    ('name', 'size'), [('car', 12), ('cub', 12), ('sop', 500), ('isc', 192)]
+)
+def test_published_datasets_have_their_own_sizes(name, size):
+    args = train.get_args(['--data_name', name])
+    fill_in_defaults(args, 11318, from_scratch=False)
+    assert (args.recipe, args.meta_class_size) == ('2019', size)
+    assert (args.ensemble_size, args.batch_size, args.lr) == (48, 8, 1e-4)
+
+
+@pytest.mark.parametrize('name', ['car', 'cub', 'sop', 'isc'])
+def test_the_recipe_of_2019_is_that_of_the_tables(name):
+    args = train.get_args(['--data_name', name])
+    fill_in_defaults(args, 11318, from_scratch=False)
+    wanted = {
+        'ensemble_size': 48,
+        'batch_size': 8,
+        'lr': 1e-4,
+        'num_epochs': 20,
+        'image_size': 256,
+        'shared_stages': 1,
+        'freeze_trunk': 'no',
+        'freeze_bn': 'no',
+        'schedule': 'step',
+        'warmup': 0,
+        'crop_area': 1,
+        'label_smoothing': 0,
+        'embedding': 'logits',
+        'mirror': 'no',
+        'dimensions': 0,
+        'weights': 'imagenet',
+    }
+    assert {flag: getattr(args, flag) for flag in wanted} == wanted
+    assert {*RECIPES['2019']} == {*RECIPES['current']}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('scratch', [True, False])
+def test_only_flags_that_are_not_given_are_set(recipe, scratch):
+    weights = 'none' if scratch else 'imagenet'
+    args = train.get_args(
+        ['--data_name', 'shop', '--recipe', recipe, '--weights', weights]
+    )
+    before = dict(vars(args))
+    missing = {name for name in RECIPES[recipe] if before[name] is None}
+    assert missing == {*RECIPES[recipe]} and before['meta_class_size'] is None
+    fill_in_defaults(args, 50, scratch)
+    after = dict(vars(args))
+    assert None not in [after[name] for name in missing]
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {*missing, 'meta_class_size', 'test_every'}
+    # what is complete stays as it is
+    fill_in_defaults(args, 20, scratch)
+    assert vars(args) == after
+
+
+@pytest.mark.parametrize(('recipe', 'wanted'), [('2019', 5), ('current', 40)])
+def test_meta_classes_of_other_data(recipe, wanted):
+    args = argparse.Namespace(data_name='shop', recipe=recipe)
+    assert default_meta_classes(args, 40) == wanted
+    assert default_meta_classes(args, 2) == 2
+
+
+@pytest.mark.parametrize('name', ['car', 'sop'])
+def test_published_data_by_the_current_recipe(name):
+    """Their meta-classes are those of the tables."""
+    args = train.get_args(['--data_name', name, '--recipe', 'current'])
+    fill_in_defaults(args, 11318, from_scratch=False)
+    assert args.meta_class_size == META_CLASSES[name]
+    wanted = RECIPES['current']
+    assert {flag: getattr(args, flag) for flag in wanted} == wanted
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_meta_classes_are_never_more_than_classes(recipe):
+    args = argparse.Namespace(data_name='shop', recipe=recipe)
+    for classes in range(2, 41):
+        assert 2 <= default_meta_classes(args, classes) <= classes
+
+
+def test_the_published_protocol_has_its_recipe(capsys):
+    args = completed('--protocol', 'published')
+    assert args.recipe == '2019'
+    with pytest.raises(SystemExit):
+        completed('--protocol', 'published', '--recipe', 'current')
+    assert '--recipe 2019' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value'),
+    [
+        ('--crop_area', 0),
+        ('--crop_area', 1.5),
+        ('--crop_area', 'nan'),
+        ('--label_smoothing', 1),
+        ('--dimensions', -1),
+        ('--whitening', 2),
+        ('--warmup', 1),
+        ('--shared_stages', 4),
+        ('--model_type', 'vgg16'),
+    ],
+)
+def test_bad_values_are_refused(capsys, flag, value):
+    with pytest.raises(SystemExit):
+        completed(flag, value)
+    assert flag in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['--freeze_trunk', '--freeze_bn'])
+def test_random_weights_are_not_frozen(flag):
+    with pytest.raises(UserError, match=flag):
+        completed(flag, 'yes')
+
+
+# The learning rate
+
+
+def test_the_cosine_schedule_by_hand():
+    def rate(done, warmup=0.0):
+        return learning_rate('cosine', 2.0, 10, warmup, done)
+
+    assert rate(0) == pytest.approx(2)
+    assert rate(5) == pytest.approx(1)
+    assert rate(10) == pytest.approx(0)
+    assert rate(0.5, warmup=0.1) == pytest.approx(1)
+    assert rate(1, warmup=0.1) == pytest.approx(2)
+    assert rate(5.5, warmup=0.1) == pytest.approx(1)
+
+
+def test_the_rate_rises_and_falls_within_an_epoch():
+    done = [number / 10 for number in range(101)]
+    rates = [learning_rate('cosine', 2.0, 10, 0.2, share) for share in done]
+    assert rates[0] == 0 and max(rates) == rates[20] == 2
+    pairs = list(pairwise(rates))
+    assert all(one < other for one, other in pairs[:20])
+    assert all(one > other for one, other in pairs[20:])
+    assert rates[60] == pytest.approx(1)  # the middle of the fall
+    assert rates[40] == pytest.approx(1 + 0.5**0.5)  # a quarter: cos(45 degrees)
+
+
+def test_the_step_schedule_changes_between_epochs_only():
+    for num_epochs in (1, 2, 3, 7, 20):
+        for epoch in range(1, num_epochs + 1):
+            rates = {
+                learning_rate('step', 1.0, num_epochs, 0.05, epoch - 1 + share)
+                for share in (0.001, 0.3, 0.999)
+            }
+            assert len(rates) == 1
+    rates = [learning_rate('step', 1.0, 20, 0, epoch) for epoch in (9.9, 10, 13.9, 14)]
+    assert rates == [1, 0.1, 0.1, 0.01]
+
+
+# Crops
+
+
+def regions(shape=(4000,), least_area=0.4, seed=0):
+    return crop_regions(shape, least_area, torch.Generator().manual_seed(seed))
+
+
+def test_crops_lie_in_the_image_and_keep_their_area():
+    left, top, right, bottom = regions().unbind(dim=1)
+    assert (left >= 0).all() and (top >= 0).all()
+    assert (right <= 1).all() and (bottom <= 1).all()
+    width, height = right - left, bottom - top
+    area, aspect = width * height, width / height
+    assert area.max() <= 1 and area.median() == pytest.approx(0.68, abs=0.03)
+    # a side is cut to the image where the aspect ratio made it longer
+    assert area.min() > 0.39
+    assert aspect.min() >= 0.749 and aspect.max() <= 1.334
+    assert left.std() > 0.05 and torch.allclose(
+        left.mean(), 1 - right.mean(), atol=0.02
+    )
+
+
+def test_crops_depend_on_seed_and_epoch_alone():
+    sampler = EpochSampler(20, 4, seed=3, least_area=0.5)
+    first = sampler.regions
+    sampler.set_epoch(2)
+    assert not torch.equal(first, sampler.regions)
+    sampler.set_epoch(1, start=3)
+    assert torch.equal(first, sampler.regions)
+    items = list(sampler)
+    assert len(items) == 2 and len(items[0]) == 4
+    index, region = items[0][0]
+    assert index == sampler.batches[3][0]
+    assert torch.equal(torch.tensor(region), first[3][0])
+
+
+def test_batches_are_the_same_with_and_without_crops():
+    plain, cropped = EpochSampler(20, 4, 3), EpochSampler(20, 4, 3, 0.5)
+    assert torch.equal(plain.batches, cropped.batches)
+    assert torch.equal(plain.mirrored, cropped.mirrored)
+    assert plain.regions is None and next(iter(plain)) == plain.batches[0].tolist()
+
+
+def test_pixels_of_a_region_are_those_of_the_crop():
+    rows, columns = torch.arange(40.0)[:, None], torch.arange(60.0)
+    planes = [rows * 2 + columns, rows * columns / 10, 200 - columns * 2 + 0 * rows]
+    image = Image.fromarray(torch.stack(planes, dim=2).byte().numpy())
+    region = (0.25, 0.25, 0.75, 0.75)
+    wanted = to_pixels(image.crop((15, 10, 45, 30)), 16).float()
+    # pillow lets pixels beside the region count at its edge
+    assert (to_pixels(image, 16, region) - wanted).abs().max() <= 3
+    assert (to_pixels(image, 16).float() - wanted).abs().max() > 20
+
+
+def test_views_have_crops_and_flips_of_their_own():
+    sampler = ViewSampler(10, 4, views=3, seed=1, least_area=0.5)
+    assert sampler.shape == (3, 10) and len(sampler) == 9
+    rows = torch.cat(sampler.batches).view(3, 10)
+    assert (rows == torch.arange(10)).all()
+    crops = torch.cat(sampler.regions).view(3, 10, 4)
+    assert not torch.equal(crops[0], crops[1])
+    flips = torch.cat(sampler.mirrored).view(3, 10)
+    assert flips.any() and not flips.all()
+    again = ViewSampler(10, 4, views=3, seed=1, least_area=0.5)
+    assert torch.equal(torch.cat(again.regions), torch.cat(sampler.regions))

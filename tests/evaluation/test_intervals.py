@@ -1,0 +1,179 @@
+"""Intervals hold the true value, and comparisons find what is there."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from retrieval_cases import generator, labels_of, normal
+from torch.nn import functional as F
+
+from areir.evaluation.intervals import (
+    LEAST_CLASSES,
+    compare,
+    confidence_intervals,
+    describe_interval,
+    nan_to_none,
+)
+from areir.evaluation.metrics import measures, rank_positives
+
+
+def draw_results(rng, classes, spread=1.5):
+    """Hits and labels of uneven classes, of random shares of hits around 1/2."""
+    sizes = rng.integers(2, 30, size=classes)
+    share = 1 / (1 + np.exp(-spread * rng.standard_normal(classes)))
+    labels = np.repeat(np.arange(classes), sizes)
+    hits = (rng.random(len(labels)) < share[labels]).astype(float)
+    return torch.from_numpy(hits), torch.from_numpy(labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('classes', [30, 100])
+def test_intervals_hold_the_true_value(classes):
+    rng, held = np.random.default_rng(0), 0
+    for draw in range(200):
+        hits, labels = draw_results(rng, classes)
+        limits = confidence_intervals({'recall@1': hits}, labels, seed=draw)
+        low, high = limits['recall@1']
+        assert low <= hits.mean() <= high
+        held += low <= 0.5 <= high
+    assert 180 <= held <= 198
+
+
+@pytest.mark.slow
+def test_intervals_of_embeddings_hold_the_expected_value():
+    means, limits = [], []
+    for draw in range(100):
+        sizes = torch.randint(2, 8, (40,), generator=generator(draw))
+        labels = torch.arange(40).repeat_interleave(sizes)
+        spread = torch.rand(40, 1, generator=generator(draw)) * 1.5
+        noise = spread[labels] * normal(len(labels), 8, seed=draw + 1000)
+        query = F.normalize(normal(40, 8, seed=draw)[labels] + noise, dim=1)
+        values = measures(rank_positives(query, labels), [1])
+        means.append(values['recall@1'].mean().item())
+        limits.append(confidence_intervals(values, labels, 500)['recall@1'])
+    expected = np.mean(means)
+    assert 90 <= sum(low <= expected <= high for low, high in limits) <= 100
+
+
+def test_intervals_by_seed():
+    hits, labels = draw_results(np.random.default_rng(0), 30)
+    values = {'recall@1': hits, 'map@r': hits / 2}
+    limits = confidence_intervals(values, labels)
+    assert limits == confidence_intervals(values, labels, seed=0)
+    assert limits != confidence_intervals(values, labels, seed=1)
+    halves = [limit / 2 for limit in limits['recall@1']]
+    assert limits['map@r'] == pytest.approx(halves)
+
+
+def test_intervals_do_not_depend_on_the_numbers_or_order_of_classes():
+    hits, labels = draw_results(np.random.default_rng(0), 30)
+    order = torch.randperm(len(labels), generator=generator(0))
+    expected = confidence_intervals({'recall@1': hits}, labels)
+    renumbered = confidence_intervals({'recall@1': hits}, labels * 7 - 50)
+    assert renumbered == expected
+    shuffled = confidence_intervals({'recall@1': hits[order]}, labels[order].tolist())
+    assert shuffled['recall@1'] == pytest.approx(expected['recall@1'])
+
+
+def test_images_of_a_class_are_not_independent():
+    labels = torch.arange(20).repeat_interleave(50)
+    hits = (torch.arange(20) % 2).repeat_interleave(50).double()
+    low, high = confidence_intervals({'recall@1': hits}, labels)['recall@1']
+    assert high - low > 0.35  # as for 20 draws; 1000 independent ones have 0.06
+
+
+@pytest.mark.parametrize('classes', range(1, 10))
+def test_few_classes_have_no_interval(classes):
+    """Six class means enclose the true mean in 1 - 2 / 2**6 of all draws, five less."""
+    assert 1 - 2 / 2**LEAST_CLASSES > 0.95 > 1 - 2 / 2 ** (LEAST_CLASSES - 1)
+    labels = torch.arange(18) % classes
+    values = {'recall@1': torch.rand(18), 'map@r': torch.rand(18)}
+    for low, high in confidence_intervals(values, labels).values():
+        if classes < LEAST_CLASSES:
+            assert math.isnan(low) and math.isnan(high)
+        else:
+            assert low < high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('classes', [LEAST_CLASSES, 8, 12])
+def test_intervals_of_a_dozen_classes_hold_the_true_value(classes):
+    rng, held, labels = np.random.default_rng(0), 0, torch.arange(classes)
+    for draw in range(300):
+        values = {'map@r': torch.from_numpy(rng.standard_normal(classes))}
+        low, high = confidence_intervals(values, labels, seed=draw)['map@r']
+        held += low <= 0 <= high
+    assert 270 <= held <= 295
+
+
+def test_a_difference_on_one_class_has_no_interval():
+    zeros, ones = {'map@r': torch.zeros(9)}, {'map@r': torch.ones(9)}
+    difference, low, high, p = compare(zeros, ones, [4] * 9)['map@r']
+    assert difference == -1 and math.isnan(low) and math.isnan(high) and p == 1
+
+
+def test_intervals_in_words():
+    assert describe_interval(0.5, 0.625) == '95 % interval 50.00% to 62.50%'
+    assert describe_interval(0.5, 0.625, '{:.1f}') == '95 % interval 0.5 to 0.6'
+    for unknown in (None, math.nan):
+        text = describe_interval(unknown, unknown)
+        assert text == 'no interval below 6 classes'
+
+
+def test_numbers_in_json():
+    assert nan_to_none((0.5, math.nan, np.float64(1))) == [0.5, None, 1.0]
+
+
+def test_intervals_of_sixty_thousand_images_take_seconds():
+    labels = labels_of(60_502, 11_316)
+    values = {f'recall@{k}': torch.rand(60_502, generator=generator(k)) for k in (1, 2)}
+    start = time.perf_counter()
+    confidence_intervals(values, labels)
+    compare(values, values, labels)
+    assert time.perf_counter() - start < 15
+
+
+def test_identical_results_do_not_differ():
+    hits, labels = draw_results(np.random.default_rng(0), 30)
+    result = compare({'recall@1': hits}, {'recall@1': hits.clone()}, labels)
+    assert result == {'recall@1': (0, 0, 0, 1)}
+
+
+@pytest.mark.slow
+def test_p_is_uniform_where_nothing_differs():
+    rng, ps = np.random.default_rng(0), []
+    for draw in range(200):
+        sizes = rng.integers(2, 30, size=40)
+        labels = torch.from_numpy(np.repeat(np.arange(40), sizes))
+        share = torch.from_numpy(rng.random(40)[labels])
+        one = (torch.from_numpy(rng.random(len(labels))) < share).double()
+        other = (torch.from_numpy(rng.random(len(labels))) < share).double()
+        result = compare({'map@r': one}, {'map@r': other}, labels, 1000, seed=draw)
+        ps.append(result['map@r'][3])
+    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.11
+    assert 0.4 <= np.mean(ps) <= 0.6
+
+
+@pytest.mark.slow
+def test_p_is_uniform_where_whole_classes_differ_by_chance():
+    rng, ps = np.random.default_rng(1), []
+    labels = torch.arange(30).repeat_interleave(20)
+    for draw in range(200):
+        one = torch.from_numpy(rng.random(30))[labels]
+        other = torch.from_numpy(rng.random(30))[labels]
+        result = compare({'map@r': one}, {'map@r': other}, labels, 1000, seed=draw)
+        ps.append(result['map@r'][3])
+    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.11
+
+
+def test_a_clear_difference_is_found_in_both_directions():
+    hits, labels = draw_results(np.random.default_rng(0), 60)
+    more = (torch.rand(len(hits), generator=generator(0)) < 0.4).double()
+    plain, better = {'recall@1': hits}, {'recall@1': torch.maximum(hits, more)}
+    gain, low, high, p = compare(better, plain, labels)['recall@1']
+    expected = (better['recall@1'] - hits).mean().item()
+    assert gain == pytest.approx(expected) and 0 < low < gain < high and p < 0.001
+    loss = compare(plain, better, labels)['recall@1']
+    assert loss == pytest.approx((-gain, -high, -low, p), rel=1e-9)

@@ -1,0 +1,332 @@
+"""Metrics against their definitions, by hand, and against what fools evaluators."""
+
+import numpy as np
+import pytest
+import torch
+from retrieval_cases import (
+    KINDS,
+    N,
+    bad_row,
+    bad_rows,
+    brute_force,
+    generator,
+    labels_of,
+    make_embeddings,
+    normal,
+    vectors,
+)
+
+from areir.errors import UserError
+from areir.evaluation.metrics import (
+    measures,
+    rank_positives,
+    summary,
+    without_lone_queries,
+)
+from areir.retrieval import evaluate
+
+kinds = pytest.mark.parametrize('kind', KINDS)
+
+
+def lists(values):
+    return {name: value.tolist() for name, value in values.items()}
+
+
+# Definitions
+
+
+@kinds
+@pytest.mark.parametrize('classes', [1, 2, 9, 60])
+def test_leave_one_out_equals_brute_force(kind, classes, seed):
+    query, ks = make_embeddings(kind, seed), [1, 3, N - 1, 2]
+    labels = labels_of(N, classes, seed)
+    expected = brute_force(query, labels, ks)
+    assert evaluate(query, labels, ks) == pytest.approx(expected, rel=1e-12)
+
+
+@kinds
+@pytest.mark.parametrize('classes', [1, 12])
+def test_query_against_gallery_equals_brute_force(kind, classes, seed):
+    embeddings, ks = make_embeddings(kind, seed), [20, 1, 10]
+    query_labels = labels_of(17, classes + 1, seed)
+    gallery_labels = labels_of(20, classes, seed=seed + 1)
+    arguments = (embeddings[:17], query_labels, ks, embeddings[2:], gallery_labels)
+    expected = brute_force(*arguments)
+    assert evaluate(*arguments) == pytest.approx(expected, rel=1e-12)
+
+
+def test_some_queries_have_no_positive():
+    query, labels, gallery_labels = normal(17, 6), labels_of(17, 13), labels_of(20, 12)
+    result = evaluate(query, labels, [20], normal(20, 6, seed=1), gallery_labels)
+    assert result['queries_without_positive'] > 0 and result['recall@20'] < 1
+
+
+def test_metrics_by_hand():
+    """On a line of angles, the query 0 sees 1, 2, 3 in this order."""
+    angles = torch.tensor([0.0, 0.1, 0.3, 0.6])
+    query = torch.stack([angles.cos(), angles.sin()], dim=1)
+    result = evaluate(query[:1], [7], [1, 2], query[1:], [5, 7, 7])
+    assert result['recall@1'] == 0 and result['recall@2'] == 1
+    assert result['r_precision'] == pytest.approx(1 / 2)  # one of the two nearest
+    assert result['map@r'] == pytest.approx(1 / 2 * 1 / 2)  # 1/2 at rank 2, R = 2
+    assert result['mean_rank'] == 2
+
+
+def test_ranks_by_hand():
+    query = torch.tensor([[1.0], [-1.0], [1.0]])
+    gallery = torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0]])
+    ranks = rank_positives(query, [0, 0, 9], gallery, [1, 0, 0, 1, 0])
+    maps = [(1 / 2 + 2 / 3) / 3, (1 + 2 / 3) / 3, 0]
+    assert lists(ranks) == {
+        'positives': [3, 3, 0],
+        'rank': [2, 1, 0],
+        'map@r': pytest.approx(maps),
+        'r_precision': pytest.approx([2 / 3, 2 / 3, 0]),
+    }
+    assert lists(measures(ranks, [1, 2])) == {
+        'recall@1': [0, 1, 0],
+        'recall@2': [1, 1, 0],
+        'map@r': ranks['map@r'].tolist(),
+        'r_precision': ranks['r_precision'].tolist(),
+    }
+
+
+def test_lone_queries_left_out_by_hand():
+    """The third query's class has no image in the gallery."""
+    query = torch.tensor([[1.0], [-1.0], [1.0]])
+    gallery = torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0]])
+    ranks = rank_positives(query, [0, 0, 9], gallery, [1, 0, 0, 1, 0])
+    count, metrics = without_lone_queries(ranks, [1, 2])
+    assert count == 2 and metrics == {
+        'recall@1': 1 / 2,
+        'recall@2': 1,
+        'map@r': pytest.approx(((1 / 2 + 2 / 3) / 3 + (1 + 2 / 3) / 3) / 2),
+        'r_precision': pytest.approx(2 / 3),
+    }
+    assert summary(ranks, [1])['recall@1'] == 1 / 3
+
+
+def test_lone_queries_left_out_equal_brute_force(seed):
+    """A lone image stays in the gallery, where it may be ahead of a positive."""
+    query, ks = vectors(N, seed), [1, 3, N - 1]
+    labels = labels_of(N, 40, seed)
+    scores = query.double() @ query.double().T
+    counts = [labels.tolist().count(label) for label in labels.tolist()]
+    hits = {k: [] for k in ks}
+    for row in range(N):
+        if counts[row] == 1:
+            continue
+        others = [column for column in range(N) if column != row]
+        others.sort(key=lambda column: (-scores[row, column].item(), column))
+        for k in ks:
+            hits[k].append(any(labels[other] == labels[row] for other in others[:k]))
+    count, metrics = without_lone_queries(rank_positives(query, labels), ks)
+    assert 0 < count < N and count == len(hits[1])
+    for k in ks:
+        assert metrics[f'recall@{k}'] == pytest.approx(sum(hits[k]) / count)
+
+
+def test_mean_rank_leaves_out_queries_without_positives():
+    query, gallery = torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0], [2.0], [1.0]])
+    assert evaluate(query, [5, 0], [1], gallery, [1, 1, 0])['mean_rank'] == 3
+    assert evaluate(query, [5, 6], [1], gallery, [1, 1, 0])['mean_rank'] == 0
+
+
+def test_each_k_counts_once():
+    query, labels = vectors(30), labels_of(30, 5)
+    result = evaluate(query, labels, iter([2, 1, 2, 1]))
+    assert result == evaluate(query, labels, [1, 2])
+
+
+def test_recalls_come_in_the_order_asked_for():
+    query, labels = vectors(30), labels_of(30, 15)
+    result = evaluate(query, labels, [10, 1, 5])
+    assert list(result)[:3] == ['recall@10', 'recall@1', 'recall@5']
+    assert result['recall@10'] > result['recall@5'] > result['recall@1']
+    for k in (1, 5, 10):
+        name = f'recall@{k}'
+        assert result[name] == evaluate(query, labels, [k])[name]
+
+
+def test_shuffled_images_have_the_same_recall():
+    embeddings, labels = normal(200, 8), labels_of(200, 30)
+    expected = evaluate(embeddings, labels, [1, 4, 50])
+    exact = ('recall@1', 'recall@4', 'recall@50', 'mean_rank')
+    for seed in range(3):
+        order = torch.randperm(200, generator=generator(seed))
+        shuffled = evaluate(embeddings[order], labels[order], [1, 4, 50])
+        assert shuffled == pytest.approx(expected, rel=1e-12)
+        assert all(shuffled[name] == expected[name] for name in exact)
+
+
+def test_means_over_many_queries_do_not_depend_on_threads():
+    values = torch.rand(10, 60_502, generator=generator(0), dtype=torch.float64)
+    rank = torch.ones(60_502, dtype=torch.int64)
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            for value in values:
+                ranks = {'rank': rank, 'map@r': value, 'r_precision': value}
+                results.append(summary(ranks, [1]))
+    finally:
+        torch.set_num_threads(before)
+    assert results[:10] == results[10:]
+
+
+# What fools evaluators
+
+
+def test_the_query_is_excluded_by_index_not_by_place_or_sentinel():
+    embeddings = torch.tensor([[3.0, 0.0], [3.0, 0.0], [-3.0, 0.5], [-3.0, 0.5]])
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]) * 2
+    assert evaluate(opposite, [0, 0], [1])['recall@1'] == 1
+    result = evaluate(embeddings, [0, 1, 2, 3], [1, 3])
+    assert result.pop('queries_without_positive') == 4
+    assert set(result.values()) == {0}
+
+
+def test_dropping_the_first_image_is_not_excluding_the_query():
+    """Image 0 is nearest to all, itself included."""
+    embeddings = torch.tensor(
+        [[9.0, 9.0], [1.0, 0.1], [1.0, 0.2], [0.1, 1.0], [0.2, 1.0]]
+    )
+    result = evaluate(embeddings, [0, 1, 1, 2, 2], [1, 2])
+    assert (result['recall@1'], result['recall@2']) == (0, 0.8)
+    assert result['mean_rank'] == 2
+
+
+def test_the_query_never_counts_itself():
+    result = evaluate(normal(30, 8), torch.arange(30), [1, 29])
+    assert result.pop('queries_without_positive') == 30
+    assert set(result.values()) == {0}
+
+
+def test_similarities_far_below_any_sentinel():
+    embeddings = torch.tensor([[1e3, 1.0], [-1e3, 2.0], [1e3, -3.0], [-1e3, -4.0]])
+    for labels in torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]):
+        expected = brute_force(embeddings, labels, [1, 2, 3])
+        assert evaluate(embeddings, labels, [1, 2, 3]) == pytest.approx(expected)
+
+
+def test_query_and_gallery_share_one_numbering_of_classes():
+    """Numbered by themselves, both would have the classes 0 and 1."""
+    result = evaluate(torch.eye(2), [10, 20], [1], torch.eye(2), [20, 30])
+    assert (result['recall@1'], result['mean_rank']) == (0, 2)
+    assert result['queries_without_positive'] == 1
+
+
+# Types
+
+
+@pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.int16])
+def test_more_classes_than_a_byte_holds(dtype):
+    labels, query = torch.arange(300, dtype=dtype), torch.eye(300)
+    gallery, gallery_labels = query.roll(256, dims=0), labels.roll(256)
+    assert evaluate(query, labels, [1], query, labels)['recall@1'] == 1
+    assert evaluate(query, labels, [1], gallery, gallery_labels)['recall@1'] == 1
+    assert evaluate(query[:256], labels[:256], [1, 255])['recall@255'] == 0
+
+
+def test_bytes_beside_larger_labels():
+    query, labels = torch.eye(4), torch.tensor([0, 1, 2, 44], dtype=torch.uint8)
+    result = evaluate(query, labels, [1], query, [256, 257, 2, 300])
+    assert result['recall@1'] == 1 / 4 and result['queries_without_positive'] == 3
+
+
+@pytest.mark.parametrize(
+    'labels',
+    [
+        torch.tensor([0, 200, 200, 255, 0, 255], dtype=torch.uint8),
+        torch.tensor([0, 2, 2, 7, 0, 7], dtype=torch.int32),
+        [0, 2, 2, 7, 0, 7],
+        np.array([-5, 2, 2, 7, -5, 7]),
+        np.array([0, 60000, 60000, 7, 0, 7], dtype=np.uint16),
+        [-(2**63), 2**62, 2**62, 2**63 - 1, -(2**63), 2**63 - 1],
+    ],
+    ids=['uint8', 'int32', 'list', 'numpy', 'uint16', 'far apart'],
+)
+def test_labels_of_any_integer_type(labels):
+    query = vectors(6)
+    expected = evaluate(query, [0, 1, 1, 2, 0, 2], [1, 3])
+    assert evaluate(query, labels, [1, 3]) == expected
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_embeddings_of_any_float_type(dtype):
+    query, labels = normal(40, 20).double().add(1e-12).to(dtype), labels_of(40, 7)
+    expected = evaluate(query.float(), labels, [1, 5])
+    assert evaluate(query, labels, [1, 5]) == expected
+
+
+def test_ties_of_the_float32_values_of_float64_embeddings():
+    query, labels = 1 + 1e-9 * normal(60, 8).double(), labels_of(60, 20)
+    expected = brute_force(query, labels, [1, 10, 59])
+    result = evaluate(query, labels, [1, 10, 59])
+    assert result == pytest.approx(expected, rel=1e-12)
+
+
+def test_transposed_and_strided_embeddings():
+    view, labels = normal(6, 80)[:, ::2].T, labels_of(40, 7)
+    expected = evaluate(view.contiguous(), labels, [1, 5])
+    assert evaluate(view, labels, [1, 5]) == expected
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ('query', 'labels', 'offender'),
+    [
+        (bad_row(torch.nan), [0] * 6, 'query holds NaN .* 1 images: 4$'),
+        (bad_row(-torch.inf), [0] * 6, 'query holds NaN .* 1 images: 4$'),
+        (bad_row(1e300, torch.float64), [0] * 6, 'query holds NaN .* 1 images: 4$'),
+        (bad_rows(12), [0] * 15, '12 images: 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$'),
+        (bad_row(1e30), [0] * 6, 'query .* normalise'),
+        (vectors(6), [0] * 5, r'query_labels .* \(6,\), not \(5,\)'),
+        (vectors(6), [[0]] * 6, r'query_labels .* \(6,\), not \(6, 1\)'),
+        (vectors(6), [0.0] * 6, r'query_labels .* torch\.float32'),
+        (vectors(6), [object()] * 6, 'query_labels'),
+        (torch.empty(0, 6), [], 'query must'),
+        (torch.empty(6, 0), [0] * 6, 'query must'),
+        (vectors(6)[0], [0] * 6, 'query must'),
+        (vectors(6)[None], [0], r'query must .* \(1, 6, 6\)'),
+        (vectors(6).long(), [0] * 6, r'query must .*torch\.int64'),
+        (vectors(1), [0], 'recall@1: .* 1 to 0'),
+    ],
+)
+def test_evaluate_refuses_queries(query, labels, offender):
+    with pytest.raises(UserError, match=offender) as error:
+        evaluate(query, labels, [1])
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('gallery', 'labels', 'offender'),
+    [
+        (bad_row(torch.nan), [0] * 6, 'gallery holds NaN .* 1 images: 4$'),
+        (bad_row(3e38), [0] * 6, 'gallery: .* normalise'),
+        (vectors(4), None, 'gallery and gallery_labels'),
+        (None, [0] * 4, 'gallery and gallery_labels'),
+        (vectors(4), [0.0] * 4, 'gallery_labels must be integers'),
+        (vectors(4), [0] * 6, 'gallery_labels must be one per image'),
+        (vectors(4, dimensions=5), [0] * 4, 'query has 6 dimensions, gallery 5'),
+        (torch.empty(0, 6), [], 'gallery must'),
+        (vectors(6).byte(), [0] * 6, r'gallery must .*torch\.uint8'),
+    ],
+)
+def test_evaluate_refuses_galleries(gallery, labels, offender):
+    query = bad_row(3e38) if 'normalise' in offender else vectors(6)
+    with pytest.raises(UserError, match=offender):
+        evaluate(query, [0] * 6, [1], gallery, labels)
+
+
+@pytest.mark.parametrize(('k', 'last'), [(6, 5), (0, 5), (-1, 5), (1.5, 5), ('2', 5)])
+def test_evaluate_refuses_k(k, last):
+    with pytest.raises(UserError, match=f'recall@{k}: .* 1 to {last}'):
+        evaluate(vectors(6), [0] * 6, [k])
+
+
+def test_evaluate_refuses_k_beyond_the_gallery():
+    with pytest.raises(UserError, match=r'recall@7: .* 1 to 6'):
+        evaluate(vectors(6), [0] * 6, [1, 7], vectors(6), [0] * 6)

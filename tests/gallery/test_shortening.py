@@ -1,0 +1,200 @@
+"""Vectors shortened by the principal components of the folder itself."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from photos import SETTINGS, SIDE, draw, draw_photos, embed
+from trained import CALIBRATION
+
+from areir.errors import UserError
+from areir.files import load_tensors, write_tensors
+from areir.gallery import shortening
+from areir.gallery.index import store_calibration, update_index
+from areir.gallery.vectors_file import VectorsFile
+from areir.networks.projection import Projection, fit_projection
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Seven photos, which are just enough for components."""
+    monkeypatch.setattr(shortening, 'LEAST_IMAGES', 7)
+    monkeypatch.setattr(shortening, 'DIMENSIONS', 3)
+    return draw_photos(tmp_path / 'photos')
+
+
+@pytest.fixture
+def update(photos, tmp_path):
+    """Bring the index up to date and return it."""
+
+    def called(name='index', settings=SETTINGS):
+        return update_index(
+            str(photos), str(tmp_path / name), settings, SIDE, embed, shortened=True
+        )
+
+    return called
+
+
+def whole_vectors(index):
+    """Return the vectors before they were shortened."""
+    table = load_tensors(f'{index.folder}/index.pth')
+    file = VectorsFile(f'{index.folder}/{table["vectors"]}')
+    return torch.from_numpy(np.array(file.rows()))
+
+
+def add_photos(photos, numbers):
+    for number in numbers:
+        draw(photos / 'c' / f'{number}.png', number)
+
+
+def test_vectors_are_those_of_a_projection(update):
+    index = update()
+    whole = whole_vectors(index)
+    expected = fit_projection(whole, 3, shortening.WHITENING)
+    assert index.vectors.dimensions == 3
+    np.testing.assert_allclose(index.vectors.rows(), expected(whole), atol=1e-5)
+    given = Projection(**index.components)(whole)
+    np.testing.assert_allclose(index.vectors.rows(), given, atol=1e-6)
+
+
+def test_few_images_keep_their_vectors(update, photos):
+    (photos / 'a/0.png').unlink()
+    index = update()
+    assert index.components is None and index.vectors.dimensions == 6
+    draw(photos / 'a/0.png', 0)
+    assert update().vectors.dimensions == 3
+
+
+def test_components_stay_until_the_images_have_doubled(update, photos, capsys):
+    first = update()
+    add_photos(photos, range(10, 16))  # 13 images
+    second = update()
+    assert second.embedded == 6 and len(second.vectors) == 13
+    assert torch.equal(first.components['matrix'], second.components['matrix'])
+    assert 'fitted again' not in capsys.readouterr().out
+    add_photos(photos, [20])
+    third = update()
+    output = capsys.readouterr().out
+    assert 'from 7 to 14 images' in output and 'threshold' not in output
+    assert not torch.equal(first.components['matrix'], third.components['matrix'])
+    fresh = update('another')
+    np.testing.assert_allclose(third.vectors.rows(), fresh.vectors.rows(), atol=1e-6)
+
+
+def test_components_stay_when_images_go(update, photos):
+    first = update()
+    shutil.rmtree(photos / 'b')
+    second = update()
+    assert len(second.vectors) == 4
+    assert torch.equal(first.components['matrix'], second.components['matrix'])
+
+
+def test_an_unchanged_folder_keeps_its_files(update):
+    first, second = update(), update()
+    assert first.vectors.path == second.vectors.path
+    assert second.embedded == 0
+
+
+def test_old_files_are_removed(update, photos, tmp_path):
+    update()
+    add_photos(photos, [30])
+    update()
+    names = sorted(path.name.split('_')[0] for path in (tmp_path / 'index').iterdir())
+    assert names == ['index.pth', 'lock', 'shortened', 'shortened', 'vectors']
+
+
+def test_a_sample_is_used_of_many_images(update, photos, monkeypatch):
+    monkeypatch.setattr(shortening, 'MOST_IMAGES', 4)
+    index = update()
+    whole = whole_vectors(index)
+    expected = fit_projection(whole[::2], 3, shortening.WHITENING)
+    np.testing.assert_allclose(index.vectors.rows(), expected(whole), atol=1e-5)
+
+
+def test_equal_images_have_no_components(update, photos, capsys):
+    for path in photos.glob('*/*.png'):
+        draw(path, 1)
+    index = update()
+    assert index.components is None and index.vectors.dimensions == 6
+    assert 'no principal components' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('damage', ['missing', 'short', 'components', 'calibration'])
+def test_a_damaged_part_builds_the_index_again(update, tmp_path, capsys, damage):
+    index = update()
+    rows = np.array(index.vectors.rows())
+    store_calibration(index, CALIBRATION)
+    path = f'{index.folder}/index.pth'
+    table = load_tensors(path)
+    if damage == 'missing':
+        (tmp_path / 'index' / index.vectors.path).unlink()
+    elif damage == 'short':
+        with open(index.vectors.path, 'r+b') as file:
+            file.truncate(140)
+    elif damage == 'components':
+        table['components']['matrix'] = torch.ones(5, 3)
+    else:
+        table['calibration']['sizes'] = 'x'
+    write_tensors({path: table})
+    again = update()
+    assert 'damaged' in capsys.readouterr().out
+    assert again.embedded == 7 and again.calibration is None
+    np.testing.assert_allclose(again.vectors.rows(), rows, atol=1e-6)
+
+
+# The threshold of --calibrate
+
+
+def test_a_threshold_stays_with_the_components(update, photos):
+    store_calibration(update(), CALIBRATION)
+    add_photos(photos, [40])
+    assert update().calibration == CALIBRATION
+
+
+def test_a_threshold_goes_with_the_components(update, photos, capsys):
+    store_calibration(update(), CALIBRATION)
+    add_photos(photos, range(40, 47))
+    assert update().calibration is None
+    assert 'run --calibrate again' in capsys.readouterr().out
+
+
+def test_a_threshold_of_whole_vectors_goes_when_they_are_shortened(
+    update, photos, capsys
+):
+    (photos / 'a/0.png').unlink()
+    store_calibration(update(), CALIBRATION)
+    draw(photos / 'a/0.png', 0)
+    assert update().calibration is None
+    assert 'run --calibrate again' in capsys.readouterr().out
+
+
+def test_another_network_loses_the_threshold(update):
+    store_calibration(update(), CALIBRATION)
+    assert update(settings={**SETTINGS, 'model': 'b'}).calibration is None
+
+
+def test_an_index_that_has_changed_is_not_calibrated(update, photos):
+    index = update()
+    add_photos(photos, [50])
+    update()
+    with pytest.raises(UserError, match='has changed'):
+        store_calibration(index, CALIBRATION)
+
+
+@pytest.mark.parametrize('checksums', [True, False])
+def test_damaged_vectors_are_shortened_again(update, capsys, checksums):
+    index = update()
+    store_calibration(index, CALIBRATION)
+    expected = np.array(index.vectors.rows())
+    if not checksums:  # an index of earlier versions
+        path = f'{index.folder}/index.pth'
+        write_tensors({path: load_tensors(path) | {'checksums': {}}})
+    damaged = expected.copy()
+    damaged[4, 1] += 0.5
+    np.save(index.vectors.path, damaged)
+    again = update()
+    (notice,) = capsys.readouterr().out.splitlines()
+    assert f'{index.folder} is damaged' in notice
+    assert again.embedded == 0 and again.calibration == CALIBRATION
+    assert np.array_equal(again.vectors.rows(), expected)

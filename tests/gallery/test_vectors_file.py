@@ -1,0 +1,140 @@
+"""Search from a file: as search in memory, in bounded memory."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from photos import random_vectors
+from torch.nn import functional as F
+
+from areir.errors import UserError
+from areir.evaluation.first_pass import has_fast_codes
+from areir.files import WriteError
+from areir.gallery import matrix_file, vectors_file
+from areir.gallery.codes_file import write_codes
+from areir.retrieval import search
+
+
+def use_codes(stored, monkeypatch):
+    """Write the codes of a VectorsFile; without the instructions, use them slowly."""
+    monkeypatch.setattr(vectors_file, 'has_fast_codes', lambda _: True)
+    write_codes(stored)
+    assert stored.codes is not None
+
+
+@pytest.mark.parametrize(
+    ('count', 'tile', 'k', 'distinct'),
+    [
+        (50, 7, 5, None),
+        (50, 7, 50, None),
+        (50, 1, 3, 10),
+        (23, 100, 22, 4),
+        (1, 1, 1, None),
+        (64, 8, 8, 3),
+    ],
+)
+@pytest.mark.parametrize('codes', [True, False])
+def test_search_in_a_file_equals_search_in_memory(
+    tmp_path, monkeypatch, seed, count, tile, k, distinct, codes
+):
+    monkeypatch.setattr(vectors_file, 'TILE', tile)
+    stored, vectors = random_vectors(tmp_path, count, distinct=distinct)
+    if codes:
+        use_codes(stored, monkeypatch)
+    generator = torch.Generator().manual_seed(seed)
+    others = F.normalize(torch.randn(5, 6, generator=generator))
+    query = torch.cat([vectors[:9], others])
+    scores, indices = stored.search(query, k)
+    expected = search(query, vectors, k)
+    assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
+    if distinct is None:
+        product = (query.double() @ vectors.double().T).float()
+        order = product.sort(dim=1, descending=True, stable=True).indices
+        assert torch.equal(indices, order[:, :k])
+
+
+@pytest.mark.parametrize('codes', [True, False])
+@pytest.mark.parametrize('tile', [1, 3, 100])
+def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, tile, codes):
+    monkeypatch.setattr(vectors_file, 'TILE', tile)
+    stored, vectors = random_vectors(tmp_path, 40)
+    if codes:
+        use_codes(stored, monkeypatch)
+    own = torch.tensor([0, -1, 39, 12])
+    query = vectors[[0, 1, 39, 12]]
+    scores, indices = stored.search(query, 39, own)
+    expected = search(query, vectors, 39, own)
+    assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
+    with pytest.raises(UserError, match='k = 40'):
+        stored.search(query, 40, own)
+
+
+def test_vectors_are_copied_from_several_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix_file, 'BLOCK_ROWS', 3)
+    stored, vectors = random_vectors(tmp_path, 7)
+    raw = tmp_path / 'journal_x.f32'
+    raw.write_bytes((vectors[:5] * 2).numpy().tobytes() + b'cut')
+    sources = [(stored.path, 6), (str(raw), 4), (stored.path, 0), (str(raw), 0)]
+    vectors_file.write_vectors(str(tmp_path / 'copy.npy'), sources, 6)
+    expected = torch.stack([vectors[6], 2 * vectors[4], vectors[0], 2 * vectors[0]])
+    assert np.array_equal(np.load(tmp_path / 'copy.npy'), expected)
+
+
+def test_vectors_that_cannot_be_written_leave_nothing(tmp_path):
+    stored, _ = random_vectors(tmp_path, 3)
+    path = str(tmp_path / 'missing/copy.npy')
+    with pytest.raises(WriteError, match=r'copy\.npy'):
+        vectors_file.write_vectors(path, [(stored.path, 0)], 6)
+
+
+SEARCH = """
+import sys, threading, time
+sys.path.insert(0, {root!r})
+import torch
+def watch():
+    while True:
+        with open('/proc/self/status') as file:
+            anonymous = next(line for line in file if line.startswith('RssAnon'))
+        peak.append(int(anonymous.split()[1]))
+        time.sleep(0.002)
+peak = []
+threading.Thread(target=watch, daemon=True).start()
+time.sleep(0.1)
+from areir.gallery import vectors_file
+if {path!r}:
+    stored = vectors_file.VectorsFile({path!r})
+    query = torch.tensor(stored.rows(0, 4))
+    assert stored.codes
+    print(stored.search(query, 5)[1][:, 0].tolist(), end=' ')
+print(max(peak))
+"""
+
+
+def run_search(path):
+    """Search a file in a process of its own; '' only imports. Return its output."""
+    code = SEARCH.format(root=REPOSITORY, path=path)
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_fast_codes(256), reason='needs 8-bit products')
+def test_memory_is_bounded(tmp_path):
+    """Beyond mapped pages, a search takes a fraction of the memory of the vectors."""
+    count, dimensions = 300_000, 256
+    path = str(tmp_path / 'vectors.npy')
+    stored = np.lib.format.open_memmap(path, 'w+', np.float32, (count, dimensions))
+    rng = np.random.default_rng(0)
+    for start in range(0, count, 30_000):
+        block = rng.standard_normal((30_000, dimensions), np.float32)
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+        stored[start : start + 30_000] = block
+    stored.flush()
+    write_codes(vectors_file.VectorsFile(path))
+    output = run_search(path)
+    assert output.startswith('[0, 1, 2, 3] ')
+    used = int(output.split()[-1]) - int(run_search(''))
+    assert used * 1024 < count * dimensions * 4 / 6  # the vectors are 300 MB

@@ -1,0 +1,195 @@
+"""The threshold: by hand, by brute force, and on classes that did not set it."""
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from retrieval_cases import generator
+from torch.nn import functional as F
+
+from areir.matching import calibration, thresholds
+from areir.matching.calibration import calibrate
+
+
+def clusters(classes, size, dimensions=16, seed=0):
+    """Unit vectors of overlapping classes, and their labels."""
+    source = generator(seed)
+    centres = torch.randn(classes, dimensions, generator=source)
+    labels = torch.arange(classes).repeat_interleave(size)
+    noise = torch.randn(len(labels), dimensions, generator=source)
+    return F.normalize(centres[labels] + noise, dim=1), labels
+
+
+def test_wrong_images_of_hand_made_vectors():
+    angles = torch.tensor([0.0, 60, 90, 180]) * math.pi / 180
+    embeddings = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.tensor([0, 0, 1, 2])
+    images = calibration.LabelledVectors(
+        embeddings, labels, embeddings, labels, torch.arange(4)
+    )
+    wrong, best = calibration.count_wrong(images)
+    cos30 = math.cos(math.pi / 6)
+    assert wrong.count.tolist() == [2, 2, 3, 3]
+    assert best.best_wrong.tolist() == pytest.approx([0, cos30, cos30, 0], abs=1e-6)
+    assert best.best_right.tolist() == pytest.approx([0.5, 0.5, -math.inf, -math.inf])
+    for score, counts in [
+        (-1.0, [2, 2, 3, 3]),
+        (-0.2, [1, 1, 3, 1]),
+        (0.2, [0, 1, 1, 0]),
+        (0.9, [0, 0, 0, 0]),
+    ]:
+        reached = -math.log(1 - score) + 1e-6 >= calibration.GRID
+        place = max(0, int(reached.sum()) - 1)
+        assert wrong.above[:, place].tolist() == counts
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 5, 8])
+def test_the_rate_of_smaller_galleries_equals_all_of_them(size):
+    """Hypergeometric against every subset of 8 wrong images."""
+    for above in range(9):
+        subsets = list(combinations(range(8), size))
+        matches = sum(any(image < above for image in subset) for subset in subsets)
+        wrong = calibration.WrongImages(torch.tensor([[above]]), torch.tensor([8]))
+        rate = wrong.rates(size).item()
+        assert rate == pytest.approx(matches / len(subsets), abs=1e-9)
+
+
+def test_the_threshold_on_a_tail_that_follows_the_line():
+    """With rates exp(-m z), z = -log(1 - score), rate r is reached at -log(r) / m."""
+    for slope in (1, 2, 5):
+        rates = (-slope * (calibration.GRID - calibration.GRID[0])).exp()
+        for wanted in (0.5, 0.25, 0.1, 0.01, 0.001):
+            z = -math.log(wanted) / slope + calibration.GRID[0].item()
+            threshold = calibration.threshold_at(rates, wanted).item()
+            tolerance = 2 * calibration.STEP + 0.03 * abs(z)
+            assert -math.log(1 - threshold) == pytest.approx(z, abs=tolerance)
+
+
+def test_calibration_equals_what_it_describes():
+    embeddings, labels = clusters(30, 8)
+    result = calibrate(embeddings, labels, false_match_rate=0.1)
+    scores, same = embeddings @ embeddings.T, labels[:, None] == labels
+    wrong = scores.masked_fill(same, -2).amax(dim=1)
+    right = scores.fill_diagonal_(-2).masked_fill(~same, -2).amax(dim=1)
+    threshold = result['threshold']
+    realised = (wrong >= threshold).double().mean().item()
+    found = ((right > wrong) & (right >= threshold)).double().mean().item()
+    assert realised == pytest.approx(0.1, abs=0.04)
+    assert result['found'] == pytest.approx(found)
+    assert result['low'] <= threshold <= result['high']
+    assert result['gallery_size'] == 232
+    assert (result['queries'], result['classes']) == (240, 30)
+    assert result['realised_low'] <= result['realised'] <= result['realised_high']
+    assert result['thresholds'] == sorted(result['thresholds'])
+    assert len(result['sizes']) == len(result['thresholds'])
+    repeated = calibrate(embeddings, labels, false_match_rate=0.1)
+    assert repeated == result
+
+
+def test_numbers_of_the_first_release():
+    """Thresholds in models that were saved before must mean the same."""
+    embeddings, labels = clusters(30, 8)
+    result = calibrate(embeddings, labels, false_match_rate=0.1)
+    expected = {
+        'threshold': 0.709702,
+        'low': 0.699512,
+        'high': 0.7185639,
+        'found': 0.4583333,
+        'realised': 0.1325,
+        'realised_low': 0.0962252,
+        'realised_high': 0.1716667,
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_a_lower_rate_needs_a_higher_threshold():
+    images = clusters(30, 8)
+    thresholds = [
+        calibrate(*images, false_match_rate=rate)['threshold']
+        for rate in (0.5, 0.2, 0.05, 0.01)
+    ]
+    assert thresholds == sorted(set(thresholds))
+
+
+@pytest.fixture(scope='module')
+def calibrations():
+    """{rate: calibrations of six draws of 100 classes}."""
+    draws = [clusters(100, 5, dimensions=8, seed=seed) for seed in range(6)]
+    return {
+        rate: [calibrate(*draw, false_match_rate=rate) for draw in draws]
+        for rate in (0.01, 0.05)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rate', [0.01, 0.05])
+@pytest.mark.parametrize('size', [50, 500, 1900])
+def test_the_rate_is_kept_on_unseen_classes(rate, size, calibrations):
+    """On 250 new classes, in galleries smaller, as large, and larger."""
+    realised = []
+    for seed, result in enumerate(calibrations[rate]):
+        threshold, within = thresholds.threshold_for(result, size)
+        assert within
+        query, _ = clusters(250, 1, dimensions=8, seed=1000 + seed)
+        wrong, _ = clusters(size // 5, 5, dimensions=8, seed=2000 + seed)
+        matches = (query @ wrong.T).amax(dim=1) >= threshold
+        realised.append(matches.double().mean().item())
+    assert rate / 3 <= sum(realised) / 6 <= rate * 2
+
+
+def test_queries_apart_from_the_gallery():
+    embeddings, labels = clusters(20, 6)
+    query, gallery = (embeddings[::2], labels[::2]), (embeddings[1::2], labels[1::2])
+    result = calibrate(*query, *gallery, false_match_rate=0.1)
+    assert result['gallery_size'] == 57 and result['queries'] == 60
+    tiny = embeddings[12:13], labels[12:13]
+    assert calibrate(embeddings[:12], labels[:12], *tiny) is not None
+
+
+@pytest.mark.parametrize('count', range(1, 8))
+def test_few_classes(count):
+    result = calibrate(*clusters(count, 6))
+    if count == 1:
+        assert result is None
+        return
+    assert thresholds.is_calibration(result) and result['threshold'] <= 0.99999
+    limits = [result[f'{prefix}low'] for prefix in ('', 'realised_')]
+    limits += [result[f'{prefix}high'] for prefix in ('', 'realised_')]
+    unknown = [limit is None for limit in (*limits, result['realised'])]
+    assert unknown == [count < 6] * 5
+
+
+def test_a_sample_of_many_queries(monkeypatch):
+    images = clusters(60, 8)
+    whole = calibrate(*images, false_match_rate=0.1)
+    monkeypatch.setattr(calibration, 'MOST_QUERIES', 240)
+    drawn = calibrate(*images, false_match_rate=0.1)
+    assert drawn['queries'] == 240
+    assert drawn['gallery_size'] == whole['gallery_size']
+    assert drawn['threshold'] == pytest.approx(whole['threshold'], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    'labels', [[0, 0, 1, 1], [7, 7, 8, 8], [0, 0, 0, 0], [0, 9, 9, 9]]
+)
+@pytest.mark.parametrize('halving_seed', range(4))
+def test_a_gallery_that_lacks_classes_of_the_queries(labels, halving_seed):
+    query, _ = clusters(8, 1)
+    gallery, _ = clusters(4, 1, seed=1)
+    labels, query_labels = torch.tensor(labels), torch.arange(8) // 2
+    result = calibrate(query, query_labels, gallery, labels, seed=halving_seed)
+    assert thresholds.is_calibration(result)
+    if result is not None and result['realised'] is not None:
+        assert 0 <= result['realised'] <= 1
+
+
+def test_identical_images_of_several_classes_are_admitted():
+    embeddings, labels = clusters(20, 5)
+    embeddings[::5] = embeddings[0]
+    result = calibrate(embeddings, labels)
+    assert result['threshold'] == pytest.approx(0.99999)
+    assert result['realised'] > 0.1
+    assert thresholds.is_calibration(result)

@@ -1,0 +1,181 @@
+"""Principal components and whitening, against numpy and by their properties."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from areir.errors import UserError
+from areir.networks.projection import Projection, fit_projection
+
+
+def draw(count, length, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.arange(1, length + 1) ** 0.5
+    return torch.randn(count, length, generator=generator) * scales + 3
+
+
+def project(vectors, projection):
+    """Return the projected vectors before they are normalised."""
+    return (vectors - projection.mean) @ projection.matrix
+
+
+def test_two_dimensions_by_hand():
+    vectors = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 4.0], [2.0, 6.0]])
+    vectors = (vectors - torch.tensor([2.0, 5.0])) * torch.tensor([4.0, 1.0])
+    projection = fit_projection(vectors, 1, whitening=0)
+    assert torch.allclose(projection.matrix.abs(), torch.tensor([[1.0], [0.0]]))
+    whole = fit_projection(vectors, 2, whitening=1)
+    # deviations 8 ** 0.5 and 0.5 ** 0.5
+    assert torch.allclose(whole.matrix.norm(dim=0) ** -2, torch.tensor([8.0, 0.5]))
+
+
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20)])
+def test_components_are_those_of_numpy(shape):
+    vectors = draw(*shape)
+    projection = fit_projection(vectors, 4, whitening=0)
+    centred = (vectors - vectors.mean(dim=0)).double().numpy()
+    _, _, components = np.linalg.svd(centred, full_matrices=False)
+    cosines = (components[:4] * projection.matrix.T.double().numpy()).sum(axis=1)
+    assert np.allclose(abs(cosines), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20)])
+def test_whitened_vectors_have_the_identity_as_covariance(shape):
+    vectors = draw(*shape)
+    whitened = project(vectors, fit_projection(vectors, 4, whitening=1))
+    covariance = whitened.T @ whitened / len(vectors)
+    assert torch.allclose(covariance, torch.eye(4), atol=1e-4)
+
+
+def test_half_whitening_leaves_the_root_of_the_deviations():
+    vectors = draw(60, 5)
+    plain, half = (
+        project(vectors, fit_projection(vectors, 5, power)).pow(2).mean(dim=0).sqrt()
+        for power in (0, 0.5)
+    )
+    assert torch.allclose(half, plain.sqrt(), rtol=1e-4)
+
+
+def test_few_vectors_span_few_dimensions():
+    assert fit_projection(draw(5, 20), 10, 0.5).matrix.shape == (20, 4)
+    assert fit_projection(draw(30, 6), 10, 0.5).matrix.shape == (6, 6)
+    with pytest.raises(UserError, match='1 images'):
+        fit_projection(draw(1, 6), 2, 0.5)
+
+
+def test_projected_vectors_are_unit_vectors_and_repeatable():
+    vectors = draw(30, 6)
+    projection = fit_projection(vectors, 3, 0.75)
+    result = projection(vectors)
+    assert torch.allclose(result.norm(dim=1), torch.ones(30), atol=1e-6)
+    assert torch.equal(result, fit_projection(vectors, 3, 0.75)(vectors))
+    assert torch.equal(result, F.normalize(project(vectors, projection), dim=1))
+    again = Projection(**projection.to_state())
+    assert torch.equal(again(vectors), result)
+    # the sign is fixed: the largest number of each component is positive
+    places = projection.matrix.abs().argmax(dim=0)
+    assert (projection.matrix[places, range(3)] > 0).all()
+
+
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20), (20, 20)])
+@pytest.mark.parametrize('whitening', [0, 0.75, 1])
+def test_vectors_are_those_of_a_singular_value_decomposition(shape, whitening):
+    """Each singular value is the deviation of a component times sqrt(N)."""
+    vectors = draw(*shape)
+    own = project(vectors, fit_projection(vectors, 4, whitening)).double().numpy()
+    centred = vectors.double().numpy()
+    centred = centred - centred.mean(axis=0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    deviations = values[:4] / np.sqrt(len(vectors))
+    wanted = left[:, :4] * values[:4] / deviations**whitening
+    signs = np.sign((own * wanted).sum(axis=0))
+    assert np.allclose(own, wanted * signs, atol=1e-4 * abs(wanted).max())
+
+
+@pytest.mark.parametrize('whitening', [0, 0.5, 1])
+def test_both_ways_to_the_components_agree(whitening):
+    """Vectors that occur four times have the same mean and the same covariance."""
+    few = draw(6, 20)
+    many = few.repeat(4, 1)
+    assert len(few) < few.shape[1] < len(many)
+    one, other = (fit_projection(each, 4, whitening) for each in (few, many))
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.matrix, other.matrix, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(40, 8), (8, 40)])
+def test_the_order_of_the_vectors_does_not_matter(shape):
+    vectors = draw(*shape)
+    order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(1))
+    one, other = (fit_projection(each, 5, 0.75) for each in (vectors, vectors[order]))
+    torch.testing.assert_close(one.matrix, other.matrix, atol=1e-5, rtol=1e-4)
+
+
+def test_all_components_without_whitening_keep_the_distances():
+    vectors = draw(30, 6)
+    whole = project(vectors, fit_projection(vectors, 6, whitening=0))
+    own, wanted = (torch.cdist(x.double(), x.double()) for x in (whole, vectors))
+    torch.testing.assert_close(own, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_fewer_components_are_the_first_ones():
+    vectors = draw(30, 6)
+    few, many = (fit_projection(vectors, count, 0.75).matrix for count in (2, 5))
+    assert torch.equal(few, many[:, :2])
+    deviations = project(vectors, fit_projection(vectors, 6, 0)).std(dim=0)
+    assert (deviations.diff() < 0).all()
+
+
+@pytest.mark.parametrize('count', [10, 100])
+def test_directions_without_variance_are_left_out(count):
+    """They are rounding, which whitening would blow up."""
+    basis = draw(3, 40, seed=1)
+    vectors = draw(count, 3) @ basis
+    projection = fit_projection(vectors, 40, whitening=1)
+    assert projection.matrix.shape == (40, 3)
+    assert projection(vectors).isfinite().all()
+    constant = torch.cat([draw(count, 4), torch.full((count, 2), 7.0)], dim=1)
+    assert fit_projection(constant, 6, 1).matrix.shape == (6, 4)
+
+
+@pytest.mark.parametrize('shape', [(5, 3), (3, 5), (2, 2)])
+def test_equal_vectors_span_nothing(shape):
+    """As embeddings of copies of one image do."""
+    with pytest.raises(UserError):
+        fit_projection(torch.full(shape, 0.3), 2, 0.5)
+
+
+@pytest.mark.parametrize('shape', [(50, 8), (6, 20)])
+def test_where_lapack_fails_another_way_is_taken(monkeypatch, shape):
+    wanted = fit_projection(draw(*shape), 4, 0.75)
+
+    def fail(matrix):
+        raise torch.linalg.LinAlgError('failed to converge')
+
+    monkeypatch.setattr(torch.linalg, 'eigh', fail)
+    projection = fit_projection(draw(*shape), 4, 0.75)
+    torch.testing.assert_close(projection.matrix, wanted.matrix)
+
+
+def test_dead_channels_do_not_matter():
+    vectors = draw(60, 5)
+    dead = torch.cat([vectors, torch.zeros(60, 40), torch.ones(60, 3)], dim=1)
+    wanted = fit_projection(vectors, 5, 0.75).matrix
+    torch.testing.assert_close(fit_projection(dead, 9, 0.75).matrix[:5], wanted)
+
+
+def test_vectors_that_are_not_finite_are_refused():
+    vectors = draw(30, 6)
+    vectors[3, 2] = torch.nan
+    with pytest.raises(UserError, match='not finite'):
+        fit_projection(vectors, 3, 0.5)
+
+
+def test_half_precision_is_projected_in_float32():
+    vectors = draw(30, 6)
+    projection = fit_projection(vectors, 3, 0.75)
+    halves = projection(vectors.half())
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves, projection(vectors), atol=1e-2, rtol=1e-2)
+    assert projection.state_dict() == {}  # a model's weights do not hold it

@@ -1,0 +1,193 @@
+"""Embeddings, labels and definitions that the tests of retrieval share."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from areir.evaluation import counting, first_pass, metrics, scores
+
+N = 22
+TILES = [1, 2, 5, N - 1, N, N + 1, 1024]
+CONSTANTS = {
+    f'{module.__name__.split(".")[-1]}.{name}={value}': (module, name, value)
+    for module, name in [
+        (scores, 'CHUNK'),
+        (scores, 'WORKSPACE'),
+        (scores, 'CACHED'),
+        (metrics, 'SLOTS'),
+    ]
+    for value in (1, 3, 50)
+}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def vectors(count, seed=0, dimensions=6):
+    """Small dyadic numbers, whose scores are exact and often equal."""
+    shape = (count, dimensions)
+    return torch.randint(-4, 5, shape, generator=generator(seed)).float() / 8
+
+
+def labels_of(count, classes, seed=0):
+    return torch.randint(0, classes, (count,), generator=generator(seed))
+
+
+def uneven_labels(count, seed=0):
+    """One class of a third of the images, many of one image, and some between."""
+    third = count // 3
+    random = torch.rand(count - third, generator=generator(seed))
+    rest = (random**2 * count / 3).long() + 1
+    labels = torch.cat([torch.zeros(third, dtype=torch.long), rest])
+    return labels[torch.randperm(count, generator=generator(seed))]
+
+
+def duplicates(count, copies, dimensions=6, seed=0):
+    return F.normalize(normal(count, dimensions, seed=seed), dim=1).repeat(copies, 1)
+
+
+def make_embeddings(kind, seed=0):
+    """Return embeddings (N, D) of a kind that is easy or hard to rank."""
+    half = N // 2
+    random = normal(N, 6, seed=seed)
+    if kind == 'ties':
+        return vectors(N, seed)
+    if kind == 'negative':
+        return torch.cat([random[:half].abs(), -random[half:].abs()])
+    if kind == 'duplicates':
+        return duplicates(half, 2, seed=seed)
+    if kind == 'equal':
+        return torch.ones(N, 6) / 3
+    if kind == 'collapsed':
+        return 1 + 1e-4 * random
+    if kind == 'one-hot':
+        return torch.eye(6)[labels_of(N, 6, seed)]
+    if kind == 'zero':
+        return random * (torch.arange(N) % 3 > 0)[:, None]
+    if kind == 'quantised':
+        return (random * 2).round() / 2
+    if kind == 'wide':
+        powers = torch.randint(-12, 12, (N, 1), generator=generator(seed))
+        return random * 10.0**powers
+    if kind == 'subnormal':
+        return random * 1e-39
+    if kind == 'one dimension':
+        return random[:, :1]
+    return random
+
+
+KINDS = [
+    'random',
+    'ties',
+    'negative',
+    'duplicates',
+    'equal',
+    'collapsed',
+    'one-hot',
+    'zero',
+    'quantised',
+    'wide',
+    'subnormal',
+    'one dimension',
+]
+
+
+def bad_row(value, dtype=torch.float32):
+    embeddings = vectors(6).to(dtype)
+    embeddings[4, 2] = value
+    return embeddings
+
+
+def bad_rows(count):
+    embeddings = normal(count + 3, 2)
+    embeddings[3:, 1] = torch.nan
+    return embeddings
+
+
+def patch_products(monkeypatch, function):
+    """Replace `products` wherever it is called."""
+    for module in (scores, first_pass, counting):
+        monkeypatch.setattr(module, 'products', function)
+
+
+# Definitions
+
+
+def defined_scores(query, gallery):
+    query, gallery = query.float().double(), gallery.float().double()
+    return (query[:, None] * gallery[None]).sum(dim=2).float()
+
+
+def expected_search(query, gallery, k, leave_one_out=False):
+    found = defined_scores(query, gallery)
+    order = found.argsort(dim=1, descending=True, stable=True)
+    if leave_one_out:
+        other = order != torch.arange(len(query))[:, None]
+        order = order[other].view(len(query), -1)
+    return found.gather(1, order[:, :k]), order[:, :k]
+
+
+def same_search(result, expected):
+    return all(torch.equal(one, other) for one, other in zip(result, expected))
+
+
+def brute_force(query, query_labels, ks, gallery=None, gallery_labels=None):
+    """The definitions, one query at a time: sort by score, then by gallery index."""
+    leave_one_out = gallery is None
+    if leave_one_out:
+        gallery, gallery_labels = query, query_labels
+    rows, ranks = [], []
+    for i, row in enumerate(defined_scores(query, gallery).tolist()):
+        order = sorted((-score, j) for j, score in enumerate(row))
+        images = [j for _, j in order if not (leave_one_out and i == j)]
+        right = [int(gallery_labels[j]) == int(query_labels[i]) for j in images]
+        rows.append(
+            [*(any(right[:k]) for k in ks), map_at_r(right), r_precision(right)]
+        )
+        if any(right):
+            ranks.append(right.index(True) + 1)
+    names = [*(f'recall@{k}' for k in ks), 'map@r', 'r_precision']
+    return {
+        **dict(zip(names, np.mean(np.array(rows, float), axis=0).tolist())),
+        'mean_rank': sum(ranks) / len(ranks) if ranks else 0,
+        'queries_without_positive': len(query) - len(ranks),
+    }
+
+
+def map_at_r(right):
+    total = sum(right)
+    precisions = [sum(right[: i + 1]) / (i + 1) for i in range(total) if right[i]]
+    return sum(precisions) / max(1, total)
+
+
+def r_precision(right):
+    total = sum(right)
+    return sum(right[:total]) / max(1, total)
+
+
+def vectorised(query, labels, ks):
+    """The definitions for leave-one-out, all queries at once."""
+    found = (query.double() @ query.double().T).float()
+    order = found.argsort(dim=1, descending=True, stable=True)
+    other = order != torch.arange(len(query))[:, None]
+    right = labels[order[other].view(len(query), -1)] == labels[:, None]
+    total, place = right.sum(dim=1), torch.arange(1, len(query))
+    inside, some = right & (place <= total[:, None]), total > 0
+    precision = (right.cumsum(dim=1) / place * inside).double().sum(dim=1)
+    hits = inside.sum(dim=1).double()
+    first = (right.long().argmax(dim=1) + 1)[some]
+    recalls = {
+        f'recall@{k}': right[:, :k].any(dim=1).double().mean().item() for k in ks
+    }
+    return {
+        **recalls,
+        'map@r': (precision / total.clamp(min=1)).mean().item(),
+        'r_precision': (hits / total.clamp(min=1)).mean().item(),
+        'mean_rank': first.double().mean().item(),
+        'queries_without_positive': int((~some).sum()),
+    }
