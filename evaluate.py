@@ -91,7 +91,7 @@ def evaluate_file(args):
         'queries': len(result.labels),
         'classes': len(result.labels.unique()),
         'dimensions': result.dimensions,
-        'how': result.how,
+        'how': how_queried(result),
         **result.notes,
         'metrics': summary(result.ranks, ks),
         'intervals': {name: nan_to_none(limits) for name, limits in intervals.items()},
@@ -106,6 +106,13 @@ def evaluate_file(args):
     if args.compare is not None:
         report |= compare_files(args, result, values, ks)
     return report
+
+
+def how_queried(result):
+    """Say what the queries of a RankedFile retrieve from."""
+    if result.has_gallery:
+        return f'they query a gallery of {result.available:,}'
+    return 'each queries all others, itself excluded by its index'
 
 
 def recall_of_heads(args, heads):

@@ -32,8 +32,7 @@ from areir.networks.backbones import (
     find_family,
     stage_channels,
 )
-from areir.networks.folding import folded
-from areir.networks.layers import MeanPool, SqueezeExcitation, Stages
+from areir.networks.layers import MeanPool, SqueezeExcitation, Stages, folded
 from areir.networks.model_file import check_model
 from areir.networks.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK

@@ -35,7 +35,7 @@ from areir.hardware import (
     local_processes,
 )
 from areir.networks.backbones import check_image_size, has_depthwise
-from areir.networks.folding import folded
+from areir.networks.layers import folded
 from areir.networks.pretrained import load_named
 from areir.output.curves import draw_curves
 from areir.training import record

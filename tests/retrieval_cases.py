@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from areir.evaluation import counting, first_pass, metrics, scores
+from areir.evaluation import counting, metrics, ranking, scores
 
 N = 22
 TILES = [1, 2, 5, N - 1, N, N + 1, 1024]
@@ -111,7 +111,7 @@ def bad_rows(count):
 
 def patch_products(monkeypatch, function):
     """Replace `products` wherever it is called."""
-    for module in (scores, first_pass, counting):
+    for module in (scores, ranking, counting):
         monkeypatch.setattr(module, 'products', function)
 
 

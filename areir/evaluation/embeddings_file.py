@@ -1,35 +1,59 @@
-"""Read anybody's embeddings and their labels from a file."""
+"""Read anybody's embeddings and their labels from a file.
+
+A dict of torch.save or a .npz file has these entries, with a prefix `query_` or
+`gallery_`, or both, if the queries are not the gallery:
+
+    embeddings      (N, D) floats
+    labels          (N,) integers or texts
+    images          (N,) names; optional
+    ensemble_size, protocol, select    how train.py made them; optional
+
+Databases of the original code (https://github.com/leftthomas/NormSoftmax/commits) hold
+test_features, test_labels and perhaps test_images, and the same of the gallery.
+Features are (N, D), (N, heads, D), or a list of tensors of one image or batch. That
+code scored two images by the mean of the heads' dot products, and concatenated heads
+rank the images as it did.
+
+A .npy file holds the embeddings alone. Their labels are in a CSV with a row for each,
+in the same order, and the columns label (or class), and optionally path, is_query and
+is_gallery.
+"""
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from areir.data.tables import check_roles, read_roles
+from areir.data.text_files import read_csv
 from areir.errors import UserError
-from areir.evaluation.labelled_arrays import label_entries
-from areir.evaluation.original_databases import (
-    current_entries,
-    is_original,
-    original_name,
-)
-from areir.files import load_tensors, refuse_special
-from areir.schemas import is_count, is_dense
+from areir.files import is_unicode, load_tensors, refuse_special
 
 NOTES = ('protocol', 'select')
-LONGEST_NOTE = 100  # characters
-SIDES = ('', 'query_', 'gallery_')  # before the names of a file's entries
-ENTRIES = [side + name for side in SIDES for name in ('embeddings', 'labels', 'images')]
+PREFIXES = ('', 'query_', 'gallery_', 'test_')
+FIELDS = ('embeddings', 'features', 'labels', 'images')
+USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
+LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
+
+
+class Names(NamedTuple):
+    """What a file calls the entries of its queries or of its gallery."""
+
+    embeddings: str
+    labels: str
+    images: str
 
 
 @dataclass
 class ImageSet:
     """The queries or the gallery of a file."""
 
-    prefix: str  # before the names of its entries: '', 'query_' or 'gallery_'
+    names: Names
     embeddings: torch.Tensor  # (N, D)
     labels: torch.Tensor  # (N,)
-    images: list | None = None  # (N,) names
+    images: list | None  # (N,) names
 
 
 @dataclass
@@ -41,7 +65,6 @@ class EmbeddingsFile:
     gallery: ImageSet | None  # None: each image queries all others
     ensemble_size: int | None  # heads that the embeddings consist of
     notes: dict  # protocol and select, if the file has them
-    original: bool = False  # whether its names are those of the original code
 
     def keep_heads(self, heads):
         """Reduce the embeddings to those of the first `heads` heads.
@@ -58,91 +81,58 @@ class EmbeddingsFile:
             count = known or 'an unknown number of'
             raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')
         for side in filter(None, (self.query, self.gallery)):
-            columns = side.embeddings.shape[-1] // self.ensemble_size * heads
+            columns = side.embeddings.shape[-1] // known * heads
             side.embeddings = side.embeddings[:, :columns]
-
-    def entry(self, argument):
-        """Return what the file calls an argument of `rank_positives`."""
-        sides = {'query': self.query, 'gallery': self.gallery or self.query}
-        name, _, labels = argument.partition('_')
-        if name not in sides or labels not in ('', 'labels'):
-            return argument
-        entry = sides[name].prefix + (labels or 'embeddings')
-        return original_name(entry) if self.original else entry
-
-
-# Reading
 
 
 def read_embeddings(path, labels_csv=None):
-    """Read an EmbeddingsFile from a .npz or .npy file or a file of torch.save.
+    """Read an EmbeddingsFile; labels_csv: the CSV of a .npy file.
 
-    The file holds `embeddings` and `labels`. If the queries are not the gallery,
-    the queries' entries have the prefix `query_`, or the gallery's have the prefix
-    `gallery_`, or both. Labels are integers or texts. `images`, with the same
-    prefix, may name the images; original_databases.py has the names of the original
-    code. A .npy file holds the embeddings only; labels_csv: the CSV of their labels.
-    Raises UserError naming the file and what is missing.
+    Raises UserError naming the file and what is missing or does not fit. Whether
+    numbers and shapes can be ranked is left to `rank_positives`.
     """
     entries = load_entries(path, labels_csv)
-    original = is_original(entries)
-    if original:
-        entries = current_entries(path, entries)
-    prefixes = [
-        prefix if f'{prefix}embeddings' in entries else ''
-        for prefix in ('query_', 'gallery_')
-    ]
-    prefixes = list(dict.fromkeys(prefixes))
-    check_entries(path, entries, prefixes)
-    try:
-        embeddings = [
-            torch.as_tensor(entries[prefix + 'embeddings']).detach()
-            for prefix in prefixes
-        ]
-        labels = number_labels([entries[prefix + 'labels'] for prefix in prefixes])
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition('\n')[0]
-        raise UserError(
-            f'{path}: embeddings and labels must be arrays ({reason})'
-        ) from error
-    for prefix, tensor in zip(prefixes, embeddings):
-        if not is_dense(tensor):
-            raise UserError(f'{path}: {prefix}embeddings are sparse or expanded')
-    sides = [ImageSet(*values) for values in zip(prefixes, embeddings, labels)]
-    for side in sides:
-        entry = f'{side.prefix}images'
-        name = original_name(entry) if original else entry
-        side.images = read_names(path, name, entries.get(entry), len(side.labels))
+    names = find_names(path, entries)
+    vectors = [to_vectors(path, each.embeddings, entries) for each in names]
+    labels = number_labels(path, [entries[each.labels] for each in names])
+    sides = []
+    for each, tensor, numbers in zip(names, vectors, labels):
+        images = read_images(path, each.images, entries, len(numbers))
+        sides.append(ImageSet(each, tensor, numbers, images))
+    heads = plain(entries.get('ensemble_size'))
+    if names[0].embeddings == 'test_features':
+        # for data without a gallery, the original code wrote the test images twice
+        if len(sides) == 2 and torch.equal(*vectors):
+            del sides[1]
+        if vectors[0].dim() == 3:
+            heads = vectors[0].shape[1]
+            for side in sides:
+                side.embeddings = side.embeddings.flatten(1)
+    check_heads(path, heads, sides[0].embeddings)
     return EmbeddingsFile(
         path=path,
         query=sides[0],
         gallery=sides[1] if len(sides) == 2 else None,
-        ensemble_size=read_heads(path, entries, embeddings[0].shape[-1:].numel()),
-        notes={
-            name: read_note(path, name, entries[name])
-            for name in NOTES
-            if name in entries
-        },
-        original=original,
+        ensemble_size=heads,
+        notes={name: str(plain(entries[name])) for name in NOTES if name in entries},
     )
 
 
 def load_entries(path, labels_csv=None):
     """Return {name: array, tensor or list} of a file; nothing in it is executed.
 
-    labels_csv: see `read_embeddings`. Raises UserError naming the file if it is
-    missing, damaged, or holds objects where arrays or tensors belong.
+    Raises UserError naming the file if it is missing, damaged, or holds objects where
+    arrays or tensors belong.
     """
-    if not os.path.exists(path):
-        raise UserError(f'{path}: no such file')
-    if os.path.isdir(path):
-        raise UserError(f'{path}: a folder')
     refuse_special(path)
+    if not os.path.isfile(path):
+        kind = 'a folder' if os.path.isdir(path) else 'no such file'
+        raise UserError(f'{path}: {kind}')
     suffix = os.path.splitext(path)[1]
     if suffix == '.npy' and labels_csv is None:
         raise UserError(f'{path}: give its labels with --labels FILE.csv')
     try:
-        entries = LOADERS.get(suffix, load_tensors)(path)
+        entries = {'.npz': load_npz, '.npy': load_npy}.get(suffix, load_tensors)(path)
     except PermissionError:
         raise
     except Exception as error:  # numpy raises many kinds for a damaged file
@@ -159,7 +149,7 @@ def load_entries(path, labels_csv=None):
 
 def load_npz(path):
     """Return {name: array}; None for an entry that is not used and may be an object."""
-    used = (*NOTES, 'ensemble_size', *ENTRIES)
+    used = {*NOTES, 'ensemble_size', *USED}
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] if name in used else None for name in file.files}
 
@@ -172,60 +162,130 @@ def load_npy(path):
     return array
 
 
-LOADERS = {'.npz': load_npz, '.npy': load_npy}
+# Labels in a CSV
 
 
-def check_entries(path, entries, prefixes):
-    """Raise UserError unless each side has embeddings and labels."""
-    needed = [prefix + name for prefix in prefixes for name in ('embeddings', 'labels')]
+def label_entries(path, embeddings, labels_csv):
+    """Return the entries of a file, from an array and the CSV of its labels.
+
+    path: the file of the array, for messages. Raises UserError naming the file that is
+    at fault, or both if they have different numbers of rows.
+    """
+    columns, rows, origins = read_csv(
+        labels_csv, [LABEL_COLUMNS], read_row, any_bytes=True
+    )
+    embeddings = np.atleast_1d(embeddings)
+    if len(embeddings) != len(rows):
+        raise UserError(
+            f'{path} has {len(embeddings):,} embeddings, but {labels_csv} has '
+            f'{len(rows):,} rows'
+        )
+    labels, images, roles = zip(*rows) if rows else [()] * 3
+    entries = {'embeddings': embeddings, 'labels': np.array(labels, dtype=str)}
+    if 'path' in columns:
+        entries['images'] = np.array(images, dtype=str)
+    if not check_roles(list(roles), origins):
+        return entries
+    is_query = np.array([is_query for is_query, _ in roles])
+    return {
+        **{f'query_{name}': values[is_query] for name, values in entries.items()},
+        **{f'gallery_{name}': values[~is_query] for name, values in entries.items()},
+    }
+
+
+def read_row(cells):
+    """Return (label, path or None, roles) of a row.
+
+    Raises ValueError if it has no label or no clear role.
+    """
+    label = next(cells[name] for name in LABEL_COLUMNS if name in cells)
+    if not label:
+        raise ValueError('no label')
+    if not is_unicode(label):
+        raise ValueError('the label is not text in UTF-8')
+    return label, cells.get('path'), read_roles(cells)
+
+
+# Entries
+
+
+def find_names(path, entries):
+    """Return the Names of the queries and, if it is separate, of the gallery.
+
+    Raises UserError unless each has embeddings and labels.
+    """
+    current = {prefix + 'embeddings' for prefix in PREFIXES}
+    if 'test_features' in entries and not current & entries.keys():
+        field, prefixes = 'features', ['test_']
+        if {'gallery_features', 'gallery_labels'} & entries.keys():
+            prefixes.append('gallery_')
+    else:
+        field, prefixes = 'embeddings', ['query_', 'gallery_']
+        prefixes = [prefix if prefix + field in entries else '' for prefix in prefixes]
+    names = [
+        Names(p + field, p + 'labels', p + 'images') for p in dict.fromkeys(prefixes)
+    ]
+    needed = [name for each in names for name in each[:2]]
     missing = [name for name in needed if name not in entries]
     if missing:
         present = ', '.join(map(str, entries)) or 'nothing'
         raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
+    return names
+
+
+def to_vectors(path, name, entries):
+    """Return an array, a tensor, or a list of tensors of images or batches as a tensor.
+
+    Raises UserError.
+    """
+    vectors = entries[name]
+    try:
+        if not isinstance(vectors, (np.ndarray, torch.Tensor)):
+            parts = [torch.as_tensor(part) for part in vectors]
+            vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
+        return torch.as_tensor(vectors).detach()
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(
+            f'{path}: {name} must be an array, a tensor or a list of tensors ({reason})'
+        ) from error
+
+
+def number_labels(path, labels):
+    """Return the labels of each side as a tensor; texts get one numbering."""
+    try:
+        labels = [np.atleast_1d(np.asarray(values)) for values in labels]
+        if any(values.dtype.kind in 'US' for values in labels):
+            numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
+            labels = np.split(numbers, [len(labels[0])])[: len(labels)]
+        return [torch.as_tensor(values) for values in labels]
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'{path}: labels must be arrays ({reason})') from error
+
+
+def read_images(path, name, entries, count):
+    """Return the names of `count` images as a list of str; None if there are none."""
+    if entries.get(name) is None:
+        return None
+    try:
+        images = np.asarray(entries[name])
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths
+        images = np.empty(0)
+    if images.shape != (count,):
+        raise UserError(f'{path}: {name} must be one name per image ({count})')
+    return images.astype(str).tolist()
+
+
+def check_heads(path, heads, embeddings):
+    """Raise UserError unless a number of heads, if known, divides the dimensions."""
+    if heads is None:
+        return
+    if type(heads) is not int or heads < 1 or embeddings.shape[-1:].numel() % heads:
+        raise UserError(f'{path}: ensemble_size does not fit the embeddings')
 
 
 def plain(value):
-    """Return what a number or a text, or an array of one, holds; None otherwise."""
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return value.item() if value.shape == () else None
-    return value if isinstance(value, (int, str)) else None
-
-
-def read_heads(path, entries, dimensions):
-    """Return the number of heads, which divides the dimensions, None if unknown."""
-    if 'ensemble_size' not in entries:
-        return None
-    heads = plain(entries['ensemble_size'])
-    if not is_count(heads) or dimensions % heads:
-        raise UserError(f'{path}: ensemble_size does not fit the embeddings')
-    return heads
-
-
-def read_note(path, name, value):
-    """Return protocol or select, a text. Raises UserError."""
-    note = plain(value)
-    if not isinstance(note, str) or len(note) > LONGEST_NOTE:
-        raise UserError(f'{path}: {name} is not a text')
-    return note
-
-
-def number_labels(labels):
-    """Return the labels of each side as a tensor; texts get one numbering."""
-    labels = [np.atleast_1d(np.asarray(values)) for values in labels]
-    if any(values.dtype.kind in 'US' for values in labels):
-        numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
-        labels = np.split(numbers, [len(labels[0])])[: len(labels)]
-    return [torch.as_tensor(values) for values in labels]
-
-
-def read_names(path, entry, names, count):
-    """Return the names of `count` images as a list of str; None if there are none."""
-    if names is None:
-        return None
-    try:
-        names = np.asarray(names)
-    except (TypeError, ValueError, RuntimeError):  # lists of different lengths
-        names = np.empty(0)
-    if names.shape != (count,):
-        raise UserError(f'{path}: {entry} must be one name per image ({count})')
-    return names.astype(str).tolist()
+    """Return the number or text of an array or tensor of one; others as they are."""
+    is_array = isinstance(value, (np.ndarray, torch.Tensor))
+    return value.item() if is_array and value.ndim == 0 else value

@@ -23,13 +23,6 @@ class RankedFile:
     dimensions: int
     notes: dict
 
-    @property
-    def how(self):
-        """Say what the queries retrieve from."""
-        if self.has_gallery:
-            return f'they query a gallery of {self.available:,}'
-        return 'each queries all others, itself excluded by its index'
-
 
 def rank_file(path, device, heads=None, labels_csv=None):
     """Return a RankedFile: the embeddings in a file, ranked on a device.
@@ -40,35 +33,36 @@ def rank_file(path, device, heads=None, labels_csv=None):
     file = read_embeddings(path, labels_csv)
     if heads is not None:
         file.keep_heads(heads)
-    query, gallery = file.query, file.gallery
+    sides = {'query': file.query}
+    if file.gallery:
+        sides['gallery'] = file.gallery
+    arguments, names = [], {}
+    for argument, side in sides.items():
+        arguments += [side.embeddings.to(device), side.labels.to(device)]
+        names[argument] = side.names.embeddings
+        names[f'{argument}_labels'] = side.names.labels
     try:
-        arguments = [query.embeddings.to(device), query.labels.to(device)]
-        if gallery is not None:
-            arguments += [gallery.embeddings.to(device), gallery.labels.to(device)]
         ranks = rank_positives(*arguments)
     except (ValueError, RuntimeError) as error:
         # the message begins with the argument at fault
-        argument, *rest = str(error).splitlines()[0].split(' ')
-        reason = ' '.join([file.entry(argument), *rest])
-        raise UserError(f'{path}: {reason}') from error
-    count = len(query.labels)
-    available = count - 1 if gallery is None else len(gallery.labels)
+        argument, _, reason = str(error).partition('\n')[0].partition(' ')
+        argument = names.get(argument, argument)
+        raise UserError(f'{path}: {argument} {reason}') from error
+    count = len(file.query.labels)
+    available = len(file.gallery.labels) if file.gallery else count - 1
     if not available:
         raise UserError(f'{path}: a single image, which has nothing to retrieve')
     return RankedFile(
         path=path,
         ranks={name: values.cpu() for name, values in ranks.items()},
-        labels=query.labels,
-        images=query.images,
-        has_gallery=gallery is not None,
-        gallery_images=gallery.images if gallery else None,
+        labels=file.query.labels,
+        images=file.query.images,
+        has_gallery=file.gallery is not None,
+        gallery_images=file.gallery.images if file.gallery else None,
         available=available,
-        dimensions=query.embeddings.shape[1],
+        dimensions=file.query.embeddings.shape[1],
         notes=file.notes,
     )
-
-
-# Matching
 
 
 def match_queries(one, other):
@@ -81,7 +75,12 @@ def match_queries(one, other):
     both = f'{one.path} and {other.path}'
     order = torch.arange(len(one.labels))
     if one.images is not None and other.images is not None:
-        order = match_names(one, other)
+        places = {image: place for place, image in enumerate(other.images)}
+        if len(set(one.images)) < len(one.images):
+            raise UserError(f'{one.path}: several images have the same name')
+        if sorted(one.images) != sorted(other.images):
+            raise UserError(f'{both}: not results of the same images')
+        order = torch.tensor([places[image] for image in one.images])
     if not same_classes(one.labels, other.labels, order):
         raise UserError(
             f'{both}: the queries are not of the same classes, or not in the same order'
@@ -89,16 +88,6 @@ def match_queries(one, other):
     if not same_gallery(one, other, order):
         raise UserError(f'{both}: the queries do not retrieve from the same gallery')
     return order
-
-
-def match_names(one, other):
-    """Return `match_queries` by the images' names."""
-    if len(set(one.images)) < len(one.images):
-        raise UserError(f'{one.path}: several images have the same name')
-    if sorted(one.images) != sorted(other.images):
-        raise UserError(f'{one.path} and {other.path}: not results of the same images')
-    places = {image: place for place, image in enumerate(other.images)}
-    return torch.tensor([places[image] for image in one.images])
 
 
 def same_classes(labels, others, order):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
-from areir.evaluation.first_pass import CodePass, encode
+from areir.evaluation.ranking import CodePass, encode
 from areir.gallery.matrix_file import MatrixFile, write_blocks
 
 TAIL = 8  # bytes of scale and error

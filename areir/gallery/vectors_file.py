@@ -6,8 +6,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from areir.evaluation.first_pass import has_fast_codes
-from areir.evaluation.ranking import begin_search
+from areir.evaluation.ranking import begin_search, has_fast_codes
 from areir.evaluation.scores import TILE, to_indices, to_scores
 from areir.gallery import matrix_file
 from areir.gallery.codes_file import CodesFile, codes_path

@@ -21,13 +21,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from areir.evaluation.best_scores import BestScores, score_blocks
 from areir.evaluation.intervals import (
     LEAST_CLASSES,
     class_sums,
     confidence_intervals,
     resampled_means,
 )
+from areir.evaluation.scores import BestScores, score_blocks
 from areir.matching.votes import calibrate_confidence
 
 STEP = 0.01  # in -log d, between the thresholds that are considered

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import atomic_path
-from areir.networks.folding import fold_batch_norms
+from areir.networks.layers import fold_batch_norms
 
 LEAST_COSINE = 0.9999  # between the vectors of the file and of the model
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from areir.evaluation.best_scores import BestScores, score_blocks
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
+from areir.evaluation.scores import BestScores, score_blocks
 
 SCORE_BINS = 100  # of the histograms of scores, from -1 to 1
 SCORED_QUERIES = 2000  # queries whose pairs the histograms count

@@ -7,7 +7,7 @@ import torch
 from retrieval_cases import labels_of, normal
 from torch.nn import functional as F
 
-from areir.evaluation.best_scores import BestScores, score_blocks
+from areir.evaluation.scores import BestScores, score_blocks
 from areir.retrieval import search
 
 

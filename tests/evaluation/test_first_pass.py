@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from areir.evaluation.first_pass import CodePass, encode, has_fast_codes
+from areir.evaluation.ranking import CodePass, encode, has_fast_codes
 
 needs_fast_codes = pytest.mark.skipif(
     not has_fast_codes(48), reason='8-bit products may overflow on this CPU'

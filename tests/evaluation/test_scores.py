@@ -15,7 +15,7 @@ from retrieval_cases import (
 )
 
 from areir.errors import UserError
-from areir.evaluation import first_pass, metrics, scores
+from areir.evaluation import metrics, ranking, scores
 from areir.evaluation.metrics import rank_positives
 from areir.retrieval import evaluate, search
 
@@ -151,7 +151,7 @@ def test_precision_is_restored_after_an_interruption(monkeypatch, keep_precision
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(first_pass, 'products', interrupt)
+    monkeypatch.setattr(ranking, 'products', interrupt)
     torch.set_float32_matmul_precision('medium')
     with pytest.raises(KeyboardInterrupt):
         search(torch.ones(2, 2), torch.ones(2, 2), 1)

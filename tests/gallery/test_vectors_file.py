@@ -11,7 +11,7 @@ from photos import random_vectors
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation.first_pass import has_fast_codes
+from areir.evaluation.ranking import has_fast_codes
 from areir.files import WriteError
 from areir.gallery import matrix_file, vectors_file
 from areir.gallery.codes_file import write_codes

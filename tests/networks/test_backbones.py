@@ -13,8 +13,7 @@ from areir.networks.backbones import (
     has_depthwise,
     model_types,
 )
-from areir.networks.folding import folded
-from areir.networks.layers import Chain
+from areir.networks.layers import Chain, folded
 from areir.networks.pretrained import find_weights, load_weights
 from model import EnsembleModel
 

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 from trained import take_statistics
 
 from areir.networks.backbones import build_backbone, cut, find_family
-from areir.networks.folding import folded
-from areir.networks.layers import Chain, MeanPool
+from areir.networks.layers import Chain, MeanPool, folded
 from areir.networks.projection import fit_projection
 from model import EnsembleModel, count_parameters
 
