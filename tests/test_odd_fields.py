@@ -10,8 +10,6 @@ from slim import use_slim_backbone
 from torch import nn
 from trained import CALIBRATION, MEAN, MODEL_ARGS, SIDE, STD
 
-from areir.data import splits
-from areir.data.splits import read_split
 from areir.errors import UserError
 from areir.evaluation.ranked_file import rank_file
 from areir.files import write_tensors
@@ -106,7 +104,7 @@ def test_a_message_says_what_a_field_should_be():
 
 SCHEMAS = [
     *(databases.DATABASE, databases.OPTIONAL, index_table.TABLE, index_table.OPTIONAL),
-    *(model_file.MODEL, model_file.OPTIONAL, model_file.ARGUMENTS, splits.INFO),
+    *(model_file.MODEL, model_file.OPTIONAL, model_file.ARGUMENTS),
     *(thresholds.SCHEMA, checkpoints.STATE, checkpoints.OPTIONAL, checkpoints.PART),
 ]
 
@@ -119,59 +117,7 @@ def test_checks_say_what_they_ask_for(schema):
             assert problem.startswith(f'{name} is not '), problem
 
 
-# Split files
-
-INFO = {
-    'data_name': 'shoes',
-    'crop_type': 'uncropped',
-    'layout': 'train + test',
-    'mean': (0.5, 0.5, 0.5),
-    'std': (0.25, 0.25, 0.25),
-    'counts': {'train': (2, 2), 'test': (2, 1)},
-    'warnings': [],
-    'fingerprint': 'x',
-}
-SPLIT_FILE = 'uncropped_data_dicts.pth'
-SPLIT = {
-    'train': {'a': ['a/1.png'], 'b': ['b/1.png']},
-    'test': {'c': ['c/1.png', 'c/2.png']},
-    'info': INFO,
-}
 COLOURS = [REMOVED, None, 0.5, 'xyz', (0.5, 0.5), (math.nan, 0.5, 0.5), (1, 2, 3)]
-SPLIT_FIELDS = [
-    ('train', [REMOVED, None, [], {}, {'a': 'x'}, {'a': [5]}, {'a': [], 'b': ['x']}]),
-    ('test', [REMOVED, {'c': ['c/1.png']}, {'c': ['c/1.png'] * 2}, {5: ['x'] * 2}]),
-    ('val', [{}]),
-    ('info', [REMOVED, None, [], {}]),
-    ('info.mean', COLOURS),
-    ('info.std', [*COLOURS, (0, 0.5, 0.5)]),
-    ('info.counts', [REMOVED, None, {}, {'train': (2, 2)}, {'train': 2, 'test': 2}]),
-    ('info.counts', [{'train': (2, 2), 5: (2, 1)}]),
-    ('info.counts.test', [None, (2,), (2, 0), ('2', 1), (3, 1)]),
-    ('info.warnings', [REMOVED, 'x', [5]]),
-    ('info.layout', [REMOVED, *ODD_TEXTS]),
-]
-
-
-def test_a_whole_split_file_is_read(tmp_path):
-    assert read_split(save(tmp_path, SPLIT_FILE, SPLIT)) == SPLIT
-
-
-@every_case(SPLIT_FIELDS)
-def test_odd_split_files_are_refused(tmp_path, path, value):
-    file = save(tmp_path, SPLIT_FILE, changed(SPLIT, *path, value=value))
-    with pytest.raises(UserError, match=rf'{SPLIT_FILE} .*run data_utils\.py'):
-        read_split(file)
-
-
-def test_queries_and_gallery_need_labels_of_one_kind(tmp_path):
-    counts = {'train': (2, 2), 'query': (1, 1), 'gallery': (1, 1)}
-    images = {'query': {'c': ['c/1.png']}, 'gallery': {5: ['c/2.png']}}
-    train, info = SPLIT['train'], {**INFO, 'counts': counts}
-    file = save(tmp_path, SPLIT_FILE, {'train': train, **images, 'info': info})
-    with pytest.raises(UserError, match=rf'{SPLIT_FILE} .*run data_utils\.py'):
-        read_split(file)
-
 
 # Model files
 

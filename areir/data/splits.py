@@ -13,21 +13,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from areir.data.layouts import KNOWN_DATASETS
 from areir.errors import UserError
-from areir.files import load_tensors
-from areir.schemas import (
-    find_problem,
-    is_colour,
-    is_count,
-    is_dict,
-    is_labels,
-    is_spread,
-    is_text,
-    is_texts,
-)
+from areir.files import load_own
 
-PARTS = ({'train', 'test'}, {'train', 'query', 'gallery'})
+ADVICE = 'run data_utils.py again'
 
 
 @dataclass
@@ -115,79 +104,10 @@ def split_path(data_root, name, crop_type):
     return os.path.join(data_root, name, f'{crop_type}_data_dicts.pth')
 
 
-def is_counts(value):
-    """Whether a value is a pair of numbers for each part of a split."""
-    return is_dict(value) and set(value) in PARTS and all(map(is_pair, value.values()))
-
-
-def is_pair(value):
-    """Whether a value is a pair of integers of at least 1."""
-    pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return pair and all(map(is_count, value))
-
-
-INFO = {
-    'counts': is_counts,
-    'mean': is_colour,
-    'std': is_spread,
-    'warnings': is_texts,
-    **dict.fromkeys(('data_name', 'crop_type', 'layout', 'fingerprint'), is_text),
-}
-
-
-def read_split(path):
-    """Return the content of a split file. Raises UserError if it is not one.
-
-    The split of another crop type is not the one that belongs there.
-    """
-    crop_type = os.path.basename(path).removesuffix('_data_dicts.pth')
-    try:
-        content = load_tensors(path)
-    except UserError as error:
-        raise UserError(f'{error}: run data_utils.py again') from error
-    problem = split_problem(content)
-    if not problem and content['info']['crop_type'] != crop_type:
-        problem = 'of another crop type'
-    if problem:
-        raise UserError(
-            f'{path} is damaged or was written by other code ({problem}): run '
-            'data_utils.py again'
-        )
-    return content
-
-
-def split_problem(content):
-    """Return what is wrong with the content of a split file, or None."""
-    info = content.get('info') if isinstance(content, dict) else None
-    problem = find_problem(info, INFO)
-    if problem:
-        return f'info: {problem}'
-    if content.keys() != {*info['counts'], 'info'}:
-        return 'its parts are not those of its counts'
-    test_labels, test_images = [], []
-    for part, count in info['counts'].items():
-        images_of = content[part]
-        if not isinstance(images_of, dict) or not is_labels(list(images_of)):
-            return f'{part} is not a dict of classes'
-        if not all(map(is_texts, images_of.values())):
-            return f'the images of {part} are not lists of texts'
-        names = [image for listed in images_of.values() for image in listed]
-        if (len(names), len(images_of)) != tuple(count):
-            return f'{part} does not have the images that were counted'
-        if part != 'train':
-            test_labels += images_of
-            test_images += names
-    if not is_labels(test_labels):
-        return 'some test classes are numbers and some are texts'
-    if len(set(test_images)) < len(test_images):
-        return 'a test image is in it twice'
-    return None
-
-
 def is_prepared(path, fingerprint):
     """Whether a split file was made from exactly these images and settings."""
     try:
-        return read_split(path)['info'].get('fingerprint') == fingerprint
+        return load_own(path, ['info'], ADVICE)['info']['fingerprint'] == fingerprint
     except (UserError, OSError):  # to be made again
         return False
 
@@ -218,21 +138,6 @@ def prepared_names(data_root):
     return prepared
 
 
-def explain_missing(data_root, name, crop_type):
-    """Return the message for a dataset that is not prepared."""
-    listing = [
-        f'{prepared} ({", ".join(crop_types)})'
-        for prepared, crop_types in prepared_names(data_root).items()
-    ]
-    known = name in KNOWN_DATASETS or name == 'sample'
-    there = known or os.path.isdir(os.path.join(data_root, name))
-    flags = f'--data_name {name}' if there else f'--data_path DIR --data_name {name}'
-    return (
-        f'{name} ({crop_type}) is not prepared in {data_root}; prepared: '
-        f'{", ".join(listing) or "nothing"}. Run: python data_utils.py {flags}'
-    )
-
-
 def load_split(data_root, name, crop_type='uncropped'):
     """Return the Split of a prepared dataset.
 
@@ -243,12 +148,21 @@ def load_split(data_root, name, crop_type='uncropped'):
     folder = os.path.join(data_root, name)
     path = split_path(data_root, name, crop_type)
     if not os.path.isfile(path):
-        raise UserError(explain_missing(data_root, name, crop_type))
-    content = read_split(path)
-    info = content.pop('info')
+        prepared = [
+            f'{other} ({", ".join(crop_types)})'
+            for other, crop_types in prepared_names(data_root).items()
+        ]
+        raise UserError(
+            f'{name} ({crop_type}) is not prepared in {data_root}; prepared: '
+            f'{", ".join(prepared) or "nothing"}. Run: python data_utils.py '
+            f'--data_name {name}, with --data_path DIR if your images are elsewhere'
+        )
+    content = load_own(path, ['train', 'info'], ADVICE)
+    info = content['info']
+    content = {part: content[part] for part in info['counts']}
     sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    test_names = [part for part in info['counts'] if part != 'train']
+    test_names = [part for part in content if part != 'train']
     test_classes = sorted({label for part in test_names for label in content[part]})
     parts = {'train': make_part(content['train'], sorted(content['train']))}
     for part in test_names:
@@ -259,6 +173,6 @@ def load_split(data_root, name, crop_type='uncropped'):
     if missing:
         raise UserError(
             f'{len(missing):,} images of {path} are gone, such as {missing[0]}: '
-            'run data_utils.py again'
+            f'{ADVICE}'
         )
     return Split(folder, info, sha256, parts)

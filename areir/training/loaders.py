@@ -8,9 +8,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir.data.images import flip, normalise
-from areir.data.layouts import WITH_BOXES
 from areir.data.loading import embed_batches, make_loader
-from areir.data.splits import hold_out, load_split, split_path
+from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.seeds import SAMPLE, random_generator
@@ -26,9 +25,8 @@ def load_data(args):
 
     Raises UserError if too few images are held out, or too few classes left to train.
     """
-    path = split_path(args.data_root, args.data_name, 'cropped')
-    can_be_cropped = args.data_name in WITH_BOXES or os.path.isfile(path)
-    if args.crop_type == 'cropped' and not can_be_cropped:
+    prepared = prepared_names(args.data_root).get(args.data_name)
+    if args.crop_type == 'cropped' and prepared == ['uncropped']:
         print(
             f'notice: --crop_type cropped: {args.data_name} has no boxes, so its whole '
             'images are used'

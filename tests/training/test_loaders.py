@@ -77,6 +77,8 @@ def test_the_split_of_the_flags_is_loaded(monkeypatch, split, capsys):
     monkeypatch.setattr(
         loaders, 'load_split', lambda *names: calls.append(names) or split
     )
+    prepared = {'shoes': ['uncropped'], 'cub': ['uncropped', 'cropped']}
+    monkeypatch.setattr(loaders, 'prepared_names', lambda root: prepared)
     assert load_data(arguments()) is split
     args = arguments(crop_type='cropped')
     assert load_data(args) is split and args.crop_type == 'uncropped'
