@@ -23,7 +23,7 @@ from areir.cli import types
 from areir.cli.recipes import EMBEDDINGS
 from areir.data.loading import Embedder
 from areir.errors import UserError
-from areir.files import load_tensors
+from areir.files import check_own, load_tensors
 from areir.networks import pretrained
 from areir.networks.backbones import (
     build_backbone,
@@ -33,11 +33,15 @@ from areir.networks.backbones import (
     stage_channels,
 )
 from areir.networks.layers import MeanPool, SqueezeExcitation, Stages, folded
-from areir.networks.model_file import check_model
 from areir.networks.projection import Projection
 from areir.seeds import HEAD, PARTITION, TRUNK
 
 MODEL_TYPES = pretrained.PUBLISHED
+# what a search needs from a model file; training.record writes it
+SAVED = (
+    *('model_args', 'state_dict', 'projection', 'calibration'),
+    *('mean', 'std', 'image_size', 'version'),
+)
 
 
 def assign_meta_classes(num_classes, meta_class_size, ensemble_size, seed):
@@ -263,24 +267,15 @@ class TrainedModel:
     """
 
     def __init__(self, path, saved=None):
-        self.path = path
         saved = load_tensors(path) if saved is None else saved
-        try:
-            check_model(saved)
-            self.model = rebuild(saved['model_args'], saved['state_dict'])
-            if saved.get('projection'):
-                projection = Projection(**saved['projection'])
-                projection.check(self.model.length)
-                self.model.projection = projection
-            self.mean, self.std = saved['mean'], saved['std']
-            self.image_size, self.version = saved['image_size'], saved['version']
-            self.calibration = saved.get('calibration')
-        except Exception as error:  # a damaged value fails in many ways
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = reason[:200]
-            raise UserError(
-                f'{path}: not a model of train.py, or damaged ({reason})'
-            ) from error
+        check_own(path, saved, SAVED, 'give a model file of train.py')
+        self.path = path
+        self.model = rebuild(saved['model_args'], saved['state_dict'])
+        if saved['projection']:
+            self.model.projection = Projection(**saved['projection'])
+        self.mean, self.std = saved['mean'], saved['std']
+        self.image_size, self.version = saved['image_size'], saved['version']
+        self.calibration = saved['calibration']
 
     @property
     def dimensions(self):
@@ -306,7 +301,7 @@ class PretrainedModel(TrainedModel):
         network, weights, self.version = pretrained.read(name)
         options = {'with_se': False, 'shared_stages': 3, 'embedding': 'features'}
         model = EnsembleModel(network, 1, 1, **options)
-        pretrained.load_named(model, weights, name)
+        pretrained.load_weights(model, weights, name)
         self.model = model.requires_grad_(False).eval()
         self.mean, self.std, self.image_size = pretrained.preprocessing(network)
         self.calibration = None
@@ -329,9 +324,6 @@ def open_model(name):
 
 def rebuild(model_args, state_dict):
     """Return the EnsembleModel of these arguments and weights, in eval mode."""
-    names = [name.split('.')[1] for name in state_dict if name.startswith('heads.')]
-    if len(set(names)) != model_args['ensemble_size']:
-        raise ValueError('the heads do not fit')
     with torch.device('meta'):  # the weights replace what would be drawn
         model = EnsembleModel(**model_args)
     model.load_state_dict(state_dict, assign=True)

@@ -36,7 +36,7 @@ from areir.hardware import (
 )
 from areir.networks.backbones import check_image_size, has_depthwise
 from areir.networks.layers import folded
-from areir.networks.pretrained import load_named
+from areir.networks.pretrained import load_weights
 from areir.output.curves import draw_curves
 from areir.training import record
 from areir.training.loaders import (
@@ -130,7 +130,7 @@ def build_model(args, base, initialise, stages=None):
     elif initialise:
         weights = initial_weights(args)
         if weights is not None:
-            load_named(model, weights, f'--weights {args.weights}')
+            load_weights(model, weights, f'--weights {args.weights}')
     if args.freeze_trunk == 'yes':
         model.trunk.requires_grad_(False)
     return model

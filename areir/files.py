@@ -276,12 +276,17 @@ def load_own(path, needed, advice, mmap=False):
     another FORMAT.
     """
     content = load_tensors(path, mmap)
+    check_own(path, content, needed, advice)
+    return content
+
+
+def check_own(path, content, needed, advice):
+    """Raise UserError as `load_own` does; content: of the file, already loaded."""
     written = content.get('format') if isinstance(content, dict) else None
     if written is None or (written == FORMAT and not set(needed) <= content.keys()):
         raise UserError(f'{path} is not the file that belongs there: {advice}')
     if written != FORMAT:
         raise UserError(f'{path} was written by another version: {advice}')
-    return content
 
 
 def check_members(path):

@@ -7,23 +7,19 @@ import numpy as np
 import pytest
 import torch
 from slim import use_slim_backbone
-from torch import nn
-from trained import CALIBRATION, MEAN, MODEL_ARGS, SIDE, STD
+from trained import CALIBRATION
 
 from areir.errors import UserError
-from areir.evaluation.ranked_file import rank_file
 from areir.files import write_tensors
 from areir.gallery import databases, index_table
 from areir.gallery.databases import load_database
 from areir.gallery.index_table import IndexTable, read_table
 from areir.gallery.matrix_file import write_blocks
 from areir.matching import thresholds
-from areir.networks import model_file
-from areir.networks.pretrained import load_weights
 from areir.schemas import find_problem, is_dense, is_floats, is_number
 from areir.training import checkpoints
 from areir.training.weights import freeze_old_heads
-from model import EnsembleModel, TrainedModel
+from model import EnsembleModel
 
 FLOATS = torch.eye(4)
 SPARSE = FLOATS.to_sparse()
@@ -104,7 +100,6 @@ def test_a_message_says_what_a_field_should_be():
 
 SCHEMAS = [
     *(databases.DATABASE, databases.OPTIONAL, index_table.TABLE, index_table.OPTIONAL),
-    *(model_file.MODEL, model_file.OPTIONAL, model_file.ARGUMENTS),
     *(thresholds.SCHEMA, checkpoints.STATE, checkpoints.OPTIONAL, checkpoints.PART),
 ]
 
@@ -119,23 +114,6 @@ def test_checks_say_what_they_ask_for(schema):
 
 COLOURS = [REMOVED, None, 0.5, 'xyz', (0.5, 0.5), (math.nan, 0.5, 0.5), (1, 2, 3)]
 
-# Model files
-
-WEIGHTS = EnsembleModel(
-    [nn.Conv2d(3, 4, 3, stride=16), nn.Conv2d(4, 4, 1)], 2, 3, with_se=False
-).state_dict()
-MODEL = {
-    'version': 'v0',
-    'state_dict': WEIGHTS,
-    'model_args': MODEL_ARGS,
-    'mean': MEAN,
-    'std': STD,
-    'image_size': SIDE,
-    'calibration': CALIBRATION,
-    'projection': {'mean': torch.zeros(4), 'matrix': FLOATS},
-    'epoch': 1,
-}
-WEIGHT = next(iter(WEIGHTS))
 CALIBRATION_FIELDS = [
     ('calibration', ['x', [], {}]),
     ('calibration.threshold', [REMOVED, None, 'x', math.nan]),
@@ -143,52 +121,12 @@ CALIBRATION_FIELDS = [
     ('calibration.false_match_rate', [0, 1, -0.5, '0.01']),
     ('calibration.classes', [REMOVED, *ODD_COUNTS]),
 ]
-MODEL_FIELDS = [
-    ('state_dict', [REMOVED, None, 5, {'x': 5}, {5: FLOATS}, {'x': SPARSE}]),
-    ('state_dict', [{**WEIGHTS, WEIGHT: weight} for weight in NOT_FINITE]),
-    ('state_dict', [{**WEIGHTS, WEIGHT: WEIGHTS[WEIGHT].half()}]),
-    ('model_args', [REMOVED, None, [], {}]),
-    ('model_args.ensemble_size', [REMOVED, *ODD_COUNTS]),
-    ('model_args.model_type', [REMOVED, *ODD_TEXTS]),
-    ('model_args.with_se', [REMOVED, None, 1, 'no']),
-    ('model_args.seed', [3]),
-    ('mean', COLOURS),
-    ('std', COLOURS),
-    ('image_size', [REMOVED, '32', 1e308, 8193, *ODD_COUNTS]),
-    ('version', [REMOVED, '', *ODD_TEXTS]),
-    ('projection', ['x', {}, {'mean': torch.zeros(4)}]),
-    ('projection.matrix', [*ODD_TENSORS, torch.zeros(4)]),
-    ('epoch', ['x', -1, 1.5, math.nan]),
-    *CALIBRATION_FIELDS,
-]
-
-
-@every_case(MODEL_FIELDS)
-def test_odd_model_files_are_refused(tmp_path, path, value):
-    with pytest.raises(UserError, match=rf'run_model\.pth: not a model .*\({path[0]}'):
-        TrainedModel('run_model.pth', changed(MODEL, *path, value=value))
 
 
 @pytest.fixture
 def slim(monkeypatch):
     use_slim_backbone(monkeypatch)
     return EnsembleModel('resnet18', 2, 3)
-
-
-ODD_WEIGHTS = [
-    *(torch.full((8,), value) for value in (math.nan, math.inf)),
-    torch.ones(8).to_sparse(),
-    torch.ones(8, dtype=torch.int64),
-    torch.ones(8, dtype=torch.complex64),
-    torch.ones(1).expand(8),
-]
-
-
-@pytest.mark.parametrize('weight', ODD_WEIGHTS, ids=range(len(ODD_WEIGHTS)))
-def test_odd_weights_are_refused(slim, weight):
-    state = {**slim.state_dict(), 'trunk.bn1.weight': weight}
-    with pytest.raises(UserError, match=r'trunk\.bn1\.weight'):
-        load_weights(slim, {'state_dict': state})
 
 
 def test_a_smaller_ensemble_without_all_weights_is_refused(slim):
@@ -247,50 +185,6 @@ def test_queries_of_another_length_are_refused(tmp_path):
     save(tmp_path, 'run_data_base.pth', content)
     with pytest.raises(UserError, match='different lengths'):
         load_database('run_data_base.pth', str(tmp_path))
-
-
-# Anybody's embeddings
-
-EMBEDDINGS = {name: DATABASE[name] for name in ('embeddings', 'labels', 'images')}
-EMBEDDINGS |= {'ensemble_size': 2, 'protocol': 'strict'}
-EMBEDDINGS_FIELDS = [
-    ('embeddings', [value for value in ODD_TENSORS if not isinstance(value, list)]),
-    (
-        'labels',
-        [None, 'x', 5, SPARSE, torch.zeros(4), [[0], [1, 2]], [0, 1], [0.5] * 4],
-    ),
-    ('images', ['x', [1], 5, torch.ones(2), SPARSE, EXPANDED]),
-    ('protocol', [None, 5, [], SPARSE, 'x' * 1000, torch.tensor(1)]),
-    ('ensemble_size', ['x', 0, -2, 3, 2.5, math.inf, math.nan, [], FLOATS]),
-]
-
-
-@every_case(EMBEDDINGS_FIELDS)
-def test_odd_embeddings_are_refused(tmp_path, path, value):
-    file = save(tmp_path, 'e.pt', changed(EMBEDDINGS, *path, value=value))
-    with pytest.raises(UserError, match=r'e\.pt: ') as refused:
-        rank_file(file, 'cpu')
-    assert '\n' not in str(refused.value)
-
-
-@pytest.mark.parametrize('features', [None, 'x', SPARSE, EXPANDED, [SPARSE], []])
-def test_odd_features_of_the_original_code_are_refused(tmp_path, features):
-    labels = DATABASE['labels']
-    original = {'test_features': FLOATS, 'test_labels': labels}
-    gallery = {'gallery_features': FLOATS, 'gallery_labels': labels}
-    for name in ('test_features', 'gallery_features'):
-        content = {**original, **gallery, name: features}
-        file = save(tmp_path, 'o.pt', content)
-        with pytest.raises(UserError, match=rf'o\.pt: {name} must be a tensor'):
-            rank_file(file, 'cpu')
-
-
-def test_embeddings_with_a_gradient_are_ranked(tmp_path):
-    plain = rank_file(save(tmp_path, 'e.pt', EMBEDDINGS), 'cpu').ranks
-    tensor = FLOATS.clone().requires_grad_()
-    file = save(tmp_path, 'g.pt', {**EMBEDDINGS, 'embeddings': tensor})
-    for name, values in rank_file(file, 'cpu').ranks.items():
-        assert torch.equal(values, plain[name])
 
 
 # The table of an index

@@ -56,6 +56,7 @@ def save_model(path, seed=0, calibration=CALIBRATION, **changed):
         'version': f'v{seed}',
         'state_dict': random_weights(seed),
         'model_args': MODEL_ARGS,
+        'projection': None,
         'mean': MEAN,
         'std': STD,
         'image_size': SIDE,

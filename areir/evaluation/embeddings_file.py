@@ -109,12 +109,13 @@ def read_embeddings(path, labels_csv=None):
             for side in sides:
                 side.embeddings = side.embeddings.flatten(1)
     check_heads(path, heads, sides[0].embeddings)
+    notes = {name: plain(entries.get(name)) for name in NOTES}
     return EmbeddingsFile(
         path=path,
         query=sides[0],
         gallery=sides[1] if len(sides) == 2 else None,
         ensemble_size=heads,
-        notes={name: str(plain(entries[name])) for name in NOTES if name in entries},
+        notes={name: str(note) for name, note in notes.items() if note is not None},
     )
 
 
@@ -243,7 +244,7 @@ def to_vectors(path, name, entries):
         if not isinstance(vectors, (np.ndarray, torch.Tensor)):
             parts = [torch.as_tensor(part) for part in vectors]
             vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
-        return torch.as_tensor(vectors).detach()
+        return torch.as_tensor(vectors).detach().to_dense()
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).partition('\n')[0]
         raise UserError(

@@ -11,7 +11,6 @@ import torch
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.networks.backbones import CLASSIFIERS, model_types
-from areir.schemas import is_floats, is_integers
 
 OTHERWISE = 'give --weights FILE, or --weights none to start from random weights'
 PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # in the tables
@@ -91,58 +90,6 @@ def imagenet_weights(model_type, name='imagenet', otherwise=OTHERWISE):
         ) from error
 
 
-def load_weights(model, checkpoint):
-    """Copy weights into an EnsembleModel, in place.
-
-    checkpoint: a torchvision state dict, or the contents of a model file of train.py.
-    Raises UserError if names or shapes do not fit.
-    """
-    ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
-    state = checkpoint['state_dict'] if ours else checkpoint
-    if not is_state_dict(state):
-        raise weights_error('not a state dict')
-    parts = {'trunk.': model.trunk}
-    parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
-    if ours:
-        load_ensemble(parts, state)
-    else:
-        load_torchvision(parts, state)
-
-
-def load_ensemble(parts, state):
-    """Load the trunk and the heads of an ensemble into parts, {prefix: module}.
-
-    The ensemble may have more heads. Its classifiers are left out if they have another
-    number of meta-classes.
-    """
-    for prefix, module in parts.items():
-        own = {k: v for k, v in state.items() if k.startswith(prefix)}
-        used = fill(module, own, prefix, optional=('fc.',))
-        refuse_spare(own.keys() - used)
-
-
-def load_torchvision(parts, state):
-    """Load a torchvision network into parts, {prefix: module}.
-
-    Each part takes the stages that it has. Squeeze-and-excitation and classifiers stay
-    random.
-    """
-    without_classifier = {k: v for k, v in state.items() if not k.startswith('fc.')}
-    used = set()
-    for module in parts.values():
-        used |= fill(module, without_classifier, '', optional=('fc.', 'se.'))
-    spare = state.keys() - used
-    refuse_spare(name for name in spare if not name.startswith(CLASSIFIERS))
-
-
-def load_named(model, weights, name):
-    """Load weights as `load_weights` does; name: what an error calls them."""
-    try:
-        load_weights(model, weights)
-    except UserError as error:
-        raise UserError(f'{name}: {error}') from error
-
-
 def is_state_dict(value):
     """Whether a value is a dict of named tensors."""
     if not isinstance(value, dict):
@@ -151,11 +98,50 @@ def is_state_dict(value):
     return named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
 
 
-def fill(module, state, prefix, optional):
-    """Load the entries of `state` that begin with `prefix`; return the names used.
+def load_weights(model, checkpoint, name):
+    """Copy weights into an EnsembleModel, in place.
 
-    optional: the beginnings of names that may be missing. Classifiers of another size
-    are left out.
+    checkpoint: a torchvision state dict, whose stages go to the trunk and to every
+    head, and whose classifier is not used; or the contents of a model file of train.py,
+    which may have more heads. Its classifiers are left out if they have another number
+    of meta-classes. name: what an error calls the weights. Raises UserError if names or
+    shapes do not fit, or if a number is not finite.
+    """
+    ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
+    state = checkpoint['state_dict'] if ours else checkpoint
+    parts = {'trunk.': model.trunk}
+    parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
+    try:
+        check_finite(state)
+        if ours:
+            wanted = {key for key in state if key.startswith(tuple(parts))}
+        else:
+            wanted = {key for key in state if not key.startswith(CLASSIFIERS)}
+            state = {key: state[key] for key in state if not key.startswith('fc.')}
+        for prefix, module in parts.items():
+            wanted -= copy_weights(module, state, prefix if ours else '')
+        for key in sorted(wanted):
+            raise ValueError(f'{key} has no place')
+    except (ValueError, RuntimeError) as error:  # torch's for odd kinds of tensors
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'{name}: weights do not fit the model: {reason}') from error
+
+
+def check_finite(state):
+    """Raise ValueError unless `state` is a dict of tensors of finite numbers."""
+    if not is_state_dict(state):
+        raise ValueError('not a state dict')
+    for key, tensor in state.items():
+        # 40 times as fast as isfinite; aminmax returns NaN if any number is NaN
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise ValueError(f'{key} holds NaN or infinity')
+
+
+def copy_weights(module, state, prefix):
+    """Copy the tensors of `state` that begin with `prefix`; return their names.
+
+    A prefix is that of an ensemble's weights. Without it, the random weights of
+    squeeze-and-excitation stay. Raises ValueError if names or shapes do not fit.
     """
     own = module.state_dict()
     taken = {name: state[prefix + name] for name in own if prefix + name in state}
@@ -163,29 +149,14 @@ def fill(module, state, prefix, optional):
     if 'fc.weight' in taken and taken['fc.weight'].shape != own['fc.weight'].shape:
         del taken['fc.weight']
         taken.pop('fc.bias', None)
+    # old files lack num_batches_tracked, and nothing here reads it
+    optional = ('fc.',) if prefix else ('fc.', 'se.')
     for name, value in own.items():
-        if name in taken and taken[name].shape != value.shape:
+        if name not in taken:
+            if not name.startswith(optional) and 'num_batches_tracked' not in name:
+                raise ValueError(f'{prefix}{name} is missing')
+        elif taken[name].shape != value.shape:
             shapes = f'{tuple(taken[name].shape)}, not {tuple(value.shape)}'
-            raise weights_error(f'{prefix}{name} is {shapes}')
-        check = is_floats if value.is_floating_point() else is_integers
-        if name in taken and not check(taken[name]):
-            raise weights_error(
-                f'{prefix}{name} is not a plain tensor of finite numbers'
-            )
-        # old files lack num_batches_tracked, and nothing here reads it
-        needed = not name.startswith(optional) and 'num_batches_tracked' not in name
-        if name not in taken and needed:
-            raise weights_error(f'{prefix}{name} is missing')
+            raise ValueError(f'{prefix}{name} is {shapes}')
     module.load_state_dict(taken, strict=False)
     return used
-
-
-def refuse_spare(names):
-    """Raise UserError if there are weights that have no place in the model."""
-    for name in sorted(names):
-        raise weights_error(f'{name} has no place')
-
-
-def weights_error(reason):
-    """Return the UserError for weights that do not fit."""
-    return UserError(f'weights do not fit the model: {reason}')

@@ -3,10 +3,11 @@
 import torch
 
 from areir.errors import UserError
-from areir.files import load_tensors
-from areir.networks.model_file import BASE, model_problem
+from areir.files import load_own, load_tensors
 from areir.networks.pretrained import imagenet_weights
 from areir.training.run import MODEL_ARGS_BEFORE, model_args
+
+NEEDED = ('state_dict', 'model_args', 'image_size', 'partition', 'classes', 'protocol')
 
 
 def initial_weights(args):
@@ -43,12 +44,7 @@ def read_base(args, split, partition):
     """
     if not args.extend:
         return None
-    base = load_tensors(args.extend)
-    problem = model_problem(base, BASE)
-    if problem:
-        raise UserError(
-            f'--extend {args.extend}: not a model of train.py, or damaged ({problem})'
-        )
+    base = load_own(args.extend, NEEDED, '--extend needs a model file of train.py')
     saved = {**base, **base['model_args']}
     wanted = {'image_size': args.image_size, 'protocol': args.protocol}
     wanted |= model_args(args)

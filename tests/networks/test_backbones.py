@@ -83,7 +83,7 @@ def test_pooled_features_are_what_torchvision_classifies(model_type, shared):
     model = EnsembleModel(
         model_type, 1, 3, with_se=False, shared_stages=shared, embedding='features'
     ).eval()
-    load_weights(model, network.state_dict())
+    load_weights(model, network.state_dict(), 'FILE')
     pooled = model.describe(random_images())
     assert len(pooled) == 5 - shared  # of the trunk and of each stage of the head
     torch.testing.assert_close(pooled[-1], seen[0].flatten(1), atol=1e-4, rtol=1e-4)
@@ -94,7 +94,7 @@ def test_a_head_ends_as_convnext_does():
     """Its layer norm follows the pooling."""
     network = build_backbone('convnext_tiny', 3).eval()
     model = EnsembleModel('convnext_tiny', 1, 3, with_se=False).eval()
-    load_weights(model, network.state_dict())
+    load_weights(model, network.state_dict(), 'FILE')
     head = model.heads[0]
     network.classifier[2] = head.fc
     torch.testing.assert_close(model(random_images())[:, 0], network(random_images()))
@@ -105,7 +105,7 @@ def test_a_head_ends_as_convnext_does():
 def test_weights_of_torchvision_fit(model_type, shared):
     state = build_backbone(model_type, 5).state_dict()
     model = EnsembleModel(model_type, 2, 3, shared_stages=shared)
-    load_weights(model, state)
+    load_weights(model, state, 'FILE')
     whole = dict(model.trunk.state_dict())
     whole.update(model.heads[1].state_dict())
     taken = [name for name in state if name in whole and 'num_batches' not in name]

@@ -32,7 +32,7 @@ def resnet18():
 def test_torchvision_weights_go_to_trunk_and_every_head(resnet18, with_se):
     model = EnsembleModel('resnet18', 2, 4, with_se)
     own = {name: value.clone() for name, value in model.state_dict().items()}
-    load_weights(model, resnet18)
+    load_weights(model, resnet18, 'FILE')
     for name, value in model.state_dict().items():
         if '.fc.' in name or '.se.' in name:
             assert torch.equal(value, own[name]), name
@@ -47,7 +47,7 @@ def test_classifiers_of_torchvision_are_never_taken():
     state = torchvision.models.resnet18(num_classes=6).state_dict()
     model = EnsembleModel('resnet18', 1, 6, seed=3)
     own = copy.deepcopy(model.heads[0].fc)
-    load_weights(model, state)
+    load_weights(model, state, 'FILE')
     head = model.heads[0]
     assert torch.equal(head.layer4[0].conv1.weight, state['layer4.0.conv1.weight'])
     assert torch.equal(head.fc.weight, own.weight)
@@ -58,12 +58,12 @@ def test_classifiers_of_torchvision_are_never_taken():
 def test_weights_of_an_ensemble_with_another_trunk_are_refused(ensemble, shared):
     model = EnsembleModel('resnet18', 2, 4, shared_stages=shared)
     with pytest.raises(UserError, match=r'weights do not fit the model: trunk\.layer2'):
-        load_weights(model, {'state_dict': ensemble.state_dict()})
+        load_weights(model, {'state_dict': ensemble.state_dict()}, 'FILE')
 
 
 def test_torchvision_weights_go_to_some_members(resnet18):
     model = EnsembleModel('resnet18', 5, 4, members=[1, 4])
-    load_weights(model, resnet18)
+    load_weights(model, resnet18, 'FILE')
     for head in model.heads:
         wanted = resnet18['layer4.1.bn2.running_var']
         assert torch.equal(head.layer4[1].bn2.running_var, wanted)
@@ -76,7 +76,7 @@ def test_old_files_without_counts_of_batches_are_read(resnet18):
         if not name.endswith('num_batches_tracked')
     }
     model = EnsembleModel('resnet18', 1, 4)
-    load_weights(model, state)
+    load_weights(model, state, 'FILE')
     assert torch.equal(model.trunk.conv1.weight, state['conv1.weight'])
 
 
@@ -92,7 +92,7 @@ def ensemble():
 @pytest.mark.parametrize('members', [None, [1]])
 def test_weights_of_an_ensemble_are_taken_whole(ensemble, members):
     target = EnsembleModel('resnet18', 2, 4, seed=2, members=members)
-    load_weights(target, {'state_dict': ensemble.state_dict()})
+    load_weights(target, {'state_dict': ensemble.state_dict()}, 'FILE')
     assert torch.equal(target.trunk.conv1.weight, ensemble.trunk.conv1.weight)
     for member, head in zip(target.members, target.heads):
         wanted = ensemble.heads[member].state_dict()
@@ -103,7 +103,7 @@ def test_weights_of_an_ensemble_are_taken_whole(ensemble, members):
 def test_classifiers_of_another_size_stay_random(ensemble):
     target = EnsembleModel('resnet18', 2, 6, seed=2)
     own = target.heads[1].fc.weight.clone()
-    load_weights(target, {'state_dict': ensemble.state_dict()})
+    load_weights(target, {'state_dict': ensemble.state_dict()}, 'FILE')
     taken = target.heads[1].se.excite.weight
     assert torch.equal(taken, ensemble.heads[1].se.excite.weight)
     assert torch.equal(target.heads[1].fc.weight, own)
@@ -113,7 +113,7 @@ def test_a_classifier_of_another_size_may_lack_its_bias(ensemble):
     state = ensemble.state_dict()
     del state['heads.0.fc.bias']
     target = EnsembleModel('resnet18', 1, 6)
-    load_weights(target, {'state_dict': state})
+    load_weights(target, {'state_dict': state}, 'FILE')
     assert target.heads[0].fc.weight.shape[0] == 6
 
 
@@ -128,8 +128,8 @@ MISFITS = {
 def test_ensembles_that_do_not_fit_are_refused(ensemble, kind):
     arguments, name = MISFITS[kind]
     model = EnsembleModel(*arguments)
-    with pytest.raises(UserError, match='weights do not fit the model: ') as refused:
-        load_weights(model, {'state_dict': ensemble.state_dict()})
+    with pytest.raises(UserError, match=r'weights do not fit the model: ') as refused:
+        load_weights(model, {'state_dict': ensemble.state_dict()}, 'FILE')
     assert name in str(refused.value)
 
 
@@ -137,7 +137,7 @@ def test_ensembles_that_do_not_fit_are_refused(ensemble, kind):
 def test_other_torchvision_networks_are_refused(model_type):
     weights = getattr(torchvision.models, model_type)().state_dict()
     with pytest.raises(UserError, match=r'weights do not fit the model: .*layer'):
-        load_weights(EnsembleModel('resnet18', 1, 4), weights)
+        load_weights(EnsembleModel('resnet18', 1, 4), weights, 'FILE')
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_other_torchvision_networks_are_refused(model_type):
     ],
 )
 def test_what_is_no_state_dict_is_refused(weights):
-    with pytest.raises(UserError, match='weights do not fit the model: '):
-        load_weights(EnsembleModel('resnet18', 1, 4), weights)
+    with pytest.raises(UserError, match=r'weights do not fit the model: '):
+        load_weights(EnsembleModel('resnet18', 1, 4), weights, 'FILE')
 
 
 # ImageNet
