@@ -13,11 +13,11 @@ split files, areir/data/layouts.py the layouts.
 import os
 import sys
 
-from areir.cli.early import before_imports
+import utils
 from areir.cli.preparation import get_parser
 
 if __name__ == '__main__':
-    before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # those below take seconds
 
 import utils
 from areir.data import crops
@@ -29,6 +29,7 @@ from areir.data.verification import find_oddities, print_counts, verify_images
 from areir.data.workers import channel_statistics, start_pool
 from areir.errors import UserError, printable
 from areir.files import locked, refuse_folder, write_tensors
+from areir.hardware import available_cores
 
 # Arguments
 
@@ -45,6 +46,7 @@ def get_args():
     if (args.data_path or args.csv) and not own:
         flag = '--csv' if args.csv else '--data_path'
         parser.error(f'{flag} needs a --data_name other than {known} and sample')
+    args.num_workers = args.num_workers or available_cores()
     args.names = [args.data_name]
     wanted = [name for name in KNOWN_DATASETS if args.data_name in (None, name)]
     for name, folder in link_usual_folders(args.data_root, wanted).items():

@@ -14,12 +14,12 @@ import contextlib
 import json
 import warnings
 
-from areir.cli.early import before_imports
+import utils
 from areir.cli.evaluation import get_parser
 from areir.cli.types import RECALLS
 
 if __name__ == '__main__':
-    before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # those below take seconds
 
 import torch
 
@@ -36,7 +36,6 @@ from areir.evaluation.metrics import (
     without_lone_queries,
 )
 from areir.evaluation.ranked_file import match_queries, rank_file
-from utils import run_script
 
 NOT_COMPARABLE = 'not comparable with strict figures'
 
@@ -236,4 +235,4 @@ def print_comparison(report):
 
 
 if __name__ == '__main__':
-    run_script(main)
+    utils.run_script(main)

@@ -20,13 +20,12 @@ import os
 import time
 from functools import partial
 
-from areir.cli.early import before_imports
+import utils
 from areir.cli.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
-    before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # those below take seconds
 
-import utils
 from areir import hardware, processes
 from areir.errors import UserError
 from areir.gallery import approximate, databases

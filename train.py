@@ -15,16 +15,15 @@ import math
 import time
 from functools import partial
 
-from areir.cli.early import before_imports
+import utils
 from areir.cli.training import get_parser
 
 if __name__ == '__main__':
-    before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # those below take seconds
 
 import pandas as pd
 import torch
 
-import utils
 from areir import processes
 from areir.cli.recipes import check_recipe_flags, fill_in_defaults
 from areir.errors import UserError

@@ -1,4 +1,7 @@
-"""What the scripts share: expected errors become one line."""
+"""What the scripts share: --help at once, and what goes wrong as one line.
+
+It imports no torch, so that scripts can import it before their slow imports.
+"""
 
 import atexit
 import contextlib
@@ -10,19 +13,37 @@ import sys
 import time
 import traceback
 
-import torch
-
 from areir.errors import UserError, printable
-from areir.interrupts import on_interrupt
-from areir.processes import ignore_signals
 
 BUG = 'this is a bug in AREIR; please report it with the traceback above'
-OUT_OF_MEMORY = (
+GPU_MEMORY = (
     'the GPU does not have enough memory: use a smaller --batch_size, or divide the '
     'heads among more GPUs with torchrun'
 )
+MEMORY = (
+    'there is not enough memory: use a smaller --batch_size, --image_size or '
+    '--ensemble_size, or divide the heads with torchrun'
+)
+SIGNALS = signal.SIGINT, signal.SIGTERM
 GRACE = 5  # seconds in which a second Ctrl-C changes nothing
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError
+
+
+def before_imports(get_parser):
+    """Answer --help; let Ctrl-C and SIGTERM end the imports that follow with one line.
+
+    They take seconds. Nothing is raised: a package that is being imported could catch
+    it.
+    """
+
+    def end_at_once(number, frame):
+        if is_first():
+            os.write(2, os.fsencode(f'{script()}: interrupted; nothing has begun\n'))
+        os._exit(130)
+
+    if {'-h', '--help'} & set(sys.argv[1:]):
+        run_script(lambda: print(get_parser().format_help(), end=''))
+        sys.exit()
+    on_interrupt(end_at_once)
 
 
 def run_script(main):
@@ -33,34 +54,29 @@ def run_script(main):
     every failure. Under torchrun rank 0 prints the line, and another process only if it
     fails alone. A reader of stdout that stops early, such as `| head`, is no failure.
     """
-    is_first = int(os.environ.get('RANK', 0)) == 0
     atexit.register(end_workers)
-    atexit.register(ignore_signals)  # a second Ctrl-C would interrupt Python's exit
-    catch_interrupts()
+    interrupt_once()
     for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    line, code = outcome(main, is_first)
-    if code and not is_first:
-        give_way()
-    broken = output_error()
+    line, code = outcome(main)
+    if code and not is_first():  # torchrun ends this process if rank 0 has failed, too
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(10)
+    broken = flush_stdout()
     if broken and not code and not isinstance(broken, BrokenPipeError):
-        line, code = f'{script_name()}: error: {cannot_print(broken)}', 2
+        line, code = f'{script()}: error: printing: {broken}', 2
     if line:
         print(line, file=sys.stderr)
     if code is not None:
         sys.exit(code)
 
 
-def outcome(main, is_first):
-    """Call main(); return (line, exit code) of its failure, or ('', None).
-
-    is_first: whether stderr is shown; otherwise what argparse writes is the line.
-    """
-    written = io.StringIO()
-    stderr = contextlib.redirect_stderr(sys.stderr if is_first else written)
+def outcome(main):
+    """Call main(); return (line, exit code) of its failure, or ('', None)."""
+    written = io.StringIO()  # by argparse, whose message is the line
     try:
-        with stderr:
+        with contextlib.redirect_stderr(sys.stderr if is_first() else written):
             main()
     except SystemExit as error:
         return written.getvalue().strip(), error.code
@@ -68,22 +84,54 @@ def outcome(main, is_first):
         if os.environ.get('AREIR_DEBUG') == '1':
             raise
         text, code = explain(error)
-        return f'{script_name()}: {text}', code
+        return f'{script()}: {text}', code
     return '', None
 
 
-def script_name():
+def explain(error):
+    """Return (line, exit code) for an exception; print the traceback of a bug."""
+    text = str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return f'interrupted; {text or "what was finished before is kept"}', 130
+    if isinstance(error, BrokenPipeError):
+        return 'interrupted; nothing reads what it prints any more', 141
+    if type(error).__name__ == 'OutOfMemoryError':  # of torch
+        return f'error: {GPU_MEMORY}', 2
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f'error: {MEMORY}', 2
+    if isinstance(error, (UserError, OSError)):
+        lines = text.strip().split('\n  ')  # a listing, see text_files.py
+        return 'error: ' + '\n  '.join(map(printable, lines)), 2
+    if 'DataLoader worker' in text:
+        reason = text.splitlines()[0]
+        return f'error: is the memory full? An image reader was killed: {reason}', 2
+    traceback.print_exception(error)
+    return f'error: {BUG}', 1
+
+
+def is_first():
+    """Whether this is rank 0, the process of torchrun that prints."""
+    return int(os.environ.get('RANK', 0)) == 0
+
+
+def script():
     """Return the name of the script that runs, as messages begin."""
     return os.path.basename(sys.argv[0])
 
 
-def give_way():
-    """Wait for torchrun, which ends this process if rank 0 has failed, too."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(10)  # on a busy machine, it takes seconds
+def on_interrupt(handler):
+    """Call handler(number, frame) on Ctrl-C and SIGTERM.
+
+    Under torchrun, SIGTERM still ends a process at once: another one has failed and
+    reports why. A script that a shell starts in the background still ignores Ctrl-C.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    if 'RANK' not in os.environ:
+        signal.signal(signal.SIGTERM, handler)
 
 
-def catch_interrupts():
+def interrupt_once():
     """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, at most once in GRACE seconds.
 
     A second one would interrupt the clean-up after the first.
@@ -99,10 +147,9 @@ def catch_interrupts():
     on_interrupt(interrupt)
 
 
-def output_error(text=''):
-    """Write a text to stdout and flush; return the OSError if that fails, else None."""
+def flush_stdout():
+    """Flush stdout; return the OSError if that fails, else None."""
     try:
-        sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
         # Python writes the rest of its buffer on exit, which must not fail again
@@ -111,47 +158,10 @@ def output_error(text=''):
     return None
 
 
-def cannot_print(error):
-    """Return the message for an OSError from writing to stdout."""
-    return f'what is printed cannot be written, is the disk full? ({error.strerror})'
-
-
-def is_of_stdout(error):
-    """Whether an exception may be from writing to stdout: it names no file."""
-    return isinstance(error, OSError) and error.errno and not error.filename
-
-
-def explain(error):
-    """Return (line, exit code) for an exception; print the traceback of a bug."""
-    if isinstance(error, KeyboardInterrupt):
-        text = str(error) or 'what was finished before is kept'
-        return f'interrupted; {text}', 130
-    if is_of_stdout(error) and (broken := output_error('\n')):
-        if isinstance(broken, BrokenPipeError):
-            return 'interrupted; nothing reads what it prints any more', 141
-        return f'error: {cannot_print(broken)}', 2
-    if isinstance(error, torch.OutOfMemoryError):
-        return f'error: {OUT_OF_MEMORY}', 2
-    if isinstance(error, MemoryError) or CPU_OUT_OF_MEMORY in str(error):
-        return (
-            'error: there is not enough memory: use a smaller --batch_size, '
-            '--image_size or --ensemble_size, or divide the heads with torchrun'
-        ), 2
-    if isinstance(error, (UserError, OSError)):
-        lines = str(error).strip().split('\n  ')  # a listing, see text_files.py
-        return 'error: ' + '\n  '.join(map(printable, lines)), 2
-    if 'DataLoader worker' in str(error):
-        reason = str(error).splitlines()[0]
-        return (
-            'error: a process that decodes images was killed; is the memory full? '
-            f'({reason})'
-        ), 2
-    traceback.print_exception(error)
-    return f'error: {BUG}', 1
-
-
 def end_workers():
-    """Kill the loaders' processes: they ignore SIGTERM, and Python waits for them."""
+    """Kill the processes of loaders, which ignore SIGTERM, and ignore signals, too."""
+    for number in SIGNALS:  # a second Ctrl-C would interrupt Python's exit
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()

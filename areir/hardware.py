@@ -5,6 +5,8 @@ import ctypes
 import os
 from typing import NamedTuple
 
+import torch
+
 from areir.errors import UserError
 
 M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
@@ -19,8 +21,6 @@ def available_cores():
 
 def cpu_has_any(*instructions):
     """Whether the CPU has one of these instructions, named as torch names them."""
-    import torch  # takes seconds, which --help does without
-
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in instructions)
 
@@ -30,37 +30,18 @@ def local_processes():
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def choose_devices(gpu_ids):
-    """Return (device, ids of the GPUs in use).
-
-    If gpu_ids are missing here, print a notice and use the others, or else the CPU.
-    Several processes on a machine take one GPU each, in the order of gpu_ids if it has
-    enough. Raises UserError if there are GPUs, but not one for each process.
-    """
-    import torch
-
-    count, processes = torch.cuda.device_count(), local_processes()
-    if count and processes > 1:
-        gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
-        if max(gpus[:processes]) >= count:
-            raise UserError(
-                f'torchrun started {processes} processes here, but there are {count} '
-                'GPUs and each process needs one (CUDA_VISIBLE_DEVICES= hides them all)'
-            )
-        gpu_ids = [gpus[int(os.environ['LOCAL_RANK'])]]
-    present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
-    if present != gpu_ids:
-        asked = ','.join(map(str, gpu_ids))
-        used = 'GPU ' + ','.join(map(str, present)) if present else 'the CPU'
-        print(f'notice: --gpu_ids {asked}: {count} GPUs here, running on {used}')
-    device = torch.device('cuda', present[0]) if present else torch.device('cpu')
-    return device, present
+def local_device():
+    """Return this process's GPU if there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    local_rank = int(os.environ.get('LOCAL_RANK', 0))
+    return torch.device('cuda', local_rank % torch.cuda.device_count())
 
 
 class Hardware(NamedTuple):
     """What training runs on, and in which precision."""
 
-    device: object  # torch.device
+    device: torch.device
     gpus: list  # their ids; empty on the CPU
     precision: str  # fp32 or bf16
     native_bf16: bool
@@ -68,8 +49,6 @@ class Hardware(NamedTuple):
     @property
     def name(self):
         """The GPU's name, or the number of the CPU's threads."""
-        import torch
-
         if self.gpus:
             return torch.cuda.get_device_name(self.device)
         return f'CPU, {torch.get_num_threads()} threads'
@@ -95,21 +74,34 @@ def choose_hardware(gpu_ids, precision, depthwise=False):
     return Hardware(device, gpus, precision, native)
 
 
-def local_device():
-    """Return this process's GPU if there is one, else the CPU."""
-    import torch
+def choose_devices(gpu_ids):
+    """Return (device, ids of the GPUs in use).
 
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
-    local_rank = int(os.environ.get('LOCAL_RANK', 0))
-    return torch.device('cuda', local_rank % torch.cuda.device_count())
+    If gpu_ids are missing here, print a notice and use the others, or else the CPU.
+    Several processes on a machine take one GPU each, in the order of gpu_ids if it has
+    enough. Raises UserError if there are GPUs, but not one for each process.
+    """
+    count, processes = torch.cuda.device_count(), local_processes()
+    if count and processes > 1:
+        gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
+        if max(gpus[:processes]) >= count:
+            raise UserError(
+                f'torchrun started {processes} processes here, but there are {count} '
+                'GPUs and each process needs one (CUDA_VISIBLE_DEVICES= hides them all)'
+            )
+        gpu_ids = [gpus[int(os.environ['LOCAL_RANK'])]]
+    present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
+    if present != gpu_ids:
+        asked = ','.join(map(str, gpu_ids))
+        used = 'GPU ' + ','.join(map(str, present)) if present else 'the CPU'
+        print(f'notice: --gpu_ids {asked}: {count} GPUs here, running on {used}')
+    device = torch.device('cuda', present[0]) if present else torch.device('cpu')
+    return device, present
 
 
 def has_native_bf16(device):
     """Whether the hardware computes in bfloat16 instead of emulating it."""
     if device.type == 'cuda':
-        import torch
-
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return cpu_has_any('avx512_bf16', 'amx_bf16', 'bf16')
 

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from areir.files import remove, remove_leftovers, temporary_name
-from areir.hardware import available_cores, local_processes
+from areir.hardware import available_cores, local_device, local_processes
 
 
 def join():
@@ -31,7 +31,7 @@ def join():
     backend = 'gloo'
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']) % torch.cuda.device_count())
+        torch.cuda.set_device(local_device())
     else:
         # torchrun sets one thread per process
         torch.set_num_threads(max(1, available_cores() // local_processes()))

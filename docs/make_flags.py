@@ -15,12 +15,6 @@ from areir.files import write_text
 
 SCRIPTS = ('data_utils', 'train', 'inference', 'evaluate', 'model')
 
-# defaults that depend on the machine on which this script runs
-MACHINE = {
-    ('data_utils', '--num_workers'): 'all cores',
-    ('evaluate', '--device'): '`cuda` if there is a GPU, else `cpu`',
-}
-
 HEADER = """# Flags
 
 This page is written by `make docs` from the scripts themselves; do not edit it. Every
@@ -41,11 +35,8 @@ def expanded_help(action, parser):
     return text[: stated.start()], stated.group(1)
 
 
-def default_of(script, action, stated):
+def default_of(action, stated):
     """Return the default of a flag as a cell of the table."""
-    for flag in action.option_strings:
-        if (script, flag) in MACHINE:
-            return MACHINE[script, flag]
     value = action.default
     if isinstance(value, list):
         separator = ' ' if action.nargs else ','
@@ -55,14 +46,14 @@ def default_of(script, action, stated):
     return f'`{value}`'
 
 
-def row(script, parser, action):
+def row(parser, action):
     """Return one flag as a row of a Markdown table."""
     text, stated = expanded_help(action, parser)
     if action.choices:
         choices = ', '.join(f'`{choice}`' for choice in action.choices)
         text = f'{text} ({choices})'
     name = ', '.join(action.option_strings) or action.dest
-    cells = [f'`{name}`', default_of(script, action, stated), text]
+    cells = [f'`{name}`', default_of(action, stated), text]
     return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 
@@ -79,7 +70,7 @@ def section(script):
         if actions:
             lines += ['', f'**{group.title}**', '']
             lines += ['| flag | default | meaning |', '|---|---|---|']
-            lines += [row(script, parser, action) for action in actions]
+            lines += [row(parser, action) for action in actions]
     return '\n'.join(lines) + '\n'
 
 

@@ -78,20 +78,6 @@ def test_every_flag_is_on_the_flags_page():
         assert set(rows) == script_flags(script) - {'-h', '--help'}
 
 
-def test_readme_is_short():
-    lines = read('README.md').splitlines()
-    assert len(lines) <= 170
-    first = '\n'.join(lines[:60])
-    for needed in (
-        'contact_sheet.jpg',
-        'make demo',
-        'make test',
-        'pandas',
-        'docs/flags.md',
-    ):
-        assert needed in first
-
-
 @pytest.mark.parametrize('page', pages())
 def test_links_and_files_exist(page):
     text = read(page)

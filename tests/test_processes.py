@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY
 from torch import distributed
 
-from areir import hardware, processes
+from areir import processes
 
 
 @pytest.fixture
@@ -54,14 +54,6 @@ def test_a_group_of_one(group):
     assert not distributed.is_initialized()
 
 
-def test_the_environment_of_torchrun(monkeypatch):
-    monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
-    assert hardware.local_processes() == 1
-    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
-    assert hardware.local_processes() == 4
-    assert 1 <= hardware.available_cores() <= os.cpu_count()
-
-
 def test_a_failed_collective_means_that_another_process_has_ended():
     resume = pytest.raises(ConnectionError, match='--resume')
     with resume, processes.failures_of_others():
@@ -76,25 +68,6 @@ def test_a_folder_to_write_to_is_made(tmp_path):
     (tmp_path / 'file').write_text('x')
     with pytest.raises(OSError, match='file'):
         processes.check_shared_folder(str(tmp_path / 'file'))
-
-
-def test_what_a_kill_left_in_the_folder_is_removed(tmp_path):
-    abandoned, young = (
-        tmp_path / '.q.0123456789ab.part',
-        tmp_path / '.q.abcdef012345.part',
-    )
-    for folder in (abandoned, young):
-        folder.mkdir()
-        (folder / 'query.jpg').write_text('x')
-    os.utime(abandoned, (0, 0))
-    processes.check_shared_folder(str(tmp_path))
-    assert os.listdir(tmp_path) == [young.name]
-
-
-def test_a_folder_that_is_not_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, 'any_process', lambda condition: True)
-    with pytest.raises(OSError, match=str(tmp_path)):
-        processes.check_shared_folder(str(tmp_path))
 
 
 @pytest.fixture
@@ -116,13 +89,6 @@ def test_signals_are_noted_and_announced_once(handlers, capfd):
     assert capfd.readouterr().err.count('checkpoint') == 1
 
 
-def test_other_processes_note_signals_in_silence(handlers, capfd, monkeypatch):
-    monkeypatch.setattr(processes, 'rank_and_count', lambda: (1, 2))
-    signals = processes.catch_signals()
-    os.kill(os.getpid(), signal.SIGTERM)
-    assert signals == [signal.SIGTERM] and capfd.readouterr().err == ''
-
-
 def test_workers_leave_signals_to_their_parent(handlers):
     processes.ignore_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -135,7 +101,7 @@ PAIR = """
     import sys
     sys.path.insert(0, {repository!r})
     import torch
-    from areir import cores, processes
+    from areir import hardware, processes
     from areir.files import WriteError
     from areir.training import checkpoints
 

@@ -3,7 +3,6 @@
 import argparse
 
 from areir.cli.types import image_size, integer, path
-from areir.hardware import available_cores
 
 DATASETS = ('car', 'cub', 'sop', 'isc')  # as in areir.data.layouts
 
@@ -57,7 +56,6 @@ def get_parser():
     add(
         '--num_workers',
         type=integer(1, 256),
-        default=available_cores(),
         help='processes that read images [default is the number of cores]',
     )
     return parser

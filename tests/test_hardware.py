@@ -1,0 +1,127 @@
+"""Devices and precision: what runs where."""
+
+import pytest
+import torch
+
+from areir import hardware
+from areir.errors import UserError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that makes this machine one of several GPUs and processes."""
+
+    def pretend(gpus, processes=1, rank=0, capability=(8, 0)):
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
+        monkeypatch.setattr(
+            torch.cuda, 'get_device_capability', lambda device: capability
+        )
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+        monkeypatch.setenv('LOCAL_RANK', str(rank))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'gpu_ids', 'chosen'),
+    [
+        (0, [0, 1], []),
+        (1, [0, 1], [0]),
+        (2, [0, 1], [0, 1]),
+        (4, [3, 1], [3, 1]),
+        (2, [5], []),
+        (2, [-1, 1], [1]),
+    ],
+)
+def test_gpus_that_are_there_are_used(machine, capsys, gpus, gpu_ids, chosen):
+    machine(gpus)
+    device, present = hardware.choose_devices(gpu_ids)
+    assert present == chosen
+    assert device == torch.device(f'cuda:{chosen[0]}' if chosen else 'cpu')
+    notice = capsys.readouterr().out
+    assert ('--gpu_ids' in notice) == (chosen != gpu_ids)
+
+
+@pytest.mark.parametrize(
+    ('gpu_ids', 'rank', 'gpu'), [([0, 1], 1, 1), ([2, 3], 1, 3), ([3], 1, 1)]
+)
+def test_each_process_takes_one_gpu(machine, gpu_ids, rank, gpu):
+    machine(gpus=4, processes=2, rank=rank)
+    assert hardware.choose_devices(gpu_ids) == (torch.device('cuda', gpu), [gpu])
+
+
+def test_more_processes_than_gpus_are_refused(machine):
+    machine(gpus=2, processes=4)
+    with pytest.raises(UserError, match='torchrun'):
+        hardware.choose_devices([0, 1])
+
+
+def test_processes_without_gpus_run_on_the_cpu(machine):
+    machine(gpus=0, processes=2, rank=1)
+    assert hardware.choose_devices([0, 1]) == (torch.device('cpu'), [])
+
+
+@pytest.mark.parametrize(
+    ('precision', 'capability', 'chosen'),
+    [
+        ('auto', (8, 0), 'bf16'),
+        ('auto', (7, 5), 'fp32'),
+        ('fp32', (8, 0), 'fp32'),
+        ('bf16', (7, 5), 'bf16'),
+    ],
+)
+def test_precision_follows_the_gpu(machine, precision, capability, chosen):
+    machine(gpus=1, capability=capability)
+    found = hardware.choose_hardware([0], precision)
+    assert found.precision == chosen
+    assert found.native_bf16 == (capability >= (8, 0))
+
+
+@pytest.mark.parametrize(
+    ('instructions', 'depthwise', 'chosen'),
+    [
+        ({}, False, 'fp32'),
+        ({'avx512_bf16': True}, False, 'bf16'),
+        ({'avx512_bf16': True}, True, 'fp32'),
+    ],
+)
+def test_precision_follows_the_cpu(
+    machine, monkeypatch, instructions, depthwise, chosen
+):
+    machine(gpus=0)
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: instructions)
+    found = hardware.choose_hardware([0], 'auto', depthwise)
+    assert (found.device, found.precision) == (torch.device('cpu'), chosen)
+    assert str(torch.get_num_threads()) in found.name
+
+
+def test_data_parallel_is_announced(machine, capsys):
+    machine(gpus=2)
+    assert hardware.choose_hardware([0, 1], 'auto').gpus == [0, 1]
+    assert 'torchrun' in capsys.readouterr().out
+
+
+def test_the_local_device(machine):
+    machine(gpus=0, processes=2, rank=1)
+    assert hardware.local_device() == torch.device('cpu')
+    machine(gpus=2, processes=4, rank=3)
+    assert hardware.local_device() == torch.device('cuda', 1)
+
+
+def test_memory_is_kept_where_there_is_glibc_and_nothing_fails_elsewhere(monkeypatch):
+    calls = []
+
+    class Library:
+        def mallopt(self, parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(hardware.ctypes, 'CDLL', lambda name: Library())
+    hardware.keep_freed_memory()
+    assert sorted(calls) == [(-4, 0), (-2, 2**26), (-1, 2**31 - 1)]
+
+    def absent(name):
+        raise OSError(f'{name}: cannot open shared object file')
+
+    monkeypatch.setattr(hardware.ctypes, 'CDLL', absent)
+    hardware.keep_freed_memory()
