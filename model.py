@@ -351,7 +351,7 @@ def get_parser():
         usage=argparse.SUPPRESS,
         description='Print the number of trainable parameters without allocating them.')
     add = parser.add_argument
-    add('--model_type', type=types.model_type, metavar='NAME',
+    add('--model_type', metavar='NAME',
         help='any network that train.py takes [default value is the four of the '
              'published tables]')
     add('--with_se', choices=['yes', 'no'],

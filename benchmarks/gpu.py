@@ -338,7 +338,7 @@ def get_args():
     default = '[default: %(default)s]'
     add('--parts', default=','.join(PARTS), help=f'what to measure {default}')
     add('--tiny', action='store_true', help='the smallest sizes: does it run?')
-    add('--model_type', type=types.model_type, default='resnet18', metavar='NAME')
+    add('--model_type', default='resnet18', metavar='NAME')
     add(
         '--ensemble_sizes',
         type=types.integers,

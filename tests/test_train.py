@@ -283,7 +283,7 @@ def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
         (['--recalls', '0'], '--recalls'),
         (['--recalls', ''], '--recalls'),
         (['--batch_size', '0'], 'argument --batch_size'),
-        (['--model_type', 'vgg16'], 'argument --model_type'),
+        (['--model_type', 'vgg16'], '--model_type'),
         (['--gpu_ids', 'all'], 'argument --gpu_ids'),
         (['--protocol', 'published', '--select', 'last'], '--select'),
         (['--select', 'val', '--meta_class_size', '5'], 'meta_class_size 5'),

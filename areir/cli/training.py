@@ -8,7 +8,6 @@ from areir.cli.types import (
     image_size,
     integer,
     integers,
-    model_type,
     path,
     positive,
 )
@@ -82,7 +81,6 @@ def add_model_flags(add):
         '--model_type',
         default='resnet18',
         metavar='NAME',
-        type=model_type,
         help='backbone: a ResNet, ResNeXt, ConvNeXt, EfficientNet, MobileNetV3, RegNet '
         'or Swin of torchvision [default value is %(default)s]',
     )

@@ -2,8 +2,6 @@
 
 import argparse
 
-from areir.errors import UserError
-
 LARGEST_IMAGE = 8192  # pixels per side of a network's input
 RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
 
@@ -31,18 +29,6 @@ def path(text):
     """argparse type: the name of a file or folder."""
     if not text:
         raise argparse.ArgumentTypeError('empty: no such file or folder')
-    return text
-
-
-def model_type(text):
-    """argparse type: the name of a network that can be cut into stages."""
-    # torchvision takes seconds to import, and --help does not need it
-    from areir.networks.backbones import find_family
-
-    try:
-        find_family(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 

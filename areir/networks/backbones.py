@@ -71,7 +71,7 @@ def find_family(model_type):
     """Return the Family of a network. Raises UserError if there is none."""
     if model_type not in model_types():
         raise UserError(
-            f'model_type {model_type}: choose a ResNet, ResNeXt, ConvNeXt, '
+            f'--model_type {model_type}: choose a ResNet, ResNeXt, ConvNeXt, '
             'EfficientNet, MobileNetV3, RegNet or Swin of torchvision: '
             + ', '.join(model_types())
         )

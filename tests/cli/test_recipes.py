@@ -159,7 +159,6 @@ def test_the_published_protocol_has_its_recipe(capsys):
         ('--whitening', 2),
         ('--warmup', 1),
         ('--shared_stages', 4),
-        ('--model_type', 'vgg16'),
     ],
 )
 def test_bad_values_are_refused(capsys, flag, value):
