@@ -47,10 +47,9 @@ from areir.matching.votes import images_to_find
 from areir.networks.projection import Projection
 from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
-from areir.output.network_export import export_network
+from areir.output.exports import export_network, export_vectors
 from areir.output.page import server
 from areir.output.report import write_report
-from areir.output.vectors_export import export_vectors
 from model import PretrainedModel, TrainedModel, open_model
 
 PREPROCESSING = 1  # raise it if image files come to give other pixels

@@ -17,7 +17,7 @@ from PIL import Image
 
 from areir.data.images import list_files, load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
-from areir.output.network_export import ONNX_PACKAGES
+from areir.output.exports import ONNX_PACKAGES
 from model import EnsembleModel
 
 

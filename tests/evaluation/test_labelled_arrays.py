@@ -10,7 +10,7 @@ from areir.errors import UserError
 from areir.evaluation.metrics import summary
 from areir.evaluation.ranked_file import rank_file
 from areir.gallery.collection import Collection
-from areir.output.vectors_export import export_vectors
+from areir.output.exports import export_vectors
 from areir.retrieval import evaluate
 
 COUNT = 24

@@ -1,9 +1,10 @@
-"""Write the network of a model to one file for other programs: ONNX or torch.export.
+"""Files for other programs: the vectors of a folder, and the network of a model.
 
-The file holds every step from pixels to vectors: the normalisation, trunk and heads,
-the mirror image and the projection. Its input `images` is uint8 (N, S, S, 3): RGB, with
-EXIF orientation applied, squashed to S by S by bilinear resizing with antialiasing. Its
-output `vectors` is float32 (N, D), of length 1. N is free; the model sets S and D.
+The file of a network (ONNX or torch.export) holds every step from pixels to vectors:
+the normalisation, trunk and heads, the mirror image and the projection. Its input
+`images` is uint8 (N, S, S, 3): RGB, with EXIF orientation applied, squashed to S by S
+by bilinear resizing with antialiasing. Its output `vectors` is float32 (N, D), of
+length 1. N is free; the model sets S and D.
 """
 
 import importlib
@@ -12,19 +13,39 @@ import json
 import os
 import warnings
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from areir.data.loading import Embedder
 from areir.errors import UserError
-from areir.files import atomic_path
+from areir.files import atomic_path, write_table
 from areir.networks.layers import fold_batch_norms
 
 LEAST_COSINE = 0.9999  # between the vectors of the file and of the model
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
 METADATA = 'metadata.json'  # its name in a .pt2 file
+
+
+def export_vectors(collection, folder):
+    """Write vectors.npy (N, D) float32 and images.csv, row for row; print the paths."""
+    os.makedirs(folder, exist_ok=True)
+    vectors_path = os.path.join(folder, 'vectors.npy')
+    table_path = os.path.join(folder, 'images.csv')
+    vectors = np.asarray(collection.embeddings, np.float32)
+    with atomic_path(vectors_path) as temporary, open(temporary, 'wb') as file:
+        np.save(file, vectors)
+    columns = {'path': collection.images, 'class': collection.classes}
+    table = pd.DataFrame({'row': range(len(collection)), **columns})
+    write_table(table_path, table)
+    count, dimensions = vectors.shape
+    print(f'wrote {vectors_path} ({count:,} x {dimensions:,} float32) and {table_path}')
+
+
+# The network
 
 
 class PixelEmbedder(nn.Module):
@@ -51,26 +72,30 @@ def export_network(trained, path):
     missing, or if there are more weights than the file can hold.
     """
     ending = os.path.splitext(path)[1].lower()
-    if ending == '.onnx':
-        load_onnx_packages()
-        check_size(trained.model, path)
-        convert, open_network = to_onnx, open_onnx
-    elif ending == '.pt2':
-        convert, open_network = to_pt2, open_pt2
-    else:
+    if ending not in ('.onnx', '.pt2'):
         raise UserError(
             f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
         )
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    if ending == '.onnx':
+        check_onnx(trained.model, path)
+    convert = to_onnx if ending == '.onnx' else to_pt2
+    about = {
+        'model': os.path.basename(getattr(trained, 'path', '')),
+        'image_size': str(trained.image_size),
+        'dimensions': str(trained.dimensions),
+        'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
+        'image_size, bilinear with antialiasing, as pillow resizes',
+    }
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's, about its own code
-        content = convert(trace(trained), describe(trained))
-        cosine = lowest_cosine(open_network(content), trained)
+        content, run = convert(trace(trained), about)
+        cosine = lowest_cosine(run, trained)
     if not cosine >= LEAST_COSINE:  # true for NaN, too
         raise UserError(
             f'{path} is not written: on random images its vectors differ from those '
             f'of the model (lowest cosine {cosine:.6f}); try another version of torch'
         )
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
     side, megabytes = trained.image_size, len(content) / 1e6
@@ -81,8 +106,8 @@ def export_network(trained, path):
     )
 
 
-def load_onnx_packages():
-    """Import what ONNX needs. Raises UserError saying what to install."""
+def check_onnx(model, path):
+    """Raise UserError if a package is missing or the weights do not fit into ONNX."""
     try:
         for name in ONNX_PACKAGES:
             importlib.import_module(name)
@@ -91,27 +116,12 @@ def load_onnx_packages():
             f'--export_model: {name} is not installed: '
             f'pip install {" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
         ) from error
-
-
-def check_size(model, path):
-    """Raise UserError if an ONNX file cannot hold the weights of a model."""
     size = 4 * sum(weight.numel() for weight in model.state_dict().values())
     if size > ONNX_LIMIT:
         raise UserError(
             f'--export_model {path}: the network has {size / 1e9:.1f} GB of weights, '
             'and an ONNX file holds 2 GB: write a .pt2 file, or train fewer heads'
         )
-
-
-def describe(trained):
-    """Return what the file says about itself, {name: text}."""
-    return {
-        'model': os.path.basename(getattr(trained, 'path', '')),
-        'image_size': str(trained.image_size),
-        'dimensions': str(trained.dimensions),
-        'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
-        'image_size, bilinear with antialiasing, as pillow resizes',
-    }
 
 
 @torch.no_grad()
@@ -130,7 +140,12 @@ def trace(trained):
 
 
 def to_onnx(program, about):
-    """Return the bytes of an ONNX file. about: {name: text}, its metadata."""
+    """Return (the bytes of an ONNX file, a function from images to vectors).
+
+    about: {name: text}, the metadata of the file.
+    """
+    import onnxruntime  # optional
+
     exported = torch.onnx.export(
         program,
         dynamo=True,
@@ -140,52 +155,36 @@ def to_onnx(program, about):
         verbose=False,
     )
     exported.model.metadata_props.update(about)
-    return exported.model_proto.SerializeToString()
-
-
-def open_onnx(content):
-    """Return a function from images (N, S, S, 3) to vectors (N, D)."""
-    import onnxruntime
-
+    content = exported.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
 
     def run(images):
         (vectors,) = session.run(['vectors'], {'images': images.numpy()})
         return torch.from_numpy(vectors)
 
-    return run
+    return content, run
 
 
 def to_pt2(program, about):
-    """Return the bytes of a file that torch.export.load reads."""
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={METADATA: json.dumps(about)})
-    return buffer.getvalue()
-
-
-def open_pt2(content):
-    """Return a function from images (N, S, S, 3) to vectors (N, D)."""
-    return torch.export.load(io.BytesIO(content)).module()
+    """Return what `to_onnx` returns, for a file that torch.export.load reads."""
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: json.dumps(about)})
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
 
 
 @torch.no_grad()
 def lowest_cosine(run, trained):
     """Return the lowest cosine between the vectors of a file and those of its model.
 
-    run: maps images to vectors, as the file does. The vectors are compared on one image
-    of noise and on three of random spots.
+    run: maps images to vectors, as the file does. Both get images of random spots.
     """
     embed = PixelEmbedder(trained.model, trained)
-    generator = torch.Generator().manual_seed(0)
+    side, generator = trained.image_size, torch.Generator().manual_seed(0)
     cosines = []
-    for count, cells in ((1, trained.image_size), (3, 4)):
-        images = random_images(count, cells, trained.image_size, generator)
+    for count in (1, 3):
+        colours = 255 * torch.rand(count, 3, 4, 4, generator=generator)
+        images = F.interpolate(colours, (side, side), mode='bilinear').to(torch.uint8)
+        images = images.permute(0, 2, 3, 1).contiguous()
         cosines.append(F.cosine_similarity(run(images), embed(images)))
     return torch.cat(cosines).min().item()
-
-
-def random_images(count, cells, side, generator):
-    """Return uint8 (count, side, side, 3): cells x cells random colours, blurred."""
-    colours = 255 * torch.rand(count, 3, cells, cells, generator=generator)
-    images = F.interpolate(colours, (side, side), mode='bilinear')
-    return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
