@@ -249,12 +249,29 @@ def build_stages(model_type, num_classes):
     return copy_stages(model_type)
 
 
-def ensemble_loss(logits, meta_labels):
-    """Return the cross-entropy of logits (N, E, M) against meta_labels (N, E).
+class EnsembleLoss(nn.Module):
+    """The loss of the ensemble: the mean over its heads of a criterion.
 
-    It is the mean over heads and images.
+    criterion(logits (N, M), meta_labels (N,)) returns the loss of a head, as
+    nn.CrossEntropyLoss and the losses of pytorch-metric-learning do. Each head has a
+    copy of it, and its weights, if there are any, are trained with the head's.
+    heads: how many there are here; ensemble_size: in all processes, by default the
+    same.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), meta_labels.flatten())
+
+    def __init__(self, criterion, heads, ensemble_size=None):
+        super().__init__()
+        self.criteria = nn.ModuleList(copy.deepcopy(criterion) for _ in range(heads))
+        self.ensemble_size = ensemble_size or heads
+
+    def share(self, head, logits, meta_labels):
+        """Return what a head adds to the loss; head: its position among those here."""
+        return self.criteria[head](logits.float(), meta_labels) / self.ensemble_size
+
+    def forward(self, logits, meta_labels):
+        """Return the sum of all shares for logits (N, E, M), meta_labels (N, E)."""
+        pairs = zip(logits.unbind(1), meta_labels.unbind(1))
+        return sum(self.share(head, *pair) for head, pair in enumerate(pairs))
 
 
 class TrainedModel:

@@ -23,6 +23,7 @@ if __name__ == '__main__':
 
 import pandas as pd
 import torch
+from torch import nn
 
 from areir import processes
 from areir.cli.recipes import check_recipe_flags, fill_in_defaults
@@ -38,6 +39,7 @@ from areir.networks.layers import folded
 from areir.networks.pretrained import load_weights
 from areir.output.curves import draw_curves
 from areir.training import record
+from areir.training.batches import training_batches
 from areir.training.loaders import (
     load_data,
     make_loaders,
@@ -54,16 +56,14 @@ from areir.training.run import (
     run_settings,
     warn_about_meta_classes,
 )
-from areir.training.schedule import learning_rate
 from areir.training.testing import embed_parts, record_epoch
-from areir.training.trainer import make_trainer
-from areir.training.trunk_features import batch_maker
+from areir.training.trainer import Trainer, learning_rate
 from areir.training.weights import (
     freeze_old_heads,
     initial_weights,
     read_base,
 )
-from model import EnsembleModel, assign_meta_classes
+from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
 # Arguments
 
@@ -259,7 +259,11 @@ def main(args=None, stages=None, normalisation=None):
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(device, memory_format=torch.channels_last)
-    trainer = make_trainer(model, args, hardware, old_heads)
+    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    trained = sum(member >= old_heads for member in model.members)
+    loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
+    freeze_bn = args.freeze_bn == 'yes'
+    trainer = Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
@@ -276,7 +280,13 @@ def main(args=None, stages=None, normalisation=None):
 
     # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
-    make_batches = batch_maker(trainer, loaders, experiment, run, progress, signals)
+    make_batches = training_batches
+    if args.freeze_trunk == 'yes':
+        from areir.training.trunk_features import feature_maker  # few runs need it
+
+        make_batches = feature_maker(
+            trainer, loaders['train'], experiment, run, progress, signals
+        )
     tests_start = args.recipe == 'current' and not progress.rows
     for epoch in range(0 if tests_start else progress.epoch, args.num_epochs + 1):
         if epoch:

@@ -40,7 +40,7 @@ from areir.cli import types
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.training.trainer import Autocast, Trainer
-from model import EnsembleModel, ensemble_loss, folded
+from model import EnsembleLoss, EnsembleModel, folded
 
 PARTS = ('steps', 'embedding', 'evaluation', 'precision')
 STEPS = {
@@ -120,7 +120,8 @@ def why_not(way):
 
 def joint_step(model, optimizer, images, meta_labels):
     """Train all heads at once; return the loss, a tensor."""
-    loss = ensemble_loss(model(images), meta_labels)
+    criterion = EnsembleLoss(nn.CrossEntropyLoss(), meta_labels.shape[1])
+    loss = criterion(model(images), meta_labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -166,7 +167,8 @@ def capture(heads, features, precision):
 
 def our_way(model, way, images, meta_labels):
     """Return a function that makes a step as train.py does."""
-    trainer = Trainer(model, LR, this_hardware())
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), len(model.heads))
+    trainer = Trainer(model, loss, LR, this_hardware())
     trainer.begin_epoch(LR)
     if way == 'graphs':
         trainer.heads = capture(model.heads, trainer.trunk(images), trainer.precision)

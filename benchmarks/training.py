@@ -21,6 +21,7 @@ from functools import partial
 
 import common
 import torch
+from torch import nn
 
 import utils
 from areir import hardware, processes
@@ -29,7 +30,7 @@ from areir.errors import UserError
 from areir.hardware import available_cores
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
-from model import MODEL_TYPES, EnsembleModel, count_parameters, ensemble_loss
+from model import MODEL_TYPES, EnsembleLoss, EnsembleModel, count_parameters
 
 META_CLASS_SIZE = 12
 LR = 1e-4
@@ -49,9 +50,10 @@ def joint_steps(args, images, meta_labels):
     """Train with the plain loop: all heads at once, in float32, with one Adam."""
     model = EnsembleModel(args.model_type, args.ensemble_size, META_CLASS_SIZE).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    criterion = EnsembleLoss(nn.CrossEntropyLoss(), args.ensemble_size)
     images = images.float() / 255
     while True:
-        loss = ensemble_loss(model(images), meta_labels)
+        loss = criterion(model(images), meta_labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -66,7 +68,8 @@ def our_steps(args, images, meta_labels):
     sizes = args.ensemble_size, META_CLASS_SIZE
     model = EnsembleModel(args.model_type, *sizes, members=members)
     model.to(memory_format=torch.channels_last)
-    trainer = Trainer(model, LR, cpu_hardware())
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), len(members), args.ensemble_size)
+    trainer = Trainer(model, loss, LR, cpu_hardware())
     trainer.begin_epoch(LR)
     share = images[own_share(list(range(len(images))), rank, count)]
     while True:

@@ -14,7 +14,7 @@ import train as train_module
 from areir.cli.recipes import fill_in_defaults
 from areir.data.images import load_image, normalise, to_pixels
 from areir.retrieval import evaluate
-from areir.training.schedule import learning_rate
+from areir.training.trainer import learning_rate
 from model import EnsembleModel
 
 SHORT = ['--num_epochs', 2, '--num_workers', 0]

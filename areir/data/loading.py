@@ -19,23 +19,28 @@ GONE = 'gone'  # the problem of a file that is not there
 class ImageDataset(Dataset):
     """Item i is (pixels, i, problem) of the image file paths[i].
 
-    Item (i, region) is the same of a region of the image, see `resize`.
+    Item (i, epoch) is the same with the pixels that transform(image, i, epoch) returns
+    of the pillow image.
     pixels: uint8 (3, image_size, image_size). problem: '', or GONE, or why the file
     cannot be read; its pixels are then zeros.
     """
 
-    def __init__(self, paths, image_size):
+    def __init__(self, paths, image_size, transform=None):
         self.paths = paths
-        self.image_size = image_size
+        self.image_size, self.transform = image_size, transform
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, item):
-        index, region = item if isinstance(item, tuple) else (item, None)
+        index, epoch = item if isinstance(item, tuple) else (item, None)
         path = self.paths[index]
         try:
-            pixels = to_pixels(load_image(path), self.image_size, region)
+            image = load_image(path)
+            if epoch is None:
+                pixels = to_pixels(image, self.image_size)
+            else:
+                pixels = self.transform(image, index, epoch)
             return pixels, index, ''
         except UserError as error:
             problem = str(error).removeprefix(f'{path}: ')
@@ -43,10 +48,18 @@ class ImageDataset(Dataset):
             return blank, index, problem if os.path.isfile(path) else GONE
 
 
-def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=False):
+def make_loader(
+    paths,
+    image_size,
+    batches=None,
+    num_workers=None,
+    pin_memory=False,
+    transform=None,
+):
     """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
 
-    batches: lists of indices, or a batch sampler; by default BATCH images at a time.
+    batches: lists of items of `ImageDataset`, or a batch sampler; by default BATCH
+    images at a time. transform: see `ImageDataset`.
     num_workers: processes that decode; by default the cores, fewer for few images.
     """
     if batches is None:
@@ -56,7 +69,7 @@ def make_loader(paths, image_size, batches=None, num_workers=None, pin_memory=Fa
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)
     return DataLoader(
-        ImageDataset(paths, image_size),
+        ImageDataset(paths, image_size, transform),
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

@@ -1,44 +1,80 @@
-"""Batches that are the same in all processes; each process decodes a share."""
+"""Training batches: the same in all processes, each of which decodes a share."""
 
 import torch
 
+from areir.data.images import normalise, to_pixels
 from areir.errors import UserError
 from areir.processes import gather, rank_and_count
-from areir.seeds import CROP, ORDER, VIEW, random_generator
+from areir.seeds import CROP, ORDER, random_generator
 
 ASPECT = 4 / 3  # a crop's width and height, as shares of the image's, differ by less
 
 
-def epoch_batches(count, batch_size, seed, epoch):
-    """Draw an epoch's batches in random order, and which images are mirrored.
+# What is seen of an image
 
-    count: of all images. Returns int64 and bool, both (batches, batch_size). They
-    depend on the arguments alone, so every process and every resumed run draws the
-    same.
+
+class CropAndFlip:
+    """A transform of training images: a random crop, squashed, and a random flip.
+
+    count: of all images; least_area: the smallest share of an image that a crop keeps,
+    1 for whole images. What is drawn depends on seed, epoch and the image's number
+    alone.
+    """
+
+    def __init__(self, count, image_size, seed, least_area=1):
+        self.count, self.image_size = count, image_size
+        self.seed, self.least_area = seed, least_area
+        self.epoch = None  # that was drawn last
+
+    def __call__(self, image, index, epoch):
+        """Return uint8 pixels (3, S, S) of a pillow image, number `index`."""
+        if epoch != self.epoch:
+            self.draw(epoch)
+        region = None if self.regions is None else self.regions[index].tolist()
+        pixels = to_pixels(image, self.image_size, region)
+        return pixels.flip(2) if self.mirrored[index] else pixels
+
+    def draw(self, epoch):
+        """Draw the crops and the flips of all images in an epoch."""
+        order, draws = draw_order(self.count, self.seed, epoch)
+        self.mirrored = torch.empty(self.count, dtype=torch.bool)
+        self.mirrored[order] = draws < 0.5
+        self.regions = None
+        if self.least_area < 1:
+            generator = random_generator(self.seed, CROP, epoch)
+            self.regions = crop_regions(self.count, self.least_area, generator)
+        self.epoch = epoch
+
+
+def draw_order(count, seed, epoch):
+    """Draw an epoch's order of all images, and a number from 0 to 1 for each place.
+
+    Returns int64 and float, both (count,).
     """
     generator = random_generator(seed, ORDER, epoch)
-    whole = count // batch_size * batch_size
-    order = torch.randperm(count, generator=generator)[:whole]
-    mirrored = torch.rand(whole, generator=generator) < 0.5
-    return order.view(-1, batch_size), mirrored.view(-1, batch_size)
+    order = torch.randperm(count, generator=generator)
+    return order, torch.rand(count, generator=generator)
 
 
-def crop_regions(shape, least_area, generator):
+def crop_regions(count, least_area, generator):
     """Draw the part of each image that training sees: shares of width and height.
 
-    Returns float (*shape, 4): left, top, right, bottom. Areas are uniform between
+    Returns float (count, 4): left, top, right, bottom. Areas are uniform between
     least_area and 1, aspect ratios log-uniform up to ASPECT, and places uniform, as in
     torchvision's RandomResizedCrop, but a side that would be longer than the image is
     cut to it.
     """
-    area, aspect, left, top = torch.rand(4, *shape, generator=generator)
+    area, aspect, left, top = torch.rand(4, count, generator=generator)
     area = least_area + (1 - least_area) * area
     aspect = ASPECT ** (2 * aspect - 1)
     width = (area * aspect).sqrt().clamp(max=1)
     height = (area / aspect).sqrt().clamp(max=1)
     left, top = left * (1 - width), top * (1 - height)
     corners = left, top, left + width, top + height
-    return torch.stack(corners, dim=-1).clamp(max=1)
+    return torch.stack(corners, dim=1).clamp(max=1)
+
+
+# Which images a batch holds
 
 
 def own_share(batch, rank, processes):
@@ -54,26 +90,26 @@ def own_share(batch, rank, processes):
 class EpochSampler:
     """Batch sampler of the training images: this process's share of each batch.
 
-    count: of all images; least_area: the smallest share of an image that a crop keeps,
-    1 for no crop.
-    Call set_epoch before each pass, as with torch's DistributedSampler.
+    count: of all images; order: a function of the epoch that returns the numbers of
+    its images, int64 (images,); by default all in random order. The last images are
+    left out if they do not fill a batch.
+    Call set_epoch before each pass, as with torch's DistributedSampler. Items are
+    (image, epoch).
     """
 
-    def __init__(self, count, batch_size, seed, least_area=1):
+    def __init__(self, count, batch_size, seed, order=None):
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.least_area = least_area
+        self.order = order
         self.set_epoch(1)
 
     def set_epoch(self, epoch, start=0):
         """Draw the batches of an epoch; iteration begins at batch `start`."""
-        self.batches, self.mirrored = epoch_batches(
-            self.count, self.batch_size, self.seed, epoch
-        )
-        self.regions = None
-        if self.least_area < 1:
-            generator = random_generator(self.seed, CROP, epoch)
-            shape = self.batches.shape
-            self.regions = crop_regions(shape, self.least_area, generator)
+        if self.order:
+            order = self.order(epoch)
+        else:
+            order, _ = draw_order(self.count, self.seed, epoch)
+        whole = len(order) // self.batch_size * self.batch_size
+        self.batches = order[:whole].view(-1, self.batch_size)
         self.epoch, self.start = epoch, start
 
     def remaining(self):
@@ -85,53 +121,21 @@ class EpochSampler:
 
     def __iter__(self):
         rank, processes = rank_and_count()
-        for number, batch in enumerate(self.remaining().tolist(), self.start):
-            if self.regions is not None:
-                batch = with_regions(batch, self.regions[number])
-            yield own_share(batch, rank, processes)
-
-
-def with_regions(batch, regions):
-    """Return the items of `ImageDataset` for images and the regions of them, (N, 4)."""
-    return [(image, tuple(region)) for image, region in zip(batch, regions.tolist())]
-
-
-class ViewSampler:
-    """Batch sampler of all images in order, once for each of several views.
-
-    Each view of an image has a crop and a flip of its own. count: of all images;
-    least_area: as in EpochSampler. mirrored: bool (N,) of each batch.
-    """
-
-    def __init__(self, count, batch_size, views, seed, least_area):
-        self.shape = views, count
-        self.batches, self.regions, self.mirrored = [], [], []
-        for view in range(views):
-            generator = random_generator(seed, VIEW, view)
-            regions = crop_regions((count,), least_area, generator)
-            mirrored = torch.rand(count, generator=generator) < 0.5
-            self.batches += torch.arange(count).split(batch_size)
-            self.regions += regions.split(batch_size)
-            self.mirrored += mirrored.split(batch_size)
-
-    def remaining(self):
-        """Return the batches, each a tensor of image numbers."""
-        return self.batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        rank, processes = rank_and_count()
-        for batch, regions in zip(self.batches, self.regions):
-            yield own_share(with_regions(batch.tolist(), regions), rank, processes)
+        for batch in self.remaining().tolist():
+            items = [(image, self.epoch) for image in batch]
+            yield own_share(items, rank, processes)
 
 
 class InOrder:
-    """Batch sampler of all images in order: this process's share of each batch."""
+    """Batch sampler of all images in order: this process's share of each batch.
 
-    def __init__(self, count, batch_size):
-        self.batches = torch.arange(count).split(batch_size)
+    epochs: in each of them, the images are transformed as in that epoch; by default
+    they are taken once and as they are.
+    """
+
+    def __init__(self, count, batch_size, epochs=(None,)):
+        self.batches = torch.arange(count).split(batch_size) * len(epochs)
+        self.epochs = epochs
 
     def remaining(self):
         """Return the batches, each a tensor of image numbers."""
@@ -142,8 +146,13 @@ class InOrder:
 
     def __iter__(self):
         rank, processes = rank_and_count()
-        for batch in self.batches:
-            yield own_share(batch.tolist(), rank, processes)
+        for number, batch in enumerate(self.batches):
+            epoch = self.epochs[number * len(self.epochs) // len(self.batches)]
+            items = [(image, epoch) for image in batch.tolist()]
+            yield own_share(items, rank, processes)
+
+
+# Batches
 
 
 def whole_batches(loader, device):
@@ -161,3 +170,18 @@ def whole_batches(loader, device):
         shares = gather(pixels.to(device, non_blocking=True))
         pixels = torch.cat(shares)[: len(batch)]
         yield pixels, batch, [''] * len(batch)
+
+
+def to_images(pixels, info):
+    """Normalise uint8 pixels (N, 3, S, S) and lay them out for convolutions."""
+    images = normalise(pixels, info['mean'], info['std'])
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def training_batches(loader, meta_labels, info, device):
+    """Yield (images, meta-labels) of each remaining batch of the epoch.
+
+    meta_labels: those of all training images, (images, heads of this process).
+    """
+    for pixels, indices, _ in whole_batches(loader, device):
+        yield to_images(pixels, info), meta_labels[indices]

@@ -56,7 +56,7 @@ STATE = {
     'kept': is_text,
 }
 OPTIONAL = {'seconds': is_number}  # older files lack it
-PART = {'weights': is_dict, 'optimizer': is_dict}
+PART = dict.fromkeys(('weights', 'optimizer', 'criterion'), is_dict)
 
 
 def list_checkpoints(root):

@@ -7,14 +7,19 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from areir.data.images import flip, normalise
 from areir.data.loading import embed_batches, make_loader
 from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.seeds import SAMPLE, random_generator
 from areir.training import published
-from areir.training.batches import EpochSampler, InOrder, whole_batches
+from areir.training.batches import (
+    CropAndFlip,
+    EpochSampler,
+    InOrder,
+    to_images,
+    whole_batches,
+)
 
 TEST_BATCH = 64
 FIT_IMAGES = 4096  # training images at most that a projection is fitted to
@@ -77,16 +82,18 @@ def make_loaders(split, args, device):
     loaders = {}
     for name, names in images.items():
         count = len(names)
-        sampler = InOrder(count, test_batch)
+        sampler, transform = InOrder(count, test_batch), None
         if name == 'train':
             batch_size = min(args.batch_size, count)
-            sampler = EpochSampler(count, batch_size, args.seed, args.crop_area)
+            sampler = EpochSampler(count, batch_size, args.seed)
+            transform = CropAndFlip(count, args.image_size, args.seed, args.crop_area)
         loaders[name] = make_loader(
             [os.path.join(split.folder, image) for image in names],
             args.image_size,
             sampler,
             args.num_workers,
             pin_memory=device.type == 'cuda',
+            transform=transform,
         )
     return loaders
 
@@ -98,24 +105,6 @@ def draw_images(images, most, seed):
     generator = random_generator(seed, SAMPLE)
     drawn = torch.randperm(len(images), generator=generator)[:most].sort().values
     return [images[index] for index in drawn.tolist()]
-
-
-def to_images(pixels, info):
-    """Normalise uint8 pixels (N, 3, S, S) and lay them out for convolutions."""
-    images = normalise(pixels, info['mean'], info['std'])
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def training_batches(loader, meta_labels, info, device):
-    """Yield (images, meta-labels) of each remaining batch of the epoch.
-
-    meta_labels: those of all training images, (images, heads of this process).
-    """
-    sampler = loader.batch_sampler
-    mirrored = sampler.mirrored[sampler.start :]
-    for batch, flips in zip(whole_batches(loader, device), mirrored):
-        pixels, indices, _ = batch
-        yield flip(to_images(pixels, info), flips), meta_labels[indices]
 
 
 def progress_bar(batches, sampler, description):

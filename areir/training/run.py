@@ -378,9 +378,8 @@ class Run:
 
 def try_restore(trainer, folder, state):
     """Load a checkpoint into the trainer; return why it cannot be read, or None."""
-    begun = state['epoch'] > 1 or state['done']['batches'] > 0
     try:
-        trainer.restore(folder, begun)
+        trainer.restore(folder)
         if trainer.noise:
             trainer.noise.set_state(state['noise'])
     except (UserError, OSError) as error:

@@ -1,19 +1,17 @@
 """The training step, head by head, and the parts and optimizers it works on."""
 
+import math
 from functools import partial
 
 import torch
 from torch import distributed, nn
-from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from areir.errors import UserError
 from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import head_name, read_part
 
-# what torch raises if weights or moments do not fit
-DAMAGE = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+adam = partial(torch.optim.Adam, fused=True)
 
 
 class Autocast(nn.Module):
@@ -33,45 +31,36 @@ class Autocast(nn.Module):
             return self.part(inputs)
 
 
-def train_step(
-    trunk,
-    heads,
-    optimizers,
-    images,
-    meta_labels,
-    ensemble_size,
-    label_smoothing=0.0,
-):
-    """Make one Adam step on the loss of the whole ensemble.
+def train_step(trunk, heads, loss, optimizers, images, meta_labels):
+    """Make one step of every optimizer on the loss of the whole ensemble.
 
     Heads share only the trunk's features, so each head runs forward, backward and its
     optimizer step in turn; its activations and gradients are then freed. Gradients are
     summed at the features and propagated once through the trunk. The result is the
-    gradient of `ensemble_loss` over all heads.
+    gradient of `loss` over all heads.
 
-    trunk, heads: modules of this process; optimizers: of the trunk, then of each head;
-    images (N, 3, H, W); meta_labels (N, heads of this process); ensemble_size: heads of
-    all processes; label_smoothing: probability spread over all meta-classes. A trunk
-    without gradients is left as it is.
+    trunk, heads: modules of this process; loss: an EnsembleLoss of these heads;
+    optimizers: of the trunk, then of each head; images (N, 3, H, W); meta_labels (N,
+    heads of this process). A trunk without gradients is left as it is.
     Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
     """
     features = trunk(images)
     trains_trunk = features.requires_grad
     gradient = torch.zeros_like(features, dtype=torch.float32)
     result = torch.zeros(2, dtype=torch.float64, device=images.device)
-    for head, optimizer, targets in zip(heads, optimizers[1:], meta_labels.T):
+    for number, head in enumerate(heads):
         inputs = features.detach().requires_grad_(trains_trunk)
         logits = head(inputs)  # (N, M)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
-        loss = loss / ensemble_size
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        targets = meta_labels[:, number]
+        share = loss.share(number, logits, targets)
+        share.backward()
+        optimizers[number + 1].step()
+        optimizers[number + 1].zero_grad()
         if trains_trunk:
             gradient += inputs.grad
         correct = (logits.argmax(dim=1) == targets).double().mean()
-        result[0] += loss.detach()
-        result[1] += correct / ensemble_size
+        result[0] += share.detach()
+        result[1] += correct / loss.ensemble_size
     if trains_trunk:
         features.backward(gradient.to(features.dtype))
         sum_gradients(trunk)
@@ -91,6 +80,11 @@ def sum_gradients(trunk):
         gradient.copy_(values.view_as(gradient))
 
 
+def is_trained(part):
+    """Whether the weights of a part have gradients."""
+    return next(part.parameters()).requires_grad
+
+
 def keep_statistics(part):
     """Let batch norm use the statistics it has and not change them."""
     for layer in part.modules():
@@ -105,39 +99,47 @@ def drops_by_chance(part):
 
 
 class Trainer:
-    """The trunk and this process's heads, each with an Adam optimizer of its own.
+    """The trunk and this process's heads, each with an optimizer of its own.
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
-    and gpus; with more than one GPU each part runs under nn.DataParallel. old_heads:
-    how many of the ensemble's first heads are not trained. label_smoothing: see
-    `train_step`. freeze_bn: whether batch norm keeps its statistics. seed: of what
-    layers drop by chance, with the numbers in `step_place`.
+    and gpus; with more than one GPU each part runs under nn.DataParallel. The trunk and
+    the first heads are not trained if they need no gradients. loss: an EnsembleLoss of
+    the heads that are. freeze_bn: whether batch norm keeps its statistics. seed: of
+    what layers drop by chance, with the numbers in `step_place`. optimizer: makes one
+    from groups of parameters and lr. criterion_rate: the learning rate of a criterion's
+    weights, which do not decay, as a multiple of the network's.
     """
 
     def __init__(
         self,
         model,
+        loss,
         lr,
         hardware,
-        old_heads=0,
-        label_smoothing=0.0,
         freeze_bn=False,
         seed=0,
+        optimizer=adam,
+        criterion_rate=1,
     ):
         self.model, self.device = model, hardware.device
-        self.label_smoothing, self.freeze_bn = label_smoothing, freeze_bn
-        self.precision = hardware.precision
+        self.loss = loss.to(hardware.device)
+        self.freeze_bn, self.precision = freeze_bn, hardware.precision
         self.seed, self.step_place = seed, (0, 0)
-        self.frozen_heads = sum(member < old_heads for member in model.members)
-        self.trained_heads = model.ensemble_size - old_heads  # in all processes
         self.noise = None  # the generator of the published protocol
+        self.frozen_heads = len(model.heads) - len(loss.criteria)
         self.parts = {'trunk': model.trunk}
         for member, head in zip(model.members, model.heads):
             self.parts[head_name(member)] = head
-        self.optimizers = {
-            name: torch.optim.Adam(part.parameters(), lr=lr, fused=True)
-            for name, part in self.parts.items()
-        }
+        trained = list(self.parts)[1 + self.frozen_heads :]
+        self.criteria = dict(zip(trained, loss.criteria))
+        self.optimizers = {}
+        for name, part in self.parts.items():
+            groups = [{'params': list(part.parameters())}]
+            weights = list(self.criteria[name].parameters()) if name in trained else []
+            if weights:
+                options = {'weight_decay': 0, 'rate': criterion_rate}
+                groups.append({'params': weights, **options})
+            self.optimizers[name] = optimizer(groups, lr=lr)
         runners = [
             Autocast(part, self.device, self.precision) for part in self.parts.values()
         ]
@@ -154,7 +156,7 @@ class Trainer:
         """Set the learning rate, and batch norm to training where weights train."""
         self.set_lr(lr)
         for part in self.parts.values():
-            part.train(next(part.parameters()).requires_grad)
+            part.train(is_trained(part))
             if self.freeze_bn:
                 keep_statistics(part)
 
@@ -170,7 +172,8 @@ class Trainer:
     def set_lr(self, lr):
         """Set the learning rate of every optimizer."""
         for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]['lr'] = lr
+            for group in optimizer.param_groups:
+                group['lr'] = lr * group.get('rate', 1)
 
     def skip_trunk(self):
         """Take the trunk's features instead of images from now on."""
@@ -178,69 +181,53 @@ class Trainer:
 
     def step(self, images, meta_labels):
         """Train on images (N, 3, H, W) with the meta_labels (N, heads here)."""
-        trunk_optimizer, *head_optimizers = self.optimizers.values()
-        optimizers = [trunk_optimizer, *head_optimizers[self.frozen_heads :]]
+        trunk_optimizer, *optimizers = self.optimizers.values()
+        optimizers = [trunk_optimizer, *optimizers[self.frozen_heads :]]
         meta_labels = meta_labels[:, self.frozen_heads :].to(self.device)
         return train_step(
-            self.trunk,
-            self.heads,
-            optimizers,
-            images,
-            meta_labels,
-            self.trained_heads,
-            self.label_smoothing,
+            self.trunk, self.heads, self.loss, optimizers, images, meta_labels
         )
 
     def checkpoint(self):
-        """Return {part: its weights and its optimizer's state}."""
-        return {
-            name: {
+        """Return {part: weights, state of the optimizer, weights of the criterion}."""
+        files = {}
+        for name, part in self.parts.items():
+            criterion = self.criteria.get(name)
+            files[name] = {
                 'weights': part.state_dict(),
                 'optimizer': self.optimizers[name].state_dict(),
+                'criterion': criterion.state_dict() if criterion else {},
             }
-            for name, part in self.parts.items()
-        }
+        return files
 
-    def restore(self, folder, begun=True):
+    def restore(self, folder):
         """Load this process's parts from a checkpoint.
 
-        begun: whether a step was made before it. Raises UserError naming the file if
-        one is missing or damaged.
+        Raises UserError naming the file if one is missing or damaged.
         """
         for name, part in self.parts.items():
             saved = read_part(folder, name)
-            try:
-                load_part(part, self.optimizers[name], saved, begun)
-            except torch.OutOfMemoryError:
-                raise
-            except DAMAGE as error:
-                reason = str(error).partition('\n')[0]
-                raise UserError(f'{folder}/{name}.pth is damaged ({reason})') from error
+            part.load_state_dict(saved['weights'])
+            self.optimizers[name].load_state_dict(saved['optimizer'])
+            if name in self.criteria:
+                self.criteria[name].load_state_dict(saved['criterion'])
 
 
-def load_part(part, optimizer, saved, begun):
-    """Load the weights of a part and the state of its optimizer.
+def learning_rate(schedule, lr, num_epochs, warmup, epochs):
+    """Return the rate after `epochs` epochs, which may be a fraction.
 
-    begun: whether the optimizer has made steps. Raises one of DAMAGE if what is saved
-    does not fit; torch itself would find out in the next step, or never.
+    step: lr, divided by 10 after 50 % and again after 70 % of the epochs. cosine: lr,
+    falling to 0 like half a wave (arXiv 1608.03983). warmup: the share of all epochs
+    in which the rate first rises from 0.
     """
-    options = optimizer.param_groups[0].keys()
-    part.load_state_dict(saved['weights'])
-    optimizer.load_state_dict(saved['optimizer'])
-    if not options <= optimizer.param_groups[0].keys():
-        raise ValueError('options of the optimizer are missing')
-    trained = any(parameter.requires_grad for parameter in part.parameters())
-    if trained and begun and not optimizer.state:
-        raise ValueError('the moments of the optimizer are missing')
-    for parameter, state in optimizer.state.items():
-        state['step'].item()
-        for name in ('exp_avg', 'exp_avg_sq'):
-            if state[name].shape != parameter.shape:
-                raise ValueError(f'{name} has another shape than its weights')
-
-
-def make_trainer(model, args, hardware, old_heads):
-    """Return the Trainer for the flags of train.py; old_heads: see `Trainer`."""
-    freeze_bn = args.freeze_bn == 'yes'
-    smoothing = args.label_smoothing
-    return Trainer(model, args.lr, hardware, old_heads, smoothing, freeze_bn, args.seed)
+    if schedule == 'cosine':
+        share = epochs / num_epochs
+        rise = min(1, share / warmup) if warmup else 1
+        rest = max(0, share - warmup) / (1 - warmup)
+        wave = (1 + math.cos(math.pi * rest)) / 2
+        return lr * rise * wave
+    drops = 0
+    for part in (0.5, 0.7):
+        milestone = max(1, int(num_epochs * part))
+        drops += epochs >= milestone
+    return lr / 10**drops

@@ -4,8 +4,6 @@ import argparse
 from itertools import pairwise
 
 import pytest
-import torch
-from PIL import Image
 
 import train
 from areir.cli.recipes import (
@@ -15,10 +13,8 @@ from areir.cli.recipes import (
     default_meta_classes,
     fill_in_defaults,
 )
-from areir.data.images import to_pixels
 from areir.errors import UserError
-from areir.training.batches import EpochSampler, ViewSampler, crop_regions
-from areir.training.schedule import learning_rate
+from areir.training.trainer import learning_rate
 
 
 def completed(*flags, classes=98, weights='none'):
@@ -209,70 +205,3 @@ def test_the_step_schedule_changes_between_epochs_only():
             assert len(rates) == 1
     rates = [learning_rate('step', 1.0, 20, 0, epoch) for epoch in (9.9, 10, 13.9, 14)]
     assert rates == [1, 0.1, 0.1, 0.01]
-
-
-# Crops
-
-
-def regions(shape=(4000,), least_area=0.4, seed=0):
-    return crop_regions(shape, least_area, torch.Generator().manual_seed(seed))
-
-
-def test_crops_lie_in_the_image_and_keep_their_area():
-    left, top, right, bottom = regions().unbind(dim=1)
-    assert (left >= 0).all() and (top >= 0).all()
-    assert (right <= 1).all() and (bottom <= 1).all()
-    width, height = right - left, bottom - top
-    area, aspect = width * height, width / height
-    assert area.max() <= 1 and area.median() == pytest.approx(0.68, abs=0.03)
-    # a side is cut to the image where the aspect ratio made it longer
-    assert area.min() > 0.39
-    assert aspect.min() >= 0.749 and aspect.max() <= 1.334
-    assert left.std() > 0.05 and torch.allclose(
-        left.mean(), 1 - right.mean(), atol=0.02
-    )
-
-
-def test_crops_depend_on_seed_and_epoch_alone():
-    sampler = EpochSampler(20, 4, seed=3, least_area=0.5)
-    first = sampler.regions
-    sampler.set_epoch(2)
-    assert not torch.equal(first, sampler.regions)
-    sampler.set_epoch(1, start=3)
-    assert torch.equal(first, sampler.regions)
-    items = list(sampler)
-    assert len(items) == 2 and len(items[0]) == 4
-    index, region = items[0][0]
-    assert index == sampler.batches[3][0]
-    assert torch.equal(torch.tensor(region), first[3][0])
-
-
-def test_batches_are_the_same_with_and_without_crops():
-    plain, cropped = EpochSampler(20, 4, 3), EpochSampler(20, 4, 3, 0.5)
-    assert torch.equal(plain.batches, cropped.batches)
-    assert torch.equal(plain.mirrored, cropped.mirrored)
-    assert plain.regions is None and next(iter(plain)) == plain.batches[0].tolist()
-
-
-def test_pixels_of_a_region_are_those_of_the_crop():
-    rows, columns = torch.arange(40.0)[:, None], torch.arange(60.0)
-    planes = [rows * 2 + columns, rows * columns / 10, 200 - columns * 2 + 0 * rows]
-    image = Image.fromarray(torch.stack(planes, dim=2).byte().numpy())
-    region = (0.25, 0.25, 0.75, 0.75)
-    wanted = to_pixels(image.crop((15, 10, 45, 30)), 16).float()
-    # pillow lets pixels beside the region count at its edge
-    assert (to_pixels(image, 16, region) - wanted).abs().max() <= 3
-    assert (to_pixels(image, 16).float() - wanted).abs().max() > 20
-
-
-def test_views_have_crops_and_flips_of_their_own():
-    sampler = ViewSampler(10, 4, views=3, seed=1, least_area=0.5)
-    assert sampler.shape == (3, 10) and len(sampler) == 9
-    rows = torch.cat(sampler.batches).view(3, 10)
-    assert (rows == torch.arange(10)).all()
-    crops = torch.cat(sampler.regions).view(3, 10, 4)
-    assert not torch.equal(crops[0], crops[1])
-    flips = torch.cat(sampler.mirrored).view(3, 10)
-    assert flips.any() and not flips.all()
-    again = ViewSampler(10, 4, views=3, seed=1, least_area=0.5)
-    assert torch.equal(torch.cat(again.regions), torch.cat(sampler.regions))

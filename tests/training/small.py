@@ -7,6 +7,7 @@ from areir import hardware
 from areir.seeds import random_stream
 from areir.training.run import Progress, Run
 from areir.training.trainer import Trainer
+from model import EnsembleLoss
 
 HARDWARE = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
 SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc'}
@@ -31,7 +32,8 @@ class TinyEnsemble(nn.Module):
 
 def make_trainer(heads=3, extended=0):
     """Return a Trainer of a TinyEnsemble with 4 meta-classes."""
-    return Trainer(TinyEnsemble(heads), 1e-3, HARDWARE, extended)
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), heads - extended)
+    return Trainer(TinyEnsemble(heads), loss, 1e-3, HARDWARE)
 
 
 def make_run(root, **settings):

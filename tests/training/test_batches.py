@@ -10,11 +10,10 @@ from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.training import batches
 from areir.training.batches import (
+    CropAndFlip,
     EpochSampler,
     InOrder,
-    ViewSampler,
     crop_regions,
-    epoch_batches,
     own_share,
     whole_batches,
 )
@@ -37,25 +36,23 @@ def pretend(monkeypatch, rank, processes):
     monkeypatch.setattr(batches, 'rank_and_count', lambda: (rank, processes))
 
 
-def test_an_epoch_holds_each_image_once_and_mirrors_half_of_them():
-    rows, mirrored = epoch_batches(403, 8, seed=3, epoch=2)
-    assert rows.shape == mirrored.shape == (50, 8)
-    assert rows.dtype == torch.int64 and mirrored.dtype == torch.bool
+def test_an_epoch_holds_each_image_once():
+    sampler = EpochSampler(403, 8, seed=3)
+    rows = sampler.batches
+    assert rows.shape == (50, 8) and rows.dtype == torch.int64
     assert rows.unique().numel() == 400 and rows.max() < 403
-    assert 150 < mirrored.sum() < 250  # 5 deviations about 200
-
-
-def test_seed_and_epoch_decide_an_epoch():
-    rows, mirrored = epoch_batches(403, 8, seed=3, epoch=2)
-    again = epoch_batches(403, 8, seed=3, epoch=2)
-    assert torch.equal(again[0], rows) and torch.equal(again[1], mirrored)
-    for seed, epoch in ((4, 2), (3, 1)):
-        other = epoch_batches(403, 8, seed=seed, epoch=epoch)
-        assert not torch.equal(other[0], rows)
-        assert not torch.equal(other[1], mirrored)
     state = torch.random.get_rng_state()
-    epoch_batches(403, 8, seed=3, epoch=2)
+    assert torch.equal(EpochSampler(403, 8, seed=3).batches, rows)
     assert state.equal(torch.random.get_rng_state())
+    assert not torch.equal(EpochSampler(403, 8, seed=4).batches, rows)
+    sampler.set_epoch(2)
+    assert not torch.equal(sampler.batches, rows)
+
+
+def test_a_sampler_takes_another_order():
+    sampler = EpochSampler(6, 4, seed=3, order=lambda epoch: torch.arange(9) + epoch)
+    assert sampler.remaining().tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert next(iter(sampler)) == [(1, 1), (2, 1), (3, 1), (4, 1)]
 
 
 @pytest.mark.parametrize('processes', [1, 2, 3, 5, 8, 11])
@@ -66,23 +63,14 @@ def test_shares_make_up_the_batch(processes):
     assert [image for share in shares for image in share][:8] == batch
 
 
-def test_a_sampler_is_told_the_epoch():
-    sampler = EpochSampler(20, 8, seed=3)
-    assert list(sampler) == epoch_batches(20, 8, 3, 1)[0].tolist()
-    sampler.set_epoch(4)
-    rows, mirrored = epoch_batches(20, 8, 3, 4)
-    assert list(sampler) == rows.tolist() == list(sampler)
-    assert torch.equal(sampler.mirrored, mirrored) and len(sampler) == 2
-
-
 @pytest.mark.parametrize('start', [0, 1, 2])
 def test_a_sampler_begins_within_an_epoch(start):
     sampler = EpochSampler(20, 8, seed=3)
     sampler.set_epoch(2, start)
-    rows = epoch_batches(20, 8, 3, 2)[0]
-    assert list(sampler) == rows[start:].tolist()
+    rows = sampler.batches[start:]
+    assert list(sampler) == [[(image, 2) for image in row] for row in rows.tolist()]
     assert len(sampler) == 2 - start
-    assert torch.equal(sampler.remaining(), rows[start:])
+    assert torch.equal(sampler.remaining(), rows)
 
 
 def test_a_sampler_yields_the_share_of_its_process(monkeypatch):
@@ -92,14 +80,18 @@ def test_a_sampler_yields_the_share_of_its_process(monkeypatch):
         pretend(monkeypatch, rank, 3)
         assert list(sampler) == [own_share(batch, rank, 3) for batch in whole]
         rows = ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])
-        assert list(in_order) == [own_share(batch, rank, 3) for batch in rows]
+        rows = [[(image, None) for image in row] for row in rows]
+        assert list(in_order) == [own_share(row, rank, 3) for row in rows]
 
 
 def test_images_in_order():
-    sampler = InOrder(10, 4)
-    assert list(sampler) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert len(sampler) == 3
-    assert torch.cat(sampler.remaining()).tolist() == list(range(10))
+    """Once as they are, or as in several epochs."""
+    sampler = InOrder(5, 3, epochs=[7, 9])
+    rows = ([0, 1, 2], [3, 4])
+    wanted = [[(image, epoch) for image in row] for epoch in (7, 9) for row in rows]
+    assert list(sampler) == wanted and len(sampler) == 4
+    assert torch.cat(sampler.remaining()).tolist() == [*range(5), *range(5)]
+    assert list(InOrder(2, 3)) == [[(0, None), (1, None)]]
 
 
 @pytest.mark.parametrize('processes', [1, 2, 3, 5])
@@ -107,11 +99,11 @@ def test_shares_of_all_processes_are_put_together(monkeypatch, paths, processes)
     """Each process in turn is given what the others would send."""
     sampler = EpochSampler(len(paths), 4, seed=1)
     sampler.set_epoch(2, start=1)
-    pixels = torch.stack([item[0] for item in make_loader(paths, 8).dataset])
+    transform = CropAndFlip(len(paths), 8, seed=1, least_area=0.3)
     sent = []
     for rank in range(processes):
         pretend(monkeypatch, rank, processes)
-        loader = make_loader(paths, 8, sampler, num_workers=0)
+        loader = make_loader(paths, 8, sampler, 0, transform=transform)
         sent.append([images for images, _, _ in loader])
     assert len({images.shape for share in sent for images in share}) == 1
 
@@ -125,11 +117,12 @@ def test_shares_of_all_processes_are_put_together(monkeypatch, paths, processes)
             return [share[number] for share in sent]
 
         monkeypatch.setattr(batches, 'gather', gather)
-        loader = make_loader(paths, 8, sampler, num_workers=0)
+        loader = make_loader(paths, 8, sampler, 0, transform=transform)
         whole = list(whole_batches(loader, CPU))
         assert [batch.tolist() for _, batch, _ in whole] == sampler.remaining().tolist()
-        for images, batch, problems in whole:
-            assert torch.equal(images, pixels[batch])
+        for pixels, batch, problems in whole:
+            for own, row in zip(pixels, batch.tolist()):
+                assert torch.equal(own, transform(load_image(paths[row]), row, 2))
             assert problems == [''] * 4
 
 
@@ -145,15 +138,15 @@ def test_an_image_that_cannot_be_read_is_named(paths, tmp_path, workers):
             list(whole_batches(loader, CPU))
 
 
-# Crops
+# Crops and flips
 
 
 @pytest.mark.parametrize('least_area', [0.05, 0.4, 0.9])
 def test_crops_are_large_enough_and_inside(least_area):
     generator = torch.Generator().manual_seed(2)
-    regions = crop_regions((50, 40), least_area, generator)
-    assert regions.shape == (50, 40, 4)
-    left, top, right, bottom = regions.flatten(0, 1).T
+    regions = crop_regions(2000, least_area, generator)
+    assert regions.shape == (2000, 4)
+    left, top, right, bottom = regions.T
     assert regions.min() >= 0 and regions.max() <= 1
     width, height = right - left, bottom - top
     assert width.min() > 0 and height.min() > 0
@@ -166,75 +159,65 @@ def test_crops_are_large_enough_and_inside(least_area):
         assert before.mean() == pytest.approx(after.mean().item(), abs=0.02)
 
 
-def test_drawing_crops_leaves_batches_and_the_global_state_alone():
+@pytest.fixture
+def ramp():
+    """A pillow image of 16 pixels, each with a colour of its own."""
+    values = torch.arange(16 * 16).view(16, 16, 1).expand(16, 16, 3)
+    return Image.fromarray(values.byte().numpy())
+
+
+def test_half_of_the_images_are_mirrored(ramp):
+    transform = CropAndFlip(400, 8, seed=3)
+    whole = to_pixels(ramp, 8)
+    mirrored = 0
+    for index in range(400):
+        pixels = transform(ramp, index, epoch=2)
+        same = torch.equal(pixels, whole)
+        assert same or torch.equal(pixels, whole.flip(2))
+        mirrored += not same
+    assert 150 < mirrored < 250  # 5 deviations about 200
+
+
+def test_a_crop_is_that_region_of_the_image(ramp):
+    transform = CropAndFlip(50, 8, seed=3, least_area=0.2)
+    transform.draw(1)
+    for index in range(50):
+        pixels = to_pixels(ramp, 8, transform.regions[index].tolist())
+        if transform.mirrored[index]:
+            pixels = pixels.flip(2)
+        assert torch.equal(transform(ramp, index, 1), pixels)
+    # half of an image of 16 pixels is 8 pixels, which nothing resizes
+    whole = torch.arange(16 * 16).view(16, 16).byte()
+    assert torch.equal(to_pixels(ramp, 8, (0.5, 0.25, 1, 0.75))[1], whole[4:12, 8:])
+
+
+def test_what_is_seen_depends_on_seed_epoch_and_image_alone(ramp):
     state = torch.random.get_rng_state()
-    plain, cropped = EpochSampler(20, 4, 3), EpochSampler(20, 4, 3, 0.5)
+    one, other = (CropAndFlip(20, 8, seed=3, least_area=0.2) for _ in range(2))
+    first = [one(ramp, index, 1) for index in range(20)]
+    one(ramp, 5, 2)
+    for index in (7, 3, 19):
+        assert torch.equal(other(ramp, index, 1), first[index])
+        assert torch.equal(one(ramp, index, 1), first[index])
     assert state.equal(torch.random.get_rng_state())
-    images = [[image for image, _ in batch] for batch in cropped]
-    assert images == list(plain)
-    other = EpochSampler(20, 4, seed=4, least_area=0.5)
-    assert not torch.equal(other.regions, cropped.regions)
+    another = CropAndFlip(20, 8, seed=4, least_area=0.2)
+    for changed in (another(ramp, 3, 1), one(ramp, 3, 2), one(ramp, 4, 1)):
+        assert not torch.equal(changed, first[3])
 
 
-def whole_batches_of(sampler, paths, processes, monkeypatch):
-    """Return the pixels of all batches, decoded by several processes in turn."""
-    shares = []
-    for rank in range(processes):
-        pretend(monkeypatch, rank, processes)
-        loader = make_loader(paths, 8, sampler, num_workers=0)
-        shares.append([images for images, _, _ in loader])
-    numbers = iter(range(len(sampler)))
-
-    def gather(own):
-        number = next(numbers)
-        return [share[number] for share in shares]
-
-    monkeypatch.setattr(batches, 'gather', gather)
-    loader = make_loader(paths, 8, sampler, num_workers=0)
-    return list(whole_batches(loader, CPU))
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_transform_gets_the_image_its_number_and_the_epoch(paths, workers):
+    loader = make_loader(paths, 8, [[(3, 7)], [(2, None)]], workers, transform=constant)
+    (seen, _, _), (plain, _, _) = loader
+    assert (seen == 37).all()
+    assert torch.equal(plain[0], to_pixels(load_image(paths[2]), 8))
 
 
-@pytest.mark.parametrize('processes', [1, 2, 3])
-def test_crops_are_the_same_for_any_number_of_processes(monkeypatch, paths, processes):
-    sampler = EpochSampler(len(paths), 4, seed=1, least_area=0.3)
-    sampler.set_epoch(2, start=1)
-    whole = whole_batches_of(sampler, paths, processes, monkeypatch)
-    assert len(whole) == 1
-    for number, (images, batch, _) in enumerate(whole, 1):
-        assert torch.equal(batch, sampler.batches[number])
-        for pixels, row, region in zip(images, batch, sampler.regions[number]):
-            image = load_image(paths[row])
-            assert torch.equal(pixels, to_pixels(image, 8, tuple(region.tolist())))
+def constant(image, index, epoch):
+    return torch.full((3, 8, 8), 10 * index + epoch, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize('processes', [1, 2, 3])
-def test_views_are_the_same_for_any_number_of_processes(monkeypatch, paths, processes):
-    sampler = ViewSampler(len(paths), 4, views=2, seed=1, least_area=0.3)
-    whole = whole_batches_of(sampler, paths, processes, monkeypatch)
-    assert [len(batch) for _, batch, _ in whole] == [4, 4, 2, 4, 4, 2]
-    rows = torch.cat([batch for _, batch, _ in whole])
-    assert rows.tolist() == [*range(10), *range(10)]
-    regions = torch.cat(sampler.regions)
-    images = torch.cat([images for images, _, _ in whole])
-    for pixels, row, region in zip(images, rows, regions):
-        image = load_image(paths[row])
-        assert torch.equal(pixels, to_pixels(image, 8, tuple(region.tolist())))
-    flips = [len(batch) for batch in sampler.mirrored]
-    assert flips == [4, 4, 2, 4, 4, 2]
-
-
-def test_an_item_with_a_region_is_that_part_of_the_image(paths, tmp_path):
-    dataset = ImageDataset(paths, 8)
-    whole, index, problem = dataset[3]
-    assert (index, problem) == (3, '')
-    all_of_it, index, problem = dataset[3, (0.0, 0.0, 1.0, 1.0)]
-    assert torch.equal(all_of_it, whole) and (index, problem) == (3, '')
-    # a half of an image of 16 pixels is 8 pixels, which nothing resizes
-    values = torch.arange(3 * 16 * 16).view(16, 16, 3) % 256
-    Image.fromarray(values.byte().numpy()).save(tmp_path / 'large.png')
-    large = ImageDataset([str(tmp_path / 'large.png')], 8)
-    part, _, _ = large[0, (0.5, 0.25, 1.0, 0.75)]
-    assert torch.equal(part, values[4:12, 8:].permute(2, 0, 1).byte())
-    absent = ImageDataset([str(tmp_path / 'absent.png')], 8)
-    blank, _, problem = absent[0, (0.0, 0.0, 0.5, 0.5)]
+def test_an_image_that_is_gone_is_not_transformed():
+    dataset = ImageDataset(['absent.png'], 8, constant)
+    blank, _, problem = dataset[0, 1]
     assert problem == 'gone' and blank.shape == (3, 8, 8) and not blank.any()

@@ -5,17 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from areir.hardware import Hardware
 from areir.training import trainer as trainer_module
 from areir.training.trainer import Autocast, Trainer, sum_gradients, train_step
-from model import (
-    EnsembleModel,
-    assign_meta_classes,
-    count_parameters,
-    ensemble_loss,
-)
+from model import EnsembleLoss, EnsembleModel, assign_meta_classes, count_parameters
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
 META_LABELS = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 0], [1, 3, 3]])
@@ -26,11 +20,15 @@ def random_images(count=4, side=32, seed=0, dtype=torch.float32):
     return torch.randn(count, 3, side, side, generator=generator, dtype=dtype)
 
 
+def loss_of(heads, ensemble_size=None, **options):
+    return EnsembleLoss(nn.CrossEntropyLoss(**options), heads, ensemble_size)
+
+
 def parts_of(model):
     return [model.trunk, *model.heads]
 
 
-def adam(parts, lr=1e-3):
+def adam_of(parts, lr=1e-3):
     return [torch.optim.Adam(part.parameters(), lr=lr, fused=True) for part in parts]
 
 
@@ -54,7 +52,7 @@ def test_three_steps_are_those_of_the_joint_loop(slim_backbone):
     partition = assign_meta_classes(10, 4, 3, seed=1)
     single, several = (
         torch.optim.Adam(joint.parameters(), lr=1e-3),
-        adam(parts_of(ours)),
+        adam_of(parts_of(ours)),
     )
     generator = torch.Generator().manual_seed(0)
     for step in range(3):
@@ -62,13 +60,13 @@ def test_three_steps_are_those_of_the_joint_loop(slim_backbone):
         labels = torch.randint(10, (4,), generator=generator)
         meta_labels = partition[:, labels].T
         logits = joint(images)
-        # `ensemble_loss` computes in float32; here it is written out
-        losses = [F.cross_entropy(logits[:, e], meta_labels[:, e]) for e in range(3)]
-        loss = sum(losses) / 3
+        loss = loss_of(3)(logits, meta_labels)
         single.zero_grad()
         loss.backward()
         single.step()
-        result = train_step(ours.trunk, ours.heads, several, images, meta_labels, 3)
+        result = train_step(
+            ours.trunk, ours.heads, loss_of(3), several, images, meta_labels
+        )
         accuracy = (logits.argmax(dim=2) == meta_labels).double().mean().item()
         assert result[0].item() == pytest.approx(loss.item(), abs=1e-6)
         assert result[1].item() == pytest.approx(accuracy)
@@ -97,12 +95,12 @@ class Notes:
 def test_the_gradient_is_that_of_the_joint_loop(model_type):
     model = EnsembleModel(model_type, 3, 4, seed=1).train()
     images = random_images(4, 64)
-    ensemble_loss(model(images), META_LABELS).backward()
+    loss_of(3)(model(images), META_LABELS).backward()
     parts = parts_of(model)
     wanted = [[weight.grad.clone() for weight in part.parameters()] for part in parts]
     model.zero_grad()
     notes = [Notes(part) for part in parts]
-    train_step(model.trunk, model.heads, notes, images, META_LABELS, 3)
+    train_step(model.trunk, model.heads, loss_of(3), notes, images, META_LABELS)
     for gradients, note in zip(wanted, notes):
         for gradient, noted in zip(gradients, note.gradients):
             assert (gradient - noted).norm() <= 1e-4 * gradient.norm()
@@ -140,12 +138,14 @@ def unpack(saved):
 def test_one_head_of_activations_is_alive_at_a_time():
     model = EnsembleModel('resnet18', 6, 4).train()
     images, meta_labels = random_images(4), torch.zeros(4, 6, dtype=torch.int64)
-    optimizers = adam(parts_of(model))
+    optimizers = adam_of(parts_of(model))
     joint, ours = SavedSizes(), SavedSizes()
     with torch.autograd.graph.saved_tensors_hooks(joint.pack, unpack):
-        ensemble_loss(model(images), meta_labels).backward()
+        loss_of(6)(model(images), meta_labels).backward()
     with torch.autograd.graph.saved_tensors_hooks(ours.pack, unpack):
-        train_step(model.trunk, model.heads, optimizers, images, meta_labels, 6)
+        train_step(
+            model.trunk, model.heads, loss_of(6), optimizers, images, meta_labels
+        )
     assert ours.peak < 0.45 * joint.peak
     assert joint.alive == ours.alive == 0
 
@@ -161,7 +161,9 @@ def test_gradients_of_a_head_are_freed_before_the_next(slim_backbone):
 
     counts = []
     optimizers = [Counting(part.parameters(), lr=0.1) for part in parts_of(model)]
-    train_step(model.trunk, model.heads, optimizers, random_images(), META_LABELS, 3)
+    train_step(
+        model.trunk, model.heads, loss_of(3), optimizers, random_images(), META_LABELS
+    )
     assert counts == [1, 1, 1, 0]  # of the three heads, then of the trunk
 
 
@@ -175,7 +177,7 @@ def test_heads_of_several_processes_sum_to_the_same_gradient(
     note = Notes(whole.trunk)
     heads = [Notes(head) for head in whole.heads]
     whole_result = train_step(
-        whole.trunk, whole.heads, [note, *heads], images, META_LABELS, 3
+        whole.trunk, whole.heads, loss_of(3), [note, *heads], images, META_LABELS
     )
     trunk_sum, result_sum = 0, 0
     for rank in range(processes):
@@ -183,7 +185,8 @@ def test_heads_of_several_processes_sum_to_the_same_gradient(
         own = EnsembleModel('resnet18', 3, 4, seed=1, members=members).train()
         notes = [Notes(part) for part in parts_of(own)]
         labels = META_LABELS[:, members]
-        result_sum += train_step(own.trunk, own.heads, notes, images, labels, 3)
+        loss = loss_of(len(members), 3)
+        result_sum += train_step(own.trunk, own.heads, loss, notes, images, labels)
         trunk_sum += torch.cat([grad.flatten() for grad in notes[0].gradients])
     wanted = torch.cat([gradient.flatten() for gradient in note.gradients])
     assert torch.allclose(trunk_sum, wanted, rtol=1e-4, atol=1e-6)
@@ -206,7 +209,7 @@ def test_the_summed_gradient_is_put_back_in_place(slim_backbone, monkeypatch):
 
 def test_bf16_runs_the_part_in_bfloat16_and_trains_float32(slim_backbone):
     hardware = CPU._replace(precision='bf16')
-    trainer = Trainer(EnsembleModel('resnet18', 3, 4), 1e-3, hardware)
+    trainer = Trainer(EnsembleModel('resnet18', 3, 4), loss_of(3), 1e-3, hardware)
     trainer.begin_epoch(1e-3)
     assert trainer.trunk(random_images()).dtype == torch.bfloat16
     loss, accuracy = trainer.step(random_images(), META_LABELS).tolist()
@@ -226,16 +229,16 @@ def test_data_parallel_on_a_cpu_is_the_module():
     labels = META_LABELS[:, :2]
     for net, (trunk, *heads) in ((model, wrapped), (plain, parts_of(plain))):
         sgd = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts_of(net)]
-        train_step(trunk, heads, sgd, random_images(), labels, 2)
+        train_step(trunk, heads, loss_of(2), sgd, random_images(), labels)
     assert_equal_weights(model, plain)
 
 
 def test_several_gpus_are_data_parallel(slim_backbone):
     hardware = CPU._replace(gpus=[0, 1])
-    trainer = Trainer(EnsembleModel('resnet18', 2, 4), 1e-3, hardware)
+    trainer = Trainer(EnsembleModel('resnet18', 2, 4), loss_of(2), 1e-3, hardware)
     assert isinstance(trainer.trunk, nn.DataParallel)
     assert all(isinstance(head, nn.DataParallel) for head in trainer.heads)
-    one = Trainer(trainer.model, 1e-3, CPU._replace(gpus=[1]))
+    one = Trainer(trainer.model, loss_of(2), 1e-3, CPU._replace(gpus=[1]))
     assert isinstance(one.trunk, Autocast)
 
 
@@ -248,7 +251,8 @@ def make_trainer(seed=1, extended=0, members=None, lr=1e-3):
         head.requires_grad_(False)
     if extended:
         model.trunk.requires_grad_(False)
-    return Trainer(model, lr, CPU, extended)
+    trained = sum(member >= extended for member in model.members)
+    return Trainer(model, loss_of(trained, 3 - extended), lr, CPU)
 
 
 def train_batches(trainer, numbers):
@@ -266,9 +270,9 @@ def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
     plain = copy.deepcopy(trainer.model).train()
     trainer.begin_epoch(1e-3)
     result = trainer.step(random_images(), META_LABELS)
-    optimizers = adam(parts_of(plain))
+    optimizers = adam_of(parts_of(plain))
     wanted = train_step(
-        plain.trunk, plain.heads, optimizers, random_images(), META_LABELS, 3
+        plain.trunk, plain.heads, loss_of(3), optimizers, random_images(), META_LABELS
     )
     assert torch.equal(result, wanted)
     assert_equal_weights(plain, trainer.model)
@@ -322,7 +326,6 @@ def test_frozen_heads_and_their_trunk_stay_as_they_are(slim_backbone, members):
     labels = META_LABELS[:, trainer.model.members]
     loss, accuracy = trainer.step(random_images(), labels).tolist()
     assert 0.5 < loss < 3 and 0 <= accuracy <= 1  # the mean over trained heads
-    assert trainer.trained_heads == 1
     assert trainer.frozen_heads == len(trainer.model.members) - 1
     assert_equal_weights(before.trunk, trainer.model.trunk)
     for old, new in zip(before.heads[:-1], trainer.model.heads):
@@ -343,14 +346,15 @@ def test_label_smoothing_by_hand(slim_backbone):
         logits = copy.deepcopy(model)(random_images()).log_softmax(dim=2)
     right = logits.gather(2, META_LABELS[:, :, None]).mean()
     wanted = -0.8 * right - 0.2 * logits.mean()
-    trainer = Trainer(model, 1e-3, CPU, label_smoothing=0.2)
+    trainer = Trainer(model, loss_of(3, label_smoothing=0.2), 1e-3, CPU)
     loss, _ = trainer.step(random_images(), META_LABELS).tolist()
     assert loss == pytest.approx(wanted.item(), rel=1e-5)
 
 
 def test_frozen_statistics_stay_and_weights_move(slim_backbone):
     model = EnsembleModel('resnet18', 3, 4, with_se=False, seed=1)
-    trainer, before = Trainer(model, 1e-3, CPU, freeze_bn=True), copy.deepcopy(model)
+    before = copy.deepcopy(model)
+    trainer = Trainer(model, loss_of(3), 1e-3, CPU, freeze_bn=True)
     trainer.begin_epoch(1e-3)
     assert model.trunk.layer1.training and not model.trunk.bn1.training
     trainer.step(random_images(), META_LABELS)
@@ -370,7 +374,7 @@ def test_a_frozen_trunk_is_the_same_as_its_features(slim_backbone):
     for _ in range(2):
         model = EnsembleModel('resnet18', 3, 4, seed=1)
         model.trunk.requires_grad_(False)
-        trainers.append(Trainer(model, 1e-3, CPU))
+        trainers.append(Trainer(model, loss_of(3), 1e-3, CPU))
     for trainer in trainers:
         trainer.begin_epoch(1e-3)
     whole, short = trainers
