@@ -135,6 +135,15 @@ def build_model(args, base, initialise, stages=None):
     return model
 
 
+def make_trainer(model, args, hardware, old_heads):
+    """Return the Trainer of the heads that are not from --extend."""
+    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
+    trained = sum(member >= old_heads for member in model.members)
+    loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
+    freeze_bn = args.freeze_bn == 'yes'
+    return Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
+
+
 # Training
 
 
@@ -259,11 +268,7 @@ def main(args=None, stages=None, normalisation=None):
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
     model.to(device, memory_format=torch.channels_last)
-    criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
-    trained = sum(member >= old_heads for member in model.members)
-    loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
-    freeze_bn = args.freeze_bn == 'yes'
-    trainer = Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
+    trainer = make_trainer(model, args, hardware, old_heads)
     if args.protocol == 'published':
         trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
