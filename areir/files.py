@@ -1,24 +1,21 @@
-"""Atomic writes of files and folders, and checked loads of tensors.
+"""The one writer of whole files and folders, and the one reader of tensors.
 
-A file or folder is written under a temporary name beside its final one and moved
-when it is complete, so that no half-written file ever has its final name. Temporary
-names are unique: two processes that write the same file do not collide.
+A file or folder is written under a temporary name beside its final one and moved when
+it is complete. Temporary names are unique: two writers of one file do not collide.
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
-import re
 import secrets
 import shutil
-import stat
 import sys
 import time
 import warnings
 import zipfile
 import zlib
-from zipfile import BadZipFile
 
 import filelock
 import torch
@@ -64,30 +61,17 @@ def remove_leftovers(folder, name=None, older_than=ABANDONED):
 
     older_than: seconds since the last change. Younger ones may still be written.
     """
-    wanted = re.compile(rf'\.{re.escape(name) if name else ".+"}\.[0-9a-f]{{12}}\.part')
-    for entry in os.listdir(folder or '.'):
-        path = os.path.join(folder, entry)
+    name = glob.escape(name) if name else '*'
+    pattern = f'.{name}.{12 * "[0-9a-f]"}.part'
+    for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
         with contextlib.suppress(OSError):
-            if (
-                wanted.fullmatch(entry)
-                and time.time() - os.stat(path).st_mtime >= older_than
-            ):
+            if time.time() - os.stat(path).st_mtime >= older_than:
                 remove(path)
 
 
 def is_folder(path):
     """Whether a path is a folder, not a link to one."""
     return os.path.isdir(path) and not os.path.islink(path)
-
-
-def replace(temporary, path):
-    """Move a file or folder to `path`, in the place of an earlier one of its kind."""
-    if is_folder(temporary):
-        if os.path.isdir(path):
-            shutil.rmtree(path)
-    elif is_folder(path):
-        refuse_folder(path)
-    os.replace(temporary, path)
 
 
 def remove(path):
@@ -113,10 +97,13 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
     temporary = temporary_name(path)
     try:
         if tidy:
-            folder, name = os.path.split(path)
-            remove_leftovers(folder, name)
+            remove_leftovers(*os.path.split(path))
         yield temporary
-        replace(temporary, path)
+        if is_folder(path):
+            if not is_folder(temporary):
+                refuse_folder(path)
+            shutil.rmtree(path)
+        os.replace(temporary, path)
     except WriteError:
         raise
     except failures as error:
@@ -224,11 +211,8 @@ def is_unicode(text):
 
 def is_special(path):
     """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):  # there is none
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    usual = os.path.isfile(path) or os.path.isdir(path)
+    return os.path.exists(path) and not usual
 
 
 def refuse_special(path):
@@ -246,15 +230,19 @@ def refuse_folder(path):
 def load_tensors(path, mmap=False):
     """torch.load plain tensors and containers on the CPU; nothing is executed.
 
-    mmap: map the tensors from the file instead of reading them, if its path is valid
-    UTF-8, which torch needs. Either way the whole file is read once to check it.
-    Raises UserError naming the file if it is missing, damaged or holds objects.
+    torch.save writes zip files, whose checksums torch.load does not check: here the
+    whole file is read once to check them. mmap: then map the tensors from the file
+    instead of reading them, if its path is valid UTF-8, which torch needs. Raises
+    UserError naming the file if it is missing, damaged or holds objects.
     """
     refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     try:
-        check_members(path)
+        if zipfile.is_zipfile(path):  # files of torch before 1.6 are not
+            with zipfile.ZipFile(path) as file:
+                if member := file.testzip():
+                    raise zipfile.BadZipFile(f'the checksum of {member} does not fit')
         mmap = mmap and is_unicode(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file
@@ -262,7 +250,8 @@ def load_tensors(path, mmap=False):
     except Exception as error:  # torch raises many kinds for a damaged file
         if isinstance(error, OSError) and error.filename:
             raise  # the file cannot be opened
-        reason = str(error) if isinstance(error, BadZipFile) else type(error).__name__
+        damaged = isinstance(error, zipfile.BadZipFile)
+        reason = str(error) if damaged else type(error).__name__
         raise UserError(
             f'{path} is damaged or not a file of tensors ({reason})'
         ) from error
@@ -287,15 +276,3 @@ def check_own(path, content, needed, advice):
         raise UserError(f'{path} is not the file that belongs there: {advice}')
     if written != FORMAT:
         raise UserError(f'{path} was written by another version: {advice}')
-
-
-def check_members(path):
-    """Raise BadZipFile if a part of a zip file does not have its checksum.
-
-    torch.save writes zip files, and torch.load does not check them. Files of other
-    formats, such as that of torch before 1.6, have no checksums and pass.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if member := file.testzip():
-                raise BadZipFile(f'the checksum of {member} does not fit')
