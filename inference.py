@@ -28,12 +28,8 @@ if __name__ == '__main__':
 
 from areir import hardware, processes
 from areir.errors import UserError
-from areir.gallery import approximate, databases
-from areir.gallery.collection import (
-    ApproximateCollection,
-    DatabaseCollection,
-    FolderCollection,
-)
+from areir.gallery import databases
+from areir.gallery.collection import DatabaseCollection, FolderCollection
 from areir.gallery.index import update_index
 from areir.gallery.index_table import index_path
 from areir.gallery.queries import (
@@ -45,12 +41,10 @@ from areir.gallery.queries import (
 from areir.matching.thresholds import threshold_lines
 from areir.matching.votes import images_to_find
 from areir.networks.projection import Projection
-from areir.output import pairs
 from areir.output.answers import make_answer, write_answer, write_answers
-from areir.output.exports import export_network, export_vectors
-from areir.output.page import server
-from areir.output.report import write_report
 from model import PretrainedModel, TrainedModel, open_model
+
+# what only some calls need is imported where they begin
 
 PREPROCESSING = 1  # raise it if image files come to give other pixels
 
@@ -72,7 +66,14 @@ def get_args():
         )
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')
-    server.check(args.serve, args.gallery, args.query_img_name)
+    if args.index == 'faiss':
+        from areir.gallery.approximate import load_faiss
+
+        load_faiss()
+    if args.serve is not None:
+        from areir.output.page import server
+
+        server.check(args.serve, args.gallery, args.query_img_name)
     return args
 
 
@@ -112,49 +113,18 @@ def load_model(args, clock):
     return trained
 
 
-def open_folder(args, clock):
-    """Load --model and return the collection of --gallery."""
-    if args.index == 'faiss':
-        approximate.load_faiss()
-    trained = load_model(args, clock)
-    with clock('model'):
-        embedder = trained.embedder(hardware.local_device())
-    return read_folder(args, trained, embedder, clock)
-
-
-def read_folder(args, trained, embedder, clock):
-    """Update the index of --gallery and return its collection.
-
-    The page calls this again, as `collection.reopen`.
-    """
+def open_folder(args, trained, embedder, clock):
+    """Bring the index of --gallery up to date and return its collection."""
     index = open_index(args, trained, embedder, clock)
-    for_queries = trained, embedder
     if index.components:
-        shortened = trained.shortened(Projection(**index.components))
-        for_queries = shortened, shortened.embedder(hardware.local_device())
-    if args.index == 'exact':
-        collection = FolderCollection(args.gallery, index, *for_queries)
-    else:
-        by_faiss = open_faiss(index, clock)
-        collection = ApproximateCollection(args.gallery, index, *for_queries, by_faiss)
-    collection.reopen = partial(read_folder, args, trained, embedder, clock)
-    return collection
-
-
-def open_faiss(index, clock):
-    """Return the approximate index of an Index in rank 0, and None in other ranks."""
-    with clock('approximate index'):
-        by_faiss = None
-        if processes.is_first():
-            by_faiss = approximate.open_approximate(index.folder, index.vectors)
-        processes.wait_for_all()
-    if by_faiss:
-        print(by_faiss.describe())
-    return by_faiss
+        trained = trained.shortened(Projection(**index.components))
+        embedder = trained.embedder(hardware.local_device())
+    search = open_faiss(index, clock) if args.index == 'faiss' else None
+    return FolderCollection(args.gallery, index, trained, embedder, search)
 
 
 def open_index(args, trained, embedder, clock):
-    """Update the index of --gallery and return it."""
+    """Bring the index of --gallery up to date and return it."""
     folder = index_path(args.gallery, trained.path, args.results_root)
     settings = {
         'model': str(trained.version),
@@ -179,7 +149,27 @@ def open_index(args, trained, embedder, clock):
     return index
 
 
-# The modes
+def open_faiss(index, clock):
+    """Return the function that searches an Index approximately, in rank 0 for all."""
+    from areir.gallery.approximate import open_approximate
+
+    approximate = None
+    with clock('approximate index'):
+        if processes.is_first():
+            approximate = open_approximate(index.folder, index.vectors)
+            print(approximate.describe())
+        processes.wait_for_all()
+
+    def search(queries, k, exclude):
+        found = None
+        if processes.is_first():
+            found = approximate.search(queries, k, exclude)
+        return processes.from_first(found)
+
+    return search
+
+
+# The answers
 
 
 def answer_query(collection, args, clock):
@@ -189,32 +179,21 @@ def answer_query(collection, args, clock):
         name = DEFAULT_QUERY
     if not name:
         return 'to search it, add --query_img_name: an image, or a folder of images'
-    if not os.path.isdir(name):
-        return answer_one(name, collection, args, clock)
-    if args.heat_maps:
+    is_folder = os.path.isdir(name)
+    if is_folder and args.heat_maps:
         print('notice: --heat_maps: heat maps are drawn for a single query only')
-    if args.gallery and os.path.samefile(name, args.gallery):
+    if is_folder and args.gallery and os.path.samefile(name, args.gallery):
         return compare_folder(collection, args, clock)
-    return answer_many(name, collection, args, clock)
 
-
-def answer_one(name, collection, args, clock):
-    """Answer the query of a file; return the last line to print."""
-    (answer,) = find_answers(name, collection, args, clock)
-    if not processes.is_first():
-        return ''
-    with clock('drawing'):
-        path = write_answer(answer, collection, args.results_root, args.heat_maps)
-    return f'wrote {path}'
-
-
-def answer_many(name, collection, args, clock):
-    """Answer each query of a folder; return the last line to print."""
     answers = find_answers(name, collection, args, clock)
     if not processes.is_first():
         return ''
     with clock('drawing'):
-        path = write_answers(answers, collection, name, args.results_root)
+        if is_folder:
+            path = write_answers(answers, collection, name, args.results_root)
+        else:
+            (answer,) = answers
+            path = write_answer(answer, collection, args.results_root, args.heat_maps)
     return f'wrote {path}'
 
 
@@ -229,7 +208,7 @@ def find_answers(name, collection, args, clock):
             f'--retrieval_num {number}: {collection.name} has {available} images to '
             'retrieve'
         )
-    if any(not query.stored for query in queries):
+    if any(query.embedding is None for query in queries):
         with clock('model'):
             collection.load_model()
         with clock('embedding'):
@@ -242,6 +221,9 @@ def find_answers(name, collection, args, clock):
 
 def compare_folder(collection, args, clock):
     """Compare the folder of --gallery with itself; return the last line to print."""
+    from areir.matching import duplicates
+    from areir.output import pairs
+
     available = len(collection) - 1
     if not available:
         raise UserError(
@@ -249,10 +231,10 @@ def compare_folder(collection, args, clock):
         )
     number = min(args.retrieval_num or DEFAULT_NUMBER, available)
     with clock('search'):
-        scores = pairs.find_pairs(collection, number)
+        scores = duplicates.find_pairs(collection, number)
     with clock('comparing'):
-        kinds = pairs.kinds_of_pairs(scores, collection)
-    if not collection.threshold:
+        kinds = duplicates.kinds_of_pairs(scores, collection)
+    if not collection.calibration:
         print('notice: the model has no threshold, so only duplicates are reported')
     table = pairs.pairs_table(scores, kinds, collection)
     target = pairs.pairs_folder(collection, args.results_root)
@@ -263,11 +245,16 @@ def compare_folder(collection, args, clock):
     return f'wrote {os.path.join(target, pairs.MARK)}'
 
 
+# What else is written
+
+
 def report_run(args):
     """Write the page of the run of --data_base.
 
     If the images are not found, the page shows their names instead.
     """
+    from areir.output.report import write_report
+
     database, path = databases.load_database(args.data_base, args.results_root)
     processes.check_shared_folder(args.results_root)
     try:
@@ -279,35 +266,63 @@ def report_run(args):
         print(f'wrote {write_report(args.results_root, path, database, folder)}')
 
 
+def export_model(trained, args):
+    """Write the network of a model to --export_model."""
+    from areir.output.exports import export_network
+
+    if processes.is_first():
+        export_network(trained, args.export_model)
+
+
+def calibrate(collection, args, clock):
+    """Set the threshold by the class folders of --gallery and print it."""
+    from areir.matching.calibration import calibrate_folder
+
+    with clock('calibration'):
+        calibrate_folder(collection, args.false_match_rate)
+    print(*threshold_lines(collection.calibration), sep='\n')
+
+
 def main():
     args = get_args()
     processes.join()
     clock = Clock()
     if args.report:
         report_run(args)
-    if args.export_model and not args.gallery and processes.is_first():
-        export_network(load_model(args, clock), args.export_model)
+    if args.export_model and not args.gallery:
+        export_model(load_model(args, clock), args)
     searches = args.query_img_name or args.gallery or args.export
     if (args.report or args.export_model) and not searches:
         processes.leave()
         return
 
-    open_collection = open_folder if args.gallery else open_database
-    collection = open_collection(args, clock)
+    if args.gallery:
+        trained = load_model(args, clock)
+        with clock('model'):
+            embedder = trained.embedder(hardware.local_device())
+        open_again = partial(open_folder, args, trained, embedder, clock)
+        collection = open_again()
+    else:
+        collection = open_database(args, clock)
     processes.check_shared_folder(args.results_root)
+
     if args.calibrate:
-        with clock('calibration'):
-            collection.calibrate(args.false_match_rate)
-        print(*threshold_lines(collection.calibration), sep='\n')
+        calibrate(collection, args, clock)
     if args.export and processes.is_first():
+        from areir.output.exports import export_vectors
+
         export_vectors(collection, args.export)
     # with a folder, only its index tells whether vectors are shortened
-    if args.export_model and args.gallery and processes.is_first():
-        export_network(collection.trained, args.export_model)
+    if args.export_model and args.gallery:
+        export_model(collection.trained, args)
 
     if args.serve is not None:
+        from areir.output.page import server
+
         number = args.retrieval_num or DEFAULT_NUMBER
-        server.serve(collection, args.host, args.serve, number, args.heat_maps)
+        server.serve(
+            collection, open_again, args.host, args.serve, number, args.heat_maps
+        )
         return
     last = answer_query(collection, args, clock)
     print(f'times: {clock}')

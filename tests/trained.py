@@ -31,6 +31,7 @@ CALIBRATION = {
     'thresholds': [0.5, 0.9],
     'queries': 100,
     'classes': 10,
+    'confidence': None,
 }
 
 

@@ -1,4 +1,4 @@
-"""Queries: what --query_img_name means, and the embedding of each."""
+"""Queries: what --query_img_name means, their embeddings, and their nearest images."""
 
 import contextlib
 import os
@@ -24,7 +24,6 @@ class Query:
     name: str  # as the user gave it, or the collection's own name for it
     label: object = None  # the name of its class, or None
     index: int = -1  # in the collection, or -1
-    stored: bool = False  # whether the collection holds its embedding
     embedding: object = None  # (D,), or None if it must be computed
 
 
@@ -34,11 +33,24 @@ class Query:
 def find_queries(name, collection):
     """Return the Queries that --query_img_name means: a file, or a folder's images.
 
-    Files that cannot be read are left out with a notice. Raises UserError if there is
-    no such file and no such image in the collection.
+    Queries whose embeddings the collection stores have them. Files that cannot be read
+    are left out with a notice. Raises UserError if there is no such file and no such
+    image in the collection.
     """
     paths = images_below(name) if os.path.isdir(name) else [name]
-    return collection.locate(paths)
+    positions = find_images(paths, collection)
+    queries = []
+    for path, position in zip(paths, positions):
+        if position >= 0:
+            queries.append(stored_query(position, collection))
+        elif os.path.isfile(path):
+            queries.append(Query(file=path, name=path))
+        else:
+            raise UserError(
+                f'--query_img_name {path}: no such file, and no image of '
+                f'{collection.name}'
+            )
+    return queries
 
 
 def images_below(folder):
@@ -62,12 +74,11 @@ def report_problems(problems):
         print(f'notice: {printable(path)} is left out: {reason}')
 
 
-def find_images(paths, images, folder, sizes=None):
-    """Return the position of each path among the images below a folder, or -1.
+def find_images(paths, collection):
+    """Return the position of each path in the collection's `names`, or -1.
 
     A path that is a file is compared by file, whatever names and links lead to it. Any
-    other path is compared by name. sizes: bytes of the images, if they are known; an
-    image whose size is that of none of the paths is then skipped.
+    other path is compared by name.
     """
     positions = [-1] * len(paths)
     wanted, wanted_sizes = {}, set()
@@ -77,30 +88,44 @@ def find_images(paths, images, folder, sizes=None):
             wanted.setdefault((seen.st_dev, seen.st_ino), []).append(number)
             wanted_sizes.add(seen.st_size)
         else:
-            positions[number] = find_name(path, images, folder)
-    for index, image in enumerate(images):
+            positions[number] = find_name(path, collection)
+    sizes = collection.sizes
+    for position, name in enumerate(collection.names):
         if not wanted:
             break
-        if sizes and sizes[index] not in wanted_sizes:
+        if sizes and sizes[position] not in wanted_sizes:
             continue
         with contextlib.suppress(OSError):
-            seen = os.stat(os.path.join(folder, image))
+            seen = os.stat(os.path.join(collection.folder, name))
             for number in wanted.pop((seen.st_dev, seen.st_ino), ()):
-                positions[number] = index
+                positions[number] = position
     return positions
 
 
-def find_name(path, images, folder):
-    """Return the index of the image that `path` ends with, or -1.
+def find_name(path, collection):
+    """Return the position of the name that `path` ends with, or -1.
 
     The path may start with the name of the folder.
     """
     path = '/' + os.path.normpath(path).replace(os.sep, '/')
-    base = os.path.basename(folder)
-    for index, image in enumerate(images):
-        if path == f'/{image}' or path.endswith(f'/{base}/{image}'):
-            return index
+    folder = os.path.basename(collection.folder)
+    for position, name in enumerate(collection.names):
+        if path == f'/{name}' or path.endswith(f'/{folder}/{name}'):
+            return position
     return -1
+
+
+def stored_query(position, collection):
+    """Return the Query of an image by its position in the collection's `names`."""
+    name = collection.names[position]
+    label, embedding = collection.stored(position)
+    return Query(
+        file=os.path.join(collection.folder, name),
+        name=name,
+        label=label,
+        index=position if position < len(collection) else -1,
+        embedding=embedding,
+    )
 
 
 # Their embeddings
@@ -112,8 +137,8 @@ def embed_queries(queries, collection):
     Returns the Queries that can be read. The others are left out with a notice. Raises
     UserError if none is left.
     """
-    outside = [query for query in queries if not query.stored]
-    embeddings, bad = collection.embed([query.file for query in outside])
+    outside = [query for query in queries if query.embedding is None]
+    embeddings, bad = embed_images([query.file for query in outside], collection)
     for number, query in enumerate(outside):
         if number not in bad:
             query.embedding = embeddings[number]
@@ -126,16 +151,16 @@ def embed_queries(queries, collection):
     return readable
 
 
-def embed_shared(paths, embedder, dimensions):
-    """Embed image files; each process of torchrun embeds its share.
+def embed_images(paths, collection):
+    """Embed image files from outside; each process of torchrun embeds its share.
 
-    embedder: areir.data.loading.Embedder. Returns, in every process, (embeddings (N,
-    dimensions), {index: why it cannot be read}).
+    Returns, in every process, (embeddings (N, D), {index: why it cannot be read}).
     """
+    embedder = collection.load_embedder()
     rank, processes = rank_and_count()
     own = range(rank, len(paths), processes)
     files = [paths[index] for index in own]
-    embeddings, problems = torch.zeros(len(paths), dimensions), {}
+    embeddings, problems = torch.zeros(len(paths), collection.dimensions), {}
     for indices, vectors, bad in embed_files(
         files, embedder.image_size, embedder, 'queries'
     ):
@@ -147,6 +172,9 @@ def embed_shared(paths, embedder, dimensions):
     for part in gather_objects(problems):
         all_problems |= part
     return sum_over_all(embeddings), all_problems
+
+
+# Their nearest images
 
 
 def search_queries(queries, collection, k):

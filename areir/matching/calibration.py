@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from areir.errors import UserError
 from areir.evaluation.intervals import (
     LEAST_CLASSES,
     class_sums,
@@ -81,18 +82,16 @@ def calibrate(
     wrong, best = count_wrong(images)
     labels = images.query_labels.cpu()
     classes = len(labels.unique())
-    if classes < 2 or not wrong.count.all():
+    if classes < 2 or not wrong.number.all():
         return None
 
-    full = int(wrong.count.double().mean())
+    full = int(wrong.number.double().mean())
     sizes = gallery_sizes(full, false_match_rate, len(labels))
     thresholds = thresholds_by_size(wrong, sizes, full, false_match_rate)
     threshold = thresholds[sizes.index(full)]
     low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
-    realised, realised_low, realised_high = None, None, None
-    if classes >= LEAST_CLASSES:
-        rates = cross_check(images, false_match_rate, seed)
-        realised, realised_low, realised_high = mean_and_interval(rates, labels)
+    rates = cross_check(images, false_match_rate, seed)
+    realised, realised_low, realised_high = mean_and_interval(rates, labels)
     return {
         'false_match_rate': false_match_rate,
         'gallery_size': full,
@@ -127,9 +126,9 @@ def draw_queries(query, query_labels, gallery, gallery_labels, seed):
 
 
 def found_share(best, threshold):
-    """Return the share of queries whose nearest image is right and a match.
+    """Return the share of queries, of those with a right image, that find one.
 
-    Queries without a right image do not count.
+    Their nearest image is right, and at or above the threshold.
     """
     is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
     is_found = is_found[best.best_right > -torch.inf]
@@ -139,14 +138,11 @@ def found_share(best, threshold):
 # Wrong images and false matches
 
 
-class WrongImages:
-    """How many wrong images each query has, and how high they score.
+class WrongImages(NamedTuple):
+    """How many wrong images each query has, and how high they score."""
 
-    above (Q, len(GRID)): those whose -log d is at least GRID[t]; count (Q,): all.
-    """
-
-    def __init__(self, above, count):
-        self.above, self.count = above, count
+    above: torch.Tensor  # (Q, len(GRID)): those whose -log d is at least GRID[t]
+    number: torch.Tensor  # (Q,): all
 
     def rates(self, size):
         """Return the false-match rates (Q, len(GRID)) in a gallery of `size` images.
@@ -155,7 +151,7 @@ class WrongImages:
         all without replacement (hypergeometric), scores at or above the threshold. A
         query that has fewer wrong images is compared with all of them.
         """
-        above, count = self.above.double(), self.count.double()[:, None]
+        above, count = self.above.double(), self.number.double()[:, None]
         drawn = count.clamp(max=size)
         below = count - above
         # (below choose drawn) / (count choose drawn), as logarithms
@@ -165,10 +161,6 @@ class WrongImages:
         log_none = log_none + torch.lgamma(count - drawn + 1)
         none_above = torch.where(below >= drawn, log_none, -torch.inf).exp()
         return (1 - none_above) * (above > 0)
-
-    def mean_rates(self, size):
-        """Return the false-match rates (len(GRID),), means over the queries."""
-        return self.rates(size).mean(dim=0)
 
 
 def count_wrong(images):
@@ -230,13 +222,13 @@ def gallery_sizes(full, wanted, queries):
     `full` as long as this rate is at least one query, the smallest share that can be
     observed.
     """
-    powers = range(12)
-    smaller = [digit * 10**power for digit in (1, 2, 5) for power in powers]
-    sizes = [size for size in smaller if size < full] + [full]
-    for power in range(1, 32):
-        if wanted / 2**power * queries >= 1:
-            sizes.append(full * 2**power)
-    return sorted(sizes)
+    sizes = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
+    sizes = [size for size in sizes if size < full] + [full]
+    share = wanted / 2
+    while share * queries >= 1:
+        sizes.append(2 * sizes[-1])
+        share /= 2
+    return sizes
 
 
 def thresholds_by_size(wrong, sizes, full, wanted):
@@ -247,7 +239,7 @@ def thresholds_by_size(wrong, sizes, full, wanted):
     """
     thresholds = []
     for size in sizes:
-        rates = wrong.mean_rates(size)
+        rates = wrong.rates(size).mean(dim=0)
         threshold = threshold_at(rates, wanted * min(1, full / size))
         thresholds.append(threshold.item())
     return np.maximum.accumulate(thresholds).tolist()
@@ -281,46 +273,28 @@ def cross_check(images, wanted, seed):
     generator = torch.Generator().manual_seed(seed)
     matches, measured = torch.zeros(2, len(images.query), dtype=torch.float64)
     for _ in range(HALVINGS):
-        order = torch.randperm(len(classes), generator=generator)
-        shuffled = classes[order.to(classes.device)]
-        middle = len(classes) // 2
-        halves = [Half(images, part) for part in (shuffled[:middle], shuffled[middle:])]
-        if any(half.is_empty for half in halves):
+        order = torch.randperm(len(classes), generator=generator).to(classes.device)
+        halves = []
+        for part in classes[order].tensor_split([len(classes) // 2]):
+            asked = torch.isin(images.query_labels, part)
+            searched = torch.isin(images.gallery_labels, part)
+            half = LabelledVectors(
+                images.query[asked],
+                images.query_labels[asked],
+                images.gallery[searched],
+                images.gallery_labels[searched],
+                torch.full_like(images.own[asked], -1),  # only wrong images matter
+            )
+            if len(half.query) and len(half.gallery):
+                halves.append((asked.cpu(), *count_wrong(half)))
+        if len(halves) < 2:
             continue
-        for half, other in (halves, halves[::-1]):
-            threshold = half.threshold(wanted)
-            matches[other.asked] += (other.best_wrong >= threshold).double()
-            measured[other.asked] += 1
+        for (_, wrong, _), (asked, _, best) in (halves, halves[::-1]):
+            size = max(1, int(wrong.number.max()))
+            threshold = threshold_at(wrong.rates(size).mean(dim=0), wanted)
+            matches[asked] += (best.best_wrong >= threshold).double()
+            measured[asked] += 1
     return matches / measured
-
-
-class Half:
-    """The queries and the gallery images of half of the classes.
-
-    asked (q,): indices of the queries; best_wrong (q,): their highest wrong scores.
-    """
-
-    def __init__(self, images, classes):
-        asked = torch.isin(images.query_labels, classes)
-        searched = torch.isin(images.gallery_labels, classes)
-        self.asked = asked.nonzero().flatten().cpu()
-        self.is_empty = not asked.any() or not searched.any()
-        if self.is_empty:
-            return
-        vectors = LabelledVectors(
-            images.query[asked],
-            images.query_labels[asked],
-            images.gallery[searched],
-            images.gallery_labels[searched],
-            torch.full((int(asked.sum()),), -1, device=asked.device),
-        )
-        self.wrong, best = count_wrong(vectors)
-        self.best_wrong = best.best_wrong
-
-    def threshold(self, wanted):
-        """Return the threshold that these classes set."""
-        size = max(1, int(self.wrong.count.max()))
-        return threshold_at(self.wrong.mean_rates(size), wanted)
 
 
 def mean_and_interval(rates, labels):
@@ -333,3 +307,28 @@ def mean_and_interval(rates, labels):
     if len(labels.unique()) < LEAST_CLASSES:
         return None, None, None
     return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']
+
+
+# A folder
+
+
+def calibrate_folder(collection, false_match_rate):
+    """Set the threshold of a FolderCollection by its class folders, and store it.
+
+    Images outside class folders are left out. Raises UserError if there are fewer than
+    two classes.
+    """
+    known = [row for row, name in enumerate(collection.classes) if name is not None]
+    names = [collection.classes[row] for row in known]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    calibration = None
+    if len(numbers) > 1:
+        embeddings = torch.from_numpy(np.asarray(collection.embeddings[known]))
+        labels = torch.tensor([numbers[name] for name in names])
+        calibration = calibrate(embeddings, labels, false_match_rate=false_match_rate)
+    if not calibration:
+        raise UserError(
+            f'--calibrate: put the images of {collection.folder} into a folder for '
+            'each class, at least two'
+        )
+    collection.store_calibration(calibration)

@@ -1,76 +1,40 @@
-"""Check a saved calibration, read its threshold for a gallery's size, and describe it.
+"""Read the threshold of a match from a calibration, and describe the calibration.
 
 `calibration.calibrate` computes it. A model, a database or an index stores it.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from areir.evaluation.intervals import describe_interval
-from areir.schemas import find_problem, is_count, is_list, is_number
 
 
-def is_rate(value):
-    """Whether a value is a float, which may be NaN, or None."""
-    return value is None or isinstance(value, float)
+class Threshold(NamedTuple):
+    """The lowest score at which two images match."""
 
-
-def is_limit(value):
-    """Whether a value is a finite number or None."""
-    return value is None or is_number(value)
-
-
-def is_curve(value):
-    """Whether a value is a list of three numbers or None.
-
-    It is the curve of `votes.fit_confidence`.
-    """
-    return value is None or (is_list(value, is_number) and len(value) == 3)
-
-
-def is_series(value):
-    """Whether a value is an increasing list of numbers."""
-    return is_list(value, is_number) and value == sorted(value)
-
-
-SCHEMA = {
-    'false_match_rate': lambda value: is_number(value) and 0 < value < 1,
-    'gallery_size': is_count,
-    **dict.fromkeys(('threshold', 'found'), is_number),
-    **dict.fromkeys(('low', 'high'), is_limit),
-    **dict.fromkeys(('realised', 'realised_low', 'realised_high'), is_rate),
-    **dict.fromkeys(('sizes', 'thresholds'), is_series),
-    **dict.fromkeys(('queries', 'classes'), is_count),
-}
-
-
-def is_calibration(value):
-    """Whether a value is a calibration or None.
-
-    A calibration is what `calibrate` returns.
-    """
-    if value is None:
-        return True
-    # older files have no confidence
-    if find_problem(value, SCHEMA, {'confidence': is_curve}):
-        return False
-    if (value['low'] is None) != (value['high'] is None):
-        return False
-    sizes = value['sizes']
-    return len(sizes) == len(value['thresholds']) > 0 and sizes[0] >= 1
+    score: float
+    calibrated: bool  # whether it was calibrated for galleries of this size
 
 
 def threshold_for(calibration, gallery_size):
-    """Return (threshold, is_calibrated) for a gallery of this size.
+    """Return the Threshold for a gallery of this size.
 
-    Between calibrated sizes the threshold is linear in the logarithm of the size.
-    Beyond the largest one it stays the same, and is_calibrated is False.
+    Between calibrated sizes it is linear in the logarithm of the size. Beyond the
+    largest one it stays the same.
     """
     sizes, thresholds = calibration['sizes'], calibration['thresholds']
     wanted = math.log(max(1, gallery_size))
-    threshold = np.interp(wanted, np.log(sizes), thresholds)
-    return float(threshold), gallery_size <= sizes[-1]
+    score = np.interp(wanted, np.log(sizes), thresholds)
+    return Threshold(float(score), gallery_size <= sizes[-1])
+
+
+def threshold_of(collection):
+    """Return the Threshold of a Collection, or None if it has no calibration."""
+    if not collection.calibration:
+        return None
+    return threshold_for(collection.calibration, len(collection))
 
 
 def threshold_lines(calibration):
@@ -105,3 +69,8 @@ def check_line(calibration):
             'similar images'
         )
     return line
+
+
+def is_calibration(value):
+    """Whether a value is a calibration or None."""
+    return value is None or isinstance(value, dict)

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from areir.data.images import load_image, save_image
 from areir.files import atomic_folder, cut_name, write_table
 from areir.gallery.queries import Query
+from areir.matching.thresholds import threshold_of
 from areir.matching.votes import confidence_of, vote
-from areir.output.heat_maps import draw_heat_maps
 from areir.output.sheets import COLOURS, contact_sheet, thumbnail
 
 SHEETS = 100  # contact sheets drawn at most
@@ -32,10 +32,7 @@ class Answer:
     confidence: float | None = None  # that this class is right, from 0 to 1
 
     def rights(self):
-        """Return for each image whether it is of the query's class.
-
-        The value is None if either class is unknown.
-        """
+        """Return whether each image is of the query's class, None if not known."""
         wanted = self.query.label
         return [
             None if wanted is None or label is None else label == wanted
@@ -50,7 +47,7 @@ def make_answer(query, scores, indices, collection, number):
     out.
     """
     indices = [index for index in indices if index >= 0]
-    labels = [collection.class_of(index) for index in indices]
+    labels = [collection.classes[index] for index in indices]
     shown = indices[:number]
     table = pd.DataFrame(
         {
@@ -61,33 +58,27 @@ def make_answer(query, scores, indices, collection, number):
         }
     )
     answer = Answer(query, scores[0], True, labels[:number], table)
-    if collection.threshold:
-        add_match(answer, scores, labels, collection)
+    threshold = threshold_of(collection)
+    if threshold:
+        answer.matched = answer.score >= threshold.score
+        table['match'] = table['score'] >= threshold.score
+        result = vote(scores, labels, threshold.score)
+        answer.predicted_class = result.label
+        curve = collection.calibration['confidence']
+        if result.label is not None and curve:
+            answer.confidence = confidence_of(result, curve)
+        if any(label is not None for label in labels):
+            table['predicted_class'] = result.label if answer.matched else 'no match'
+            table['confidence'] = answer.confidence
     return answer
-
-
-def add_match(answer, scores, labels, collection):
-    """Add matches, the predicted class and its confidence to an Answer."""
-    threshold = collection.threshold.score
-    answer.matched = answer.score >= threshold
-    answer.table['match'] = answer.table['score'] >= threshold
-    result = vote(scores, labels, threshold)
-    answer.predicted_class = result.label
-    curve = collection.calibration.get('confidence')
-    if result.label is not None and curve:
-        answer.confidence = confidence_of(result, curve)
-    if any(label is not None for label in labels):
-        shown = answer.predicted_class if answer.matched else 'no match'
-        answer.table['predicted_class'] = shown
-        answer.table['confidence'] = answer.confidence
 
 
 def verdict(answer, collection):
     """Return the sentence that tells whether the nearest image is a match."""
-    if not collection.threshold:
+    if not collection.calibration:
         return 'no threshold, so no verdict: ' + collection.how_to_calibrate
-    threshold, calibrated = collection.threshold
-    calibration = collection.calibration
+    threshold, calibrated = threshold_of(collection)
+    rate = collection.calibration['false_match_rate']
     # as many digits as tell the two apart
     digits = 3 if abs(answer.score - threshold) > 0.001 else 6
     score = f'{answer.score:.{digits}f}'
@@ -95,11 +86,11 @@ def verdict(answer, collection):
         text = f'match: the nearest scores {score}, the threshold is'
     else:
         text = f'no match: the nearest scores {score}, below the threshold of'
-    most = calibration['sizes'][-1]
+    most = collection.calibration['sizes'][-1]
     beyond = '' if calibrated else f', calibrated for at most {most:,}'
     return (
-        f'{text} {threshold:.{digits}f} ({calibration["false_match_rate"]:.2%} false '
-        f'matches asked for, among {len(collection):,} images{beyond})'
+        f'{text} {threshold:.{digits}f} ({rate:.2%} false matches asked for, among '
+        f'{len(collection):,} images{beyond})'
     )
 
 
@@ -153,8 +144,8 @@ def answer_name(query, collection):
     the query's folders come first.
     """
     name = os.path.basename(query.name)
-    if query.stored:
-        names = [os.path.basename(image) for image in collection.names()]
+    if query.name in collection.names:
+        names = [os.path.basename(image) for image in collection.names]
         if names.count(name) > 1:
             name = query.name.replace('/', '_')
     return cut_name(os.path.splitext(name)[0])
@@ -166,18 +157,20 @@ def write_answer(answer, collection, results_root, heat_maps=False):
     Raises UserError if its folder exists and was not written by an earlier call.
     """
     target = os.path.join(results_root, answer_name(answer.query, collection))
+    table = answer.table
     with atomic_folder(target, MARK) as folder:
         sheet, images = draw_answer(answer)
         save_images(answer, images, folder)
         if heat_maps:
-            captions = [
-                (f'{rank}: {score:.3f}', os.path.basename(path))
-                for rank, score, path in answer.table[['rank', 'score', 'path']].values
-            ]
+            from areir.output.heat_maps import draw_heat_maps  # few ask for them
+
+            captions = []
+            for rank, score, path in zip(table['rank'], table['score'], table['path']):
+                captions.append((f'{rank}: {score:.3f}', os.path.basename(path)))
             maps = draw_heat_maps(images, captions, collection.load_model())
             maps.save(os.path.join(folder, 'heat_maps.png'))
         sheet.save(os.path.join(folder, 'contact_sheet.png'))
-        write_table(os.path.join(folder, MARK), answer.table)
+        write_table(os.path.join(folder, MARK), table)
     print_answer(answer, collection)
     if heat_maps:
         print(f'wrote {os.path.join(target, "heat_maps.png")}')
@@ -186,9 +179,8 @@ def write_answer(answer, collection, results_root, heat_maps=False):
 
 def print_answer(answer, collection):
     """Print the query, the table and the verdict."""
-    query = answer.query
-    label = 'class unknown' if query.label is None else query.label
-    print(f'query {query.file} ({label})')
+    label = 'class unknown' if answer.query.label is None else answer.query.label
+    print(f'query {answer.query.file} ({label})')
     table = answer.table.dropna(axis=1, how='all')
     table = table.drop(columns=['predicted_class', 'confidence'], errors='ignore')
     print(table.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
@@ -212,36 +204,24 @@ def write_answers(answers, collection, query_folder, results_root):
     target = os.path.join(results_root, f'{name}_answers')
     with atomic_folder(target, MARK) as folder:
         tables = []
-        for number, answer in enumerate(
-            tqdm(answers, desc='drawing', unit='query', delay=1), 1
-        ):
-            table = answer.table.copy()
-            table.insert(0, 'query', answer.query.file)
-            tables.append(table)
+        bar = tqdm(answers, desc='drawing', unit='query', delay=1)
+        for number, answer in enumerate(bar, 1):
+            file = answer.query.file
+            tables.append(answer.table.copy())
+            tables[-1].insert(0, 'query', file)
             if number <= SHEETS:
+                name = os.path.relpath(file, query_folder).replace(os.sep, '_')
+                name = cut_name(os.path.splitext(name)[0], 100)
                 sheet, _ = draw_answer(answer)
-                sheet.save(
-                    os.path.join(folder, sheet_name(number, answer, query_folder))
-                )
+                sheet.save(os.path.join(folder, f'{number:03d}_{name}.png'))
         write_table(os.path.join(folder, MARK), pd.concat(tables))
-    print_matches(answers, collection)
+    threshold = threshold_of(collection)
+    if threshold:
+        matches = sum(answer.matched for answer in answers)
+        print(
+            f'{len(answers):,} queries: {matches:,} with a match at or above '
+            f'{threshold.score:.3f}, {len(answers) - matches:,} with none'
+        )
     if len(answers) > SHEETS:
         print(f'notice: contact sheets are drawn for the first {SHEETS} queries')
     return os.path.join(target, MARK)
-
-
-def sheet_name(number, answer, query_folder):
-    """Return the file name of the contact sheet of one query of a folder."""
-    path = os.path.relpath(answer.query.file, query_folder).replace(os.sep, '_')
-    name = os.path.splitext(path)[0]
-    return f'{number:03d}_{cut_name(name, 100)}.png'
-
-
-def print_matches(answers, collection):
-    """Print how many queries have a match, if there is a threshold."""
-    if collection.threshold:
-        matches = sum(bool(answer.matched) for answer in answers)
-        print(
-            f'{len(answers):,} queries: {matches:,} with a match at or above '
-            f'{collection.threshold.score:.3f}, {len(answers) - matches:,} with none'
-        )

@@ -28,37 +28,19 @@ def similarity_maps(model, images):
     """
     model = model.eval()
     with torch.no_grad():
-        vectors = model.describe(images)
+        parts = model.describe(images)
         features = model.trunk(images)
-    gradients = similarity_gradients(model, vectors)
-    parts_per_head = len(gradients) // len(model.heads)
+    parts = [part.requires_grad_() for part in parts]
+    query, retrieved = model.combine(parts)
+    gradients = torch.autograd.grad(query @ retrieved, parts)
+    per_head = len(parts) // len(model.heads)
     heat = 0
-    for head, own in zip(model.heads, batched(gradients, parts_per_head)):
+    for number, head in enumerate(model.heads):
+        own = gradients[number * per_head : (number + 1) * per_head]
         heat += head_heat(head, features, model.embedding, own)
     return heat / heat.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
 
 
-@torch.enable_grad()
-def similarity_gradients(model, vectors):
-    """Return the gradient of the dot product of two embeddings for each part of them.
-
-    vectors: the parts, see `EnsembleModel.describe`, each (2, .).
-    """
-    leaves = []
-    for vector in vectors:
-        leaves.append(vector.detach().requires_grad_())
-    query, retrieved = model.combine(leaves)
-    dot = query @ retrieved
-    return torch.autograd.grad(dot, leaves)
-
-
-def batched(values, size):
-    """Return the values in lists of `size`."""
-    starts = range(0, len(values), size)
-    return [values[start : start + size] for start in starts]
-
-
-@torch.enable_grad()
 def head_heat(head, features, embedding, gradients):
     """Return the heat (2, h, w) of one head.
 
@@ -95,10 +77,7 @@ def overlay(image, heat):
 
 
 def pair_heat(images, trained):
-    """Return the heat (2, h, w) of a pair of RGB images, an array; see similarity_maps.
-
-    trained: a TrainedModel.
-    """
+    """Return the `similarity_maps` of a pair of RGB images, an array (2, h, w)."""
     pixels = [to_pixels(image, trained.image_size) for image in images]
     pair = normalise(torch.stack(pixels), trained.mean, trained.std)
     return similarity_maps(trained.model, pair).numpy()
@@ -107,8 +86,7 @@ def pair_heat(images, trained):
 def draw_heat_maps(images, captions, trained):
     """Draw a sheet of pairs: the query and a retrieved image, each under its heat.
 
-    images: RGB, the query first; captions: of the retrieved images; trained: a
-    TrainedModel.
+    images: RGB, the query first; captions: of the others; trained: a TrainedModel.
     """
     tiles, texts = [], []
     for number in range(1, len(images)):

@@ -1,125 +1,42 @@
-"""The pairs of images of a folder that show the same thing: duplicates and matches."""
+"""Write, draw and print the pairs of images of a folder that show the same thing."""
 
-import functools
-import hashlib
 import os
 
 import pandas as pd
-import torch
 
 from areir.data.images import load_image
-from areir.data.loading import embed_files
 from areir.files import atomic_folder, cut_name, write_table
-from areir.gallery import queries
+from areir.matching.duplicates import KINDS
 from areir.output.sheets import COLUMNS, sheet, thumbnail
 
-KINDS = ('identical', 'near-duplicate', 'same item')
 PAIRS = 32  # pairs drawn at most
-SIDE = 16  # pixels of the reduced images
-ALIKE = 6  # largest mean difference, of 255, of near-duplicates when reduced
-DIFFERENT = 255
 MARK = 'pairs.csv'  # marks a folder that an earlier call wrote
-
-
-def find_pairs(collection, k):
-    """Return {(index, index): score} of the pairs of images among the k nearest.
-
-    If there is a threshold, only pairs that reach it are returned.
-    """
-    pairs = {}
-    lowest = collection.threshold.score if collection.threshold else -1
-    for rows in torch.arange(len(collection)).split(queries.TOGETHER):
-        query = collection.embedding_rows(int(rows[0]), int(rows[-1]) + 1)
-        scores, indices = collection.search(query, k, rows)
-        wanted = (scores >= lowest) & (indices >= 0)
-        row, column = wanted.nonzero(as_tuple=True)
-        ones, others = rows[row].tolist(), indices[row, column].tolist()
-        for one, other, score in zip(ones, others, scores[row, column].tolist()):
-            pairs[min(one, other), max(one, other)] = score
-    return pairs
-
-
-def kinds_of_pairs(pairs, collection):
-    """Return the kind of each pair, one of KINDS.
-
-    Images are identical if their files have the same bytes, and near-duplicates if they
-    are alike when reduced to SIDE x SIDE pixels.
-    """
-    reduced = reduce_images({index for pair in pairs for index in pair}, collection)
-    digest = functools.cache(file_digest)
-    kinds = []
-    for one, other in pairs:
-        difference = mean_difference(reduced.get(one), reduced.get(other))
-        kind = 'near-duplicate' if difference <= ALIKE else 'same item'
-        if difference == 0:
-            same_bytes = digest(collection.path_of(one)) == digest(
-                collection.path_of(other)
-            )
-            kind = 'identical' if same_bytes else kind
-        kinds.append(kind)
-    return kinds
-
-
-def reduce_images(indices, collection):
-    """Return {index: int16 values} of the images that can be read, reduced."""
-    indices = sorted(indices)
-    files = [collection.path_of(index) for index in indices]
-    reduced = {}
-    for places, values, _ in embed_files(files, SIDE, flatten, 'comparing'):
-        values = values.to(torch.int16)
-        reduced |= {indices[place]: row for place, row in zip(places, values)}
-    return reduced
-
-
-def flatten(pixels):
-    """Return pixels (N, 3, S, S) as vectors (N, 3 * S * S)."""
-    return pixels.flatten(1)
-
-
-def mean_difference(one, other):
-    """Return the mean absolute difference; DIFFERENT if an image is gone."""
-    if one is None or other is None:
-        return DIFFERENT
-    return (one - other).abs().double().mean().item()
-
-
-def file_digest(path):
-    """Return the SHA-256 digest of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).digest()
-
-
-# The table and the picture
 
 
 def pairs_table(pairs, kinds, collection):
     """Return a table of pairs: kind, score, and path and class of both images.
 
-    Without a threshold the pairs of kind 'same item' are left out.
+    pairs: {(index, index): score}; kinds: of each. Without a threshold the pairs of
+    kind 'same item' are left out.
     """
     reported = kinds_reported(collection)
-    rows = [row for row in zip(kinds, pairs.items()) if row[0] in reported]
-    kinds = [kind for kind, _ in rows]
-    ones = [pair[0] for _, (pair, _) in rows]
-    others = [pair[1] for _, (pair, _) in rows]
-    table = pd.DataFrame(
-        {
-            'kind': pd.Categorical(kinds, reported, ordered=True),
-            'score': [score for _, (_, score) in rows],
-            'path': [collection.path_of(index) for index in ones],
-            'class': [collection.class_of(index) for index in ones],
-            'other_path': [collection.path_of(index) for index in others],
-            'other_class': [collection.class_of(index) for index in others],
-        }
-    )
+    rows = []
+    for kind, ((one, other), score) in zip(kinds, pairs.items()):
+        images = []
+        for index in (one, other):
+            images += [collection.path_of(index), collection.classes[index]]
+        if kind in reported:
+            rows.append((kind, score, *images))
+    columns = ['kind', 'score', 'path', 'class', 'other_path', 'other_class']
+    table = pd.DataFrame(rows, columns=columns)
+    table['kind'] = pd.Categorical(table['kind'], reported, ordered=True)
     order = ['kind', 'score', 'path', 'other_path']
-    ascending = [True, False, True, True]
-    return table.sort_values(order, ascending=ascending)
+    return table.sort_values(order, ascending=[True, False, True, True])
 
 
 def kinds_reported(collection):
     """Return the kinds that can be told apart: all, if there is a threshold."""
-    return list(KINDS if collection.threshold else KINDS[:2])
+    return list(KINDS if collection.calibration else KINDS[:2])
 
 
 def draw_pairs(table):
@@ -148,8 +65,9 @@ def write_pairs(table, target):
 
 def print_pairs(table, collection):
     """Print how many pairs of each kind there are, and how many images are in none."""
-    kinds = kinds_reported(collection)
-    counts = [f'{(table["kind"] == kind).sum():,} {kind}' for kind in kinds]
+    counts = []
+    for kind in kinds_reported(collection):
+        counts.append(f'{(table["kind"] == kind).sum():,} {kind}')
     paired = set(table['path']) | set(table['other_path'])
     print(
         f'{", ".join(counts)} pairs; {len(collection) - len(paired):,} of '

@@ -65,12 +65,9 @@ def contact_sheet(thumbnails, captions):
     The query comes first in both lists.
     """
     columns = min(COLUMNS, len(thumbnails) - 1)
-    images = [thumbnails[0]]
-    texts = [captions[0]]
-    for place in range(1, len(thumbnails)):
-        if place > 1 and (place - 1) % columns == 0:  # nothing below the query
-            images.append(None)
-            texts.append(())
-        images.append(thumbnails[place])
-        texts.append(captions[place])
+    images, texts = thumbnails[: 1 + columns], captions[: 1 + columns]
+    for start in range(1 + columns, len(thumbnails), COLUMNS):
+        # nothing below the query
+        images += [None, *thumbnails[start : start + COLUMNS]]
+        texts += [(), *captions[start : start + COLUMNS]]
     return sheet(images, texts, columns + 1, apart=GAP)

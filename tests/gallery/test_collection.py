@@ -12,14 +12,11 @@ from areir.data.images import list_files
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.gallery import approximate
-from areir.gallery.collection import (
-    ApproximateCollection,
-    DatabaseCollection,
-    FolderCollection,
-)
+from areir.gallery.collection import DatabaseCollection, FolderCollection
 from areir.gallery.databases import load_database
 from areir.gallery.index import update_index
 from areir.gallery.queries import embed_queries, find_queries, search_queries
+from areir.matching.thresholds import threshold_of
 from model import TrainedModel
 
 CPU = torch.device('cpu')
@@ -57,7 +54,7 @@ class World:
         if not approximately:
             return FolderCollection(folder, index, trained, embedder)
         by_faiss = approximate.open_approximate(index.folder, index.vectors)
-        return ApproximateCollection(folder, index, trained, embedder, by_faiss)
+        return FolderCollection(folder, index, trained, embedder, by_faiss.search)
 
 
 @pytest.fixture
@@ -73,7 +70,9 @@ def test_a_database_image_needs_no_model(world):
     collection = world.open_database(no_model)
     name = str(world.toy / world.database['images'][3])
     (query,) = find_queries(name, collection)
-    assert query.stored and query.index == 3 and query.label == 'figure_3'
+    assert (
+        query.embedding is not None and query.index == 3 and query.label == 'figure_3'
+    )
     assert torch.equal(query.embedding, world.database['embeddings'][3])
     ((_, (scores, indices)),) = search_queries([query], collection, 7)
     expected = world.database['embeddings'] @ query.embedding
@@ -87,21 +86,19 @@ def test_an_image_outside_a_database_is_embedded_by_its_model(world):
     collection = world.open_database()
     name = str(world.photos / 'train/figure_1/figure_1_01.png')
     queries = find_queries(name, collection)
-    assert not queries[0].stored and queries[0].label is None
+    assert queries[0].embedding is None and queries[0].label is None
     (query,) = embed_queries(queries, collection)
     (expected,) = embed(world.saved, [name])  # bf16 where the hardware has it
     assert torch.allclose(query.embedding, expected, atol=0.05)
     assert collection.load_model() is collection.load_model()
 
 
-@pytest.mark.parametrize('change', ['missing', 'version', 'sizes'])
+@pytest.mark.parametrize('change', ['missing', 'version'])
 def test_a_model_that_does_not_fit_the_database_is_refused(world, change):
     if change == 'missing':
         os.remove(world.root / 'toy_model.pth')
-    elif change == 'version':
-        world.save(version='other')
     else:
-        world.save(embeddings=torch.zeros(8, 8), calibration=None)
+        world.save(version='other')
     collection = world.open_database()
     with pytest.raises(UserError, match=r'toy_model\.pth'):
         collection.load_model()
@@ -123,11 +120,15 @@ def test_stored_queries_may_retrieve_the_whole_gallery(world):
     collection = world.open_database(no_model)
     for name in (str(world.toy / 'query/2.png'), 'toy/query/2.png', 'query/2.png'):
         (query,) = find_queries(name, collection)
-        assert query.stored and query.index == -1 and query.label == 'figure_4'
+        assert (
+            query.embedding is not None
+            and query.index == -1
+            and query.label == 'figure_4'
+        )
         assert query.file == str(world.toy / 'query/2.png')
     ((_, (_, indices)),) = search_queries([query], collection, 8)
     assert sorted(indices) == list(range(8))
-    assert collection.names() == [*world.database['images'], 'query/2.png']
+    assert collection.names == [*world.database['images'], 'query/2.png']
 
 
 # Folders
@@ -136,7 +137,7 @@ def test_stored_queries_may_retrieve_the_whole_gallery(world):
 def test_a_folder_is_searched_and_its_images_do_not_find_themselves(world):
     collection = world.open_folder()
     assert collection.images == list_files(str(world.photos))
-    assert collection.class_of(0) == 'figure_3'
+    assert collection.classes[0] == 'figure_3'
     path = collection.path_of(5)
     (world.root / 'link.png').symlink_to(path)
     for name in (path, str(world.root / 'link.png'), collection.images[5]):
@@ -157,13 +158,13 @@ def test_an_approximate_collection_finds_what_it_can(world):
 
 def test_a_threshold_depends_on_the_number_of_images(world):
     collection = world.open_folder()
-    score, calibrated = collection.threshold
+    score, calibrated = threshold_of(collection)
     assert score == pytest.approx(0.5 + 0.4 * math.log(16) / math.log(100))
     assert calibrated
     collection.calibration = {**CALIBRATION, 'sizes': [1, 10]}
-    assert collection.threshold == (0.9, False)
+    assert threshold_of(collection) == (0.9, False)
     collection.calibration = None
-    assert collection.threshold is None
+    assert threshold_of(collection) is None
 
 
 # Queries

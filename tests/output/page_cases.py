@@ -3,7 +3,9 @@
 import io
 import re
 import shutil
+from functools import partial
 
+import torch
 import trained
 from PIL import Image
 
@@ -37,8 +39,11 @@ class PageCase:
         args = inference.get_parser().parse_args([str(word) for word in command])
         clock = inference.Clock()
         self.photos = folder / 'photos'
-        self.collection = inference.open_folder(args, clock)
-        self.searched = SearchedFolder(self.collection)
+        trained = inference.load_model(args, clock)
+        embedder = trained.embedder(torch.device('cpu'))
+        open_again = partial(inference.open_folder, args, trained, embedder, clock)
+        self.collection = open_again()
+        self.searched = SearchedFolder(self.collection, open_again)
         self.uploads = folder / 'uploads'
         self.uploads.mkdir(exist_ok=True)
         self.app = make_app(self.searched, self.uploads, True, 8, False)

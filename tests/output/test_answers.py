@@ -12,6 +12,7 @@ from trained import CALIBRATION, save_model
 
 from areir.errors import UserError
 from areir.gallery.queries import Query, find_queries, search_queries
+from areir.matching.thresholds import threshold_of
 from areir.output import answers
 from areir.output.sheets import COLOURS
 from model import TrainedModel
@@ -75,13 +76,13 @@ def test_an_answer_is_a_table_in_the_order_of_scores(collection, tmp_path):
     assert table['class'].tolist()[:3] == ['a', 'b', 'b'] and table['class'].isna()[3]
     assert answer.rights() == [True, False, False, None]
     assert table['score'][0] == answer.score == pytest.approx(0.9848, abs=1e-4)
-    threshold = collection.threshold.score
+    threshold = threshold_of(collection).score
     assert table['match'].tolist() == (table['score'] >= threshold).tolist()
     assert answer.matched and 0 < table['match'].sum() < 4
 
 
 def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
-    threshold = f'{collection.threshold.score:.3f}'
+    threshold = f'{threshold_of(collection).score:.3f}'
     text = answers.verdict(answer_to('a/1.png', collection), collection)
     assert text.startswith('match: ') and '0.985' in text and threshold in text
     assert '1.00%' in text and 'among 5 images' in text
@@ -97,7 +98,7 @@ def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
 @pytest.mark.parametrize('difference', [1e-4, -1e-4])
 def test_a_close_verdict_has_digits_that_tell(collection, difference):
     answer = answer_to('a/1.png', collection)
-    score = collection.threshold.score
+    score = threshold_of(collection).score
     answer.score, answer.matched = score + difference, difference > 0
     text = answers.verdict(answer, collection)
     assert f'{score + difference:.6f}' in text and f'{score:.6f}' in text

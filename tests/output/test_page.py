@@ -261,9 +261,9 @@ def test_a_query_that_has_gone(own):
 
 def test_a_lost_threshold_is_said(own):
     """As when components are fitted again."""
-    later = own.collection.reopen()
+    later = own.searched.open_again()
     later.calibration = None
-    own.collection.reopen = lambda: later
+    own.searched.open_again = lambda: later
     text = own.post('/read_again').text
     assert 'no threshold any more' in text and '--calibrate' in text
 

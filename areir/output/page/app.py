@@ -9,7 +9,7 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from areir.errors import UserError
-from areir.gallery.queries import Query
+from areir.gallery.queries import Query, stored_query
 from areir.output import wording
 from areir.output.page import guards
 from areir.output.page.folder import NoSuchImage, OldPage, place_after
@@ -138,7 +138,7 @@ def sent_query(generation, uploads):
     collection = generation.collection
     if 'image' in request.form:
         index = sent_index(generation, 'image')
-        yield collection.query_at(collection.path_of(index), index)
+        yield stored_query(index, collection)
         return
     upload = request.files.get('picture')
     if upload is None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from areir.errors import UserError
 from areir.gallery.collection import FolderCollection
-from areir.gallery.queries import search_queries
+from areir.gallery.queries import embed_images, search_queries
 from areir.matching.votes import images_to_find
 from areir.output.answers import make_answer
 from areir.output.wording import counted
@@ -81,7 +81,9 @@ class SearchedFolder:
     bounds the memory.
     """
 
-    def __init__(self, collection):
+    def __init__(self, collection, open_again):
+        """open_again: brings the index up to date and returns a new collection."""
+        self.open_again = open_again
         self.current = Generation(secrets.token_hex(4), collection)
         self.computing = threading.Lock()
         self.reading = threading.Lock()
@@ -109,7 +111,7 @@ class SearchedFolder:
             raise UserError('The folder is already being read. Wait until that ends.')
         try:
             earlier = self.current
-            collection = earlier.collection.reopen()
+            collection = self.open_again()
             if collection.index.vectors.path != earlier.collection.index.vectors.path:
                 self.current = Generation(secrets.token_hex(4), collection)
             return earlier, self.current, compare(earlier.collection, collection)
@@ -119,7 +121,7 @@ class SearchedFolder:
 
 def embed(query, collection):
     """Return the embedding of a picture. Raises UserError if it cannot be read."""
-    embeddings, problems = collection.embed([query.file])
+    embeddings, problems = embed_images([query.file], collection)
     if problems:
         reason = problems[0].replace(f' {query.file!r}', '')
         raise UserError(f'The picture cannot be read: {reason}.')
@@ -135,7 +137,7 @@ def compare(earlier, later):
         removed=len(set(earlier.images).difference(later.images)),
         unreadable=len(later.index.problems),
         total=len(later),
-        lost_threshold=bool(earlier.threshold and not later.threshold),
+        lost_threshold=bool(earlier.calibration and not later.calibration),
     )
 
 

@@ -35,10 +35,11 @@ def check(port, gallery, query):
     load_flask()
 
 
-def serve(collection, host, port, number, heat_maps=False):
+def serve(collection, open_again, host, port, number, heat_maps=False):
     """Serve the search page of a FolderCollection; end the process at Ctrl-C.
 
-    port: 0 takes a free one; number, heat_maps: the settings that the page starts with.
+    open_again: brings the index up to date and returns a new collection; port: 0 takes
+    a free one; number, heat_maps: the settings that the page starts with.
     Raises UserError if flask is not installed or the port cannot be used.
     """
     load_flask()
@@ -47,7 +48,7 @@ def serve(collection, host, port, number, heat_maps=False):
     from areir.output.page.app import make_app  # it needs flask
 
     is_local = host in LOCAL_HOSTS
-    folder = SearchedFolder(collection)
+    folder = SearchedFolder(collection, open_again)
     logging.getLogger('werkzeug').setLevel(logging.ERROR)  # no line per request
     with temporary_folder() as uploads, listen(host, port) as listening:
         app = make_app(folder, uploads, is_local, number, heat_maps)

@@ -51,7 +51,7 @@ def view_answer(answer, indices, generation):
         tiles.append(Tile(index, rank, score, label, name, matched))
     collection = generation.collection
     sentence = None
-    if collection.threshold:
+    if collection.calibration:
         sentence = verdict(answer, collection).partition(': ')[2]
         sentence = sentence[0].upper() + sentence[1:]
     return AnswerView(generation.token, answer, tiles, sentence)
