@@ -26,8 +26,8 @@ from areir.errors import UserError
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
 from areir.networks.backbones import (
+    Backbone,
     build_backbone,
-    copy_stages,
     cut,
     find_family,
     stage_channels,
@@ -242,11 +242,12 @@ class EnsembleModel(nn.Module):
 
 
 def build_stages(model_type, num_classes):
-    """Return the Backbone of a network's name, or of a list of stages."""
+    """Return the Backbone of a network's name, or of copies of a list of stages."""
     if isinstance(model_type, str):
         network = build_backbone(model_type, num_classes)
         return cut(network, find_family(model_type))
-    return copy_stages(model_type)
+    stages = copy.deepcopy(list(model_type))
+    return Backbone([{f'stage{i + 1}': stage} for i, stage in enumerate(stages)], {})
 
 
 class EnsembleLoss(nn.Module):

@@ -27,7 +27,7 @@ from areir.data.workers import start_loader_worker
 from areir.errors import UserError
 from areir.hardware import available_cores
 from areir.networks.backbones import build_backbone, cut, find_family, has_depthwise
-from areir.networks.layers import Chain
+from areir.networks.layers import Stages
 from areir.seeds import random_stream
 from areir.training.trainer import keep_statistics
 
@@ -122,7 +122,7 @@ def resnet18_from_scratch():
     """Return the four stages of a resnet18 with random weights, and its width."""
     network = build_backbone('resnet18', 1)
     stages = cut(network, find_family('resnet18')).stages
-    return [Chain(stage) for stage in stages], network.fc.in_features
+    return [Stages([stage]) for stage in stages], network.fc.in_features
 
 
 class Describer:

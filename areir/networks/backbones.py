@@ -7,14 +7,13 @@ into every head. torchvision takes two seconds to import, so a search in a datab
 which needs no network, does without it.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from areir.errors import UserError
-from areir.networks.layers import Chain
+from areir.networks.layers import Stages
 
 
 @dataclass(frozen=True)
@@ -127,22 +126,17 @@ class Backbone:
     classifier: nn.Linear | None = None  # the network's own, if it follows the pooling
 
 
-def list_blocks(network):
-    """Return {name: module} of a network's layers, in order, containers opened."""
+def cut(network, family):
+    """Return the Backbone of a network of this Family."""
     blocks = {}
     for name, layer in network.named_children():
         if name in CONTAINERS:
-            for number, block in layer.named_children():
-                blocks[f'{name}.{number}'] = block
+            inner = layer.named_children()
+            blocks |= {f'{name}.{number}': block for number, block in inner}
         else:
             blocks[name] = layer
-    return blocks
-
-
-def cut(network, family):
-    """Return the Backbone of a network of this Family."""
     stages = [{}]
-    for name, block in list_blocks(network).items():
+    for name, block in blocks.items():
         if name == family.end:
             break
         if name in family.starts:
@@ -168,20 +162,14 @@ def to_channels_first(stage, number):
     return wrapped
 
 
-def copy_stages(stages):
-    """Return the Backbone of a list of modules, as a copy: each module is a stage."""
-    stages = copy.deepcopy(list(stages))
-    return Backbone([{f'stage{i + 1}': stage} for i, stage in enumerate(stages)], {})
-
-
 @torch.no_grad()
 def stage_channels(stages):
     """Return the number of channels that each stage returns."""
     channels = []
     features = torch.zeros(1, 3, 64, 64)
     for stage in stages:
-        chain = Chain(stage)
-        features = chain.eval()(features)
-        chain.train()
+        layers = Stages([stage])
+        features = layers.eval()(features)
+        layers.train()
         channels.append(features.shape[1])
     return channels

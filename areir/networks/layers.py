@@ -1,4 +1,4 @@
-"""Layers that torch does not have: chains of named blocks, pooling, attention."""
+"""Stages of named blocks, pooling and attention; faster copies of trained networks."""
 
 import copy
 from itertools import chain, pairwise
@@ -9,23 +9,27 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-class Chain(nn.Module):
-    """Runs blocks one after the other. blocks: {dotted name: module}.
+class Stages(nn.Module):
+    """Runs stages one after the other, and then a tail.
 
-    Weights are named as in the network that the blocks are from.
+    stages: the blocks {dotted name: module} of each; tail: its blocks. Weights are
+    named as in the network that the blocks are from. The attributes `stages` and `tail`
+    hold the names of these blocks.
     """
 
-    def __init__(self, blocks):
+    def __init__(self, stages, tail=None):
         super().__init__()
-        self.order = list(blocks)
-        for path, block in blocks.items():
-            *parents, name = path.split('.')
-            home = self
-            for parent in parents:
-                if not hasattr(home, parent):
-                    home.add_module(parent, nn.Module())
-                home = home.get_submodule(parent)
-            home.add_module(name, block)
+        tail = tail or {}
+        self.stages, self.tail = [list(stage) for stage in stages], list(tail)
+        for part in (*stages, tail):
+            for path, block in part.items():
+                *parents, name = path.split('.')
+                home = self
+                for parent in parents:
+                    if not hasattr(home, parent):
+                        home.add_module(parent, nn.Module())
+                    home = home.get_submodule(parent)
+                home.add_module(name, block)
 
     def run(self, names, features):
         """Run the blocks with these names."""
@@ -33,33 +37,18 @@ class Chain(nn.Module):
             features = self.get_submodule(name)(features)
         return features
 
-    def forward(self, features):
-        return self.run(self.order, features)
-
-
-class Stages(Chain):
-    """A chain of stages, with a tail after the last one.
-
-    stages: the blocks {dotted name: module} of each; tail: its blocks. The attributes
-    `stages` and `tail` hold the names of these blocks.
-    """
-
-    def __init__(self, stages, tail=None):
-        tail = tail or {}
-        blocks = {}
-        for part in (*stages, tail):
-            blocks |= part
-        super().__init__(blocks)
-        self.stages = [list(stage) for stage in stages]
-        self.tail = list(tail)
-
     def outputs(self, features):
         """Return a list of the features (N, C, H, W) of each stage."""
         outputs = []
-        for stage in self.stages:
-            features = self.run(stage, features)
+        for names in self.stages:
+            features = self.run(names, features)
             outputs.append(features)
         return outputs
+
+    def forward(self, features):
+        for names in (*self.stages, self.tail):
+            features = self.run(names, features)
+        return features
 
 
 class MeanPool(nn.Module):

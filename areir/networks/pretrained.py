@@ -39,30 +39,22 @@ def find_weights(model_type, name):
 def read(name):
     """Return (network, its state dict, a version that changes with the weights).
 
-    name: a network, whose ImageNet weights are downloaded, or a file of weights, see
-    `network_name`. Raises UserError if the weights cannot be had.
+    name: a network, whose ImageNet weights are downloaded, or a file of weights, whose
+    name begins with that of the network. torchvision names its files in this way:
+    `resnet18-f37072fd.pth`. Raises UserError if the weights cannot be had.
     """
     if not os.path.isfile(name):
         weights = imagenet_weights(name, otherwise='give --model FILE')
         return name, weights, str(find_weights(name, 'imagenet'))
-    with open(name, 'rb') as file:
-        version = hashlib.sha256(file.read()).hexdigest()
-    return network_name(name), load_tensors(name), version
-
-
-def network_name(name):
-    """Return the network of a file of weights, which the file's name begins with.
-
-    torchvision names its files in this way: `resnet18-f37072fd.pth` holds weights of
-    resnet18. Raises UserError if the name begins with no known network.
-    """
     network = os.path.basename(name).split('-')[0].split('.')[0]
     if network not in model_types():
         raise UserError(
             f'{name}: for which network are these weights? Rename the file so that '
             'its name begins with that of the network, such as resnet18-mine.pth'
         )
-    return network
+    with open(name, 'rb') as file:
+        version = hashlib.sha256(file.read()).hexdigest()
+    return network, load_tensors(name), version
 
 
 def preprocessing(model_type):

@@ -1,8 +1,9 @@
-"""Networks cut into stages: shapes, equality with torchvision's own, weights."""
+"""Ensembles of every family of networks, against torchvision's own and by hand."""
 
 import pytest
 import torch
-import torchvision
+from torch.nn import functional as F
+from trained import take_statistics
 
 from areir.errors import UserError
 from areir.networks.backbones import (
@@ -13,16 +14,12 @@ from areir.networks.backbones import (
     has_depthwise,
     model_types,
 )
-from areir.networks.layers import Chain, folded
-from areir.networks.pretrained import find_weights, load_weights
-from model import EnsembleModel
+from areir.networks.layers import MeanPool, Stages, folded
+from areir.networks.pretrained import load_weights
+from areir.networks.projection import fit_projection
+from model import EnsembleModel, count_parameters
 
-SMALL = (  # one of each way to be cut
-    *('resnet18', 'convnext_tiny', 'efficientnet_b0', 'efficientnet_v2_s'),
-    *('mobilenet_v3_large', 'mobilenet_v3_small', 'regnet_y_400mf', 'swin_t'),
-)
-OTHERS = ('resnext50_32x4d', 'wide_resnet50_2', 'regnet_x_400mf', 'swin_v2_t')
-CLASSIFIERS = {  # torchvision's layer that follows the pooled features
+CLASSIFIERS = {  # a network of each family: the layer that follows the pooled features
     'resnet18': 'fc',
     'convnext_tiny': 'classifier.2',
     'efficientnet_b0': 'classifier',
@@ -30,23 +27,28 @@ CLASSIFIERS = {  # torchvision's layer that follows the pooled features
     'regnet_y_400mf': 'fc',
     'swin_t': 'head',
 }
-FEATURES = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
+OTHERS = (  # cut in another way, or of another width
+    *('resnext50_32x4d', 'wide_resnet50_2', 'efficientnet_v2_s'),
+    *('mobilenet_v3_large', 'regnet_x_400mf', 'swin_v2_t'),
+)
+OPTIONS = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
+families = pytest.mark.parametrize('model_type', CLASSIFIERS)
 
 
-def random_images(count=2, size=64):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, 3, size, size, generator=generator)
+def random_images(count=2, side=64, seed=0):
+    """Return images of large spots, which an untrained network tells apart."""
+    generator = torch.Generator().manual_seed(seed)
+    spots = 3 * torch.randn(count, 3, 4, 4, generator=generator)
+    return F.interpolate(spots, (side, side), mode='bicubic')
 
 
 def run_stages(network, model_type, images):
     """Return the output of each stage."""
-    outputs = [images]
-    for stage in cut(network, find_family(model_type)).stages:
-        outputs.append(Chain(stage).eval()(outputs[-1]))
-    return outputs[1:]
+    stages = cut(network, find_family(model_type)).stages
+    return Stages(stages).eval().outputs(images)
 
 
-@pytest.mark.parametrize('model_type', SMALL)
+@families
 @torch.no_grad()
 def test_stages_halve_the_size_and_end_as_the_network_does(model_type):
     network = build_backbone(model_type, 7).eval()
@@ -65,28 +67,26 @@ def test_networks_of_the_same_family_are_cut_alike(model_type):
     with torch.device('meta'):
         network = build_backbone(model_type, 7)
         outputs = run_stages(network, model_type, torch.empty(2, 3, 96, 96))
-        shapes = [tuple(output.shape[2:]) for output in outputs]
-    assert shapes == [(24, 24), (12, 12), (6, 6), (3, 3)]
+    assert [output.shape[2] for output in outputs] == [24, 12, 6, 3]
 
 
-@pytest.mark.parametrize('model_type', CLASSIFIERS)
-@pytest.mark.parametrize('shared', [1, 2, 3])
+@families
 @torch.no_grad()
-def test_pooled_features_are_what_torchvision_classifies(model_type, shared):
-    network = build_backbone(model_type, 7).eval()
+def test_pooled_features_are_what_torchvision_classifies(model_type):
+    network = build_backbone(model_type, 7)
     network.train()(random_images(4))  # other statistics than the initial ones
     network.eval()
     seen = []
     layer = network.get_submodule(CLASSIFIERS[model_type])
     layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     network(random_images())
-    model = EnsembleModel(
-        model_type, 1, 3, with_se=False, shared_stages=shared, embedding='features'
-    ).eval()
+    options = {'with_se': False, 'embedding': 'features', 'shared_stages': 2}
+    model = EnsembleModel(model_type, 2, 3, **options).eval()
     load_weights(model, network.state_dict(), 'FILE')
     pooled = model.describe(random_images())
-    assert len(pooled) == 5 - shared  # of the trunk and of each stage of the head
-    torch.testing.assert_close(pooled[-1], seen[0].flatten(1), atol=1e-4, rtol=1e-4)
+    assert len(pooled) == 2 * 3  # of each head: the trunk, and its two stages
+    for part in (pooled[2], pooled[5]):
+        torch.testing.assert_close(part, seen[0].flatten(1), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -95,34 +95,18 @@ def test_a_head_ends_as_convnext_does():
     network = build_backbone('convnext_tiny', 3).eval()
     model = EnsembleModel('convnext_tiny', 1, 3, with_se=False).eval()
     load_weights(model, network.state_dict(), 'FILE')
-    head = model.heads[0]
-    network.classifier[2] = head.fc
+    network.classifier[2] = model.heads[0].fc
     torch.testing.assert_close(model(random_images())[:, 0], network(random_images()))
-
-
-@pytest.mark.parametrize('model_type', SMALL)
-@pytest.mark.parametrize('shared', [1, 2, 3])
-def test_weights_of_torchvision_fit(model_type, shared):
-    state = build_backbone(model_type, 5).state_dict()
-    model = EnsembleModel(model_type, 2, 3, shared_stages=shared)
-    load_weights(model, state, 'FILE')
-    whole = dict(model.trunk.state_dict())
-    whole.update(model.heads[1].state_dict())
-    taken = [name for name in state if name in whole and 'num_batches' not in name]
-    taken = [name for name in taken if not name.startswith(('fc.', 'head.'))]
-    assert len(taken) > 50
-    assert all(torch.equal(whole[name], state[name]) for name in taken)
 
 
 def test_every_family_has_a_network():
     for family in FAMILIES:
         assert any(name.startswith(family) for name in model_types())
-    assert len(model_types()) > 40
 
 
-@pytest.mark.parametrize('name', ['vgg16', 'resnet19', '', 'vit_b_16'])
+@pytest.mark.parametrize('name', ['vgg16', 'resnet19', ''])
 def test_other_networks_are_refused(name):
-    with pytest.raises(UserError, match='choose a ResNet'):
+    with pytest.raises(UserError, match='model_type'):
         EnsembleModel(name, 1, 2)
 
 
@@ -135,7 +119,7 @@ def test_a_head_needs_a_stage(shared):
 @torch.no_grad()
 def test_a_list_of_stages_gives_every_head_the_same_weights():
     network = build_backbone('resnet18', 1)
-    stages = [Chain(stage) for stage in cut(network, find_family('resnet18')).stages]
+    stages = [Stages([stage]) for stage in cut(network, find_family('resnet18')).stages]
     model = EnsembleModel(stages, 2, 4, shared_stages=2, with_se=False).eval()
     features = model.trunk(random_images())
     first, second = (head.pooled(head.outputs(features))[-1] for head in model.heads)
@@ -150,51 +134,79 @@ def test_depthwise_networks_are_recognised():
     assert not has_depthwise('resnet18') and not has_depthwise('resnext50_32x4d')
 
 
-def test_versions_of_weights():
-    assert 'V1' in find_weights('resnet50', 'imagenet').name
-    assert 'V2' in find_weights('resnet50', 'imagenet_v2').name
-    newest = torchvision.models.ConvNeXt_Tiny_Weights.DEFAULT
-    assert find_weights('convnext_tiny', 'imagenet') is newest
-    with pytest.raises(UserError, match='imagenet_v2'):
-        find_weights('resnet18', 'imagenet_v2')
+# Embeddings
 
 
-# Embeddings by features
+@pytest.fixture(scope='module', params=CLASSIFIERS)
+def model(request):
+    """Two heads on three shared stages, with the statistics of a batch."""
+    model = EnsembleModel(request.param, 2, 5, shared_stages=3, seed=3, **OPTIONS)
+    return take_statistics(model, random_images(8, seed=1))
 
 
-@pytest.fixture(scope='module')
-def describer():
-    """A network of two heads, embedding by features and mirror images."""
-    options = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
-    model = EnsembleModel('resnet18', 2, 3, seed=2, **options)
-    model.train()
-    for size in range(3):  # move the statistics of batch norm
-        model(random_images(4) + size / 10)
-    return model.eval()
+def test_embeddings_are_unit_vectors_of_the_image_alone(model):
+    images = random_images(5)
+    whole = model.embed(images)
+    assert whole.shape == (5, model.dimensions)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
+    alone = torch.cat([model.embed(image[None]) for image in images])
+    torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-4)
+    assert (whole @ whole.T).fill_diagonal_(0).max() < 0.9999  # they tell images apart
+    mirrored = model.embed(images.flip(3))
+    torch.testing.assert_close(mirrored, whole, atol=1e-5, rtol=1e-4)
 
 
-def test_features_are_those_of_trunk_and_stages(describer):
+@torch.no_grad()
+def test_a_dot_product_is_the_mean_of_the_cosines(model):
+    """A head has several parts; each sums the features of an image and its mirror.
+
+    The parts are computed here from the blocks of trunk and head.
+    """
+    images = random_images(2)
+    cosines = []
+    for head in model.heads:
+        views = []
+        for view in (images, images.flip(3)):
+            outputs = [model.trunk(view)]
+            for names in head.stages:
+                outputs.append(head.run(names, outputs[-1]))
+            pooled = [output.mean(dim=(2, 3)) for output in outputs]
+            if 'classifier.0' in head.tail:  # the layer norm of ConvNeXt
+                norm = head.get_submodule('classifier.0')
+                pooled[-1] = norm(pooled[-1][:, :, None, None]).flatten(1)
+            views.append(pooled)
+        for one, other in zip(*views):
+            first, second = one + other
+            cosines.append(F.cosine_similarity(first, second, dim=0).item())
+    assert len(cosines) == 4
+    query, retrieved = model.embed(images)
+    assert (query @ retrieved).item() == pytest.approx(sum(cosines) / 4, abs=1e-5)
+
+
+def test_the_folded_copy_embeds_alike(model):
     images = random_images(3)
-    embeddings = describer.embed(images)
-    assert embeddings.shape == (3, 2 * (64 + 128 + 256 + 512)) == (3, 1920)
-    assert describer.dimensions == 1920
-    assert torch.allclose(embeddings.norm(dim=1), torch.ones(3), atol=1e-5)
-    # by hand, head by head
-    score = 0
-    with torch.no_grad():
-        for head in describer.heads:
-            pooled = []
-            for view in (images, images.flip(3)):
-                outputs = [describer.trunk(view)]
-                for names in head.stages:
-                    outputs.append(head.run(names, outputs[-1]))
-                pooled.append([output.mean(dim=(2, 3)) for output in outputs])
-            for one, other in zip(*pooled):
-                vector = one + other
-                score += torch.cosine_similarity(vector[0], vector[1], dim=0) / 8
-    assert (embeddings[0] @ embeddings[1]).item() == pytest.approx(
-        score.item(), abs=1e-5
-    )
+    wanted = model.embed(images)
+    exact = folded(model, torch.float32).embed(images)
+    torch.testing.assert_close(exact, wanted, atol=1e-5, rtol=1e-3)
+    narrow = folded(model, torch.bfloat16).embed(images)
+    assert narrow.dtype == torch.float32
+    with torch.autocast('cpu', torch.bfloat16):
+        rounded = model.embed(images)  # as training computes
+    narrow, rounded = (F.cosine_similarity(x, wanted).min() for x in (narrow, rounded))
+    assert narrow > max(0.98, 1 - 1.5 * (1 - rounded))
+
+
+def test_a_projection_follows(model):
+    images = random_images(6)
+    long = model.embed(images)
+    projection = fit_projection(long, 3, whitening=0.5)
+    model.projection = projection
+    short = model.embed(images)
+    assert model.dimensions == 3
+    copied = folded(model, torch.float32).embed(images)
+    model.projection = None
+    assert torch.equal(short, projection(long))
+    torch.testing.assert_close(copied, short, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -204,17 +216,13 @@ def test_stages_are_described_within_the_trunk_as_well():
     model = EnsembleModel('resnet18', 2, 3, embedding='stages', **options).eval()
     images = random_images(3)
     pooled, features = [], images
-    for names in (
-        ['conv1', 'bn1', 'relu', 'maxpool', 'layer1'],
-        ['layer2'],
-        ['layer3'],
-    ):
+    first = ['conv1', 'bn1', 'relu', 'maxpool', 'layer1']
+    for names in (first, ['layer2'], ['layer3']):
         features = model.trunk.run(names, features)
         pooled.append(features.mean(dim=(2, 3)))
     wanted = []
     for head in model.heads:
-        last = head.run(['layer4'], features).mean(dim=(2, 3))
-        wanted += [*pooled, last]
+        wanted += [*pooled, head.run(['layer4'], features).mean(dim=(2, 3))]
     parts = model.describe(images)
     assert [part.shape[1] for part in parts] == 2 * [64, 128, 256, 512]
     assert model.dimensions == 1920
@@ -222,31 +230,14 @@ def test_stages_are_described_within_the_trunk_as_well():
         torch.testing.assert_close(part, vector)
 
 
-def test_one_shared_stage_has_no_stages_before_it():
-    models = [
-        EnsembleModel('resnet18', 2, 3, embedding=embedding).eval()
-        for embedding in ('features', 'stages')
-    ]
-    assert torch.equal(*(model.embed(random_images(2)) for model in models))
-
-
-def test_a_mirror_image_has_the_same_embedding(describer):
-    images = random_images(3)
-    torch.testing.assert_close(describer.embed(images), describer.embed(images.flip(3)))
-
-
-def test_an_embedding_does_not_depend_on_its_batch(describer):
-    images = random_images(5)
-    alone = torch.cat([describer.embed(image[None]) for image in images])
-    torch.testing.assert_close(describer.embed(images), alone, atol=1e-5, rtol=1e-4)
-
-
-def test_the_folded_copy_embeds_alike(describer):
-    images = random_images(3)
-    fast = folded(describer, torch.float32).embed(images)
-    torch.testing.assert_close(fast, describer.embed(images), atol=1e-5, rtol=1e-3)
-    half = folded(describer, torch.bfloat16).embed(images)
-    assert torch.cosine_similarity(half, fast).min() > 0.999
+@pytest.mark.parametrize('embedding', ['logits', 'features', 'stages'])
+def test_some_members_embed_their_columns(slim_backbone, embedding):
+    options = {'seed': 5, 'embedding': embedding, 'mirror': True, 'shared_stages': 2}
+    whole = EnsembleModel('resnet18', 4, 3, **options)
+    some = EnsembleModel('resnet18', 4, 3, members=[1, 3], **options)
+    images = random_images(2, 32)
+    columns = whole.embed(images).unflatten(1, (4, -1))[:, [1, 3]].flatten(1)
+    torch.testing.assert_close(some.embed(images), columns)
 
 
 def test_neutral_attention_passes_features_unchanged():
@@ -255,3 +246,29 @@ def test_neutral_attention_passes_features_unchanged():
     with torch.no_grad():
         outputs = [model(random_images()) for model in (plain, neutral)]
     torch.testing.assert_close(*outputs)
+
+
+def test_pooling_is_at_least_float32():
+    features = torch.full((1, 2, 64, 64), 1.001, dtype=torch.bfloat16)
+    pooled = MeanPool()(features)
+    assert pooled.dtype == torch.float32 and pooled.shape == (1, 2, 1, 1)
+    assert MeanPool()(features.double()).dtype == torch.float64
+
+
+# Sizes
+
+# of a ResNet-18: stem and layer1, layer2, layer3, layer4
+STAGES = (9_536 + 147_968, 525_568, 2_099_712, 8_393_728)
+
+
+@pytest.mark.parametrize('shared', [1, 2, 3])
+def test_stages_are_counted_in_the_trunk_or_in_each_head(shared):
+    trunk, head, total = count_parameters(
+        'resnet18', 48, 12, with_se=False, shared_stages=shared
+    )
+    assert trunk == sum(STAGES[:shared])
+    assert head == sum(STAGES[shared:]) + 512 * 12 + 12
+    assert total == trunk + 48 * head
+    attention = count_parameters('resnet18', 1, 12, shared_stages=shared)[1] - head
+    channels = (128, 256, 512)[shared - 1]  # of the head's first stage
+    assert attention == 2 * channels * channels // 8
