@@ -20,11 +20,11 @@ from areir.networks.layers import SqueezeExcitation
 from areir.networks.projection import fit_projection
 from model import (
     MODEL_TYPES,
+    EnsembleLoss,
     EnsembleModel,
     TrainedModel,
     assign_meta_classes,
     count_parameters,
-    ensemble_loss,
 )
 
 # trainable parameters of 48 heads, as published: model_type, with_se, meta_class_size
@@ -154,7 +154,7 @@ def test_loss_by_hand():
             exponentials = logits[n, e].exp()
             share = exponentials[meta_labels[n, e]] / exponentials.sum()
             losses.append(-math.log(share))
-    loss = ensemble_loss(logits, meta_labels).item()
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), 3)(logits, meta_labels).item()
     assert loss == pytest.approx(sum(losses) / 15, rel=1e-5)
 
 
