@@ -86,8 +86,7 @@ def calibrate(
         return None
 
     full = int(wrong.number.double().mean())
-    sizes = gallery_sizes(full, false_match_rate, len(labels))
-    thresholds = thresholds_by_size(wrong, sizes, full, false_match_rate)
+    sizes, thresholds = thresholds_by_size(wrong, full, false_match_rate)
     threshold = thresholds[sizes.index(full)]
     low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
     rates = cross_check(images, false_match_rate, seed)
@@ -126,10 +125,7 @@ def draw_queries(query, query_labels, gallery, gallery_labels, seed):
 
 
 def found_share(best, threshold):
-    """Return the share of queries, of those with a right image, that find one.
-
-    Their nearest image is right, and at or above the threshold.
-    """
+    """Return what `calibrate` calls found."""
     is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
     is_found = is_found[best.best_right > -torch.inf]
     return is_found.double().mean().item() if len(is_found) else 0.0
@@ -214,35 +210,27 @@ def threshold_at(rates, wanted):
     return scores.clamp(max=HIGHEST)[..., 0]
 
 
-def gallery_sizes(full, wanted, queries):
-    """Return the gallery sizes that get a threshold: 1, 2, 5, 10, ... `full`, and more.
+def thresholds_by_size(wrong, full, wanted):
+    """Return (gallery sizes 1, 2, 5, 10, ... `full` and more, a threshold for each).
 
-    full: the size that was measured; wanted: the false-match rate. A larger gallery
-    needs a lower rate at the measured size, see `thresholds_by_size`. Sizes double from
-    `full` as long as this rate is at least one query, the smallest share that can be
-    observed.
+    wrong: WrongImages; full: the size that was measured; wanted: the false-match rate.
+    A larger gallery consists of several galleries of that size. Its rate is at most the
+    sum of theirs, so each of them may have its share of the wanted rate. Sizes double
+    from `full` as long as this share is at least one query, the smallest that can be
+    observed. A larger size never has a lower threshold.
     """
     sizes = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
     sizes = [size for size in sizes if size < full] + [full]
     share = wanted / 2
-    while share * queries >= 1:
+    while share * len(wrong.number) >= 1:
         sizes.append(2 * sizes[-1])
         share /= 2
-    return sizes
-
-
-def thresholds_by_size(wrong, sizes, full, wanted):
-    """Return a threshold for each size; a larger size never has a lower one.
-
-    A gallery larger than `full` consists of several galleries of that size. Its rate is
-    at most the sum of theirs, so each of them may have its share of the wanted rate.
-    """
     thresholds = []
     for size in sizes:
         rates = wrong.rates(size).mean(dim=0)
         threshold = threshold_at(rates, wanted * min(1, full / size))
         thresholds.append(threshold.item())
-    return np.maximum.accumulate(thresholds).tolist()
+    return sizes, np.maximum.accumulate(thresholds).tolist()
 
 
 def threshold_interval(rates, labels, wanted):

@@ -38,7 +38,10 @@ def threshold_of(collection):
 
 
 def threshold_lines(calibration):
-    """Return the lines to print about a calibration; none if it is None."""
+    """Return the lines to print about a calibration; none if it is None.
+
+    The second is about the rate on classes that did not set the threshold.
+    """
     if not calibration:
         return []
     interval = describe_interval(calibration['low'], calibration['high'], '{:.3f}')
@@ -46,29 +49,25 @@ def threshold_lines(calibration):
         'threshold of a match: {threshold:.3f}, {interval}, for {false_match_rate:.2%} '
         'false matches among {gallery_size:,} images; {found:.2%} of the true matches '
         'reach it'
-    )
-    return [line.format(**calibration, interval=interval), check_line(calibration)]
-
-
-def check_line(calibration):
-    """Return the line about the rate on classes that did not set the threshold."""
+    ).format(**calibration, interval=interval)
     realised = calibration['realised']
     if realised is None:
-        return (
+        return [
+            line,
             f'notice: only {calibration["classes"]} classes set the threshold, too few '
-            'to check it on others: do not rely on it'
-        )
+            'to check it on others: do not rely on it',
+        ]
     low, high = calibration['realised_low'], calibration['realised_high']
-    line = (
+    check = (
         f'false matches on classes that did not set the threshold: {realised:.2%}, '
         f'{describe_interval(low, high)}'
     )
     if low > calibration['false_match_rate']:
-        line += (
+        check += (
             '; more than asked for: there are too few classes, or several classes have '
             'similar images'
         )
-    return line
+    return [line, check]
 
 
 def is_calibration(value):
