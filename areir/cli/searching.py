@@ -26,8 +26,8 @@ def add_query_flags(add):
     add(
         '--query_img_name',
         type=path,
-        help='query: an image file or an image of the database, a folder of images, or '
-        'the folder of --gallery to compare each of its images with the rest '
+        help='an image file or an image of the database; a folder of images, each a '
+        'query; or the folder of --gallery, to compare its images with each other '
         f"[default value is '{DEFAULT_QUERY}', without --gallery]",
     )
     add(
@@ -57,27 +57,24 @@ def add_gallery_flags(add):
         type=path,
         help='model for --gallery and --export_model: a file, a name below '
         '--results_root, or a network of torchvision with its ImageNet weights '
-        '[default is the newest model in --results_root, or '
-        f'{DEFAULT_NETWORK} if there is none]',
+        f'[default is the newest in --results_root, or {DEFAULT_NETWORK} if none]',
     )
     add(
         '--calibrate',
         action='store_true',
-        help='set the threshold of a match by the class folders of --gallery, and '
-        'store it in the index',
+        help='set the threshold of a match by the class folders of --gallery',
     )
     add(
         '--false_match_rate',
         type=float,
-        help='share of the queries whose class is not in the gallery that --calibrate '
-        'lets pass as matches [default value is 0.01]',
+        help='share of the queries without a true match that --calibrate lets pass '
+        '[default value is 0.01]',
     )
     add(
         '--index',
         default='exact',
         choices=['exact', 'faiss'],
-        help='exact compares a query with every vector of --gallery; faiss, if '
-        'installed, builds an approximate index and prints its recall '
+        help='faiss, if installed, searches approximately and prints its recall '
         '[default value is %(default)s]',
     )
     add(
@@ -94,7 +91,7 @@ def add_page_flags(add):
         nargs='?',
         const=8000,
         type=int,
-        help='serve a page that searches --gallery; PORT is 8000 if left out',
+        help='serve a page that searches --gallery, by default at port 8000',
     )
     add(
         '--host',
@@ -114,8 +111,7 @@ def add_output_flags(add):
         '--export',
         metavar='DIR',
         type=path,
-        help='write the vectors (.npy), paths and classes (CSV) of what is searched '
-        'to DIR',
+        help='write vectors (.npy), paths and classes (CSV) of what is searched',
     )
     add(
         '--export_model',

@@ -40,11 +40,6 @@ class Collection:
     def __len__(self):
         return len(self.images)
 
-    @property
-    def dimensions(self):
-        """The length of an embedding."""
-        return self.embeddings.shape[1]
-
     def path_of(self, index):
         """Return the path of an image's file."""
         return os.path.join(self.folder, self.images[index])

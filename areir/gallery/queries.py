@@ -160,7 +160,8 @@ def embed_images(paths, collection):
     rank, processes = rank_and_count()
     own = range(rank, len(paths), processes)
     files = [paths[index] for index in own]
-    embeddings, problems = torch.zeros(len(paths), collection.dimensions), {}
+    dimensions = collection.embeddings.shape[1]
+    embeddings, problems = torch.zeros(len(paths), dimensions), {}
     for indices, vectors, bad in embed_files(
         files, embedder.image_size, embedder, 'queries'
     ):

@@ -27,16 +27,11 @@ def images_to_find(number, available):
 
 
 class Vote(NamedTuple):
-    """The result of a vote.
+    """The result of a vote."""
 
-    label: of the class with the most votes, or None if nobody votes; share: of the
-    votes that it has; lead: of its best score over the best score of another class, or
-    over the threshold if there is none.
-    """
-
-    label: object
-    share: float = 0.0
-    lead: float = 0.0
+    label: object  # of the class with the most votes, or None if nobody votes
+    share: float = 0.0  # of the votes that it has
+    lead: float = 0.0  # of its best score over another class's, or over the threshold
 
 
 def vote(scores, labels, threshold):
