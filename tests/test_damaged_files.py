@@ -14,7 +14,8 @@ from model import EnsembleModel
 SPLIT = 'data/small/uncropped_data_dicts.pth'
 MODEL = 'results/toy_model.pth'
 DATABASE = 'results/toy_data_base.pth'
-QUERY = ['--query_img_name', '../my project/data/photos/test/figure_07/figure_07_01.png']
+PHOTO = '../my project/data/photos/test/figure_07/figure_07_01.png'
+QUERY = ['--query_img_name', PHOTO]
 TRAIN = ['--data_name', 'small', '--weights', 'none', '--image_size', 32]
 CALLS = {
     'split': (SPLIT, 'train.py', TRAIN),
