@@ -5,7 +5,7 @@ import os
 from PIL import Image
 
 from areir.data.images import load_image, save_image
-from areir.data.workers import parallel
+from areir.data.verification import parallel
 from areir.errors import UserError
 from areir.files import atomic_path, remove_leftovers, write_text
 
@@ -70,7 +70,7 @@ def write_crops(pool, folder, jobs, fingerprint):
     same. Otherwise they are removed first.
     """
     mark = os.path.join(folder, MARK)
-    if read_mark(mark) != fingerprint:
+    if not os.path.isfile(mark) or open(mark).read() != fingerprint:
         for _, target, _ in jobs:
             if os.path.lexists(target):
                 os.remove(target)
@@ -81,25 +81,15 @@ def write_crops(pool, folder, jobs, fingerprint):
     parallel(pool, write_crop, missing, 'cropping')
 
 
-def read_mark(path):
-    """Return the fingerprint in a MARK file, or None if there is no such file."""
-    if not os.path.isfile(path):
-        return None
-    with open(path) as file:
-        return file.read()
+def refuse_foreign_files(links, folder):
+    """Raise UserError if links or crops would take the place of a user's own files.
 
-
-def refuse_foreign_links(paths, folder):
-    """Raise UserError if a file is in the place of a link below `folder`."""
-    for path in paths:
-        if os.path.lexists(path) and not os.path.islink(path):
-            raise UserError(f'{path} is not a link made here: move {folder} away')
-
-
-def refuse_foreign_crops(folder):
-    """Raise UserError if `folder` holds files but no MARK of `write_crops`."""
-    if not os.path.isdir(folder) or os.path.isfile(os.path.join(folder, MARK)):
-        return
-    # a killed process may have left a hidden temporary file
-    if any(not name.startswith(f'.{MARK}') for name in os.listdir(folder)):
-        raise UserError(f'{folder} was not written here: move it away')
+    links: paths of the links to images; folder: that of the crops.
+    """
+    for link in links:
+        if os.path.lexists(link) and not os.path.islink(link):
+            raise UserError(f'{link} is not a link made here: move it away')
+    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, MARK)):
+        # a killed process may have left a hidden temporary file
+        if any(not name.startswith(f'.{MARK}') for name in os.listdir(folder)):
+            raise UserError(f'{folder} was not written here: move it away')

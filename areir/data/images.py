@@ -1,4 +1,8 @@
-"""From image files to pixels: find them, decode them, resize and normalise them."""
+"""From image files to pixels: find them, decode them, resize and normalise them.
+
+pillow-heif, if it is installed, reads HEIC. A process imports it when it meets the first
+such file.
+"""
 
 import contextlib
 import ctypes
@@ -13,22 +17,42 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from areir.data.optional_formats import (
-    as_stored,
-    can_read,
-    check_readable,
-    kind_by_suffix,
-)
 from areir.errors import UserError
-from areir.files import file_checksum, is_special
+from areir.files import is_special
 
+HEIC_SUFFIXES = ('.heic', '.heif', '.hif')
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
-    *('.tif', '.tiff', '.ppm', '.pgm', '.heic', '.heif', '.hif', '.avif'),
+    *('.tif', '.tiff', '.ppm', '.pgm', '.avif', *HEIC_SUFFIXES),
 )
+HEIC_BRANDS = (b'ftyphei', b'ftyphev', b'ftypmif1', b'ftypmsf1')  # bytes 4 to 12
+HEIC_ADVICE = 'pip install pillow-heif reads them'
+NO_HEIC = f'nothing here reads HEIC files: {HEIC_ADVICE}'  # an index stores it
 
 # pillow runs another program for these, or only recognises them
 REFUSED_FORMATS = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')
+
+
+@functools.cache
+def register_heic():
+    """Add pillow-heif to pillow; return whether it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def unreadable_heic(paths):
+    """Return the paths of HEIC files, by their suffix, if nothing here reads them."""
+    heic = [path for path in paths if path.lower().endswith(HEIC_SUFFIXES)]
+    return [] if heic and register_heic() else heic
+
+
+def is_outdated(problem):
+    """Whether a file could not be read for lack of a package that is installed now."""
+    return problem == NO_HEIC and register_heic()
 
 
 def image_formats():
@@ -40,12 +64,12 @@ def image_formats():
 def is_image(path):
     """Whether a file is an image, by its suffix or, without one, by its first bytes.
 
-    A HEIC or AVIF file counts only if it can be read here.
+    A HEIC file counts only if it can be read here.
     """
-    Image.init()
-    if kind := kind_by_suffix(path):
-        return can_read(kind)
     suffix = os.path.splitext(path)[1].lower()
+    if suffix in HEIC_SUFFIXES:
+        return register_heic()
+    Image.init()
     kind = Image.registered_extensions().get(suffix)
     if kind:
         return kind in image_formats()
@@ -76,11 +100,15 @@ def silence_decoders():
 def open_image(path):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
-    Raises UserError, without the path, if it is not a regular file.
+    Raises UserError, without the path, if it is not a regular file, or if it is HEIC
+    and cannot be read here.
     """
     if is_special(path):
         raise UserError('not a regular file')
-    check_readable(path)
+    with open(path, 'rb') as file:
+        start = file.read(12)
+    if start[4:].startswith(HEIC_BRANDS) and not register_heic():
+        raise UserError(NO_HEIC)
     return Image.open(path, formats=image_formats())
 
 
@@ -103,7 +131,6 @@ def load_image(path, box=None, least=None):
             if file_format == 'PNG':
                 check_png(path)
             if box:
-                image = as_stored(image)
                 image = image.crop(clamp_box(box, image.size))
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image, file_format)
@@ -123,7 +150,7 @@ def check_png(path):
             if head[4:] != b'IDAT':
                 file.seek(length + 4, os.SEEK_CUR)
                 continue
-            found = file_checksum(file, length, zlib.crc32(b'IDAT'))
+            found = zlib.crc32(file.read(length), zlib.crc32(b'IDAT'))
             if found != int.from_bytes(file.read(4), 'big'):
                 raise UserError('its checksum does not fit')
 
@@ -152,15 +179,12 @@ def stretch_to_bytes(values):
     """Map numbers (H, W) from their own range to 0 ... 255, as uint8.
 
     If all are equal, they become 0. NaN and infinity do not count for the range: NaN
-    becomes 0, and infinity 0 or 255 by its sign. Raises UserError if no number is
-    finite.
+    becomes 0, and infinity 0 or 255 by its sign.
     """
     values = values.astype(np.float64)
     finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise UserError('none of its pixels is a finite number')
     low, high = finite.min(), finite.max()
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    values = np.clip(np.nan_to_num(values, nan=low), low, high)
     shares = (values - low) / ((high - low) or 1)
     return np.rint(255 * shares).astype(np.uint8)
 
@@ -212,23 +236,18 @@ def flip(images, mirrored):
     return torch.where(mirrored, images.flip(3), images)
 
 
-def list_files(root, skip=(), problems=None, special=None):
+def list_files(root, skip=(), problems=None):
     """Return all files below root as sorted relative paths with '/'.
 
-    Links are followed, but never into a folder that contains them. Hidden and system
-    files and the folders `skip` of root are left out. problems: a dict that receives
-    {path: reason} for folders that cannot be read; without it they raise OSError.
-    FIFOs, sockets and devices are left out, too. special: a list that receives them.
+    Links are followed, but never into a folder that contains them. Left out are hidden
+    and system files, FIFOs, sockets and devices, and the folders `skip` of root.
+    problems: a dict that receives {path: reason} for folders that cannot be read;
+    without it they raise OSError.
     Raises UserError for the root of the disk, which would take hours.
     """
     if os.path.realpath(root) == '/':
         raise UserError(f'{root}: the root of the disk; name a folder of images')
-    files = []
-    special = [] if special is None else special
-    for path in walk(root, '', frozenset(), skip, problems):
-        kind = special if is_special(os.path.join(root, path)) else files
-        kind.append(path)
-    return sorted(files)
+    return sorted(walk(root, '', frozenset(), skip, problems))
 
 
 def walk(folder, prefix, above, skip, problems):
@@ -253,7 +272,7 @@ def walk(folder, prefix, above, skip, problems):
         if os.path.isdir(entry.path):
             below = f'{prefix}{name}/'
             yield from walk(entry.path, below, above | {real}, skip, problems)
-        else:
+        elif not is_special(entry.path):
             yield prefix + name
 
 

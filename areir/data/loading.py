@@ -1,16 +1,17 @@
 """From image files to embeddings: the dataset, its loader, and the loop over it."""
 
 import os
+import threading
+from multiprocessing import parent_process
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from areir.data.images import load_image, normalise, to_pixels
-from areir.data.workers import start_loader_worker
 from areir.errors import UserError
 from areir.hardware import available_cores, local_processes
-from areir.processes import is_first
+from areir.processes import ignore_signals, is_first
 
 BATCH = 32  # images embedded at a time
 GONE = 'gone'  # the problem of a file that is not there
@@ -46,6 +47,25 @@ class ImageDataset(Dataset):
             problem = str(error).removeprefix(f'{path}: ')
             blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
             return blank, index, problem if os.path.isfile(path) else GONE
+
+
+def end_with_parent():
+    """Start a thread that ends this process as soon as its parent has ended."""
+
+    def wait():
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def start_loader_worker(number):
+    """Worker init of a DataLoader: leave signals to the parent and end with it.
+
+    torch itself notices only after seconds that the parent has been killed.
+    """
+    ignore_signals()
+    end_with_parent()
 
 
 def make_loader(

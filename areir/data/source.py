@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from areir.data.images import IMAGE_SUFFIXES, list_files
-from areir.data.layouts import KNOWN_DATASETS, crop_types, has_boxes, read_folder
+from areir.data.layouts import KNOWN_DATASETS, read_folder
+from areir.data.lists import refuse_repeats
 from areir.data.splits import split_path
 from areir.data.tables import read_table
 from areir.data.verification import count_parts
 from areir.errors import UserError
 
 TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
+MADE_HERE = ('uncropped', 'cropped')  # folders below that of a known dataset
 
 
 @dataclass
@@ -59,15 +61,6 @@ class SourceDataset:
         """The path of each record's image."""
         return [f'{self.source}/{record.path}' for record in self.records]
 
-    @cached_property
-    def boxes(self):
-        return [record.box for record in self.records]
-
-    def images_of(self, part):
-        """Return the paths of the images of one part of the split."""
-        pairs = zip(self.images, self.records)
-        return [image for image, record in pairs if record.part == part]
-
     def names(self, crop_type):
         """Return each record's image as the split file names it."""
         paths = [record.path for record in self.records]
@@ -100,64 +93,63 @@ def link_usual_folders(data_root, names):
     {name: folder} of the links that were made. Raises UserError if several folders have
     usual names of one dataset.
     """
-    folders = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
+    folders = {}  # {name in letters and digits alone: names on disk}
+    for entry in sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []:
+        if os.path.isdir(os.path.join(data_root, entry)):
+            plain = re.sub('[^a-z0-9]', '', entry.lower())
+            folders.setdefault(plain, []).append(entry)
     links = {}
     for name in names:
-        usual_names = (name, *KNOWN_DATASETS[name].folders)
-        usual = [
-            folder
-            for folder in folders
-            if re.sub('[^a-z0-9]', '', folder.lower()) in usual_names
-            and os.path.isdir(os.path.join(data_root, folder))
-        ]
-        if not usual or os.path.lexists(os.path.join(data_root, name)):
+        usual = []
+        for plain in (name, *KNOWN_DATASETS[name].folders):
+            usual += folders.get(plain, [])
+        link = os.path.join(data_root, name)
+        if not usual or os.path.lexists(link):
             continue
         if len(usual) > 1:
             raise UserError(
                 f'{data_root}: {" and ".join(usual)} may both be {name}: rename one to '
                 f'{name}'
             )
-        os.symlink(usual[0], os.path.join(data_root, name), target_is_directory=True)
+        os.symlink(usual[0], link, target_is_directory=True)
         links[name] = usual[0]
     return links
 
 
-def find_source(data_root, name, data_path=None):
-    """Return the folder of a dataset's images.
+def find_source(data_root, name, data_path=None, table=None):
+    """Return (folder of a dataset's images, CSV that describes them or None).
 
-    Raises UserError if it is missing, or if the name belongs to another folder.
+    An earlier preparation has left links to them: images and TABLE. Raises UserError
+    if they are missing, or if the name belongs to other ones.
     """
     folder = os.path.join(data_root, name)
-    link = os.path.join(folder, 'images')  # to photos that are elsewhere
-    linked = os.path.islink(link)
-    source = data_path or (link if linked and name not in KNOWN_DATASETS else folder)
+    table_link, link = os.path.join(folder, TABLE), os.path.join(folder, 'images')
+    if data_path and os.path.lexists(table_link):
+        raise name_taken(name, table_link)
+    if not table and os.path.lexists(table_link):
+        table = table_link
+    if table:
+        if not os.path.isfile(table):
+            raise UserError(f'{table}: no such file')
+        table = os.path.realpath(table)
+        data_path = os.path.dirname(table)
+    if name not in KNOWN_DATASETS and os.path.islink(link):
+        folder = link
+    if data_path and os.path.isdir(folder) and os.listdir(folder):
+        if not os.path.samefile(folder, data_path):
+            raise name_taken(name, folder)
+    source = data_path or folder
     if not os.path.isdir(source):
         raise UserError(f'{source}: no such folder')
-    taken = link if linked else folder
-    in_use = os.path.isdir(taken) and os.listdir(taken)
-    if data_path and in_use and not os.path.samefile(taken, data_path):
-        raise UserError(
-            f'{name} is already the name of {os.path.realpath(taken)}: choose another '
-            '--data_name'
-        )
-    return source
+    return source, table
 
 
-def find_table(data_root, name, table, data_path=None):
-    """Return the CSV of a dataset: `table`, or the one it was prepared from, or None.
-
-    Raises UserError if it is missing, or if a folder is to take its place.
-    """
-    link = os.path.join(data_root, name, TABLE)
-    if data_path and os.path.lexists(link):
-        raise UserError(
-            f'{name} is already the name of {os.path.realpath(link)}: choose another '
-            '--data_name'
-        )
-    path = table or (link if os.path.lexists(link) else None)
-    if path and not os.path.isfile(path):
-        raise UserError(f'{path}: no such file')
-    return path and os.path.realpath(path)
+def name_taken(name, path):
+    """Return the error for a name that belongs to another folder or CSV."""
+    return UserError(
+        f'{name} is already the name of {os.path.realpath(path)}: choose another '
+        '--data_name'
+    )
 
 
 def read_source(data_root, name, data_path=None, seed=0, table=None):
@@ -167,61 +159,39 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
     a CSV that describes the dataset, whose folder has the images.
     Raises UserError if the dataset's own files are incomplete.
     """
-    table = find_table(data_root, name, table, data_path)
+    source, table = find_source(data_root, name, data_path, table)
+    left_out = []
     if table:
-        source = find_source(data_root, name, os.path.dirname(table))
         layout, records = read_table(table, seed)
-        check_parts(table, records)
-        return SourceDataset(data_root, name, source, layout, records, [], table)
-    source = find_source(data_root, name, data_path)
-    made_here = crop_types(name) if has_boxes(name) else ()
-    special = []
-    files = list_files(source, skip=made_here, special=special)
-    if name in KNOWN_DATASETS:
-        try:
-            layout, records = KNOWN_DATASETS[name].read(source, files)
-        except UserError as error:
-            if not special:
-                raise
-            note = f'{source}/{special[0]}: not a regular file'
-            raise UserError(f'{error} ({note})') from error
-        check_parts(f'{source}/{layout}', records)
+    elif name in KNOWN_DATASETS:
+        files = list_files(source, skip=MADE_HERE)
+        layout, records = KNOWN_DATASETS[name].read(source, files)
         left_out = images_not_listed(files, records)
     else:
+        files = list_files(source)
         layout, records = read_folder(source, files, seed)
-        check_parts(source, records)
-        left_out = files_without_class(files + special, records)
-    return SourceDataset(data_root, name, source, layout, records, left_out)
-
-
-def check_parts(source, records):
-    """Raise UserError unless there are images to train on and to test with."""
+        left_out = set(files).difference(record.path for record in records)
+        left_out = [path for path in left_out if not path.endswith('_data_dicts.pth')]
+    refuse_repeats('image', [(record.origin, record.path) for record in records])
     counts = count_parts(records)
     if 'train' not in counts or len(counts) < 2:
         present = ' and '.join(counts) or 'no'
         raise UserError(
-            f'{source}: {present} images found; both training and test are needed'
+            f'{table or source}: {present} images found; both training and test are '
+            'needed'
         )
-
-
-def files_without_class(files, records):
-    """Return the files, apart from split files, that no record names."""
-    left_out = set(files).difference(record.path for record in records)
-    return sorted(path for path in left_out if not path.endswith('_data_dicts.pth'))
+    return SourceDataset(
+        data_root, name, source, layout, records, sorted(left_out), table
+    )
 
 
 def images_not_listed(files, records):
     """Return the images that no record names, in folders beside those of the named."""
     listed = {record.path for record in records}
-    folders = {parent_folder(path) for path in listed}
-    return sorted(
+    folders = {os.path.dirname(os.path.dirname(path)) for path in listed}
+    return [
         path
         for path in set(files) - listed
-        if path.lower().endswith(IMAGE_SUFFIXES) and parent_folder(path) in folders
-    )
-
-
-def parent_folder(path):
-    """Return the folder around the folder of a file, None for a file at the top."""
-    folder = os.path.dirname(path)
-    return os.path.dirname(folder) if folder else None
+        if path.lower().endswith(IMAGE_SUFFIXES)
+        and os.path.dirname(os.path.dirname(path)) in folders
+    ]

@@ -1,15 +1,55 @@
-"""Check a dataset: is every image complete, and is the split as it should be?"""
+"""Look at every image of a dataset, in worker processes, and at its split.
 
+Is each image complete? Is the split as it should be? What are mean and deviation?
+"""
+
+import signal
 from collections import Counter, defaultdict
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
-from areir.data.images import clamp_box, load_image, open_image
+import numpy as np
+from tqdm import tqdm
+
+from areir.data.images import HEIC_ADVICE, load_image, resize, unreadable_heic
 from areir.data.layouts import KNOWN_DATASETS
-from areir.data.optional_formats import ADVICE, as_stored, split_by_reader
-from areir.data.text_files import listing
-from areir.data.workers import parallel
+from areir.data.lists import listing
+from areir.data.loading import end_with_parent
 from areir.errors import UserError
 
 PART_ORDER = ('train', 'test', 'query', 'gallery')
+
+
+# Worker processes
+
+
+def start_pool(num_workers):
+    """Return a pool of worker processes, to be used in a `with` statement."""
+    return ProcessPoolExecutor(num_workers, initializer=start_worker)
+
+
+def start_worker():
+    """Leave Ctrl-C to the parent process and end when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+
+
+def parallel(pool, function, jobs, description):
+    """Return the results of function(job) in order, with a progress bar.
+
+    Raises UserError if a worker process was killed.
+    """
+    results = pool.map(function, jobs, chunksize=16)
+    try:
+        return list(tqdm(results, total=len(jobs), desc=description, unit='img'))
+    except BrokenExecutor as error:
+        raise UserError(
+            f'{description}: a worker process was killed, perhaps memory ran out: '
+            'try a smaller --num_workers'
+        ) from error
+
+
+# Images
 
 
 def verify_image(job):
@@ -20,29 +60,27 @@ def verify_image(job):
     """
     path, box = job
     try:
-        load_image(path, box)
-        if box is None:
-            return '', False
-        with open_image(path) as image:
-            size = as_stored(image).size
-        return '', clamp_box(box, size) != tuple(box)
+        width, height = load_image(path, box).size
     except UserError as error:
         return str(error), False
+    if box is None:
+        return '', False
+    left, top, right, bottom = box
+    return '', width + height < right - left + bottom - top
 
 
 def verify_images(pool, name, images, records):
     """Decode all images; return the records whose boxes reach beyond their image.
 
     images: the path of each record's file. Raises UserError naming every image that
-    cannot be read, or the package that is missing to read HEIC or AVIF files.
+    cannot be read, or the package that is missing to read HEIC files.
     """
-    _, unreadable = split_by_reader(images)
-    if unreadable:
-        counts = '; '.join(
-            f'{len(paths):,} {kind} files cannot be read: {ADVICE[kind]}'
-            for kind, paths in unreadable.items()
+    heic = unreadable_heic(images)
+    if heic:
+        raise UserError(
+            f'{name}: {len(heic):,} HEIC files cannot be read: {HEIC_ADVICE}; nothing '
+            'was written'
         )
-        raise UserError(f'{name}: {counts}; nothing was written')
     jobs = [(image, record.box) for image, record in zip(images, records)]
     results = parallel(pool, verify_image, jobs, 'verifying')
     problems = [
@@ -57,6 +95,35 @@ def verify_images(pool, name, images, records):
             + listing(problems, most=len(problems))
         )
     return [record for (_, beyond), record in zip(results, records) if beyond]
+
+
+def pixel_sums(job):
+    """Return the sums of the pixels and of their squares, three integers each.
+
+    job: (path, image_size). Computed by numpy: torch's threads do not survive the fork
+    that starts a worker process.
+    """
+    path, image_size = job
+    pixels = resize(load_image(path), image_size).reshape(-1, 3).astype(np.int64)
+    return pixels.sum(0), (pixels**2).sum(0)
+
+
+def channel_statistics(pool, paths, image_size):
+    """Return the mean and standard deviation of the pixels / 255, per channel.
+
+    They are those of all images at image_size, and exact, because integers are summed.
+    """
+    jobs = [(path, image_size) for path in paths]
+    sums, square_sums = zip(*parallel(pool, pixel_sums, jobs, 'mean and deviation'))
+    count = len(paths) * image_size**2
+    mean, std = [], []
+    for total, square in zip(sum(sums).tolist(), sum(square_sums).tolist()):
+        mean.append(total / count / 255)
+        std.append((square * count - total**2) ** 0.5 / count / 255)
+    return tuple(mean), tuple(std)
+
+
+# Counts
 
 
 def count_parts(records):
@@ -95,60 +162,41 @@ def find_oddities(name, records, beyond=0):
 
     beyond: how many boxes reach beyond their image.
     """
-    sizes = Counter((record.part, record.label) for record in records)
-    return [
-        *compare_counts(name, count_parts(records)),
-        *compare_with_known(name, len(records), beyond),
-        *find_hopeless_queries(sizes),
-        *find_shared_classes(sizes),
-    ]
-
-
-def compare_counts(name, counts):
-    """Yield the parts whose counts are not the official ones."""
+    oddities = []
+    counts = count_parts(records)
     for part, (images, classes) in official_counts(name).items():
         present = counts.get(part, (0, 0))
         if present != (images, classes):
-            yield (
+            oddities.append(
                 f'{part} has {present[0]:,} images of {present[1]:,} classes, the '
                 f'official split {images:,} of {classes:,}'
             )
-
-
-def compare_with_known(name, images, beyond):
-    """Yield the signs that a known dataset is not what its name says."""
-    known = KNOWN_DATASETS.get(name)
-    if known and images in known.lookalikes:
-        yield f'{images:,} images: this is {known.lookalikes[images]}'
-    if known and known.boxes_fit and beyond:
-        yield (
+    if beyond and name in KNOWN_DATASETS and KNOWN_DATASETS[name].boxes_fit:
+        oddities.append(
             f'{beyond:,} boxes reach beyond their image and were clamped: annotations '
             'and images may not belong together'
         )
-
-
-def find_hopeless_queries(sizes):
-    """Yield the queries that always miss. sizes: {(part, label): images}."""
+    sizes = Counter((record.part, record.label) for record in records)
     single = sum(part == 'test' and size == 1 for (part, _), size in sizes.items())
     if single:
-        yield f'{single:,} test classes have a single image, whose query always misses'
-    lost = 0
-    for (part, label), size in sizes.items():
-        if part == 'query' and ('gallery', label) not in sizes:
-            lost += size
+        oddities.append(
+            f'{single:,} test classes have a single image, whose query always misses'
+        )
+    lost = sum(
+        size
+        for (part, label), size in sizes.items()
+        if part == 'query' and ('gallery', label) not in sizes
+    )
     if lost:
-        yield (
+        oddities.append(
             f'{lost:,} queries have no image of their class in the gallery and always '
             'miss'
         )
-
-
-def find_shared_classes(sizes):
-    """Yield the number of classes in both training and test, if there are any."""
     train = {label for part, label in sizes if part == 'train'}
-    test = {label for part, label in sizes if part != 'train'}
-    if train & test:
-        yield (
-            f'{len(train & test):,} classes are both in training and in the test: the '
-            'score is not for unseen classes'
+    shared = train & {label for part, label in sizes if part != 'train'}
+    if shared:
+        oddities.append(
+            f'{len(shared):,} classes are both in training and in the test: the score '
+            'is not for unseen classes'
         )
+    return oddities

@@ -26,8 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from areir.data.tables import check_roles, read_roles
-from areir.data.text_files import read_csv
+from areir.data.lists import check_roles, parse_rows, read_csv, read_roles
 from areir.errors import UserError
 from areir.files import is_unicode, load_tensors, refuse_special
 
@@ -172,20 +171,19 @@ def label_entries(path, embeddings, labels_csv):
     path: the file of the array, for messages. Raises UserError naming the file that is
     at fault, or both if they have different numbers of rows.
     """
-    columns, rows, origins = read_csv(
-        labels_csv, [LABEL_COLUMNS], read_row, any_bytes=True
-    )
+    table = read_csv(labels_csv, [LABEL_COLUMNS], any_bytes=True)
+    rows = parse_rows(labels_csv, table, read_row)
     embeddings = np.atleast_1d(embeddings)
     if len(embeddings) != len(rows):
         raise UserError(
             f'{path} has {len(embeddings):,} embeddings, but {labels_csv} has '
             f'{len(rows):,} rows'
         )
-    labels, images, roles = zip(*rows) if rows else [()] * 3
+    labels, images, roles = zip(*(row for _, row in rows)) if rows else [()] * 3
     entries = {'embeddings': embeddings, 'labels': np.array(labels, dtype=str)}
-    if 'path' in columns:
+    if None not in images:
         entries['images'] = np.array(images, dtype=str)
-    if not check_roles(list(roles), origins):
+    if not check_roles([(origin, row[2]) for origin, row in rows]):
         return entries
     is_query = np.array([is_query for is_query, _ in roles])
     return {

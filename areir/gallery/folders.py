@@ -2,29 +2,33 @@
 
 import os
 
-from areir.data.images import IMAGE_SUFFIXES, is_image, list_files
-from areir.data.optional_formats import ADVICE, split_by_reader
+from areir.data.images import (
+    HEIC_ADVICE,
+    IMAGE_SUFFIXES,
+    is_image,
+    list_files,
+    unreadable_heic,
+)
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
-def list_user_files(folder, problems, special=None):
+def list_user_files(folder, problems):
     """Return `list_files` of a folder without what inference.py has written below it.
 
-    Files of all kinds are listed, but HEIC and AVIF files that cannot be read here are
-    left out, with a notice. problems: a dict that receives {path: reason} for folders
-    that cannot be read; special: a list that receives the FIFOs, sockets and devices,
-    which are left out.
+    Files of all kinds are listed, but HEIC files that cannot be read here are left out,
+    with a notice. problems: a dict that receives {path: reason} for folders that cannot
+    be read.
     """
-    files = list_files(folder, problems=problems, special=special)
+    files = list_files(folder, problems=problems)
     own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
     files = [path for path in files if os.path.dirname(path) not in own]
-    readable, unreadable = split_by_reader(files)
-    for kind, paths in unreadable.items():
-        print(f'notice: {len(paths):,} {kind} files are left out: {ADVICE[kind]}')
-    return readable
+    unreadable = set(unreadable_heic(files))
+    if unreadable:
+        print(f'notice: {len(unreadable):,} HEIC files are left out: {HEIC_ADVICE}')
+    return [path for path in files if path not in unreadable]
 
 
 def is_own_file(path):
@@ -39,8 +43,7 @@ def scan(folder):
     that cannot be read, and the paths of other files.
     """
     images, problems, others = {}, {}, []
-    paths = list_user_files(folder, problems, others)
-    for path in paths:
+    for path in list_user_files(folder, problems):
         file = os.path.join(folder, path)
         try:
             seen = os.stat(file)

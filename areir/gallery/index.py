@@ -20,7 +20,7 @@ import secrets
 from dataclasses import dataclass
 
 from areir import files, processes
-from areir.data.optional_formats import is_outdated
+from areir.data.images import is_outdated
 from areir.errors import UserError, printable
 from areir.files import remove, remove_leftovers
 from areir.gallery.codes_file import codes_path, write_codes

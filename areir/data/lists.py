@@ -1,0 +1,257 @@
+"""Read the lists and CSV files that describe images. Errors name the file and the line.
+
+Functions that take `parse` call it with the cells of each row. It raises ValueError if
+they make no sense.
+"""
+
+import csv
+import math
+from typing import NamedTuple
+
+from areir.errors import UserError
+from areir.files import is_unicode, refuse_special
+
+SHOWN = 10  # bad rows that a message lists
+EMPTY = ('', 'nan', 'none')  # cells
+YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
+
+
+class Record(NamedTuple):
+    """One image as a dataset's own files describe it."""
+
+    part: str | None  # of the split: train, test, query or gallery; None: to be drawn
+    label: int | str  # as the dataset has it
+    path: str  # relative to the dataset's folder, with '/'
+    # left, top, right, bottom: 0-based, half-open, on the stored pixels
+    box: tuple | None = None
+    origin: str = ''  # the file and the line that names it, for messages
+
+
+# Lines and rows
+
+
+def read_lines(path, any_bytes=False):
+    """Yield the lines of a UTF-8 text file, with their line ends.
+
+    any_bytes: whether a line may hold bytes that are not UTF-8, as file names may; they
+    become surrogates. Raises UserError naming a line that is not text.
+    """
+    refuse_special(path)
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
+        for number, line in enumerate(file, 1):
+            if '\0' in line or not (any_bytes or is_unicode(line)):
+                raise UserError(
+                    f'{path}, line {number}: not text in UTF-8: save the file as UTF-8'
+                )
+            yield line
+
+
+def read_rows(path, fields, header=0):
+    """Yield ('line N', cells) of each line after `header` lines, split at white space.
+
+    fields: how many each line has; the last may contain spaces. Empty lines are
+    skipped. Raises UserError naming a line with fewer fields.
+    """
+    for number, line in enumerate(read_lines(path), 1):
+        cells = line.strip().split(None, fields - 1)
+        if number > header and cells:
+            if len(cells) != fields:
+                raise UserError(
+                    f'{path}, line {number}: {fields} fields expected, not {line!r:.99}'
+                )
+            yield f'line {number}', cells
+
+
+def read_cells(path, any_bytes=False):
+    """Yield ('line N', cells) of each row of a CSV, except empty ones.
+
+    Raises UserError naming the line where a malformed row begins.
+    """
+    table = csv.reader(read_lines(path, any_bytes), strict=True)
+    while True:
+        line = f'line {table.line_num + 1}'
+        try:
+            cells = next(table)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f'{path}, {line}: no row of a CSV ({error})') from error
+        if cells:
+            yield line, cells
+
+
+def read_csv(path, required, any_bytes=False):
+    """Yield ('line N', {column: text}) of each row of a CSV below its header.
+
+    required: for each needed column, the names that it may have; any_bytes: see
+    `read_lines`. Raises UserError naming a column that is missing or there twice, or a
+    row that does not have as many cells as there are columns.
+    """
+    table = read_cells(path, any_bytes)
+    _, columns = next(table, ('', []))
+    for names in required:
+        found = [name for name in columns if name in names]
+        if not found:
+            raise UserError(f'{path}: no column {" or ".join(names)}')
+        if len(found) > len(set(found)):
+            raise UserError(f'{path}: two columns {found[0]}')
+    for line, cells in table:
+        if len(cells) != len(columns):
+            raise UserError(f'{path}, {line}: more or fewer cells than columns')
+        yield line, dict(zip(columns, cells))
+
+
+def parse_rows(path, rows, parse):
+    """Return [('path, line N', parse(cells))] of rows ('line N', cells).
+
+    Raises UserError that lists the lines for which `parse` raises ValueError.
+    """
+    parsed, problems = [], []
+    for line, cells in rows:
+        try:
+            parsed.append((f'{path}, {line}', parse(cells)))
+        except ValueError as error:
+            problems.append(f'{line}: {error}')
+    if len(problems) == 1:
+        raise UserError(f'{path}, {problems[0]}')
+    if problems:
+        raise UserError(f'{path}: {len(problems)} bad rows{listing(problems)}')
+    return parsed
+
+
+def listing(problems, most=SHOWN):
+    """Return the end of a message: at most `most` problems, each on its line."""
+    listed = problems[:most]
+    if len(problems) > most:
+        listed.append(f'and {len(problems) - most} more')
+    return ':\n  ' + '\n  '.join(listed)
+
+
+def refuse_repeats(kind, pairs):
+    """Raise UserError if a value occurs twice.
+
+    kind: what a message calls the values; pairs: (origin, value) of each.
+    """
+    first = {}
+    for origin, value in pairs:
+        if value in first:
+            raise UserError(f'{origin}: {kind} {value!r} is in {first[value]}, too')
+        first[value] = origin
+
+
+# What cells hold
+
+
+def to_class(cell, classes):
+    """Return a class as int. Raises ValueError if it is not in a range of classes."""
+    if not str(cell).isdecimal() or int(cell) not in classes:
+        raise ValueError(
+            f'class {cell!r:.99} is not a number from {classes[0]} to {classes[-1]}'
+        )
+    return int(cell)
+
+
+def to_numbers(cells):
+    """Return the four numbers of a box. Raises ValueError if they are no numbers."""
+    try:
+        numbers = [float(cell) for cell in cells]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f'box {cells!r:.99}: four numbers expected')
+    return numbers
+
+
+def make_box(*corners):
+    """Return left, top, right, bottom as integers. Raises ValueError without area."""
+    left, top, right, bottom = map(round, corners)
+    if left >= right or top >= bottom:
+        raise ValueError(f'box from {left}, {top} to {right}, {bottom} is empty')
+    return left, top, right, bottom
+
+
+def read_roles(cells):
+    """Return (is_query, is_gallery) of a row; a missing column counts as true.
+
+    cells: {column: text}. Raises ValueError if a cell is neither true nor false.
+    """
+    roles = []
+    for name in ('is_query', 'is_gallery'):
+        text = cells.get(name, 'true').lower()
+        if text not in YES + NO:
+            raise ValueError(f'{name} {text!r:.99} is neither true nor false')
+        roles.append(text in YES)
+    return tuple(roles)
+
+
+def check_roles(rows):
+    """Return whether the queries are separate from the gallery.
+
+    rows: (origin, roles as `read_roles` returns them) of each image. They are not
+    separate if all images have both roles. Raises UserError if only some have both,
+    because each of those would have to be left out of its own gallery, or if one has
+    neither.
+    """
+    separate = any(roles != (True, True) for _, roles in rows[:1])
+    for origin, (is_query, is_gallery) in rows:
+        both, neither = is_query and is_gallery, not is_query and not is_gallery
+        if neither or both == separate:
+            raise UserError(
+                f'{origin}: is_query and is_gallery: every test image must have both '
+                'roles, or every one exactly one of them'
+            )
+    return separate
+
+
+# Where files are
+
+
+def find_file(files, name):
+    """Return the shortest path that is `name` or ends with it, or None."""
+    paths = [path for path in files if ends_with(path, name)]
+    return min(paths, key=len, default=None)
+
+
+def need_file(root, files, name, dataset):
+    """As `find_file`. Raises UserError if there is none."""
+    path = find_file(files, name)
+    if path is None:
+        raise UserError(f'{root}: {name} is missing; extract {dataset} there')
+    return path
+
+
+def ends_with(path, name):
+    """Whether a path is `name` or has it as its last components."""
+    return path == name or path.endswith('/' + name)
+
+
+def locate(files, rows, source):
+    """Return the records of rows (origin, Record), with their origins and whole paths.
+
+    Datasets are extracted to different depths, so a list may name `img/1.jpg` where
+    `Img/img/1.jpg` is on disk. The folder where most of the images exist precedes all
+    paths; of several such folders the shortest.
+    source: the file that lists the images. Raises UserError if none is found.
+    """
+    wanted = [record.path for _, record in rows]
+    probes = wanted[:: max(1, len(wanted) // 8)]
+    prefixes = set()
+    for path in files:
+        for probe in probes:
+            if ends_with(path, probe):
+                prefixes.add(path.removesuffix(probe))
+    if not prefixes:
+        raise UserError(
+            f'{source} names {len(wanted):,} images, and none of them was found: '
+            'extract the images beside it'
+        )
+    files = set(files)
+
+    def quality(prefix):
+        return sum(prefix + path in files for path in wanted), -len(prefix)
+
+    best = max(prefixes, key=quality)
+    return [
+        record._replace(path=best + record.path, origin=origin)
+        for origin, record in rows
+    ]
