@@ -19,14 +19,18 @@ from areir.cli.preparation import get_parser
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # those below take seconds
 
-import utils
-from areir.data import crops
+from areir.data.crops import link_images, link_source, refuse_foreign_files, write_crops
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.sample import draw_sample
 from areir.data.source import TABLE, link_usual_folders, read_source
 from areir.data.splits import check_name, is_prepared, missing_files
-from areir.data.verification import find_oddities, print_counts, verify_images
-from areir.data.workers import channel_statistics, start_pool
+from areir.data.verification import (
+    channel_statistics,
+    find_oddities,
+    print_counts,
+    start_pool,
+    verify_images,
+)
 from areir.errors import UserError, printable
 from areir.files import locked, refuse_folder, write_tensors
 from areir.hardware import available_cores
@@ -38,8 +42,6 @@ def get_args():
     parser = get_parser()
     args = parser.parse_args()
     known = ', '.join(KNOWN_DATASETS)
-    if args.seed < 0:
-        parser.error(f'--seed {args.seed}: must be at least 0')
     if args.data_path and args.csv:
         parser.error('--data_path and --csv: give one of them')
     own = args.data_name and args.data_name not in [*KNOWN_DATASETS, 'sample']
@@ -47,10 +49,10 @@ def get_args():
         flag = '--csv' if args.csv else '--data_path'
         parser.error(f'{flag} needs a --data_name other than {known} and sample')
     args.num_workers = args.num_workers or available_cores()
-    args.names = [args.data_name]
     wanted = [name for name in KNOWN_DATASETS if args.data_name in (None, name)]
     for name, folder in link_usual_folders(args.data_root, wanted).items():
         print(f'notice: {os.path.join(args.data_root, name)} now links to {folder}')
+    args.names = [args.data_name]
     if args.data_name is None:
         folders = {name: os.path.join(args.data_root, name) for name in KNOWN_DATASETS}
         args.names = [name for name in KNOWN_DATASETS if os.path.isdir(folders[name])]
@@ -87,11 +89,20 @@ def prepare(
         print(f'{name}: nothing changed since it was prepared')
         return
 
-    refuse_foreign_files(dataset)
+    for crop_type in dataset.crop_types:
+        refuse_folder(dataset.split_path(crop_type))
+    if dataset.has_boxes:
+        crop_folder = os.path.join(dataset.folder, 'cropped')
+        refuse_foreign_files(dataset.targets('uncropped'), crop_folder)
     with start_pool(num_workers) as pool:
         beyond = verify_images(pool, name, dataset.images, dataset.records)
         print_counts(name, dataset.counts)
-        print_cut_boxes(name, beyond)
+        if beyond:
+            print(
+                f'notice: {name}: {len(beyond):,} boxes reach beyond their image and '
+                f'are cut at its edge, such as that of {printable(beyond[0].path)} '
+                f'({beyond[0].origin})'
+            )
         warnings = find_oddities(name, dataset.records, len(beyond))
         for warning in warnings:
             print(f'warning: {name}: {warning}')
@@ -129,35 +140,13 @@ def print_source(dataset):
         print(f'notice: {name}: left out {len(left_out):,} {what}, such as {example}')
 
 
-def print_cut_boxes(name, records):
-    """Print a notice about records whose boxes reach beyond their image."""
-    if records:
-        first = records[0]
-        where = f' ({first.origin})' if first.origin else ''
-        print(
-            f'notice: {name}: {len(records):,} boxes reach beyond their image and are '
-            f'cut at its edge, such as that of {printable(first.path)}{where}'
-        )
-
-
 def is_unchanged(dataset, fingerprint):
     """Whether all split files have this fingerprint and all their images are there."""
-    for crop_type in dataset.crop_types:
-        if not is_prepared(dataset.split_path(crop_type), fingerprint):
-            return False
-        if missing_files(dataset.folder, dataset.names(crop_type)):
-            return False
-    return True
-
-
-def refuse_foreign_files(dataset):
-    """Raise UserError if a file or folder that was not made here is in the way."""
-    for crop_type in dataset.crop_types:
-        refuse_folder(dataset.split_path(crop_type))
-    if dataset.has_boxes:
-        links = os.path.join(dataset.folder, 'uncropped')
-        crops.refuse_foreign_links(dataset.targets('uncropped'), links)
-        crops.refuse_foreign_crops(os.path.join(dataset.folder, 'cropped'))
+    return all(
+        is_prepared(dataset.split_path(crop_type), fingerprint)
+        and not missing_files(dataset.folder, dataset.names(crop_type))
+        for crop_type in dataset.crop_types
+    )
 
 
 def find_statistics(pool, dataset, image_size):
@@ -169,7 +158,9 @@ def find_statistics(pool, dataset, image_size):
     if dataset.name in KNOWN_DATASETS:
         known = KNOWN_DATASETS[dataset.name]
         return known.mean, known.std
-    mean, std = channel_statistics(pool, dataset.images_of('train'), image_size)
+    pairs = zip(dataset.images, dataset.records)
+    images = [image for image, record in pairs if record.part == 'train']
+    mean, std = channel_statistics(pool, images, image_size)
     if 0 in std:
         channel = ('red', 'green', 'blue')[std.index(0)]
         raise UserError(
@@ -192,17 +183,17 @@ def make_links_and_crops(pool, dataset, fingerprint):
     os.makedirs(dataset.folder, exist_ok=True)
     if not dataset.in_place:
         link = os.path.join(dataset.folder, 'images')
-        crops.link_source(dataset.source, link, dataset.data_root)
+        link_source(dataset.source, link, dataset.data_root)
     if dataset.table:
         link = os.path.join(dataset.folder, TABLE)
         if os.path.realpath(link) != dataset.table:
-            crops.link_source(dataset.table, link, dataset.data_root)
+            link_source(dataset.table, link, dataset.data_root)
     if dataset.has_boxes:
-        jobs = list(zip(dataset.images, dataset.targets('uncropped')))
-        crops.link_images(jobs)
-        jobs = list(zip(dataset.images, dataset.targets('cropped'), dataset.boxes))
+        link_images(list(zip(dataset.images, dataset.targets('uncropped'))))
+        boxes = [record.box for record in dataset.records]
+        jobs = list(zip(dataset.images, dataset.targets('cropped'), boxes))
         folder = os.path.join(dataset.folder, 'cropped')
-        crops.write_crops(pool, folder, jobs, fingerprint)
+        write_crops(pool, folder, jobs, fingerprint)
 
 
 def write_split_files(dataset, info):

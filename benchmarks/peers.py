@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from areir import hardware
 from areir.data.images import flip, load_image, normalise
-from areir.data.loading import Embedder
-from areir.data.workers import start_loader_worker
+from areir.data.loading import Embedder, start_loader_worker
 from areir.errors import UserError
 from areir.hardware import available_cores
 from areir.networks.backbones import build_backbone, cut, find_family, has_depthwise

@@ -6,24 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from areir.data import optional_formats
+from areir.data import images
 
 LOSS = 12  # of 255, by which a pixel of two encodings of a picture differs at most
 
 
-def needs(kind):
-    """Return the mark that skips a test where HEIC or AVIF cannot be read."""
-    reason = f'{kind}: {optional_formats.ADVICE[kind]}'
-    return pytest.mark.skipif(not optional_formats.can_read(kind), reason=reason)
-
-
-def names(*chosen):
-    """Return names of photos as parameters of a test, each with its mark."""
-    kinds = {name: optional_formats.kind_by_suffix(name) for name in chosen}
-    return [
-        pytest.param(name, marks=[needs(kind)] if kind else [])
-        for name, kind in kinds.items()
-    ]
+needs_heic = pytest.mark.skipif(
+    not images.register_heic(), reason='pip install pillow-heif'
+)
+every_name = pytest.mark.parametrize(
+    'name', [pytest.param('photo.heic', marks=needs_heic), 'photo.avif']
+)
 
 
 def picture():
@@ -37,7 +30,7 @@ def write_photo(path, orientation=6):
     """Write the picture with an EXIF orientation, as a camera does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
-    exif[optional_formats.ORIENTATION] = orientation
+    exif[0x0112] = orientation
     # with an Exif in place of its bytes, pillow-heif does not turn the picture
     picture().save(path, exif=exif.tobytes(), quality=95)
     return path
@@ -50,14 +43,7 @@ def difference(one, other):
     return np.abs(one - other).max()
 
 
-def take_away(monkeypatch, kind):
-    """Make HEIC or AVIF unreadable, as if no package could read it."""
-    if kind == 'AVIF':
-        monkeypatch.setattr(optional_formats, 'has_avif', lambda: False)
-        return
+def take_heic_away(monkeypatch):
+    """Make HEIC unreadable, as if pillow-heif were not installed."""
     monkeypatch.setitem(sys.modules, 'pillow_heif', None)
-    monkeypatch.setattr(
-        optional_formats,
-        'register_heic',
-        optional_formats.register_heic.__wrapped__,
-    )
+    monkeypatch.setattr(images, 'register_heic', images.register_heic.__wrapped__)

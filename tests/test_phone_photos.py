@@ -17,10 +17,6 @@ from areir.gallery.queries import (
 )
 from areir.output import answers
 
-optional = pytest.mark.parametrize('name', phone.names('photo.heic', 'photo.avif'))
-ADVICE = [('heic', 'pip install pillow-heif'), ('avif', 'pip install --upgrade pillow')]
-both_kinds = pytest.mark.parametrize(('suffix', 'advice'), ADVICE)
-
 
 class Colours:
     """Embeds an image by its mean red and green."""
@@ -48,7 +44,7 @@ def photos(tmp_path):
     return draw_photos(tmp_path / 'photos')
 
 
-@optional
+@phone.every_name
 def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, capsys):
     for each in ('photo.jpg', name):
         phone.write_photo(photos / 'c' / each)
@@ -62,29 +58,26 @@ def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, ca
     assert update(photos, tmp_path / 'index').embedded == 0
 
 
-@both_kinds
-def test_files_without_a_package_are_counted(
-    suffix, advice, photos, tmp_path, capsys, monkeypatch
-):
+def test_files_without_a_package_are_counted(photos, tmp_path, capsys, monkeypatch):
     for number in range(12):
-        (photos / f'{number}.{suffix.upper()}').write_bytes(b'')
-    phone.take_away(monkeypatch, suffix.upper())
+        (photos / f'{number}.HEIC').write_bytes(b'')
+    phone.take_heic_away(monkeypatch)
     index = update(photos, tmp_path / 'index')
     (notice,) = capsys.readouterr().out.splitlines()
-    assert notice.startswith(f'notice: 12 {suffix.upper()} files') and advice in notice
+    assert notice.startswith('notice: 12 HEIC files') and 'pip install' in notice
     assert len(index.paths) == 7 and not index.problems
 
 
-@optional
+@phone.needs_heic
 @pytest.mark.parametrize('hidden', [False, True])
 def test_once_the_package_is_there_the_files_are_read(
-    name, hidden, photos, tmp_path, monkeypatch
+    hidden, photos, tmp_path, monkeypatch
 ):
-    path = phone.write_photo(photos / name)
+    path = phone.write_photo(photos / 'photo.heic')
     if hidden:  # under the name of another format
         path = path.rename(photos / 'hidden.jpg')
     with monkeypatch.context() as patch:
-        phone.take_away(patch, name[-4:].upper())
+        phone.take_heic_away(patch)
         index = update(photos, tmp_path / 'index')
         assert len(index.paths) == 7 and list(index.problems) == ['hidden.jpg'] * hidden
         again = Counting()
@@ -94,7 +87,7 @@ def test_once_the_package_is_there_the_files_are_read(
     assert (index.embedded, len(index.paths), index.problems) == (1, 8, {})
 
 
-@optional
+@phone.every_name
 def test_a_folder_of_queries(name, collection, tmp_path):
     path = phone.write_photo(tmp_path / 'queries' / name)
     queries = find_queries(str(path.parent), collection)
@@ -102,26 +95,23 @@ def test_a_folder_of_queries(name, collection, tmp_path):
     assert embed_queries(queries, collection) == queries
 
 
-@both_kinds
-def test_queries_without_a_package(
-    suffix, advice, collection, tmp_path, capsys, monkeypatch
-):
-    phone.take_away(monkeypatch, suffix.upper())
+def test_queries_without_a_package(collection, tmp_path, capsys, monkeypatch):
+    phone.take_heic_away(monkeypatch)
     jpeg = phone.write_photo(tmp_path / 'queries/photo.jpg')
-    path = tmp_path / f'queries/photo.{suffix}'
-    path.write_bytes(b'\x00\x00\x00\x18ftyp' + suffix.encode() + bytes(12))
+    path = tmp_path / 'queries/photo.heic'
+    path.write_bytes(b'\x00\x00\x00\x18ftypheic' + bytes(12))
     queries = find_queries(str(path.parent), collection)
     assert [query.name for query in queries] == [str(jpeg)]
-    assert f'notice: 1 {suffix.upper()} files' in capsys.readouterr().out
+    assert 'notice: 1 HEIC files' in capsys.readouterr().out
 
     (query,) = find_queries(str(path), collection)  # that file alone
     with pytest.raises(UserError) as refused:
         embed_queries([query], collection)
     line = str(refused.value)
-    assert line.startswith(f'{path}: ') and advice in line and '\n' not in line
+    assert line.startswith(f'{path}: ') and 'pip install' in line and '\n' not in line
 
 
-@optional
+@phone.every_name
 def test_sheets(name, collection, tmp_path):
     """The query and what was retrieved are drawn the same way round."""
     path = str(phone.write_photo(tmp_path / name))

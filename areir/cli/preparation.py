@@ -48,7 +48,7 @@ def get_parser():
     )
     add(
         '--seed',
-        type=int,
+        type=integer(0, 2**63 - 1),
         default=0,
         help='seed that draws the training half of your own dataset '
         '[default value is %(default)s]',

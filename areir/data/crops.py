@@ -89,7 +89,7 @@ def refuse_foreign_files(links, folder):
     for link in links:
         if os.path.lexists(link) and not os.path.islink(link):
             raise UserError(f'{link} is not a link made here: move it away')
-    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, MARK)):
-        # a killed process may have left a hidden temporary file
-        if any(not name.startswith(f'.{MARK}') for name in os.listdir(folder)):
-            raise UserError(f'{folder} was not written here: move it away')
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    # a killed process may have left a hidden temporary file
+    if MARK not in names and any(not name.startswith(f'.{MARK}') for name in names):
+        raise UserError(f'{folder} was not written here: move it away')

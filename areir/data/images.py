@@ -1,7 +1,7 @@
 """From image files to pixels: find them, decode them, resize and normalise them.
 
-pillow-heif, if it is installed, reads HEIC. A process imports it when it meets the first
-such file.
+pillow-heif, if it is installed, reads HEIC. A process imports it when it meets the
+first such file.
 """
 
 import contextlib

@@ -46,7 +46,10 @@ def read_cub(root, files):
     boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, cub_box)
     rows = []
     for image_id, (origin, path) in images.items():
-        for table, listed in (('image_class_labels', labels), ('bounding_boxes', boxes)):
+        for table, listed in (
+            ('image_class_labels', labels),
+            ('bounding_boxes', boxes),
+        ):
             if image_id not in listed:
                 raise UserError(f'{origin}: image {image_id} is not in {table}.txt')
         _, label = labels[image_id]
@@ -144,9 +147,7 @@ def read_folder(root, files, seed=0):
             f'{root}: {len(tops)} folders with images; a folder per class is needed, '
             'at least two'
         )
-    records = [
-        Record(None, path.split('/')[0], path) for path in images if '/' in path
-    ]
+    records = [Record(None, path.split('/')[0], path) for path in images if '/' in path]
     return f'{len(tops)} class folders', draw_parts(records, seed)
 
 

@@ -135,9 +135,9 @@ def find_source(data_root, name, data_path=None, table=None):
         data_path = os.path.dirname(table)
     if name not in KNOWN_DATASETS and os.path.islink(link):
         folder = link
-    if data_path and os.path.isdir(folder) and os.listdir(folder):
-        if not os.path.samefile(folder, data_path):
-            raise name_taken(name, folder)
+    in_use = os.path.isdir(folder) and os.listdir(folder)
+    if data_path and in_use and not os.path.samefile(folder, data_path):
+        raise name_taken(name, folder)
     source = data_path or folder
     if not os.path.isdir(source):
         raise UserError(f'{source}: no such folder')

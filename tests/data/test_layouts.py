@@ -19,15 +19,14 @@ from official import (
     write_cub,
     write_image,
     write_isc,
-    write_lines,
     write_sop,
 )
 from PIL import Image
 
 from areir.cli.preparation import DATASETS, get_parser
 from areir.data.images import load_image
-from areir.data.layouts import KNOWN_DATASETS, WITH_BOXES, KnownDataset, crop_types
-from areir.data.records import Record
+from areir.data.layouts import KNOWN_DATASETS, KnownDataset
+from areir.data.lists import Record
 from areir.data.source import read_source
 from areir.errors import UserError
 from data_utils import prepare
@@ -55,13 +54,6 @@ def of_split(records, split):
     return {record.path: record.label for record in records if record.part == split}
 
 
-def test_crop_types_depend_on_the_dataset():
-    assert list(WITH_BOXES) == ['car', 'cub']
-    assert crop_types('car') == crop_types('cub') == ('uncropped', 'cropped')
-    for name in ('sop', 'isc', 'mine'):
-        assert crop_types(name) == ('uncropped',)
-
-
 def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
     def read_flowers(root, files):
         names = [name for name in files if name.endswith('.png')]
@@ -75,7 +67,7 @@ def test_a_new_dataset_is_one_reader_and_one_entry(root, monkeypatch, capsys):
         counts={'train': (4, 2), 'test': (5, 2)},
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
-        crop_types=('uncropped', 'cropped'),
+        folders=(),
     )
     monkeypatch.setitem(KNOWN_DATASETS, 'flowers', flowers)
     write_classes(root / 'flowers')
@@ -197,7 +189,7 @@ def test_car_as_two_folders(root, devkit, nested):
 def test_car_test_annotations_without_labels_are_refused(root):
     write_car_devkit(root, labels=False)
     before = tree(root)
-    with pytest.raises(UserError, match=r'cars_test_annos\.mat .*withlabels\.mat'):
+    with pytest.raises(UserError, match=r'withlabels\.mat is missing'):
         prepare(root, 'car')
     assert tree(root) == before
 
@@ -222,21 +214,6 @@ def test_car_with_a_missing_table_is_refused(root, name):
     write_car_csv(root)
     (root / 'car' / name).unlink()
     with pytest.raises(UserError, match=name):
-        read_source(root, 'car')
-
-
-def test_car_with_a_damaged_table_is_refused(root):
-    write_car_folder(root)
-    (root / 'car/cars_annos.mat').write_bytes(b'damaged')
-    with pytest.raises(UserError, match=r'cars_annos\.mat'):
-        read_source(root, 'car')
-
-
-@pytest.mark.parametrize('row', ['00001.jpg,3,2,12,9,x', '00001.jpg,3,2'])
-def test_car_with_a_damaged_row_is_refused(root, row):
-    write_car_csv(root)
-    write_lines(root / 'car/anno_train.csv', [row])
-    with pytest.raises(UserError, match=r'anno_train\.csv, line 1: '):
         read_source(root, 'car')
 
 
@@ -270,22 +247,6 @@ def test_cub_with_its_images_elsewhere(root, tmp_path):
     shutil.move(root / 'cub/images', tmp_path / 'disk')
     (root / 'cub/images').symlink_to(tmp_path / 'disk')
     assert len(read_source(root, 'cub').records) == 4
-
-
-def test_cub_image_without_a_box_is_named(root):
-    write_cub(root / 'cub')
-    write_lines(root / 'cub/bounding_boxes.txt', ['1 0.0 0.0 9.0 9.0'])
-    with pytest.raises(
-        UserError, match=r"images\.txt, line 2: image '2' is not in bounding_boxes\.txt"
-    ):
-        read_source(root, 'cub')
-
-
-def test_a_line_with_missing_fields_is_named(root):
-    write_cub(root / 'cub')
-    write_lines(root / 'cub/bounding_boxes.txt', ['1 0.0 0.0 9.0 9.0', '2 0.0'])
-    with pytest.raises(UserError, match=r'bounding_boxes\.txt, line 2'):
-        read_source(root, 'cub')
 
 
 # Stanford Online Products, In-shop Clothes
@@ -329,7 +290,6 @@ def test_isc(root, folder, table, images):
     write_isc(root / 'isc' / folder, table, images)
     prepare(root, 'isc')
     split = load(root, 'isc')
-    assert set(split) == {'train', 'query', 'gallery', 'info'}
     paths = [f'{folder}{images}/{path}' for path, _, _ in CLOTHES]
     assert split['train'] == {'id_00000001': [paths[0]], 'id_00000002': [paths[1]]}
     assert split['query'] == {'id_00000007': [paths[2]]}
@@ -340,14 +300,6 @@ def test_isc(root, folder, table, images):
     assert split['info']['std'] == (0.2206, 0.2378, 0.2444)
     counts = {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
     assert split['info']['counts'] == counts
-
-
-def test_isc_with_an_unknown_status_is_refused(root):
-    write_isc(root / 'isc')
-    lines = ['1', 'image_name item_id evaluation_status', 'img/a/1.jpg id_1 val']
-    write_lines(root / 'isc/Eval/list_eval_partition.txt', lines)
-    with pytest.raises(UserError, match=r"partition\.txt, line 3: status 'val'"):
-        read_source(root, 'isc')
 
 
 @pytest.mark.parametrize(
@@ -369,6 +321,5 @@ def test_a_list_without_its_images_is_refused(root):
     write_sop(root / 'sop')
     for folder in root.glob('sop/*_final'):
         shutil.rmtree(folder)
-    pattern = r'Ebay_train\.txt names 3 images.*, of .*Ebay_train\.txt, line 2\)'
-    with pytest.raises(UserError, match=pattern):
+    with pytest.raises(UserError, match=r'Ebay_train\.txt names 3 images'):
         read_source(root, 'sop')

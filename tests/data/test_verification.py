@@ -12,7 +12,7 @@ from official import (
 )
 from PIL import Image
 
-from areir.data.records import Record
+from areir.data.lists import Record
 from areir.data.splits import load_split
 from areir.data.verification import (
     count_parts,
@@ -120,14 +120,6 @@ def test_counts_are_printed_beside_the_official_ones(capsys):
     header, train = capsys.readouterr().out.splitlines()
     assert header.split() == ['split', 'images', 'classes']
     assert train.split() == ['train', '3', '2']
-
-
-def test_cub_of_2010_is_recognised():
-    def hints(images):
-        warnings = find_oddities('cub', records(('train', 1)) * images)
-        return sum('2010' in warning for warning in warnings)
-
-    assert (hints(6033), hints(6032), hints(11788)) == (1, 0, 0)
 
 
 def test_odd_splits_are_pointed_out():

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 from official import write_classes
 
-from areir.data.workers import parallel, start_pool
+from areir.data.verification import parallel, start_pool
 from areir.errors import UserError
 
 linux_only = pytest.mark.skipif(
