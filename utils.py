@@ -100,7 +100,7 @@ def explain(error):
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f'error: {MEMORY}', 2
     if isinstance(error, (UserError, OSError)):
-        lines = text.strip().split('\n  ')  # a listing, see text_files.py
+        lines = text.strip().split('\n  ')  # a listing, see areir/data/lists.py
         return 'error: ' + '\n  '.join(map(printable, lines)), 2
     if 'DataLoader worker' in text:
         reason = text.splitlines()[0]
