@@ -6,16 +6,8 @@ import pytest
 from photos import Counting, draw_photos, update
 from toy import ToyCollection, on_circle
 
-from areir.data.images import load_image
 from areir.errors import UserError
-from areir.gallery.queries import (
-    Query,
-    embed_queries,
-    embed_shared,
-    find_queries,
-    search_queries,
-)
-from areir.output import answers
+from areir.gallery.queries import embed_queries, find_queries
 
 
 class Colours:
@@ -30,8 +22,8 @@ class Colours:
 class ColourCollection(ToyCollection):
     """A collection that embeds further images."""
 
-    def embed(self, paths):
-        return embed_shared(paths, Colours(), 2)
+    def load_embedder(self):
+        return Colours()
 
 
 @pytest.fixture
@@ -58,20 +50,10 @@ def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, ca
     assert update(photos, tmp_path / 'index').embedded == 0
 
 
-def test_files_without_a_package_are_counted(photos, tmp_path, capsys, monkeypatch):
-    for number in range(12):
-        (photos / f'{number}.HEIC').write_bytes(b'')
-    phone.take_heic_away(monkeypatch)
-    index = update(photos, tmp_path / 'index')
-    (notice,) = capsys.readouterr().out.splitlines()
-    assert notice.startswith('notice: 12 HEIC files') and 'pip install' in notice
-    assert len(index.paths) == 7 and not index.problems
-
-
 @phone.needs_heic
 @pytest.mark.parametrize('hidden', [False, True])
 def test_once_the_package_is_there_the_files_are_read(
-    hidden, photos, tmp_path, monkeypatch
+    hidden, photos, tmp_path, monkeypatch, capsys
 ):
     path = phone.write_photo(photos / 'photo.heic')
     if hidden:  # under the name of another format
@@ -80,6 +62,7 @@ def test_once_the_package_is_there_the_files_are_read(
         phone.take_heic_away(patch)
         index = update(photos, tmp_path / 'index')
         assert len(index.paths) == 7 and list(index.problems) == ['hidden.jpg'] * hidden
+        assert hidden or 'notice: 1 HEIC files' in capsys.readouterr().out
         again = Counting()
         update(photos, tmp_path / 'index', embed=again)
         assert again.images == 0
@@ -109,19 +92,3 @@ def test_queries_without_a_package(collection, tmp_path, capsys, monkeypatch):
         embed_queries([query], collection)
     line = str(refused.value)
     assert line.startswith(f'{path}: ') and 'pip install' in line and '\n' not in line
-
-
-@phone.every_name
-def test_sheets(name, collection, tmp_path):
-    """The query and what was retrieved are drawn the same way round."""
-    path = str(phone.write_photo(tmp_path / name))
-    jpeg = load_image(phone.write_photo(tmp_path / 'photo.jpg'))
-    query = Query(file=path, name=path, embedding=on_circle(5)[0])
-    phone.write_photo(tmp_path / 'photos' / name)
-    collection.images[0] = name
-    ((_, row),) = search_queries([query], collection, 2)
-    answer = answers.make_answer(query, *row, collection, 8)
-    _, images = answers.draw_answer(answer)
-    place = answer.table['path'].tolist().index(str(tmp_path / 'photos' / name))
-    for image in (images[0], images[1 + place]):
-        assert phone.difference(image, jpeg) <= phone.LOSS
