@@ -98,6 +98,12 @@ class Project:
             signal.signal(number, handler)
         return code, output.getvalue(), errors.getvalue()
 
+    def ask(self, script, *flags):
+        """Return the stdout of a call in this process, which must succeed."""
+        code, output, errors = self.call(script, *flags)
+        assert code == 0, errors
+        return output
+
     def refuse(self, script, *flags):
         """Return the one line that a refused call prints, called in this process."""
         code, _, errors = self.call(script, *flags)

@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pandas as pd
-import phone
 import pytest
 import torch
 import trained
@@ -48,14 +47,7 @@ def flags(project, tmp_path):
 
 @pytest.fixture
 def ask(project, flags):
-    """Call inference.py in this process and return what it prints."""
-
-    def called(*more):
-        code, output, errors = project.call('inference.py', *flags, *more)
-        assert code == 0, errors
-        return output
-
-    return called
+    return lambda *more: project.ask('inference.py', *flags, *more)
 
 
 @pytest.fixture
@@ -86,26 +78,13 @@ def test_a_query_from_outside(project, photos, tmp_path, ask):
 
     # brute force; bf16 where the hardware has it, so scores are near
     paths = [str(photos / path) for path in list_files(photos)]
-    query, images = (
-        trained.embed(project.saved, [own]),
-        trained.embed(project.saved, paths),
-    )
-    expected = dict(zip(paths, (query @ images.T)[0].tolist()))
+    vectors = trained.embed(project.saved, [own, *paths])
+    expected = dict(zip(paths, (vectors[1:] @ vectors[0]).tolist()))
     scores = [expected[path] for path in table['path']]
     assert table['score'].tolist() == pytest.approx(scores, abs=0.03)
     threshold = 0.5 + 0.4 * np.log(16) / np.log(100)
     assert table['match'].tolist() == (table['score'] >= threshold).tolist()
     assert '0 embedded now' in ask(*question)
-
-
-def test_an_image_of_the_folder_does_not_find_itself(photos, tmp_path, ask):
-    nested = photos / 'deep/er' / os.listdir(photos / 'deep/er')[0]
-    (tmp_path / 'link.png').symlink_to(nested)
-    for query in (photos / 'figure_1_01.png', tmp_path / 'link.png'):
-        ask('--gallery', photos, '--query_img_name', query, '--retrieval_num', 15)
-        table = retrieved(tmp_path, query.resolve().stem)
-        names = [os.path.basename(path) for path in table['path']]
-        assert len(names) == 15 and query.resolve().name not in names
 
 
 def test_a_folder_of_queries(photos, tmp_path, ask):
@@ -155,14 +134,6 @@ def test_every_image_against_the_rest(photos, tmp_path, ask):
     assert len(pairs) == len(expected)
 
 
-def test_without_a_threshold_only_duplicates_are_compared(photos, tmp_path, ask):
-    trained.save_model(tmp_path / 'older_model.pth', calibration=None)
-    model = ['--model', tmp_path / 'older_model.pth']
-    output = ask('--gallery', photos, '--query_img_name', photos, *model)
-    assert 'notice: the model has no threshold' in output
-    assert '0 identical, ' in output and 'same item' not in output
-
-
 def test_class_folders_are_the_classes(project, tmp_path, ask):
     figures = project.root / 'figures'
     query = figures / 'test/figure_3/figure_3_02.png'
@@ -172,16 +143,6 @@ def test_class_folders_are_the_classes(project, tmp_path, ask):
     assert '(figure_3)' in output and sorted(counts.tolist()) == [3, 4, 4, 4]
     path = f'{tmp_path}/results/figure_3_02/heat_maps.png'
     assert os.path.isfile(path) and f'wrote {path}' in output
-
-
-def test_export(photos, tmp_path, ask):
-    output = ask('--gallery', photos, '--export', tmp_path / 'out')
-    vectors = np.load(tmp_path / 'out/vectors.npy')
-    table = pd.read_csv(tmp_path / 'out/images.csv')
-    assert vectors.shape == (16, 6)
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(16), abs=1e-5)
-    assert table['path'].tolist() == list_files(photos)
-    assert 'vectors.npy' in output and '--query_img_name' in output.splitlines()[-1]
 
 
 def test_faiss(photos, tmp_path, ask):
@@ -238,20 +199,6 @@ def test_an_image_that_cannot_be_read_is_listed(photos, ask):
         assert '2 left out' in output
 
 
-@phone.needs('HEIC')
-def test_photos_of_a_phone(photos, tmp_path, ask, refuse, monkeypatch):
-    phone.write_photo(photos / 'phone.heic')
-    own = phone.write_photo(tmp_path / 'own.heic')
-    question = ['--gallery', photos, '--query_img_name', own, '--retrieval_num', 1]
-    assert '17 images' in ask(*question)
-    assert retrieved(tmp_path, 'own')['path'].tolist() == [f'{photos}/phone.heic']
-    phone.take_away(monkeypatch, 'HEIC')
-    notice = 'notice: 1 HEIC files are left out: pip install pillow-heif'
-    assert notice in ask('--gallery', photos)
-    line = refuse(*question)
-    assert f'{own}: ' in line and 'pip install pillow-heif' in line
-
-
 # What is refused
 
 
@@ -260,19 +207,16 @@ def test_photos_of_a_phone(photos, tmp_path, ask, refuse, monkeypatch):
     [
         (['--gallery', 'nowhere'], '--gallery nowhere: '),
         (['--gallery', ''], '--gallery: empty'),
-        (['--gallery', '/'], '/: the root of the disk'),
         (['--gallery', '{0}/empty'], 'empty: no images'),
         (['--gallery', '{0}/bad'], 'none of its 2 images'),
         (['--query_img_name', 'nowhere.jpg'], '--query_img_name nowhere.jpg: '),
         (['--query_img_name', '{0}/bad/1.jpg'], 'bad/1.jpg: cannot identify'),
         (['--query_img_name', '{0}/empty'], 'empty: no images'),
-        (['--query_img_name', '{0}/huge.png'], 'huge.png: '),
         (
             ['--retrieval_num', '17', '--query_img_name', '{0}/one.png'],
             '--retrieval_num 17: {0}/photos has 16 images',
         ),
         (['--model', 'nowhere.pth'], '--model nowhere.pth: '),
-        (['--model', '{0}/one.png'], 'one.png is damaged'),
         (['--results_root', '{0}/one.png'], 'one.png'),
         (['--report'], '--report: '),
     ],
@@ -283,7 +227,6 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     for name in ('1.jpg', '2.png'):
         (tmp_path / 'bad' / name).write_text('no image')
     shutil.copy(photos / 'figure_1_01.png', tmp_path / 'one.png')
-    Image.new('1', (20_000, 20_000)).save(tmp_path / 'huge.png')
     flags = [flag.format(tmp_path) for flag in flags]
     assert text.format(tmp_path) in refuse('--gallery', photos, *flags)
     left = [path.name for path in tmp_path.glob('results/*')]

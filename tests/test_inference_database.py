@@ -48,8 +48,7 @@ def answer(project):
 
     def called(query, *flags):
         question = ['--data_base', NAME, '--query_img_name', query, *flags]
-        code, output, errors = project.call('inference.py', *question)
-        assert code == 0, errors
+        output = project.ask('inference.py', *question)
         sheet = output.splitlines()[-1].removeprefix('wrote ')
         folder = os.path.dirname(os.path.join(project.elsewhere, sheet))
         return folder, pd.read_csv(os.path.join(folder, 'retrieved.csv')), output
@@ -126,9 +125,7 @@ def test_a_folder_of_queries_and_an_export(project, tmp_path):
     folder = project.photos / 'test'
     flags = ['--data_base', NAME, '--query_img_name', folder]
     flags += ['--export', tmp_path / 'out', '--retrieval_num', 2]
-    code, output, errors = project.call('inference.py', *flags)
-    assert code == 0, errors
-    assert '8 queries: ' in output
+    assert '8 queries: ' in project.ask('inference.py', *flags)
     written = project.root / 'results/test_answers/retrieved.csv'
     assert len(pd.read_csv(written)) == 16
     vectors = np.load(tmp_path / 'out/vectors.npy')
@@ -157,27 +154,15 @@ def test_what_cannot_be_done_is_one_line(project, flags, text):
         assert part in line
 
 
-def test_a_model_of_another_run_is_refused(project, tmp_path):
-    shutil.copy(project.root / 'results' / NAME, tmp_path)
-    trained.save_model(tmp_path / 'toy_model.pth', seed=1)
-    query = project.photos / 'train/figure_1/figure_1_01.png'
-    flags = ['--data_base', tmp_path / NAME, '--query_img_name', query]
-    line = project.refuse('inference.py', *flags)
-    assert f'{tmp_path}/toy_model.pth does not fit {tmp_path}/{NAME}' in line
-
-
 def test_a_run_is_reported(project, tmp_path):
     """Its page is tested in test_report.py. Without the images there is a notice."""
     page = project.root / 'results/toy_report.html'
-    code, output, errors = project.call('inference.py', '--data_base', NAME, '--report')
-    assert code == 0, errors
+    output = project.ask('inference.py', '--data_base', NAME, '--report')
     assert output.splitlines()[-1].endswith('my project/results/toy_report.html')
     assert 'figure_4' in page.read_text()
     shutil.copy(project.root / 'results' / NAME, tmp_path)
     flags = ['--results_root', tmp_path, '--data_root', 'nowhere']
-    flags += ['--data_base', NAME, '--report']
-    code, output, errors = project.call('inference.py', *flags)
-    assert code == 0, errors
+    output = project.ask('inference.py', '--data_base', NAME, '--report', *flags)
     assert 'notice: ' in output and (tmp_path / 'toy_report.html').is_file()
 
 

@@ -41,9 +41,7 @@ def project(tmp_path_factory):
 
 def call(project, *flags):
     """Call inference.py in this process and return the lines that it prints."""
-    code, output, errors = project.call('inference.py', *flags)
-    assert code == 0, errors
-    return output.splitlines()
+    return project.ask('inference.py', *flags).splitlines()
 
 
 def take_section(page, title):

@@ -93,8 +93,7 @@ def test_two_processes_equal_one(project, photos, tmp_path, query, index, file):
     flags = ['--model', project.model, '--gallery', photos, '--index', index]
     flags += ['--query_img_name', tmp_path / query, '--retrieval_num', 5]
     one, two = tmp_path / 'results 1', tmp_path / 'results 2'
-    code, _, errors = project.call('inference.py', *flags, '--results_root', one)
-    assert code == 0, errors
+    project.ask('inference.py', *flags, '--results_root', one)
     output = run_torchrun(script, [*flags, '--results_root', two], tmp_path)
     assert output.count('times: ') == 1
     tables = [pd.read_csv(results / file) for results in (one, two)]
