@@ -37,7 +37,7 @@ from areir.hardware import (
 from areir.networks.backbones import check_image_size, has_depthwise
 from areir.networks.layers import folded
 from areir.networks.pretrained import load_weights
-from areir.output.curves import draw_curves
+from areir.output.charts import draw_curves
 from areir.training import record
 from areir.training.batches import training_batches
 from areir.training.loaders import (

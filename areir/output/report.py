@@ -6,25 +6,30 @@ in templates/, which escape whatever comes from data, such as the names of class
 `inference.py --report` calls `write_report`.
 """
 
+import base64
+import functools
+import io
+import math
 import os
-from dataclasses import dataclass
+import shlex
+from typing import NamedTuple
 
-import torch
+from PIL import Image
 
+from areir.data.images import load_image
 from areir.errors import UserError
-from areir.evaluation.intervals import NO_INTERVAL, confidence_intervals
 from areir.evaluation.metrics import measures
 from areir.evaluation.ranking import search
 from areir.files import write_text
 from areir.output import charts, run_statistics, wording
-from areir.output.run_files import read_curves, read_provenance, readable
-from areir.output.tiles import TileMaker
+from areir.training.finished import read_results, read_run_json
 
 NEIGHBOURS = 8  # nearest images that are shown of a query
+THUMBNAIL = 96  # pixels
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'templates')
 
 
-def write_report(results_root, database_path, database, folder, progress=True):
+def write_report(results_root, database_path, database, folder):
     """Write the page of a finished run and return its path, in results_root.
 
     database: what the file database_path holds, as train.py wrote it. The run's CSV and
@@ -33,33 +38,21 @@ def write_report(results_root, database_path, database, folder, progress=True):
     """
     run = os.path.basename(database_path).removesuffix('_data_base.pth')
     beside = os.path.join(os.path.dirname(database_path), run)
-    images = run_statistics.query_and_gallery(database)
+    images = run_statistics.SearchedImages(database)
     if not images.available:
         raise UserError(
             f'{database_path}: it holds a single image, which has nothing to retrieve'
         )
-    results = find_results(images, database, progress)
-    tiles = TileMaker(results, database['classes'], folder, progress)
-    csv_path, provenance = (
-        f'{beside}_results.csv',
-        read_provenance(f'{beside}_run.json'),
-    )
+    record, record_problem = read_record(f'{beside}_run.json')
     page = {
         'run': run,
         'database': database,
         'images': images,
-        'results': results,
-        'calibration': database.get('calibration'),
-        'figures': key_figures(images, results.ranks),
-        'curves': read_curves(
-            csv_path, database.get('epoch', 0), provenance.csv_checksum
-        ),
-        'heads_chart': charts.heads_chart(results.recalls),
-        'classes': tiles.class_rows(),
-        'worst': [tiles.query_row(query) for query in results.worst],
-        'best': [tiles.query_row(query) for query in results.best],
-        'scores': describe_scores(results.statistics, database.get('calibration')),
-        'provenance': provenance,
+        'calibration': database['calibration'],
+        'record': record,
+        'record_problem': record_problem,
+        **describe_curves(f'{beside}_results.csv', database['epoch'], record),
+        **describe_results(images, database, folder),
     }
     path = os.path.join(results_root, f'{run}_report.html')
     write_text(path, render(page))
@@ -68,7 +61,7 @@ def write_report(results_root, database_path, database, folder, progress=True):
 
 def render(page):
     """Return the HTML of a page, {name: what the template shows}."""
-    import jinja2
+    import jinja2  # only pages need it
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -79,98 +72,194 @@ def render(page):
         keep_trailing_newline=True,
     )
     writers = {'share': wording.share, 'number': wording.number}
-    environment.filters.update(**writers, interval=wording.interval, readable=readable)
-    environment.globals.update(writers, no_interval=NO_INTERVAL)
+    environment.filters.update(writers, quote=shlex.quote, count='{:,}'.format)
+    environment.globals.update(writers, interval=wording.interval)
     html = environment.get_template('report.html.jinja').render(page)
     return wording.valid_unicode(html)
+
+
+# The files beside the database
+
+
+def read_record(path):
+    """Return (the dict of a run.json, None), or ({}, why it cannot be read)."""
+    try:
+        return read_run_json(path), None
+    except FileNotFoundError:
+        return {}, f'{os.path.basename(path)} is missing'
+    except (UserError, OSError):
+        return {}, f'{os.path.basename(path)} is damaged'
+
+
+def describe_curves(path, kept, record):
+    """Return what the page shows of a run's CSV: charts, titles and rows of a table.
+
+    kept: the epoch that the database holds.
+    """
+    rows, problem = read_results(path, record.get('csv_checksum'))
+    if problem:
+        return {'curves_problem': f'{os.path.basename(path)} {problem}'}
+    panels = charts.curve_panels(rows)
+    table = [[f'{epoch:g}' for epoch in rows['epoch']]]
+    titles = ['Epoch']
+    for panel in panels:
+        for label, column in panel.columns.items():
+            titles.append(label or panel.title)
+            values = rows[column]
+            table.append(
+                ['' if math.isnan(value) else panel.write(value) for value in values]
+            )
+    return {
+        'curves_problem': None,
+        'curves': [charts.curve_chart(panel, rows, kept) for panel in panels],
+        'curve_titles': titles,
+        'curve_rows': list(zip(*table)),
+        'is_marked': kept < rows['epoch'].max(),
+    }
 
 
 # What the model retrieves
 
 
-@dataclass(eq=False)
-class Results:
-    """What the queries of a run retrieve, and which of them the page shows."""
+def describe_results(images, database, folder):
+    """Return what the page shows of SearchedImages: figures, classes, queries, scores.
 
-    images: run_statistics.SearchedImages
-    recalls: list  # of HeadsRecall
-    ranks: dict  # of metrics.rank_positives
-    statistics: run_statistics.ScoreStatistics
-    scores: torch.Tensor  # (Q, K) of the nearest images
-    nearest: torch.Tensor  # (Q, K) their indices in the gallery
-    classes: list  # of ClassRecall
-    worst: list  # queries
-    best: list  # queries
-
-    @property
-    def without_right(self):
-        """The number of queries that have no right image."""
-        return int((self.ranks['rank'] == 0).sum())
-
-
-def find_results(images, database, progress):
-    """Return the Results of SearchedImages."""
-    recalls, ranks = run_statistics.rank_heads(
-        images, database.get('ensemble_size', 1), progress
-    )
-    statistics = run_statistics.score_statistics(images, progress)
+    database: of the run; folder: where the paths of images start.
+    """
+    heads = database['ensemble_size']
+    recalls, ranks = run_statistics.rank_heads(images, heads)
+    statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
     scores, nearest = search(images.query, images.gallery, k, images.own)
-
-    labels, rank = images.query_labels, ranks['rank']
-    nearest_labels = images.labels[nearest[:, 0]]
-    classes = run_statistics.lowest_classes(labels, rank, nearest_labels, scores[:, 0])
+    labels, rank, values = images.query_labels, ranks['rank'], measures(ranks, [1])
+    found = images.labels[nearest[:, 0]]
+    classes = run_statistics.lowest_classes(labels, rank, found, scores[:, 0])
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
     best = run_statistics.pick(statistics.margin, labels, rank == 1)
-    return Results(
-        images, recalls, ranks, statistics, scores, nearest, classes, worst, best
-    )
+
+    tiles = TileMaker(images, (scores, nearest), database['classes'], folder)
+    histograms = {
+        'Scores of all pairs': statistics.pair_shares,
+        'Best scores of each query': statistics.best_shares,
+    }
+    return {
+        'figures': [
+            run_statistics.estimate('Recall@1', values['recall@1'], labels),
+            run_statistics.estimate('MAP@R', values['map@r'], labels),
+            run_statistics.estimate('R-precision', values['r_precision'], labels),
+        ],
+        'recalls': recalls,
+        'heads_chart': charts.heads_chart(recalls),
+        'without_right': int((rank == 0).sum()),
+        'classes': [
+            (row, tiles.query(row.example), tiles.nearest(row.example, 1)[0])
+            for row in classes
+        ],
+        'worst': [tiles.row(query, rank, statistics) for query in worst],
+        'best': [tiles.row(query, rank, statistics) for query in best],
+        'sampled': statistics.sampled,
+        'score_charts': [
+            charts.score_chart(title, shares, database['calibration'])
+            for title, shares in histograms.items()
+        ],
+        'score_rows': score_rows(histograms.values()),
+    }
 
 
-@dataclass
-class KeyFigure:
-    """A key figure with its 95 % interval."""
+def score_rows(histograms):
+    """Return the rows of the table of scores: limits of a bin, then its shares.
 
-    title: str
-    value: float
-    low: float
-    high: float
-
-
-def key_figures(images, ranks):
-    """Return the KeyFigures of all heads: Recall@1 comes first."""
-    values = measures(ranks, [1])
-    intervals = confidence_intervals(values, images.query_labels)
-    titles = {'recall@1': 'Recall@1', 'map@r': 'MAP@R', 'r_precision': 'R-precision'}
-    return [
-        KeyFigure(title, values[name].mean().item(), *intervals[name])
-        for name, title in titles.items()
-    ]
+    histograms: dicts {'wrong', 'right': (bins,)}. Bins without scores are left out.
+    """
+    columns = [shares for kinds in histograms for shares in kinds.values()]
+    rows = []
+    for place, shares in enumerate(zip(*columns)):
+        if any(shares):
+            low, high = (2 * edge / len(columns[0]) - 1 for edge in (place, place + 1))
+            rows.append([f'{low:.2f} to {high:.2f}', *map(wording.share, shares)])
+    return rows
 
 
-# Scores
+class Tile(NamedTuple):
+    """A thumbnail with its caption."""
+
+    kind: str  # query, right or wrong
+    path: str
+    class_name: str
+    picture: str | None  # a data URI, None for an image that cannot be read
+    score: float | None = None  # None for a query
+    rank: int | None = None  # only where it is not the place in the row
 
 
-@dataclass
-class Scores:
-    """The charts of the scores and their numbers."""
+class QueryRow(NamedTuple):
+    """A query with its nearest images, and the first right one if that is farther."""
 
-    charts: list
-    rows: list  # of (low, high, shares): wrong and right, of all pairs, then best
+    query: Tile
+    note: str
+    answers: list  # of Tile
 
 
-def describe_scores(statistics, calibration):
-    """Return the Scores of ScoreStatistics."""
-    pairs = statistics.wrong_counts, statistics.right_counts
-    best = statistics.best_wrong_counts, statistics.best_right_counts
-    drawn = [
-        charts.score_chart('scores-all', 'Scores of all pairs', *pairs, calibration),
-        charts.score_chart(
-            'scores-best', 'Best score of each query', *best, calibration
-        ),
-    ]
-    counts = torch.stack([*pairs, *best]).double()
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).T.tolist()
-    edges = run_statistics.bin_edges()
-    rows = zip(edges[:-1], edges[1:], shares)
-    return Scores(drawn, [row for row in rows if any(row[2])])
+class TileMaker:
+    """Makes the Tiles of the queries of SearchedImages and of what they retrieve.
+
+    nearest: (scores, indices) of the nearest images, (Q, k) each; classes: names by
+    label; folder: where the paths of images start.
+    """
+
+    def __init__(self, images, nearest, classes, folder):
+        self.images, self.classes, self.folder = images, classes, folder
+        self.scores, self.indices = nearest
+        self.picture = functools.cache(thumbnail)
+
+    def tile(self, kind, path, label, *score_and_rank):
+        """Return the Tile of an image."""
+        picture = self.picture(os.path.join(self.folder, path))
+        return Tile(kind, path, self.classes[label], picture, *score_and_rank)
+
+    def query(self, query):
+        """Return the Tile of a query, given by its number."""
+        images = self.images
+        return self.tile(
+            'query', images.query_images[query], images.query_labels[query]
+        )
+
+    def answer(self, query, index, score, rank=None):
+        """Return the Tile of image `index` of the gallery as an answer to a query."""
+        path, label = self.images.images[index], self.images.labels[index]
+        kind = 'right' if label == self.images.query_labels[query] else 'wrong'
+        return self.tile(kind, path, label, float(score), rank)
+
+    def nearest(self, query, count=NEIGHBOURS):
+        """Return the Tiles of a query's nearest images."""
+        found = zip(self.indices[query][:count], self.scores[query])
+        return [self.answer(query, index, score) for index, score in found]
+
+    def row(self, query, rank, statistics):
+        """Return the QueryRow of a query that has a right image.
+
+        rank (Q,): of the first right images; statistics: ScoreStatistics.
+        """
+        rank, margin = int(rank[query]), float(statistics.margin[query])
+        answers, best = self.nearest(query), statistics.best
+        if rank > len(answers):
+            index, score = best.nearest_right[query], best.best_right[query]
+            answers.append(self.answer(query, index, score, rank))
+        if rank > 1:
+            note = f'the first right image has rank {rank:,}'
+        elif margin == math.inf:
+            note = 'there is no wrong image'
+        else:
+            note = f'{wording.number(margin)} above every wrong image'
+        return QueryRow(self.query(query), note, answers)
+
+
+def thumbnail(path):
+    """Return an image as the data URI of a small JPEG, None if it cannot be read."""
+    try:
+        image = load_image(path)
+    except UserError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, 'JPEG', quality=80)
+    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'

@@ -5,8 +5,9 @@ retrieves, and how right and wrong images score.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -22,7 +23,6 @@ SHOWN_PER_CLASS = 2  # of these queries
 SHOWN_CLASSES = 10  # classes of lowest recall@1
 
 
-@dataclass(eq=False)
 class SearchedImages:
     """The queries and the gallery of a database.
 
@@ -30,125 +30,82 @@ class SearchedImages:
     the gallery is the queries.
     """
 
-    query: torch.Tensor  # (Q, D) unit vectors
-    query_labels: torch.Tensor  # (Q,)
-    query_images: list  # (Q,) paths
-    gallery: torch.Tensor  # (N, D)
-    labels: torch.Tensor  # (N,)
-    images: list  # (N,)
-    own: torch.Tensor  # (Q,) index of each query in the gallery, or -1
-    leave_one_out: bool
-
-    @property
-    def available(self):
-        """The number of images that a query can retrieve."""
-        return len(self.labels) - self.leave_one_out
-
-    @property
-    def classes(self):
-        """The number of classes of the queries."""
-        return len(self.query_labels.unique())
+    def __init__(self, database):
+        """database: a dict as train.py writes it."""
+        self.leave_one_out = 'query_embeddings' not in database
+        prefix = '' if self.leave_one_out else 'query_'
+        self.query = database[f'{prefix}embeddings']  # (Q, D) unit vectors
+        self.query_labels = database[f'{prefix}labels']  # (Q,)
+        self.query_images = database[f'{prefix}images']  # (Q,) paths
+        self.gallery = database['embeddings']  # (N, D)
+        self.labels = database['labels']  # (N,)
+        self.images = database['images']  # (N,)
+        count = len(self.query_images)
+        # (Q,) index of each query in the gallery, or -1
+        own = torch.arange(count) if self.leave_one_out else torch.full((count,), -1)
+        self.own = own
+        self.available = len(self.images) - self.leave_one_out  # to each query
 
 
-def query_and_gallery(database):
-    """Return the SearchedImages of a database, a dict as train.py writes it."""
-    leave_one_out = 'query_embeddings' not in database
-    prefix = '' if leave_one_out else 'query_'
-    count = len(database[f'{prefix}labels'])
-    own = torch.arange(count) if leave_one_out else torch.full((count,), -1)
-    return SearchedImages(
-        query=database[f'{prefix}embeddings'],
-        query_labels=database[f'{prefix}labels'],
-        query_images=database[f'{prefix}images'],
-        gallery=database['embeddings'],
-        labels=database['labels'],
-        images=database['images'],
-        own=own,
-        leave_one_out=leave_one_out,
-    )
+# Recall
 
 
-# Heads
+class Estimate(NamedTuple):
+    """A mean over queries with its 95 % interval, NaN if it has none."""
 
-
-@dataclass
-class HeadsRecall:
-    """Recall@1 of the first `heads` heads with its 95 % interval, NaN if unknown."""
-
-    heads: int
-    recall: float
+    name: str
+    value: float
     low: float
     high: float
 
 
-def numbers_of_heads(ensemble_size):
-    """Return [1, 2, 4, ..., ensemble_size]."""
-    counts = []
-    count = 1
-    while count < ensemble_size:
-        counts.append(count)
-        count *= 2
-    return [*counts, ensemble_size]
+def estimate(name, values, labels):
+    """Return the Estimate of values (Q,) of queries with labels (Q,)."""
+    low, high = confidence_intervals({name: values}, labels)[name]
+    return Estimate(name, values.mean().item(), low, high)
 
 
-def rank_heads(images, ensemble_size, progress=False):
+def rank_heads(images, ensemble_size):
     """Rank by the first 1, 2, 4, ... and by all heads.
 
-    Returns ([HeadsRecall], the ranks of all heads as of `metrics.rank_positives`).
+    Returns ([Estimate] of recall@1, each named by its number of heads, and the ranks of
+    all heads as of `metrics.rank_positives`).
     """
     size = images.query.shape[1] // ensemble_size
+    counts = [2**power for power in range(ensemble_size.bit_length())]
+    counts = [count for count in counts if count < ensemble_size] + [ensemble_size]
     recalls, ranks = [], None
-    for heads in tqdm(
-        numbers_of_heads(ensemble_size),
-        desc='ranking by the first heads',
-        disable=not progress,
-        leave=False,
-    ):
+    for heads in counts:
         columns = slice(0, heads * size)
         arguments = [images.query[:, columns], images.query_labels]
         if not images.leave_one_out:
             arguments += [images.gallery[:, columns], images.labels]
         ranks = rank_positives(*arguments)
-        values = {'recall@1': measures(ranks, [1])['recall@1']}
-        low, high = confidence_intervals(values, images.query_labels)['recall@1']
-        recall = values['recall@1'].mean().item()
-        recalls.append(HeadsRecall(heads, recall, low, high))
+        recall = measures(ranks, [1])['recall@1']
+        recalls.append(estimate(str(heads), recall, images.query_labels))
     return recalls, ranks
 
 
 # Scores
 
 
-@dataclass(eq=False)
-class ScoreStatistics:
+class ScoreStatistics(NamedTuple):
     """How right and wrong images score.
 
-    best: each query's best scores; right_counts, wrong_counts (SCORE_BINS,): histograms
-    of the scores that a random sample of `sampled` queries have with all images.
+    best: each query's best scores; margin (Q,): by how much the best right image
+    outscores the best wrong one. pair_shares, best_shares: histograms {'wrong',
+    'right': (SCORE_BINS,) shares}, of the scores that a random sample of `sampled`
+    queries have with all images, and of each query's best scores.
     """
 
     best: BestScores
-    right_counts: torch.Tensor
-    wrong_counts: torch.Tensor
+    margin: torch.Tensor
+    pair_shares: dict
+    best_shares: dict
     sampled: int
 
-    @property
-    def margin(self):
-        """By how much each query's best right image outscores the best wrong one."""
-        return self.best.best_right - self.best.best_wrong
 
-    @property
-    def best_right_counts(self):
-        """Histogram (SCORE_BINS,) of each query's best right score."""
-        return finite_histogram(self.best.best_right)
-
-    @property
-    def best_wrong_counts(self):
-        """Histogram (SCORE_BINS,) of each query's best wrong score."""
-        return finite_histogram(self.best.best_wrong)
-
-
-def score_statistics(images, progress=False, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
+def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
     """Return the ScoreStatistics of SearchedImages.
 
     sample: the most queries whose pairs are counted; block: queries whose scores are
@@ -159,49 +116,45 @@ def score_statistics(images, progress=False, sample=SCORED_QUERIES, block=ROWS_A
     sampled = torch.zeros(count, dtype=torch.bool)
     sampled[torch.randperm(count, generator=generator)[:sample]] = True
     best = BestScores(count)
-    right = torch.zeros(SCORE_BINS, dtype=torch.int64)
-    wrong = torch.zeros(SCORE_BINS, dtype=torch.int64)
-    blocks = score_blocks(
-        images.query,
-        images.query_labels,
-        images.gallery,
-        images.labels,
-        images.own,
-        block,
-    )
+    right, wrong = np.zeros(SCORE_BINS), np.zeros(SCORE_BINS)
+    queries = images.query, images.query_labels
+    gallery = images.gallery, images.labels
+    blocks = score_blocks(*queries, *gallery, images.own, block)
     total = -(-count // block)
-    for part in tqdm(
-        blocks, desc='scores', total=total, disable=not progress, leave=False
-    ):
+    for part in tqdm(blocks, desc='scores', total=total, delay=3, leave=False):
         best.add(part)
         chosen = sampled[part.rows]
         scores = part.scores[chosen]
         right += histogram(scores[part.right[chosen]])
         wrong += histogram(scores[part.wrong[chosen]])
-    return ScoreStatistics(best, right, wrong, int(sampled.sum()))
+    best_right, best_wrong = histogram(best.best_right), histogram(best.best_wrong)
+    return ScoreStatistics(
+        best,
+        best.best_right - best.best_wrong,
+        {'wrong': shares(wrong), 'right': shares(right)},
+        {'wrong': shares(best_wrong), 'right': shares(best_right)},
+        int(sampled.sum()),
+    )
 
 
 def histogram(scores):
-    """Count the scores (n,) in each of SCORE_BINS equal bins from -1 to 1."""
-    bins = ((scores + 1) * (SCORE_BINS / 2)).long()
-    return torch.bincount(bins.clamp(0, SCORE_BINS - 1), minlength=SCORE_BINS)
+    """Count the scores (n,) in each of SCORE_BINS equal bins from -1 to 1.
+
+    Scores just outside, from rounding, count in the outer bins, and -inf in none.
+    """
+    scores = scores[scores > -torch.inf].clamp(-1, 1)
+    return torch.histc(scores, SCORE_BINS, -1, 1).double().numpy()
 
 
-def finite_histogram(scores):
-    """Return the histogram of the scores that are not -inf."""
-    return histogram(scores[scores > -torch.inf])
-
-
-def bin_edges():
-    """Return the SCORE_BINS + 1 edges of the bins."""
-    return [place * 2 / SCORE_BINS - 1 for place in range(SCORE_BINS + 1)]
+def shares(counts):
+    """Divide counts by their sum, which may be 0."""
+    return counts / max(1, counts.sum())
 
 
 # Classes and queries
 
 
-@dataclass
-class ClassRecall:
+class ClassRecall(NamedTuple):
     """A class whose queries are often answered by another class.
 
     label: its number; queries: its queries that have a right image; recall: recall@1 of
@@ -244,13 +197,10 @@ def pick(values, labels, wanted, count=SHOWN_QUERIES, per_class=SHOWN_PER_CLASS)
     """
     values = values.masked_fill(~wanted, -torch.inf)
     order = values.argsort(descending=True, stable=True)
-    order = order[: int(wanted.sum())].tolist()
     picked, seen = [], Counter()
-    for query in order:
+    for query in order[: int(wanted.sum())].tolist():
         label = int(labels[query])
         seen[label] += 1
         if seen[label] <= per_class:
             picked.append(query)
-        if len(picked) == count:
-            break
-    return picked
+    return picked[:count]

@@ -2,6 +2,8 @@
 
 import math
 
+from areir.evaluation.intervals import NO_INTERVAL
+
 SPACE = '\N{NO-BREAK SPACE}'
 
 
@@ -16,14 +18,13 @@ def share(value, digits=2):
 
 
 def interval(low, high, write=share):
-    """Write '... to ...', or None if the interval is not known.
+    """Write '95 % interval ... to ...', or why there is none.
 
-    low, high: numbers, None or NaN; write: `share` or `number`.
+    low, high: both None or NaN if there is none; write: `share` or `number`.
     """
-    limits = (low, high)
-    if any(limit is None or math.isnan(limit) for limit in limits):
-        return None
-    return f'{write(low)} to {write(high)}'
+    if low is None or math.isnan(low):
+        return NO_INTERVAL
+    return f'95{SPACE}% interval {write(low)} to {write(high)}'
 
 
 def counted(count, noun):
