@@ -5,13 +5,10 @@ first such file.
 """
 
 import contextlib
-import ctypes
 import functools
 import io
-import logging
 import os
 import warnings
-import zlib
 
 import numpy as np
 import torch
@@ -83,18 +80,9 @@ def is_image(path):
 @contextlib.contextmanager
 def quiet_pillow():
     """Keep pillow from warning about odd metadata, damage and large images."""
-    silence_decoders()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
-
-
-@functools.cache
-def silence_decoders():
-    """Keep libtiff, which pillow brings, from writing to stderr; once per process."""
-    logging.getLogger('PIL').setLevel(logging.CRITICAL)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def open_image(path):
@@ -129,7 +117,7 @@ def load_image(path, box=None, least=None):
             image.load()
             file_format = image.format
             if file_format == 'PNG':
-                check_png(path)
+                verify_png(path)
             if box:
                 image = image.crop(clamp_box(box, image.size))
             ImageOps.exif_transpose(image, in_place=True)
@@ -138,21 +126,13 @@ def load_image(path, box=None, least=None):
         raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
 
 
-def check_png(path):
-    """Raise UserError if the pixels of a PNG do not have their checksums.
+def verify_png(path):
+    """Raise SyntaxError if a part of a PNG does not have its checksum.
 
-    pillow does not compare them, and can decode pixels that have changed.
+    pillow does not look at those of the pixels as it decodes them.
     """
-    with open(path, 'rb') as file:
-        file.seek(8)  # after the signature
-        while len(head := file.read(8)) == 8 and head[4:] != b'IEND':
-            length = int.from_bytes(head[:4], 'big')
-            if head[4:] != b'IDAT':
-                file.seek(length + 4, os.SEEK_CUR)
-                continue
-            found = zlib.crc32(file.read(length), zlib.crc32(b'IDAT'))
-            if found != int.from_bytes(file.read(4), 'big'):
-                raise UserError('its checksum does not fit')
+    with open_image(path) as image:
+        image.verify()
 
 
 def to_rgb(image, file_format=None):
@@ -160,11 +140,9 @@ def to_rgb(image, file_format=None):
 
     file_format: of its file, as pillow calls it. 16 bits of grey are divided by 256.
     The other numbers that a TIFF may hold, floats, 32 bits and signed 16 bits, have no
-    agreed white: the smallest becomes black and the largest white, see
-    `stretch_to_bytes`.
+    agreed white: the smallest becomes black and the largest white.
     """
-    numbers = image.mode == 'I' and file_format == 'TIFF'
-    if numbers or image.mode == 'F':
+    if image.mode == 'F' or (image.mode == 'I' and file_format == 'TIFF'):
         image = Image.fromarray(stretch_to_bytes(np.asarray(image)))
     elif image.mode.startswith('I'):  # 16-bit grey, which pillow would clip at 255
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
@@ -204,22 +182,18 @@ def clamp_box(box, size):
     return left, top, right, bottom
 
 
-def resize(image, image_size, region=None):
-    """Squash an RGB image to uint8 (image_size, image_size, 3).
+def to_pixels(image, image_size, region=None):
+    """Squash an RGB image to uint8 (3, image_size, image_size).
 
     region: the part to take, (left, top, right, bottom) as shares of width and height.
     """
-    size = (image_size, image_size)
-    if region:
+    if region is not None:
         width, height = image.size
         left, top, right, bottom = region
         region = (left * width, top * height, right * width, bottom * height)
-    return np.array(image.resize(size, Image.Resampling.BILINEAR, region))
-
-
-def to_pixels(image, image_size, region=None):
-    """Squash an RGB image, or a region of it, to uint8 (3, image_size, image_size)."""
-    return torch.from_numpy(resize(image, image_size, region)).permute(2, 0, 1)
+    size = (image_size, image_size)
+    squashed = image.resize(size, Image.Resampling.BILINEAR, region)
+    return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
 
 
 def normalise(pixels, mean, std):
@@ -230,27 +204,20 @@ def normalise(pixels, mean, std):
     return (pixels.float() / 255 - mean) / std
 
 
-def flip(images, mirrored):
-    """Mirror the images (N, 3, H, W) for which mirrored (N,) is true."""
-    mirrored = mirrored.to(images.device)[:, None, None, None]
-    return torch.where(mirrored, images.flip(3), images)
-
-
-def list_files(root, skip=(), problems=None):
+def list_files(root, problems=None):
     """Return all files below root as sorted relative paths with '/'.
 
     Links are followed, but never into a folder that contains them. Left out are hidden
-    and system files, FIFOs, sockets and devices, and the folders `skip` of root.
-    problems: a dict that receives {path: reason} for folders that cannot be read;
-    without it they raise OSError.
+    and system files, FIFOs, sockets and devices. problems: a dict that receives {path:
+    reason} for folders that cannot be read; without it they raise OSError.
     Raises UserError for the root of the disk, which would take hours.
     """
     if os.path.realpath(root) == '/':
         raise UserError(f'{root}: the root of the disk; name a folder of images')
-    return sorted(walk(root, '', frozenset(), skip, problems))
+    return sorted(walk(root, '', frozenset(), problems))
 
 
-def walk(folder, prefix, above, skip, problems):
+def walk(folder, prefix, above, problems):
     """Yield the files of `list_files` below a folder.
 
     prefix: its path below the root; above: the real paths of the folders around it.
@@ -266,14 +233,13 @@ def walk(folder, prefix, above, skip, problems):
         problems[prefix] = error.strerror
         return
     for entry in entries:
-        name = entry.name
-        if name.startswith('.') or name == '__MACOSX' or (not prefix and name in skip):
+        if entry.name.startswith('.') or entry.name == '__MACOSX':
             continue
         if os.path.isdir(entry.path):
-            below = f'{prefix}{name}/'
-            yield from walk(entry.path, below, above | {real}, skip, problems)
+            below = f'{prefix}{entry.name}/'
+            yield from walk(entry.path, below, above | {real}, problems)
         elif not is_special(entry.path):
-            yield prefix + name
+            yield prefix + entry.name
 
 
 def save_image(image, path, kind, **options):

@@ -1,26 +1,13 @@
-"""The datasets that are known, in their official layouts, and any folder of classes.
+"""The public datasets that are known, in their official layouts.
 
 To add a dataset, write a reader here and give it an entry in KNOWN_DATASETS.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from areir.data.cars import read_car
-from areir.data.images import IMAGE_SUFFIXES
-from areir.data.lists import (
-    Record,
-    locate,
-    make_box,
-    need_file,
-    parse_rows,
-    read_lines,
-    read_rows,
-    refuse_repeats,
-    to_class,
-    to_numbers,
-)
+from areir.data import lists
+from areir.data.lists import Record
 from areir.errors import UserError
 
 
@@ -36,27 +23,130 @@ class KnownDataset:
     boxes_fit: bool = False  # whether all published boxes lie inside their images
 
 
+# CARS196
+
+CAR_CORNERS = ('bbox_x1', 'bbox_y1', 'bbox_x2', 'bbox_y2')
+CAR_CLASSES = range(1, 197)
+
+
+def read_car(root, files):
+    """Return (layout, records) of CARS196.
+
+    It comes as one folder with cars_annos.mat, as two folders with a devkit, or as
+    folders of class names with CSV files. Raises UserError if it is none of these.
+    """
+    if not lists.find_file(files, 'cars_annos.mat'):
+        train = lists.find_file(files, 'cars_train_annos.mat')
+        if train:
+            # cars_test_annos.mat, which is beside it, has no classes
+            name = 'cars_test_annos_withlabels.mat'
+            test = lists.need_file(root, files, name, 'the test annotations')
+            # the two folders use the same file names for different images
+            records = mat_records(root, files, train, 'cars_train/', 'fname')
+            records += mat_records(root, files, test, 'cars_test/', 'fname')
+            return 'devkit', records
+        if lists.find_file(files, 'anno_train.csv'):
+            return 'anno_train.csv and anno_test.csv', csv_records(root, files)
+    annotations = lists.need_file(root, files, 'cars_annos.mat', 'CARS196')
+    return annotations, mat_records(root, files, annotations, '', 'relative_im_path')
+
+
+def car_record(path, corners, label):
+    """Return the Record of an image: classes 1-98 train, classes 99-196 test.
+
+    corners: x1, y1, x2, y2, 1-based and inclusive.
+    """
+    label = lists.to_class(label, CAR_CLASSES)
+    # as numbers: sorted as strings, "100" comes before "99"
+    part = 'train' if label <= 98 else 'test'
+    x1, y1, x2, y2 = lists.to_numbers(corners)
+    return Record(part, label, path, lists.make_box(x1 - 1, y1 - 1, x2, y2))
+
+
+def mat_records(root, files, annotations, folder, key):
+    """Return the records of one MATLAB file.
+
+    folder: what precedes the image names, which are in the field `key`. Fields are
+    taken by name because their order differs between files.
+    """
+    from scipy.io import loadmat  # takes half a second
+
+    source = f'{root}/{annotations}'
+    try:
+        # each row a dict of Python numbers and texts: the cells of the file mix uint8
+        # and uint16, whose arithmetic wraps around
+        rows = loadmat(source, simplify_cells=True)['annotations']
+        rows = [rows] if isinstance(rows, dict) else list(rows)
+        fields = set(rows[0])
+    except Exception as error:  # scipy raises many kinds
+        raise UserError(f'{source} is damaged: {error}') from error
+    for name in (key, *CAR_CORNERS, 'class'):
+        if name not in fields:
+            raise UserError(f'{source}: annotations has no field {name}')
+
+    def parse(row):
+        corners = [row[corner] for corner in CAR_CORNERS]
+        return car_record(f'{folder}{row[key]}', corners, row['class'])
+
+    numbered = [(f'row {number}', row) for number, row in enumerate(rows, 1)]
+    return lists.locate(files, lists.parse_rows(source, numbered, parse), source)
+
+
+def csv_records(root, files):
+    """Return the records of anno_train.csv and anno_test.csv.
+
+    Their rows are file, x1, y1, x2, y2, class; names.csv has the name of each class.
+    """
+    names = f'{root}/{lists.need_file(root, files, "names.csv", "CARS196")}'
+    lines = [line.strip().strip('"') for line in lists.read_lines(names)]
+    # a folder has "-" where the name of its class has "/"
+    folders = [line.replace('/', '-') for line in lines if line]
+    if len(folders) != len(CAR_CLASSES):
+        raise UserError(f'{names}: {len(folders)} classes, not {len(CAR_CLASSES)}')
+    records = []
+    for part in ('train', 'test'):
+        table = lists.need_file(root, files, f'anno_{part}.csv', 'CARS196')
+        records += csv_part_records(files, f'{root}/{table}', part, folders)
+    return records
+
+
+def csv_part_records(files, source, part, folders):
+    """Return the records of anno_<part>.csv; folders: that of each class."""
+
+    def parse(cells):
+        if len(cells) != 6:
+            raise ValueError(f'6 cells expected, not {len(cells)}')
+        name, *corners, label = cells
+        folder = folders[lists.to_class(label, CAR_CLASSES) - 1]
+        return car_record(f'{part}/{folder}/{name}', corners, label)
+
+    return lists.locate(
+        files, lists.parse_rows(source, lists.read_cells(source), parse), source
+    )
+
+
+# CUB-200-2011, Stanford Online Products, In-shop Clothes
+
+
 def read_cub(root, files):
     """Return (layout, records) of CUB-200-2011: classes 1-100 train, 101-200 test."""
-    index = need_file(root, files, 'images.txt', 'CUB_200_2011')
+    index = lists.need_file(root, files, 'images.txt', 'CUB_200_2011')
     source = f'{root}/{index}'
     folder = source.removesuffix('images.txt')
-    images = read_by_id(source, 2, cub_path)
+    images = read_by_id(source, 2, str)
     labels = read_by_id(f'{folder}image_class_labels.txt', 2, cub_class)
     boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, cub_box)
     rows = []
     for image_id, (origin, path) in images.items():
-        for table, listed in (
-            ('image_class_labels', labels),
-            ('bounding_boxes', boxes),
-        ):
-            if image_id not in listed:
-                raise UserError(f'{origin}: image {image_id} is not in {table}.txt')
+        if image_id not in labels or image_id not in boxes:
+            table = 'bounding_boxes' if image_id in labels else 'image_class_labels'
+            raise UserError(f'{origin}: image {image_id} is not in {table}.txt')
         _, label = labels[image_id]
         box_origin, box = boxes[image_id]
         part = 'train' if label <= 100 else 'test'
-        rows.append((f'{origin}, and {box_origin}', Record(part, label, path, box)))
-    return index, locate(files, rows, source)
+        record = Record(part, label, f'images/{path}', box)
+        rows.append((f'{origin}, and {box_origin}', record))
+    return index, lists.locate(files, rows, source)
 
 
 def read_by_id(path, fields, parse):
@@ -65,23 +155,19 @@ def read_by_id(path, fields, parse):
     def parse_row(cells):
         return cells[0], parse(*cells[1:])
 
-    rows = parse_rows(path, read_rows(path, fields), parse_row)
-    refuse_repeats('image', [(origin, image_id) for origin, (image_id, _) in rows])
+    rows = lists.parse_rows(path, lists.read_rows(path, fields), parse_row)
+    lists.refuse_repeats([(origin, image_id) for origin, (image_id, _) in rows])
     return {image_id: (origin, value) for origin, (image_id, value) in rows}
 
 
-def cub_path(path):
-    return f'images/{path}'
-
-
 def cub_class(label):
-    return to_class(label, range(1, 201))
+    return lists.to_class(label, range(1, 201))
 
 
 def cub_box(*cells):
     """Return the box of x, y, width, height; some reach beyond their image."""
-    x, y, width, height = to_numbers(cells)
-    return make_box(x, y, x + width, y + height)
+    x, y, width, height = lists.to_numbers(cells)
+    return lists.make_box(x, y, x + width, y + height)
 
 
 def read_sop(root, files):
@@ -94,15 +180,15 @@ def read_sop(root, files):
 
 def sop_part(root, files, part, classes):
     """Return (name of the list, records) of one part."""
-    table = need_file(root, files, f'Ebay_{part}.txt', 'Stanford_Online_Products')
+    table = lists.need_file(root, files, f'Ebay_{part}.txt', 'Stanford_Online_Products')
     source = f'{root}/{table}'
 
     def parse(cells):
         _, label, _, path = cells
-        return Record(part, to_class(label, classes), path)
+        return Record(part, lists.to_class(label, classes), path)
 
-    rows = parse_rows(source, read_rows(source, 4, header=1), parse)
-    return table, locate(files, rows, source)
+    rows = lists.parse_rows(source, lists.read_rows(source, 4, header=1), parse)
+    return table, lists.locate(files, rows, source)
 
 
 def read_isc(root, files):
@@ -111,7 +197,7 @@ def read_isc(root, files):
     A class is an item's id. Images need their whole path, since base names repeat.
     """
     name = 'list_eval_partition.txt'
-    table = need_file(root, files, name, 'In-shop Clothes Retrieval')
+    table = lists.need_file(root, files, name, 'In-shop Clothes Retrieval')
     source = f'{root}/{table}'
 
     def parse(cells):
@@ -121,58 +207,14 @@ def read_isc(root, files):
         # the folder img/ of the list is Img/img, img, img/img or img_highres on disk
         return Record(status, item, path.partition('/')[2])
 
-    rows = parse_rows(source, read_rows(source, 3, header=2), parse)
-    count = next(read_lines(source), '').strip()
+    rows = lists.parse_rows(source, lists.read_rows(source, 3, header=2), parse)
+    count = next(lists.read_lines(source), '').strip()
     if count != str(len(rows)):
         raise UserError(
             f'{source}, line 1: {count!r:.99} images, but {len(rows)} lines name one: '
             'lines are missing or were added'
         )
-    return table, locate(files, rows, source)
-
-
-def read_folder(root, files, seed=0):
-    """Return (layout, records) of any folder of class folders.
-
-    Folders train and test (or train, query and gallery) at its top are its parts.
-    Otherwise half of the classes, drawn from the seed, train and the others test.
-    """
-    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
-    tops = {path.split('/')[0] for path in images if '/' in path}
-    for parts in (('train', 'query', 'gallery'), ('train', 'test')):
-        if tops.issuperset(parts):
-            return ' + '.join(parts), part_records(images, parts)
-    if len(tops) < 2:
-        raise UserError(
-            f'{root}: {len(tops)} folders with images; a folder per class is needed, '
-            'at least two'
-        )
-    records = [Record(None, path.split('/')[0], path) for path in images if '/' in path]
-    return f'{len(tops)} class folders', draw_parts(records, seed)
-
-
-def part_records(images, parts):
-    """Return the records of the images that lie in <part>/<class>/."""
-    records = []
-    for path in images:
-        part, *names = path.split('/')
-        if part in parts and len(names) > 1:
-            records.append(Record(part, names[0], path))
-    return records
-
-
-def draw_parts(records, seed):
-    """Return records whose part is train for half of the classes, drawn from the seed.
-
-    The others are test.
-    """
-    classes = sorted({record.label for record in records})
-    random.Random(seed).shuffle(classes)
-    train = set(classes[: (len(classes) + 1) // 2])
-    return [
-        record._replace(part='train' if record.label in train else 'test')
-        for record in records
-    ]
+    return table, lists.locate(files, rows, source)
 
 
 KNOWN_DATASETS = {

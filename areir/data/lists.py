@@ -1,7 +1,6 @@
 """Read the lists and CSV files that describe images. Errors name the file and the line.
 
-Functions that take `parse` call it with the cells of each row. It raises ValueError if
-they make no sense.
+Rows are pairs ('line N', cells). Parsed rows are pairs ('path, line N', value).
 """
 
 import csv
@@ -27,7 +26,7 @@ class Record(NamedTuple):
     origin: str = ''  # the file and the line that names it, for messages
 
 
-# Lines and rows
+# Rows
 
 
 def read_lines(path, any_bytes=False):
@@ -47,54 +46,50 @@ def read_lines(path, any_bytes=False):
 
 
 def read_rows(path, fields, header=0):
-    """Yield ('line N', cells) of each line after `header` lines, split at white space.
+    """Yield the rows of a list after `header` lines, split at white space.
 
     fields: how many each line has; the last may contain spaces. Empty lines are
     skipped. Raises UserError naming a line with fewer fields.
     """
     for number, line in enumerate(read_lines(path), 1):
         cells = line.strip().split(None, fields - 1)
-        if number > header and cells:
-            if len(cells) != fields:
-                raise UserError(
-                    f'{path}, line {number}: {fields} fields expected, not {line!r:.99}'
-                )
-            yield f'line {number}', cells
+        if number <= header or not cells:
+            continue
+        if len(cells) != fields:
+            raise UserError(
+                f'{path}, line {number}: {fields} fields expected, not {line!r:.99}'
+            )
+        yield f'line {number}', cells
 
 
 def read_cells(path, any_bytes=False):
-    """Yield ('line N', cells) of each row of a CSV, except empty ones.
+    """Yield the rows of a CSV, except empty ones.
 
     Raises UserError naming the line where a malformed row begins.
     """
-    table = csv.reader(read_lines(path, any_bytes), strict=True)
-    while True:
-        line = f'line {table.line_num + 1}'
-        try:
-            cells = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f'{path}, {line}: no row of a CSV ({error})') from error
-        if cells:
-            yield line, cells
+    table, first = csv.reader(read_lines(path, any_bytes), strict=True), 1
+    try:
+        for cells in table:
+            if cells:
+                yield f'line {first}', cells
+            first = table.line_num + 1
+    except csv.Error as error:
+        raise UserError(f'{path}, line {first}: no row of a CSV ({error})') from error
 
 
 def read_csv(path, required, any_bytes=False):
     """Yield ('line N', {column: text}) of each row of a CSV below its header.
 
-    required: for each needed column, the names that it may have; any_bytes: see
-    `read_lines`. Raises UserError naming a column that is missing or there twice, or a
-    row that does not have as many cells as there are columns.
+    required: for each needed column, the names that it may have. Raises UserError
+    naming a column that is missing or there twice, or a row of another length.
     """
     table = read_cells(path, any_bytes)
     _, columns = next(table, ('', []))
     for names in required:
         found = [name for name in columns if name in names]
-        if not found:
-            raise UserError(f'{path}: no column {" or ".join(names)}')
-        if len(found) > len(set(found)):
-            raise UserError(f'{path}: two columns {found[0]}')
+        if not found or len(found) > len(set(found)):
+            count = 'two columns' if found else 'no column'
+            raise UserError(f'{path}: {count} {" or ".join(names)}')
     for line, cells in table:
         if len(cells) != len(columns):
             raise UserError(f'{path}, {line}: more or fewer cells than columns')
@@ -102,7 +97,7 @@ def read_csv(path, required, any_bytes=False):
 
 
 def parse_rows(path, rows, parse):
-    """Return [('path, line N', parse(cells))] of rows ('line N', cells).
+    """Return [('path, line N', parse(cells))] of rows.
 
     Raises UserError that lists the lines for which `parse` raises ValueError.
     """
@@ -127,16 +122,13 @@ def listing(problems, most=SHOWN):
     return ':\n  ' + '\n  '.join(listed)
 
 
-def refuse_repeats(kind, pairs):
-    """Raise UserError if a value occurs twice.
-
-    kind: what a message calls the values; pairs: (origin, value) of each.
-    """
+def refuse_repeats(rows):
+    """Raise UserError if two parsed rows (origin, image) name the same image."""
     first = {}
-    for origin, value in pairs:
-        if value in first:
-            raise UserError(f'{origin}: {kind} {value!r} is in {first[value]}, too')
-        first[value] = origin
+    for origin, image in rows:
+        if image in first:
+            raise UserError(f'{origin}: image {image!r} is in {first[image]}, too')
+        first[image] = origin
 
 
 # What cells hold
@@ -152,13 +144,13 @@ def to_class(cell, classes):
 
 
 def to_numbers(cells):
-    """Return the four numbers of a box. Raises ValueError if they are no numbers."""
+    """Return the four numbers of a box. Raises ValueError if they are none."""
     try:
         numbers = [float(cell) for cell in cells]
-    except (TypeError, ValueError):
+    except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f'box {cells!r:.99}: four numbers expected')
+        raise ValueError(f'box {list(cells)!r:.99}: four numbers expected')
     return numbers
 
 
@@ -171,9 +163,9 @@ def make_box(*corners):
 
 
 def read_roles(cells):
-    """Return (is_query, is_gallery) of a row; a missing column counts as true.
+    """Return (is_query, is_gallery) of {column: text}; without a column, true.
 
-    cells: {column: text}. Raises ValueError if a cell is neither true nor false.
+    Raises ValueError if a cell is neither true nor false.
     """
     roles = []
     for name in ('is_query', 'is_gallery'):
@@ -226,7 +218,7 @@ def ends_with(path, name):
 
 
 def locate(files, rows, source):
-    """Return the records of rows (origin, Record), with their origins and whole paths.
+    """Return the records of parsed rows, with their origins and whole paths.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
     `Img/img/1.jpg` is on disk. The folder where most of the images exist precedes all
@@ -234,12 +226,10 @@ def locate(files, rows, source):
     source: the file that lists the images. Raises UserError if none is found.
     """
     wanted = [record.path for _, record in rows]
-    probes = wanted[:: max(1, len(wanted) // 8)]
     prefixes = set()
-    for path in files:
-        for probe in probes:
-            if ends_with(path, probe):
-                prefixes.add(path.removesuffix(probe))
+    for probe in wanted[:: max(1, len(wanted) // 8)]:
+        paths = [path for path in files if ends_with(path, probe)]
+        prefixes |= {path.removesuffix(probe) for path in paths}
     if not prefixes:
         raise UserError(
             f'{source} names {len(wanted):,} images, and none of them was found: '

@@ -5,13 +5,12 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from functools import cached_property
 
 from areir.data.images import IMAGE_SUFFIXES, list_files
-from areir.data.layouts import KNOWN_DATASETS, read_folder
+from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
+from areir.data.own_images import read_folder, read_table
 from areir.data.splits import split_path
-from areir.data.tables import read_table
 from areir.data.verification import count_parts
 from areir.errors import UserError
 
@@ -21,7 +20,7 @@ MADE_HERE = ('uncropped', 'cropped')  # folders below that of a known dataset
 
 @dataclass
 class SourceDataset:
-    """The images of a dataset, and the paths of the files that are made of them."""
+    """The images of a dataset, and the names of the files that are made of them."""
 
     data_root: str
     name: str
@@ -31,35 +30,15 @@ class SourceDataset:
     # files in `source` that are not images of a class, or, of a known dataset, images
     # that its lists leave out; sorted
     left_out: list
-    table: str | None = None  # the CSV that describes it
+    table: str | None  # the CSV that describes it
 
-    @cached_property
-    def folder(self):
-        """Where the split files go."""
-        return os.path.join(self.data_root, self.name)
-
-    @cached_property
-    def in_place(self):
-        """Whether the images are in the dataset's own folder."""
-        return os.path.realpath(self.source) == os.path.realpath(self.folder)
-
-    @cached_property
-    def has_boxes(self):
-        return any(record.box for record in self.records)
-
-    @cached_property
-    def crop_types(self):
-        return ('uncropped', 'cropped') if self.has_boxes else ('uncropped',)
-
-    @cached_property
-    def counts(self):
-        """{part: (images, classes)}"""
-        return count_parts(self.records)
-
-    @cached_property
-    def images(self):
-        """The path of each record's image."""
-        return [f'{self.source}/{record.path}' for record in self.records]
+    def __post_init__(self):
+        self.folder = os.path.join(self.data_root, self.name)  # of the split files
+        self.in_place = os.path.realpath(self.source) == os.path.realpath(self.folder)
+        self.has_boxes = any(record.box for record in self.records)
+        self.crop_types = ('uncropped', 'cropped') if self.has_boxes else ('uncropped',)
+        self.counts = count_parts(self.records)  # {part: (images, classes)}
+        self.images = [f'{self.source}/{record.path}' for record in self.records]
 
     def names(self, crop_type):
         """Return each record's image as the split file names it."""
@@ -93,17 +72,18 @@ def link_usual_folders(data_root, names):
     {name: folder} of the links that were made. Raises UserError if several folders have
     usual names of one dataset.
     """
-    folders = {}  # {name in letters and digits alone: names on disk}
-    for entry in sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []:
-        if os.path.isdir(os.path.join(data_root, entry)):
-            plain = re.sub('[^a-z0-9]', '', entry.lower())
-            folders.setdefault(plain, []).append(entry)
+    entries = os.listdir(data_root) if os.path.isdir(data_root) else []
+    plain = {entry: re.sub('[^a-z0-9]', '', entry.lower()) for entry in sorted(entries)}
     links = {}
     for name in names:
-        usual = []
-        for plain in (name, *KNOWN_DATASETS[name].folders):
-            usual += folders.get(plain, [])
         link = os.path.join(data_root, name)
+        usual_names = (name, *KNOWN_DATASETS[name].folders)
+        usual = [
+            entry
+            for entry in plain
+            if plain[entry] in usual_names
+            and os.path.isdir(os.path.join(data_root, entry))
+        ]
         if not usual or os.path.lexists(link):
             continue
         if len(usual) > 1:
@@ -160,19 +140,15 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
     Raises UserError if the dataset's own files are incomplete.
     """
     source, table = find_source(data_root, name, data_path, table)
-    left_out = []
+    files = [] if table else list_files(source)
     if table:
         layout, records = read_table(table, seed)
     elif name in KNOWN_DATASETS:
-        files = list_files(source, skip=MADE_HERE)
+        files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)
-        left_out = images_not_listed(files, records)
     else:
-        files = list_files(source)
         layout, records = read_folder(source, files, seed)
-        left_out = set(files).difference(record.path for record in records)
-        left_out = [path for path in left_out if not path.endswith('_data_dicts.pth')]
-    refuse_repeats('image', [(record.origin, record.path) for record in records])
+    refuse_repeats([(record.origin, record.path) for record in records])
     counts = count_parts(records)
     if 'train' not in counts or len(counts) < 2:
         present = ' and '.join(counts) or 'no'
@@ -180,18 +156,16 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
             f'{table or source}: {present} images found; both training and test are '
             'needed'
         )
+    left_out = set(files).difference(record.path for record in records)
+    if name in KNOWN_DATASETS:  # images beside those that are listed
+        above = {os.path.dirname(os.path.dirname(record.path)) for record in records}
+        left_out = [
+            path
+            for path in left_out
+            if path.lower().endswith(IMAGE_SUFFIXES)
+            and os.path.dirname(os.path.dirname(path)) in above
+        ]
+    left_out = [path for path in left_out if not path.endswith('_data_dicts.pth')]
     return SourceDataset(
         data_root, name, source, layout, records, sorted(left_out), table
     )
-
-
-def images_not_listed(files, records):
-    """Return the images that no record names, in folders beside those of the named."""
-    listed = {record.path for record in records}
-    folders = {os.path.dirname(os.path.dirname(path)) for path in listed}
-    return [
-        path
-        for path in set(files) - listed
-        if path.lower().endswith(IMAGE_SUFFIXES)
-        and os.path.dirname(os.path.dirname(path)) in folders
-    ]

@@ -126,15 +126,10 @@ def check_name(name):
 def prepared_names(data_root):
     """Return {name: [crop_type, ...]} of all prepared datasets."""
     prepared = {}
-    names = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
-    for name in names:
-        crop_types = [
-            crop_type
-            for crop_type in ('uncropped', 'cropped')
-            if os.path.isfile(split_path(data_root, name, crop_type))
-        ]
-        if crop_types:
-            prepared[name] = crop_types
+    for name in sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []:
+        for crop_type in ('uncropped', 'cropped'):
+            if os.path.isfile(split_path(data_root, name, crop_type)):
+                prepared.setdefault(name, []).append(crop_type)
     return prepared
 
 
@@ -148,25 +143,24 @@ def load_split(data_root, name, crop_type='uncropped'):
     folder = os.path.join(data_root, name)
     path = split_path(data_root, name, crop_type)
     if not os.path.isfile(path):
-        prepared = [
-            f'{other} ({", ".join(crop_types)})'
-            for other, crop_types in prepared_names(data_root).items()
-        ]
+        prepared = prepared_names(data_root).items()
+        listed = [f'{other} ({", ".join(types)})' for other, types in prepared]
         raise UserError(
             f'{name} ({crop_type}) is not prepared in {data_root}; prepared: '
-            f'{", ".join(prepared) or "nothing"}. Run: python data_utils.py '
+            f'{", ".join(listed) or "nothing"}. Run: python data_utils.py '
             f'--data_name {name}, with --data_path DIR if your images are elsewhere'
         )
     content = load_own(path, ['train', 'info'], ADVICE)
     info = content['info']
-    content = {part: content[part] for part in info['counts']}
-    sha256 = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    images_of = {part: content[part] for part in info['counts']}
+    sha256 = hashlib.sha256(json.dumps(images_of).encode()).hexdigest()
 
-    test_names = [part for part in content if part != 'train']
-    test_classes = sorted({label for part in test_names for label in content[part]})
-    parts = {'train': make_part(content['train'], sorted(content['train']))}
-    for part in test_names:
-        parts[part] = make_part(content[part], test_classes)
+    tested = [images_of[part] for part in images_of if part != 'train']
+    test_classes = sorted(set().union(*tested))
+    parts = {}
+    for part, labelled in images_of.items():
+        classes = sorted(labelled) if part == 'train' else test_classes
+        parts[part] = make_part(labelled, classes)
 
     images = [image for part in parts.values() for image in part.images]
     missing = missing_files(folder, images)

@@ -4,19 +4,19 @@ Is each image complete? Is the split as it should be? What are mean and deviatio
 """
 
 import signal
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
-from areir.data.images import HEIC_ADVICE, load_image, resize, unreadable_heic
+from areir.data.images import HEIC_ADVICE, load_image, to_pixels, unreadable_heic
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import listing
 from areir.data.loading import end_with_parent
 from areir.errors import UserError
 
-PART_ORDER = ('train', 'test', 'query', 'gallery')
+PARTS = ('train', 'test', 'query', 'gallery')
 
 
 # Worker processes
@@ -104,8 +104,8 @@ def pixel_sums(job):
     that starts a worker process.
     """
     path, image_size = job
-    pixels = resize(load_image(path), image_size).reshape(-1, 3).astype(np.int64)
-    return pixels.sum(0), (pixels**2).sum(0)
+    pixels = to_pixels(load_image(path), image_size).numpy().astype(np.int64)
+    return pixels.sum((1, 2)), (pixels**2).sum((1, 2))
 
 
 def channel_statistics(pool, paths, image_size):
@@ -127,16 +127,13 @@ def channel_statistics(pool, paths, image_size):
 
 
 def count_parts(records):
-    """Return {part of the split: (images, classes)} in the order of PART_ORDER."""
-    classes = defaultdict(set)
-    for record in records:
-        classes[record.part].add(record.label)
-    images = Counter(record.part for record in records)
-    return {
-        part: (images[part], len(classes[part]))
-        for part in PART_ORDER
-        if part in images
-    }
+    """Return {part of the split: (images, classes)} in the order of PARTS."""
+    counts = {}
+    for part in PARTS:
+        labels = [record.label for record in records if record.part == part]
+        if labels:
+            counts[part] = (len(labels), len(set(labels)))
+    return counts
 
 
 def official_counts(name):
@@ -147,14 +144,11 @@ def official_counts(name):
 def print_counts(name, counts):
     """Print the counts of each part beside the official ones."""
     official = official_counts(name)
-    header = f'{"split":<10}{"images":>10}{"classes":>10}'
-    print(header + (f'{"official":>12}{"":>8}' if official else ''))
     for part in {**official, **counts}:
-        images, classes = counts.get(part, (0, 0))
-        row = f'{part:<10}{images:>10,}{classes:>10,}'
+        line = '{:>10,} images of {:,} classes'.format(*counts.get(part, (0, 0)))
         if part in official:
-            row += '{:>12,}{:>8,}'.format(*official[part])
-        print(row)
+            line += ' (official: {:,} of {:,})'.format(*official[part])
+        print(f'{part:<8}{line}')
 
 
 def find_oddities(name, records, beyond=0):
@@ -164,36 +158,35 @@ def find_oddities(name, records, beyond=0):
     """
     oddities = []
     counts = count_parts(records)
-    for part, (images, classes) in official_counts(name).items():
-        present = counts.get(part, (0, 0))
-        if present != (images, classes):
+    for part, official in official_counts(name).items():
+        images, classes = counts.get(part, (0, 0))
+        if (images, classes) != official:
             oddities.append(
-                f'{part} has {present[0]:,} images of {present[1]:,} classes, the '
-                f'official split {images:,} of {classes:,}'
+                f'{part} has {images:,} images of {classes:,} classes, the official '
+                'split {:,} of {:,}'.format(*official)
             )
     if beyond and name in KNOWN_DATASETS and KNOWN_DATASETS[name].boxes_fit:
         oddities.append(
             f'{beyond:,} boxes reach beyond their image and were clamped: annotations '
             'and images may not belong together'
         )
-    sizes = Counter((record.part, record.label) for record in records)
-    single = sum(part == 'test' and size == 1 for (part, _), size in sizes.items())
+    sizes = {part: Counter() for part in PARTS}  # images of each class
+    for record in records:
+        sizes[record.part][record.label] += 1
+    single = list(sizes['test'].values()).count(1)
     if single:
         oddities.append(
             f'{single:,} test classes have a single image, whose query always misses'
         )
-    lost = sum(
-        size
-        for (part, label), size in sizes.items()
-        if part == 'query' and ('gallery', label) not in sizes
-    )
+    lost = [label for label in sizes['query'] if label not in sizes['gallery']]
     if lost:
+        images = sum(sizes['query'][label] for label in lost)
         oddities.append(
-            f'{lost:,} queries have no image of their class in the gallery and always '
-            'miss'
+            f'{images:,} queries have no image of their class in the gallery and '
+            'always miss'
         )
-    train = {label for part, label in sizes if part == 'train'}
-    shared = train & {label for part, label in sizes if part != 'train'}
+    tested = sizes['test'] | sizes['query'] | sizes['gallery']
+    shared = sizes['train'].keys() & tested.keys()
     if shared:
         oddities.append(
             f'{len(shared):,} classes are both in training and in the test: the score '

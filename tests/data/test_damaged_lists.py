@@ -145,7 +145,7 @@ def write_annotations(root, rows, fields=('relative_im_path', *CORNERS, 'class')
     [
         (('000002.jpg', (1, 1, 24, 18), 197), 'row 2: class 197'),
         (('000002.jpg', (9, 1, 7, 18), 5), 'row 2: box '),
-        (('000002.jpg', (1, 1, 24, 'x'), 5), 'row 2: box '),
+        (('000002.jpg', (1, 1, 24, 'x'), 5), 'row 2: '),
         (('000001.jpg', (1, 1, 24, 18), 5), "row 2: image 'car_ims/000001.jpg'"),
     ],
 )

@@ -11,7 +11,6 @@ from PIL import Image
 
 from areir.data.images import (
     clamp_box,
-    flip,
     is_image,
     list_files,
     load_image,
@@ -199,35 +198,11 @@ def test_normalise():
     torch.testing.assert_close(images[0, :, 0, 0], expected)
 
 
-def test_flip():
-    images = torch.arange(2 * 3 * 2 * 4).view(2, 3, 2, 4)
-    flipped = flip(images, torch.tensor([False, True]))
-    assert torch.equal(flipped[0], images[0])
-    assert flipped[1, 2, 1].tolist() == images[1, 2, 1].tolist()[::-1]
-
-
 def test_files_are_listed_in_order_without_hidden_and_system_files(tmp_path):
-    for name in ('b.png', 'a/z.txt', 'a/y.png', 'Ü ber/x.png', 'skipped/1.png'):
+    names = ['b.png', 'a/z.txt', 'a/y.png', 'Ü ber/x.png']
+    for name in (*names, '.DS_Store', 'a/._y.png', '.cache/1.png', '__MACOSX/1.png'):
         write_lines(tmp_path / name, ['x'])
-    for name in ('.DS_Store', 'a/._y.png', '.cache/1.png', '__MACOSX/1.png'):
-        write_lines(tmp_path / name, ['x'])
-    write_lines(tmp_path / 'a/skipped/2.png', ['x'])  # skipped only at the top
-    assert list_files(tmp_path, skip=('skipped',)) == sorted(
-        ['b.png', 'a/z.txt', 'a/y.png', 'a/skipped/2.png', 'Ü ber/x.png']
-    )
-
-
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    photos = tmp_path / 'photos'
-    write_classes(photos, ['a', 'b'], images=1)
-    write_classes(tmp_path / 'elsewhere', ['c'], images=1)
-    (photos / 'c').symlink_to(tmp_path / 'elsewhere/c')
-    (photos / 'a/top').symlink_to('..')  # a folder above
-    (photos / 'b/self').symlink_to('self')
-    (photos / 'b/gone').symlink_to('gone_since')
-    files = list_files(photos)
-    assert {'a/0.png', 'b/0.png', 'c/0.png'} <= set(files)
-    assert [path for path in files if 'top' in path] == []
+    assert list_files(tmp_path) == sorted(names)
 
 
 def test_folders_that_link_to_each_other_are_listed_once_inside_each(tmp_path):
@@ -297,18 +272,10 @@ def test_the_root_of_the_disk_is_not_searched():
         list_files('/usr/..')
 
 
-def test_pillow_does_not_warn(tmp_path, monkeypatch, capfd):
-    """Neither about large images nor, in libtiff's own words, about damage."""
-    large, damaged = tmp_path / 'large.png', tmp_path / 'damaged.tif'
-    image = Image.effect_noise((30, 30), 50)
-    image.save(large)
-    image.save(damaged, compression='tiff_lzw')
-    damaged.write_bytes(damaged.read_bytes()[:300] + bytes(900))
+def test_pillow_does_not_warn_about_large_images(tmp_path, monkeypatch):
+    Image.effect_noise((30, 30), 50).save(tmp_path / 'large.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 800)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter('always')
-        assert load_image(large).size == (30, 30)
-        with pytest.raises(UserError, match=r'damaged\.tif: '):
-            load_image(damaged)
+        assert load_image(tmp_path / 'large.png').size == (30, 30)
     assert not warned
-    assert capfd.readouterr() == ('', '')

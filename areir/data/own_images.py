@@ -1,4 +1,6 @@
-"""Read a dataset that a CSV describes, with the columns of open-metric-learning.
+"""Your own images: a folder of class folders, or a CSV.
+
+The CSV has the columns of open-metric-learning:
 
     path,label              required; path is relative to the folder of the CSV
     split                   train or validation; without it, half of the classes train
@@ -9,20 +11,54 @@ https://open-metric-learning.readthedocs.io describes the format.
 """
 
 import os
+import random
 
-from areir.data.layouts import draw_parts
-from areir.data.lists import (
-    EMPTY,
-    Record,
-    check_roles,
-    make_box,
-    parse_rows,
-    read_csv,
-    read_roles,
-    to_numbers,
-)
+from areir.data import lists
+from areir.data.images import IMAGE_SUFFIXES
+from areir.data.lists import Record
+from areir.errors import UserError
 
 PART_OF = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
+
+
+def read_folder(root, files, seed=0):
+    """Return (layout, records) of any folder of class folders.
+
+    Folders train and test (or train, query and gallery) at its top are its parts.
+    Otherwise half of the classes, drawn from the seed, train and the others test.
+    """
+    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    images = [path for path in images if '/' in path]
+    tops = {path.split('/')[0] for path in images}
+    records = []
+    for parts in (('train', 'query', 'gallery'), ('train', 'test')):
+        if tops.issuperset(parts):
+            for path in images:
+                part, *names = path.split('/')
+                if part in parts and len(names) > 1:
+                    records.append(Record(part, names[0], path))
+            return ' + '.join(parts), records
+    if len(tops) < 2:
+        raise UserError(
+            f'{root}: {len(tops)} folders with images; a folder per class is needed, '
+            'at least two'
+        )
+    records = [Record(None, path.split('/')[0], path) for path in images]
+    return f'{len(tops)} class folders', draw_parts(records, seed)
+
+
+def draw_parts(records, seed):
+    """Return records whose part is train for half of the classes, drawn from the seed.
+
+    The others are test.
+    """
+    classes = sorted({record.label for record in records})
+    random.Random(seed).shuffle(classes)
+    train = set(classes[: (len(classes) + 1) // 2])
+    return [
+        record._replace(part='train' if record.label in train else 'test')
+        for record in records
+    ]
 
 
 def read_table(path, seed=0):
@@ -34,10 +70,10 @@ def read_table(path, seed=0):
     folder = os.path.dirname(path)
 
     def parse(cells):
-        return read_record(folder, cells), read_roles(cells)
+        return read_record(folder, cells), lists.read_roles(cells)
 
-    rows = parse_rows(path, read_csv(path, [['path'], ['label']]), parse)
-    separate = check_roles(
+    rows = lists.parse_rows(path, lists.read_csv(path, [['path'], ['label']]), parse)
+    separate = lists.check_roles(
         [(origin, roles) for origin, (record, roles) in rows if record.part == 'test']
     )
     records = []
@@ -77,6 +113,6 @@ def read_record(folder, cells):
     # left, top, right, bottom
     corners = [cells.get(name, '') for name in ('x_1', 'y_1', 'x_2', 'y_2')]
     box = None
-    if not all(corner.lower() in EMPTY for corner in corners):
-        box = make_box(*to_numbers(corners))
+    if not all(corner.lower() in lists.EMPTY for corner in corners):
+        box = lists.make_box(*lists.to_numbers(corners))
     return Record(part, cells['label'], image, box)

@@ -5,8 +5,8 @@ import os
 import pytest
 from official import image_size, noise, to_pixels, write_image, write_lines
 
+from areir.data.own_images import read_table
 from areir.data.splits import load_split
-from areir.data.tables import read_table
 from areir.errors import UserError
 from data_utils import prepare
 
