@@ -30,8 +30,7 @@ from areir import hardware, processes
 from areir.errors import UserError
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
-from areir.gallery.index import update_index
-from areir.gallery.index_table import index_path
+from areir.gallery.index import index_path, update_index
 from areir.gallery.queries import (
     embed_queries,
     find_queries,
@@ -156,7 +155,7 @@ def open_faiss(index, clock):
     approximate = None
     with clock('approximate index'):
         if processes.is_first():
-            approximate = open_approximate(index.folder, index.vectors)
+            approximate = open_approximate(index)
             print(approximate.describe())
         processes.wait_for_all()
 

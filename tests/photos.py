@@ -6,7 +6,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from areir.data import loading
-from areir.gallery import index, vectors_file
+from areir.gallery import index
+from areir.gallery.vectors import VectorsFile
 
 SIDE = 4
 SETTINGS = {'model': 'a', 'image_size': SIDE}
@@ -80,6 +81,6 @@ def random_vectors(folder, count, dimensions=DIMENSIONS, distinct=None):
     generator = torch.Generator().manual_seed(1)
     vectors = torch.randn(distinct or count, dimensions, generator=generator)
     vectors = F.normalize(vectors)[torch.arange(count) % len(vectors)]
-    path = str(folder / 'vectors.npy')
-    np.save(path, vectors.numpy())
-    return vectors_file.VectorsFile(path), vectors
+    path = str(folder / 'vectors.f32')
+    vectors.numpy().tofile(path)
+    return VectorsFile(path, dimensions), vectors

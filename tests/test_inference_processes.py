@@ -20,8 +20,8 @@ import sys
 sys.path.insert(0, {root!r})
 import inference, utils
 from areir.evaluation import ranking
-from areir.gallery import vectors_file
-vectors_file.TILE = ranking.NARROWEST = ranking.WIDEST = 1
+from areir.gallery import vectors
+vectors.TILE = ranking.NARROWEST = ranking.WIDEST = 1
 utils.run_script(inference.main)
 """
 

@@ -1,16 +1,11 @@
-"""An approximate index by faiss, for folders that are too large for exact search.
+"""Approximate search by faiss, for folders that are too large for exact search.
 
-Vectors are put into cells around centres, with one byte per number. A query looks into
-the nearest cells, and the candidates there are scored again with the original vectors.
-So scores are exact, but an image may be missed. How often that happens is measured
-against exact search.
+faiss links each vector with near ones in a graph (HNSW), with one byte per number. The
+images that it finds are scored with the original vectors. So scores are exact, but an
+image may be missed. How often that happens is measured against exact search.
 """
 
-import json
 import math
-import os
-import zlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,24 +13,15 @@ from tqdm import tqdm
 
 from areir.errors import UserError
 from areir.evaluation.scores import CACHED, pair_scores, tolerance
-from areir.files import atomic_path, file_checksum, refuse_special, write_json
-from areir.gallery.index import locked
-from areir.gallery.vectors_file import LARGEST_NORM, VectorsFile
-from areir.schemas import find_problem, is_count, is_number
+from areir.files import atomic_path
+from areir.gallery.index import locked, read_state, write_state
+from areir.gallery.vectors import LARGEST_NORM, file_crc
 
+LINKS, CONSTRUCTION = 16, 80  # M and efConstruction of HNSW
 RECALL = 0.95  # share of the exact nearest images that is to be found
-CANDIDATES = 2  # images scored again for each image asked for
-SAMPLE = 256  # queries that measure the recall
-NEAREST = 8  # images of each of them
-ADDED = 65536  # vectors added to faiss at a time
-VECTORS_PER_CELL = 39  # faiss warns if a centre is placed by fewer
-MEASURED = {
-    'cells': is_count,
-    'looked_into': is_count,
-    'recall': lambda value: is_number(value) and 0 <= value <= 1,
-    'nearest': is_count,
-    'queries': is_count,
-}
+SAMPLE, NEAREST = 256, 8  # queries that measure the recall, and images of each
+WIDEST = 1024  # largest efSearch; exact search is then as fast
+ADDED = 16384  # vectors added to faiss at a time
 
 
 def load_faiss():
@@ -50,190 +36,119 @@ def load_faiss():
     return faiss
 
 
-@dataclass
 class ApproximateIndex:
-    """A faiss index, and the vectors that it was built from.
+    """A faiss index, and the VectorsFile that it was built from.
 
-    measured: {cells, looked_into, recall, nearest, queries}, as `measure` found them.
+    measured: {efSearch, recall, nearest, queries}, as `measure` found them.
     """
 
-    faiss_index: object
-    vectors: VectorsFile
-    measured: dict
+    def __init__(self, faiss_index, vectors, measured):
+        self.faiss_index, self.vectors, self.measured = faiss_index, vectors, measured
+        self.array = vectors.mapped.numpy()  # indexed faster than a memmap
 
     def search(self, query, k, exclude=None):
-        """Search as `VectorsFile.search` does, among the candidates that faiss finds.
+        """Search as `VectorsFile.search` does, among what faiss finds.
 
-        A query with fewer candidates than k has scores of -inf and indices of -1 last.
-        NumPy does the work, as its calls take less time than those of torch. A whole
-        search may take less than 100 microseconds.
+        A query for which it finds fewer than k has scores of -inf and indices of -1
+        last. NumPy does the work: a whole search may take less than 100 microseconds.
         """
         query = query.numpy()
-        candidates = self.faiss_index.search(query, CANDIDATES * k + 1)[1]
+        found = self.faiss_index.search(query, k + 1)[1]
         if exclude is not None:
-            own = candidates == exclude.numpy()[:, None]
-            candidates[own] = -1  # as faiss marks missing ones
-        candidates.sort(axis=1)  # so the lower index is first among equal scores
-        scores = self.score(query.astype(np.float64), candidates)
-        best = (-scores).argsort(axis=1, kind='stable')[:, :k]
-        places = np.arange(len(query))[:, None], best
-        return torch.from_numpy(scores[places]), torch.from_numpy(candidates[places])
+            found[found == exclude.numpy()[:, None]] = -1  # as faiss marks missing ones
+            last = (found < 0).argsort(axis=1, kind='stable')
+            found = np.take_along_axis(found, last, axis=1)
+        found = found[:, :k]
+        scores = np.empty(found.shape, np.float32)
+        step = max(1, CACHED // (k * query.shape[1]))
+        for start in range(0, len(query), step):
+            part = slice(start, start + step)
+            scores[part] = self.score(query[part].astype(np.float64), found[part])
+        order = np.lexsort((found, -scores))  # by score, then by index
+        places = np.arange(len(query))[:, None], order
+        return torch.from_numpy(scores[places]), torch.from_numpy(found[places])
 
-    def score(self, query, candidates):
-        """Return the scores (Q, n), float32, of candidates (Q, n).
+    def score(self, query, found):
+        """Return the scores (Q, k), float32, of images (Q, k); -inf for an image of -1.
 
-        query: float64 (Q, D). The score of a candidate of -1 is -inf. As in
-        `scores.round_products`, `pair_scores` computes the scores whose rounding the
-        float64 products leave open.
+        query: float64 (Q, D). As in `scores.round_products`, `pair_scores` computes the
+        scores whose rounding the products leave open.
         """
-        total = self.products(query, candidates)
+        rows = self.array.take(found, axis=0, mode='clip').astype(np.float64)
+        total = (rows @ query[:, :, None])[:, :, 0]
         norm = math.sqrt(np.vdot(query, query))  # at least that of each query
         error = tolerance(query.shape[1], norm * LARGEST_NORM, torch.float64)
         scores = (total - error).astype(np.float32)
-        highest = (total + error).astype(np.float32)
-        if scores.tobytes() != highest.tobytes():  # they seldom differ
-            unsure = scores != highest
-            rows, images = unsure.nonzero()[0], candidates[unsure]
-            pairs = torch.from_numpy(rows), torch.from_numpy(images)
-            query = torch.from_numpy(query)
-            scores[unsure] = pair_scores(query, self.vectors.mapped, *pairs)
-        scores[candidates < 0] = -np.inf
+        unsure = scores != (total + error).astype(np.float32)
+        if unsure.any():  # it seldom is
+            i, j = unsure.nonzero()
+            pairs = torch.from_numpy(query[i]), torch.from_numpy(rows[i, j])
+            own = torch.arange(len(i))
+            scores[unsure] = pair_scores(*pairs, own, own)
+        scores[found < 0] = -np.inf
         return scores
-
-    def products(self, query, candidates):
-        """Return the dot products (Q, n) of queries and their candidates, float64."""
-        vectors = self.vectors.mapped.numpy()
-        total = np.empty(candidates.shape)
-        step = max(1, CACHED // (candidates.shape[1] * query.shape[1]))
-        for start in range(0, len(query), step):
-            part = slice(start, start + step)
-            rows = vectors.take(candidates[part], axis=0).astype(np.float64)
-            total[part] = (rows @ query[part, :, None])[:, :, 0]
-        return total
 
     def describe(self):
         """Return a sentence about how well the index searches."""
-        measured = self.measured
         return (
-            f'approximate index: {measured["looked_into"]} of {measured["cells"]} '
-            f'cells are searched; it finds {measured["recall"]:.2%} of the exact '
-            f'{measured["nearest"]} nearest of {measured["queries"]} images'
+            'approximate index: it finds {recall:.2%} of the exact {nearest} nearest '
+            'of {queries} images (efSearch {efSearch})'.format(**self.measured)
         )
 
 
-def open_approximate(index_folder, vectors):
-    """Return the ApproximateIndex of a VectorsFile; build it if there is none yet."""
-    name = os.path.basename(vectors.path).removesuffix('.npy')
-    path = os.path.join(index_folder, f'{name}.faiss')
-    load_faiss()
-    with locked(index_folder):
-        try:
-            return read_approximate(path, vectors)
-        except (OSError, RuntimeError, ValueError):
-            pass  # it is missing or damaged
-        except AttributeError:
-            pass  # it is another kind of index
-        return build(path, vectors)
+def open_approximate(index):
+    """Return the ApproximateIndex of an Index; build it if there is none yet."""
+    faiss, path = load_faiss(), index.vectors.path.removesuffix('.f32') + '.faiss'
+    with locked(index.folder) as database:
+        state = read_state(database)
+        measured = state.approximate
+        if measured and file_crc(path) == measured['checksum']:
+            return ApproximateIndex(faiss.read_index(path), index.vectors, measured)
+        built = build(index.vectors)
+        with atomic_path(path) as temporary:
+            faiss.write_index(built.faiss_index, temporary)
+        built.measured['checksum'] = file_crc(path)
+        state.approximate = built.measured
+        with database:
+            write_state(database, state)
+        return built
 
 
-def read_approximate(path, vectors):
-    """Read an index and its measurements.
+def build(vectors):
+    """Return the ApproximateIndex of a VectorsFile; choose its efSearch by the recall.
 
-    Raises OSError, RuntimeError, ValueError or AttributeError if they cannot be used.
-    """
-    refuse_special(path)
-    refuse_special(f'{path}.json')
-    with open(f'{path}.json', encoding='utf-8') as file:
-        saved = json.load(file)
-    problem = find_problem(saved, MEASURED)
-    if problem:
-        raise ValueError(problem)
-    measured = {name: saved[name] for name in MEASURED}
-    if saved.get('checksum') != checksum(path, measured):
-        raise ValueError('its checksum does not fit')
-    faiss_index = load_faiss().read_index(path)
-    shape = len(vectors), vectors.dimensions, measured['cells']
-    if (faiss_index.ntotal, faiss_index.d, faiss_index.nlist) != shape:
-        raise ValueError('an index of other vectors')
-    if measured['looked_into'] > faiss_index.nlist:
-        raise ValueError('impossible measurements')
-    faiss_index.nprobe = measured['looked_into']
-    return ApproximateIndex(faiss_index, vectors, measured)
-
-
-def checksum(path, measured):
-    """Return the CRC-32 of a file and of its measurements."""
-    value = zlib.crc32(json.dumps(measured).encode())
-    with open(path, 'rb') as file:
-        return file_checksum(file, value=value)
-
-
-def build(path, vectors):
-    """Build an ApproximateIndex, choose how many cells it searches, and write it."""
-    rng = np.random.default_rng(0)
-    index = ApproximateIndex(build_faiss_index(vectors, rng), vectors, {})
-    index.measured = measure(index, rng)
-    with atomic_path(path) as temporary:
-        load_faiss().write_index(index.faiss_index, temporary)
-        saved = {**index.measured, 'checksum': checksum(temporary, index.measured)}
-        write_json(f'{path}.json', saved)
-    return index
-
-
-def build_faiss_index(vectors, rng):
-    """Return a faiss index that holds all vectors."""
-    faiss = load_faiss()
-    count, dimensions = len(vectors), vectors.dimensions
-    number = max(1, min(int(4 * count**0.5), count // VECTORS_PER_CELL))
-    faiss_index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(dimensions),
-        dimensions,
-        number,
-        faiss.ScalarQuantizer.QT_8bit,
-        faiss.METRIC_INNER_PRODUCT,
-    )
-    faiss_index.cp.niter = 10
-    faiss_index.cp.min_points_per_centroid = 1  # no warning about small folders
-    drawn = np.sort(rng.permutation(count)[: max(64 * number, 256)])
-    # faiss refuses memmaps if anything has imported faiss.contrib.torch_utils
-    rows = vectors.mapped.numpy()
-    with tqdm(total=count, desc='faiss', unit='img', delay=3) as bar:
-        faiss_index.train(rows[drawn])
-        for start in range(0, count, ADDED):
-            stop = min(start + ADDED, count)
-            faiss_index.add(rows[start:stop])
-            bar.update(stop - start)
-    return faiss_index
-
-
-def measure(index, rng):
-    """Double the number of cells that are searched until RECALL is reached.
-
-    Returns {cells, looked_into, recall, nearest, queries}: the number of cells, how
-    many are searched, and the share found of the `nearest` exact nearest images,
+    measured: efSearch, and the share found of the `nearest` exact nearest images,
     averaged over `queries` images.
     """
-    count = len(index.vectors)
-    own = torch.from_numpy(np.sort(rng.permutation(count)[:SAMPLE]))
-    query = torch.from_numpy(index.vectors.rows()[own.numpy()])
-    if count == 1:
-        own = torch.full_like(own, -1)  # it can find only itself
-    nearest = min(NEAREST, max(1, count - 1))
+    faiss, rows = load_faiss(), vectors.mapped.numpy()
+    kind = faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT
+    faiss_index = faiss.IndexHNSWSQ(vectors.dimensions, *kind)
+    faiss_index.hnsw.efConstruction = CONSTRUCTION
+    faiss_index.train(rows[:: math.ceil(len(rows) / ADDED)])
+    with tqdm(total=len(rows), desc='faiss', unit='img', delay=3) as bar:
+        for start in range(0, len(rows), ADDED):
+            faiss_index.add(rows[start : start + ADDED])
+            bar.update(ADDED)
+    index = ApproximateIndex(faiss_index, vectors, {})
+    own = np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
+    query, own = torch.from_numpy(rows[own]), torch.from_numpy(own)
+    if len(rows) == 1:
+        own = torch.tensor([-1])  # the only image can find only itself
+    nearest = min(NEAREST, max(1, len(rows) - 1))
     # only rank 0 builds an index
-    exact = index.vectors.search(query, nearest, own, shared=False)[1]
-    faiss_index = index.faiss_index
-    faiss_index.nprobe = 1
-    recall = measure_recall(index, query, own, exact)
-    while recall < RECALL and faiss_index.nprobe < faiss_index.nlist:
-        faiss_index.nprobe = min(faiss_index.nlist, 2 * faiss_index.nprobe)
+    exact = vectors.search(query, nearest, own, shared=False)[1]
+    width, recall = NEAREST / 2, 0
+    while recall < RECALL and width < WIDEST:
+        width = int(2 * width)
+        faiss_index.hnsw.efSearch = width
         recall = measure_recall(index, query, own, exact)
-    return {
-        'cells': faiss_index.nlist,
-        'looked_into': faiss_index.nprobe,
+    index.measured = {
+        'efSearch': width,
         'recall': recall,
         'nearest': nearest,
         'queries': len(own),
     }
+    return index
 
 
 def measure_recall(index, query, own, exact):

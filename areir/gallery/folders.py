@@ -11,7 +11,7 @@ from areir.data.images import (
 )
 
 # inference.py writes one of these into each of its folders
-OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.pth')
+OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.sqlite')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 

@@ -1,36 +1,60 @@
 """The index of a folder of images: built once, updated, searched from disk.
 
     results/<folder>_<hash>_<model>_index/
-        index.pth               settings, paths, size and time of every file, and the
-                                name of the file of vectors
-        vectors_<token>.npy     (images, dimensions) float32, in the order of the paths
-        shortened_<token>.npy   the same vectors, shortened; see shortening.py
-        ..._<token>_codes.npy   the searched ones in 8 bits; see codes_file.py
-        journal_<token>.*       while images are embedded; see journal.py
-        lock                    held by the process that changes the index
+        index.sqlite            a row for each image, and the State of the index
+        vectors_<token>.f32     (images, dimensions) float32, in the order of the paths
+        vectors_<token>.codes   the same in 8 bits; see vectors.py
+        shortened_<token>.*     both for shortened vectors, which are then searched
+        vectors_<token>.faiss   see approximate.py
 
-Vectors are appended to a journal as they come. When all are there, old and new ones are
-copied into a new file of vectors, and index.pth, which names it, is replaced. So the
-index on disk is never partial and always equals one built from scratch.
+An update appends the vectors of new images to the file and then adds their rows to the
+database, batch by batch, so a killed update continues. At the end the vectors of all
+images that are there are written to a new file, and one transaction names it. If
+nothing has changed, nothing is written.
+
+The row of an image has the CRC-32 of its values and of its vector, so only a damaged
+image is embedded again. Shortened vectors and codes are written again if damaged.
 """
 
 import contextlib
+import hashlib
+import io
+import json
+import math
 import os
 import secrets
-from dataclasses import dataclass
+import sqlite3
+import time
+import zlib
+from dataclasses import dataclass, field
 
-from areir import files, processes
+import numpy as np
+import torch
+
+from areir import processes
+from areir.data.loading import GONE, embed_files
 from areir.data.images import is_outdated
 from areir.errors import UserError, printable
-from areir.files import remove, remove_leftovers
-from areir.gallery.codes_file import codes_path, write_codes
+from areir.evaluation.scores import check_embeddings
+from areir.files import WriteError, cut_name, refuse_special
+from areir.gallery import vectors as vectors_file
 from areir.gallery.folders import scan
-from areir.gallery.index_table import IndexTable, read_table
-from areir.gallery.journal import read_journals, write_journal
-from areir.gallery.shortening import shorten_vectors
-from areir.gallery.vectors_file import VectorsFile, write_vectors
+from areir.gallery.vectors import VectorsFile, codes_path
+from areir.networks.projection import Projection, fit_projection
 
-FILES = 'journal_', 'vectors_', 'shortened_'  # what their names begin with
+FORMAT = 1  # of the database and the files beside it
+SCHEMA = (
+    'CREATE TABLE images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, '
+    'problem BLOB, row INTEGER, checksum INTEGER) WITHOUT ROWID;'
+    'CREATE TABLE state (content BLOB, components BLOB, checksum INTEGER);'
+)
+
+# The vectors of a network that was not trained on such images are shortened by the
+# principal components of the folder; docs/search.md has the figures.
+DIMENSIONS = 256
+WHITENING = 0.75
+LEAST_IMAGES = 1000
+MOST_IMAGES = 16384  # that components are fitted to
 
 
 @dataclass
@@ -40,273 +64,346 @@ class Index:
     folder: str  # of the index
     paths: list  # relative to the folder of the images, sorted
     sizes: list  # bytes
-    vectors_path: str  # of the vectors to search: the shortened ones, if any
     problems: dict  # {path: why it cannot be read}
     embedded: int  # images embedded by this update
     removed: int  # images that are gone since the last update
     components: dict | None  # of the Projection that shortened the vectors
     calibration: dict | None  # stored by --calibrate
-    vectors: VectorsFile | None = None  # the open file
+    vectors: VectorsFile  # to search: the shortened ones, if any
 
 
 @dataclass
-class Plan:
-    """What an update has to do."""
+class State:
+    """What the database has besides the images."""
 
-    images: dict  # {path: [size, mtime_ns]} of the images that are there
-    problems: dict  # {path: why a folder or link cannot be read}
-    table: IndexTable  # of the earlier index, or None
-    todo: list  # paths of the images to embed
-    rewrite: bool  # whether the vectors of the table must be written again
+    settings: dict  # that the vectors depend on
+    token: str  # in the names of the files
+    dimensions: int = 0  # of the vectors before they are shortened; 0 without any
+    count: int = 0  # vectors in the order of the paths; behind them are new ones
+    checksums: dict = field(default_factory=dict)  # {derived file: CRC-32}
+    fitted: int = 0  # how many images the components were fitted to
+    components: dict | None = None  # of the Projection that shortens the vectors
+    calibration: dict | None = None  # stored by --calibrate
+    approximate: dict | None = None  # what was measured of the faiss index
+
+    @property
+    def searched(self):
+        """The name of the file that is searched."""
+        return f'{"shortened" if self.components else "vectors"}_{self.token}.f32'
+
+
+def index_path(folder, model_path, results_root):
+    """Return the path of the index of a folder embedded by a model."""
+    real = os.path.realpath(folder)
+    name = cut_name(os.path.basename(real), 60) or 'root'
+    place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
+    model = os.path.basename(model_path).removesuffix('.pth').removesuffix('_model')
+    return os.path.join(results_root, f'{name}_{place}_{cut_name(model, 100)}_index')
 
 
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
     """Bring the index of a folder up to date and return it as an Index.
 
     Only images that are new or changed, by size or time, are embedded. All processes of
-    torchrun call this together, and each embeds its share.
+    torchrun call this together: each embeds its share, and rank 0 writes.
 
     settings: the plain values that vectors depend on; if they have changed, a notice
     says so and all images are embedded. embed: see `embed_files`. shortened: whether to
-    shorten vectors by the principal components of the folder, see shortening.py.
+    shorten vectors by the principal components of the folder. They are fitted once it
+    has LEAST_IMAGES, and again when the number of its images has doubled.
 
-    Raises UserError if the folder is missing or has no readable image, and OSError if
-    it vanishes or the index cannot be written. The journal keeps what was embedded.
+    Raises UserError if the folder is missing or has no readable image, or if vectors
+    are not finite, and OSError if the folder vanishes or the index cannot be written.
+    What was embedded until then is kept.
     """
     if not os.path.isdir(folder):
         raise UserError(f'--gallery {folder}: no such folder')
-    first = processes.is_first()
-    if first:
-        os.makedirs(index_folder, exist_ok=True)
-    with locked(index_folder) if first else contextlib.nullcontext():
-        plan = make_plan(folder, index_folder, settings) if first else None
-        plan = processes.from_first(plan)
-        if plan.todo:
-            rank, count = processes.rank_and_count()
-            share = {path: plan.images[path] for path in plan.todo[rank::count]}
-            write_journal(index_folder, settings, folder, share, image_size, embed)
-        processes.wait_for_all()  # all journals are complete
-        index = (
-            finish(folder, index_folder, settings, plan, shortened) if first else None
-        )
+    with contextlib.ExitStack() as stack:
+        update = todo = index = None
+        if processes.is_first():
+            database = stack.enter_context(locked(index_folder))
+            update = Update(folder, index_folder, database)
+            todo = update.plan(settings)
+        todo = processes.from_first(todo)
+        for batch in embed_shares(folder, todo, image_size, embed) if todo else ():
+            if update:
+                update.add(*batch)
+        if update:
+            index = update.finish(shortened)
         index = processes.from_first(index)
-        index.vectors = VectorsFile(index.vectors_path)
+        index.vectors = VectorsFile(*index.vectors)
         processes.wait_for_all()  # all have opened the vectors
         return index
 
 
-def locked(index_folder):
-    """Hold the lock of an index; wait while another process changes the index."""
-    return files.locked(os.path.join(index_folder, 'lock'), f'updating {index_folder}')
+def embed_shares(folder, paths, image_size, embed):
+    """Embed images in all processes; each yields the batches of all processes.
 
-
-# The plan
-
-
-def make_plan(folder, index_folder, settings):
-    """Compare a folder with its index and journals; return the Plan."""
-    images, problems, others = scan(folder)
-    if not images:
-        if os.listdir(index_folder) == ['lock']:
-            remove(index_folder)
-        raise UserError(f'--gallery {folder}: no images in it')
-    if others:
-        print(
-            f'notice: {len(others):,} files of {folder} are not images and are '
-            f'skipped, such as {printable(min(others))}'
-        )
-    table = read_table(index_folder)
-    if table and (why := table.stale_because(settings)):
-        print(
-            f'notice: the index of {folder} is stale, so all images are embedded '
-            f'again: {why}'
-        )
-        table = None
-    rewrite = bool(table) and not check_vectors(index_folder, table)
-    journal = read_journals(index_folder, settings, dimensions_of(table))
-    for name in journal.damaged:
-        print(
-            f'notice: {os.path.join(index_folder, name)} is damaged: images that '
-            'cannot be taken from it are embedded again'
-        )
-    known = files_seen(table, journal)
-    todo = [path for path, seen in images.items() if known.get(path) != seen]
-    if journal.vectors and todo:
-        count = len(journal.vectors)
-        print(f'notice: continuing from {count:,} images of an interrupted build')
-    return Plan(images, problems, table, todo, rewrite)
-
-
-def check_vectors(index_folder, table):
-    """Whether the vectors of a table are whole and have checksums.
-
-    Damage is told by a notice, and images whose vectors are damaged are marked to be
-    embedded again. Earlier versions wrote no checksums.
+    A batch is (paths, their vectors (n, D), {path: why it cannot be read}).
     """
-    damaged = table.forget_damaged(index_folder)
-    if damaged:
-        print(
-            f'notice: {index_folder} is damaged: {damaged:,} vectors are computed again'
+    rank, count = processes.rank_and_count()
+    share = paths[rank::count]
+    files = [os.path.join(folder, path) for path in share]
+    batches = embed_files(files, image_size, embed, 'indexing')
+    is_any_left = True
+    while is_any_left:
+        batch = next(batches, None)
+        if batch:
+            indices, vectors, problems = batch
+            if indices:
+                check_embeddings('vectors', vectors)
+            embedded = [share[index] for index in indices]
+            problems = {share[index]: problem for index, problem in problems.items()}
+            batch = embedded, vectors.numpy(), problems
+        results = processes.gather_objects(batch)
+        yield from filter(None, results)
+        is_any_left = any(results)
+
+
+class Update:
+    """What rank 0 does in `update_index`: `plan`, `add` for each batch, `finish`."""
+
+    def __init__(self, folder, index_folder, database):
+        self.folder, self.index_folder = folder, index_folder
+        self.database = database
+        self.embedded = self.removed = 0
+
+    def path_of(self, name):
+        return os.path.join(self.index_folder, name)
+
+    @property
+    def vectors_path(self):
+        return self.path_of(f'vectors_{self.state.token}.f32')
+
+    def plan(self, settings):
+        """Compare the folder with its index; return the paths of images to embed.
+
+        Rows that are damaged or do not fit the folder are removed from the database.
+        """
+        self.images, self.problems, others = scan(self.folder)
+        if not self.images:
+            raise UserError(f'--gallery {self.folder}: no images in it')
+        if others:
+            print(
+                f'notice: {len(others):,} files of {self.folder} are not images and '
+                f'are skipped, such as {printable(min(others))}'
+            )
+        self.state = read_state(self.database)
+        why = stale_because(self.state, settings) if self.state else ''
+        if why:
+            print(
+                f'notice: the index of {self.folder} is stale, so all images are '
+                f'embedded again: {why}'
+            )
+        if why or not self.state:
+            self.state = State(settings, secrets.token_hex(8))
+            kept = []
+        else:
+            kept = self.check_images()
+        known = {os.fsdecode(path) for path, *_ in kept}
+        todo = [path for path in self.images if path not in known]
+        waiting = sum(
+            row is not None and row >= self.state.count for *_, row, _ in kept
         )
+        if todo and waiting:
+            print(f'notice: continuing from {waiting:,} images of an interrupted build')
+        (stored,) = self.database.execute('SELECT count(*) FROM images').fetchone()
+        if len(kept) != stored or not kept:
+            with self.database:
+                self.database.execute('DELETE FROM images')
+                self.add_rows(kept)
+                write_state(self.database, self.state)
+        return todo
+
+    def check_images(self):
+        """Return the rows of the database that fit the folder and their vectors."""
+        kept, damaged = [], 0
+        vectors, width = b'', 4 * self.state.dimensions
+        if os.path.isfile(self.vectors_path) and os.path.getsize(self.vectors_path):
+            vectors = memoryview(np.memmap(self.vectors_path, np.uint8, 'r'))
+        for image in self.database.execute('SELECT * FROM images'):
+            *values, row, checksum = image
+            vector = b''
+            if isinstance(row, int):
+                vector = vectors[width * row : width * (row + 1)]
+            if checksum != checksum_of(values, vector):
+                damaged += 1
+                continue
+            path, *seen, problem = values
+            path = os.fsdecode(path)
+            # a package installed since then may be able to read the image
+            outdated = problem and is_outdated(os.fsdecode(problem))
+            if self.images.get(path) == seen and not outdated:
+                kept.append(image)
+            elif path not in self.images and vector:
+                self.removed += 1
+        if damaged:
+            print(
+                f'notice: {self.index_folder} is damaged: {damaged:,} images are '
+                'embedded again'
+            )
+        return kept
+
+    def add(self, paths, vectors, problems):
+        """Store vectors (n, D) of images, and why others cannot be read."""
+        rows, first = [], 0
+        is_first = not self.state.dimensions
+        if paths:
+            self.state.dimensions = vectors.shape[1]
+            first = vectors_file.append(self.vectors_path, vectors)
+        for row, (path, vector) in enumerate(zip(paths, vectors), first):
+            values = [os.fsencode(path), *self.images[path], None]
+            rows.append([*values, row, checksum_of(values, vector.tobytes())])
+        for path, problem in problems.items():
+            if problem != GONE:
+                values = [os.fsencode(path), *self.images[path], os.fsencode(problem)]
+                rows.append([*values, None, checksum_of(values)])
+        with self.database:
+            self.add_rows(rows)
+            if is_first:
+                write_state(self.database, self.state)
+        self.embedded += len(paths)
+
+    def add_rows(self, rows):
+        self.database.executemany('INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)', rows)
+
+    def finish(self, shortened):
+        """Write vectors and derived files if the index has changed; return the Index.
+
+        Its vectors are the arguments of VectorsFile, because they can be pickled.
+        """
+        if not os.path.isdir(self.folder):
+            raise OSError(
+                f'{self.folder} vanished while it was read; what was embedded is kept, '
+                'and the same command continues'
+            )
+        found, rows = {}, []
+        self.problems |= dict.fromkeys(self.images, 'gone while it was read')
+        for path, size, problem, row in self.database.execute(
+            'SELECT path, size, problem, row FROM images ORDER BY path'
+        ):
+            path = os.fsdecode(path)
+            if problem:
+                self.problems[path] = os.fsdecode(problem)
+            else:
+                found[path] = size
+                rows.append(row)
+                del self.problems[path]
+        if not found:
+            raise UserError(
+                f'--gallery {self.folder}: none of its {len(self.images):,} images can '
+                f'be read, such as {min(self.images)}'
+            )
+        moved = rows != list(range(self.state.count))
+        if moved:
+            self.write_vectors(rows)
+            if shortened:
+                self.fit_components()
+        if moved or self.are_derived_damaged():
+            self.write_derived()
+            with self.database:
+                places = ((row, os.fsencode(path)) for row, path in enumerate(found))
+                self.database.executemany(
+                    'UPDATE images SET row = ? WHERE path = ?', places
+                )
+                write_state(self.database, self.state)
+        self.remove_old_files()
+        return Index(
+            folder=self.index_folder,
+            paths=list(found),
+            sizes=list(found.values()),
+            problems=self.problems,
+            embedded=self.embedded,
+            removed=self.removed,
+            components=self.state.components,
+            calibration=self.state.calibration,
+            vectors=self.searched_vectors(),
+        )
+
+    def write_vectors(self, rows):
+        """Write the vectors of these rows to a new file."""
+        earlier = VectorsFile(self.vectors_path, self.state.dimensions)
+        self.state.token, self.state.count = secrets.token_hex(8), len(rows)
+        vectors_file.write_blocks(self.vectors_path, earlier.blocks(rows))
+
+    def fit_components(self):
+        """Fit the components if there are enough images.
+
+        Scores change, so the threshold is dropped. A notice says what has changed.
+        """
+        state = self.state
+        count = state.count
+        if count < max(LEAST_IMAGES, 2 * state.fitted):
+            return
+        vectors = VectorsFile(self.vectors_path, state.dimensions)
+        step = math.ceil(count / MOST_IMAGES)
+        sample = torch.from_numpy(np.array(vectors.rows()[::step]))
+        try:
+            projection = fit_projection(sample, DIMENSIONS, WHITENING)
+        except UserError as error:
+            print(f'notice: no principal components: {error}')
+            return
+        lost = ''
+        if state.calibration:
+            lost = '; the threshold no longer holds: run --calibrate again'
+        if state.components:
+            print(
+                f'notice: the folder has grown from {state.fitted:,} to {count:,} '
+                f'images, so the principal components are fitted again{lost}'
+            )
+        elif lost:
+            print(f'notice: {count:,} images: vectors are shortened now{lost}')
+        state.components, state.fitted = projection.to_state(), count
+        state.calibration = None
+
+    def are_derived_damaged(self):
+        """Whether shortened vectors or codes are damaged; a notice says so."""
+        for name, checksum in self.state.checksums.items():
+            path = self.path_of(name)
+            if vectors_file.file_crc(path) != checksum:
+                print(f'notice: {path} is damaged: it is written again')
+                return True
         return False
-    if table.components and table.find_damaged(index_folder, table.searched):
-        print(
-            f'notice: {index_folder} is damaged: its shortened vectors are computed '
-            'again'
-        )
-        return False
-    return {table.vectors, table.searched} <= table.checksums.keys()
+
+    def write_derived(self):
+        """Write the shortened vectors, if any, and the codes of those to search."""
+        state, checksums = self.state, {}
+        if state.components:
+            vectors = VectorsFile(self.vectors_path, state.dimensions, state.count)
+            projection = Projection(**state.components)
+            blocks = (
+                projection(torch.from_numpy(rows)).numpy() for rows in vectors.blocks()
+            )
+            path = self.path_of(state.searched)
+            checksums[state.searched] = vectors_file.write_blocks(path, blocks)
+        searched = VectorsFile(*self.searched_vectors())
+        checksums[codes_path(state.searched)] = vectors_file.write_codes(searched)
+        state.checksums = checksums
+
+    def searched_vectors(self):
+        """Return the arguments of VectorsFile for the vectors to search."""
+        state, dimensions = self.state, self.state.dimensions
+        if state.components:
+            dimensions = state.components['matrix'].shape[1]
+        return self.path_of(state.searched), dimensions, state.count
+
+    def remove_old_files(self):
+        """Remove leftovers, and the files of earlier indexes."""
+        for name in os.listdir(self.index_folder):
+            ours = name.startswith(('vectors_', 'shortened_'))
+            if name.endswith('.part') or (ours and self.state.token not in name):
+                # Windows does not remove a file that another process reads
+                with contextlib.suppress(OSError):
+                    os.remove(self.path_of(name))
 
 
-def files_seen(table, journal):
-    """Return {path: [size, mtime_ns]} of every image that need not be read again."""
-    seen = {}
-    if table:
-        seen |= dict(zip(table.paths, table.seen))
-        seen |= still_unreadable(table.problems)
-    seen |= {path: vector.seen for path, vector in journal.vectors.items()}
-    return seen | still_unreadable(journal.problems)
-
-
-def still_unreadable(problems):
-    """Return {path: seen} of {path: (seen, reason)}.
-
-    Files that a package installed since then can read are left out.
-    """
-    return {
-        path: seen
-        for path, (seen, reason) in problems.items()
-        if not is_outdated(reason)
-    }
-
-
-# The end of an update
-
-
-def finish(folder, index_folder, settings, plan, shortened):
-    """Merge the earlier index and the journals; write the index if it has changed.
-
-    Returns the Index, whose vectors are not open yet.
-    """
-    if not os.path.isdir(folder):
-        raise OSError(
-            f'{folder} vanished while it was read; what was embedded is kept, and the '
-            'same command continues'
-        )
-    journal = read_journals(index_folder, settings, dimensions_of(plan.table))
-    sources = find_sources(index_folder, plan, journal)
-    unreadable = find_unreadable(plan, journal, sources)
-    if not sources:
-        example = next(iter([*unreadable, *plan.images]))
-        raise UserError(
-            f'--gallery {folder}: none of its {len(plan.images):,} images can be read, '
-            f'such as {example}'
-        )
-    paths = sorted(sources)
-    table = IndexTable(
-        settings=settings,
-        gallery=os.path.realpath(folder),
-        paths=paths,
-        seen=[plan.images[path] for path in paths],
-        problems=unreadable,
-        vectors=f'vectors_{secrets.token_hex(8)}.npy',
-        dimensions=find_dimensions(plan, journal),
-        calibration=plan.table.calibration if plan.table else None,
+def stale_because(state, settings):
+    """Return why a State does not fit these settings, or ''."""
+    return ', '.join(
+        f'{name} was {state.settings.get(name)} and is {value}'
+        for name, value in settings.items()
+        if state.settings.get(name) != value
     )
-    if table.lists_the_same(plan.table) and not plan.rewrite:
-        table = plan.table
-        if table.are_codes_damaged(index_folder):
-            write_codes_and_table(index_folder, table)
-    else:
-        write_index(index_folder, table, sources, plan.table, shortened)
-    remove_old_files(index_folder, table.vectors)
-    return Index(
-        folder=index_folder,
-        paths=table.paths,
-        sizes=[size for size, _ in table.seen],
-        vectors_path=os.path.join(index_folder, table.searched),
-        problems=all_problems(plan, sources, unreadable),
-        embedded=sum(path in journal.vectors for path in plan.todo),
-        removed=count_removed(plan),
-        components=table.components,
-        calibration=table.calibration,
-    )
-
-
-def write_index(index_folder, table, sources, earlier, shortened):
-    """Write the vectors of a new IndexTable, copied from `sources`, and the table.
-
-    earlier: the IndexTable before it, or None; shortened: see `update_index`.
-    """
-    vectors_path = os.path.join(index_folder, table.vectors)
-    rows = [sources[path] for path in table.paths]
-    checksums = write_vectors(vectors_path, rows, table.dimensions)
-    table.checksums[table.vectors] = checksums
-    if shortened:
-        shorten_vectors(index_folder, table, earlier)
-    write_codes_and_table(index_folder, table)
-
-
-def write_codes_and_table(index_folder, table):
-    """Write the codes of the vectors that are searched, and the IndexTable."""
-    searched = os.path.join(index_folder, table.searched)
-    table.checksums[codes_path(table.searched)] = write_codes(VectorsFile(searched))
-    table.write(index_folder)
-
-
-def find_sources(index_folder, plan, journal):
-    """Return {path: (file, row)} of the vectors of all images that are up to date."""
-    sources = {}
-    if plan.table:
-        file = os.path.join(index_folder, plan.table.vectors)
-        for row, path in enumerate(plan.table.paths):
-            if plan.images.get(path) == plan.table.seen[row]:
-                sources[path] = file, row
-    for path, vector in journal.vectors.items():
-        if plan.images.get(path) == vector.seen:
-            sources[path] = vector.file, vector.row
-    return sources
-
-
-def find_unreadable(plan, journal, sources):
-    """Return {path: (seen, reason)} of the images that cannot be read."""
-    problems = (
-        plan.table.problems | journal.problems if plan.table else journal.problems
-    )
-    return {
-        path: (seen, reason)
-        for path, (seen, reason) in problems.items()
-        if plan.images.get(path) == seen and path not in sources
-    }
-
-
-def dimensions_of(table):
-    """Return how many numbers a vector of an IndexTable has; None without a table."""
-    return table.dimensions if table else None
-
-
-def find_dimensions(plan, journal):
-    """Return how many numbers a vector has."""
-    if plan.table:
-        return plan.table.dimensions
-    return next(iter(journal.vectors.values())).dimensions
-
-
-def all_problems(plan, sources, unreadable):
-    """Return {path: reason} of everything that is not in the index."""
-    problems = dict(plan.problems)
-    problems |= {path: reason for path, (_, reason) in unreadable.items()}
-    for path in plan.images:
-        if path not in sources and path not in unreadable:
-            problems[path] = 'gone while it was read'
-    return problems
-
-
-def count_removed(plan):
-    """Return how many images of the earlier index are gone."""
-    if not plan.table:
-        return 0
-    return len(set(plan.table.paths).difference(plan.images))
 
 
 def store_calibration(index, calibration):
@@ -314,25 +411,118 @@ def store_calibration(index, calibration):
 
     Raises UserError if another process has changed the index meanwhile.
     """
-    with locked(index.folder):
-        table = read_table(index.folder)
-        name = os.path.basename(index.vectors_path)
-        if not table or table.searched != name:
+    with locked(index.folder) as database:
+        state = read_state(database)
+        if not state or state.searched != os.path.basename(index.vectors.path):
             raise UserError(f'{index.folder} has changed: run --calibrate again')
-        table.calibration = calibration
-        table.write(index.folder)
+        state.calibration = calibration
+        with database:
+            write_state(database, state)
     index.calibration = calibration
 
 
-def remove_old_files(index_folder, vectors):
-    """Remove journals, leftovers and the vectors of earlier indexes.
+# The database
 
-    vectors: the name of the current file. Its shortened vectors are kept, too.
+
+@contextlib.contextmanager
+def locked(index_folder):
+    """Yield the database of an index; no other process can use it meanwhile.
+
+    If another process does, print so and wait. If the database is damaged, print so and
+    replace it by an empty one. Raises WriteError if it cannot be opened or written.
     """
-    remove_leftovers(index_folder, older_than=0)  # the lock is held
-    token = vectors.removesuffix('.npy').split('_')[-1]
-    for name in os.listdir(index_folder):
-        if name.startswith(FILES) and token not in name:
-            # Windows does not remove a file that another process reads
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(index_folder, name))
+    path = os.path.join(index_folder, 'index.sqlite')
+    os.makedirs(index_folder, exist_ok=True)
+    refuse_special(path)
+    try:
+        try:
+            database = open_database(path)
+        except sqlite3.Error:
+            if not os.path.isfile(path) or not os.path.getsize(path):
+                raise  # it cannot be created
+            print(f'notice: {path} is damaged: the index is built again')
+            os.remove(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(f'{path}-journal')
+            database = open_database(path)
+        with contextlib.closing(database):
+            yield database
+    except sqlite3.Error as error:
+        raise WriteError(path, error) from error
+
+
+def open_database(path):
+    """Open a database, create its tables if it is new, and lock it until it is closed.
+
+    Raises sqlite3.Error if it is damaged, of another version, or cannot be written.
+    """
+    # SQLite's default journal mode, DELETE, works on network shares too
+    with contextlib.ExitStack() as stack:
+        database = sqlite3.connect(path, timeout=0)
+        stack.enter_context(contextlib.closing(database))
+        database.text_factory = bytes  # a damaged text may not be UTF-8
+        lock(database, path)
+        ((version,),) = database.execute('PRAGMA user_version')
+        tables = b''.join(
+            sql + b';' for (sql,) in database.execute('SELECT sql FROM sqlite_master')
+        )
+        if not version and not tables:
+            database.executescript(
+                f'BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT'
+            )
+        elif (version, tables) != (FORMAT, SCHEMA.encode()):
+            raise sqlite3.DatabaseError('other tables')
+        if database.execute('PRAGMA quick_check').fetchall() != [(b'ok',)]:
+            raise sqlite3.DatabaseError('damaged')
+        stack.pop_all()
+    return database
+
+
+def lock(database, path):
+    """Lock a database until it is closed; wait while another process holds it."""
+    is_told = False
+    while True:
+        try:
+            database.execute('BEGIN EXCLUSIVE')
+            break
+        except sqlite3.OperationalError as error:
+            if 'locked' not in str(error):
+                raise
+        if not is_told:
+            folder = os.path.dirname(path)
+            print(f'another process is updating {folder}: waiting for it', flush=True)
+            is_told = True
+        time.sleep(0.1)
+    database.execute('PRAGMA locking_mode = EXCLUSIVE')  # beyond this transaction
+    database.commit()
+
+
+def checksum_of(values, vector=b''):
+    """Return the CRC-32 of values of the database, and of the bytes of a vector."""
+    return zlib.crc32(vector, zlib.crc32(repr(values).encode()))
+
+
+def write_state(database, state):
+    """Replace the State in the database."""
+    values, components = dict(vars(state)), io.BytesIO()
+    np.savez(components, **values.pop('components') or {})
+    row = [json.dumps(values).encode(), components.getvalue()]
+    database.execute('DELETE FROM state')
+    database.execute('INSERT INTO state VALUES (?, ?, ?)', [*row, checksum_of(row)])
+
+
+def read_state(database):
+    """Return the State in the database, or None if there is none.
+
+    If it is damaged, a notice says so.
+    """
+    row = database.execute('SELECT * FROM state').fetchone()
+    if not row:
+        return None
+    *row, checksum = row
+    if checksum != checksum_of(row):
+        print('notice: the index is damaged, so all images are embedded again')
+        return None
+    values, arrays = json.loads(row[0]), np.load(io.BytesIO(row[1]))
+    components = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return State(**values, components=components or None)

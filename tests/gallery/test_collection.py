@@ -53,7 +53,7 @@ class World:
         index = update_index(folder, index, {'model': 'toy'}, 32, embedder)
         if not approximately:
             return FolderCollection(folder, index, trained, embedder)
-        by_faiss = approximate.open_approximate(index.folder, index.vectors)
+        by_faiss = approximate.open_approximate(index)
         return FolderCollection(folder, index, trained, embedder, by_faiss.search)
 
 

@@ -9,7 +9,6 @@ from photos import draw, draw_photos, update
 from PIL import Image
 
 from areir.gallery.folders import class_names
-from areir.gallery.index_table import index_path
 
 
 @pytest.fixture
@@ -100,15 +99,3 @@ def test_a_folder_that_cannot_be_read_is_listed(photos, tmp_path, monkeypatch):
 )
 def test_class_folders_are_the_classes(paths, names):
     assert class_names(paths) == names
-
-
-def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
-    names = {
-        index_path(str(tmp_path / folder), model, 'results')
-        for folder in ('one/photos', 'two/photos')
-        for model in ('x_model.pth', 'y_model.pth')
-    }
-    assert len(names) == 4
-    assert all(os.path.basename(name).startswith('photos_') for name in names)
-    here = index_path('.', 'x.pth', 'r')
-    assert here == index_path(os.getcwd() + '/', 'x.pth', 'r')

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import time
+import sqlite3
 
 import numpy as np
 import pytest
@@ -21,16 +21,36 @@ from photos import (
     flip_bit,
     update,
 )
+from special import largest_file
 
 from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
-from areir.files import load_tensors, write_tensors
-from areir.gallery import matrix_file
+from areir.files import WriteError
+from areir.gallery import index as index_module
+from areir.gallery import vectors as vectors_file
+from areir.gallery.index import Update, index_path, locked
+from areir.gallery.vectors import codes_path
+
+STOPPED = 77  # exit code of a process that a test has ended
 
 
 @pytest.fixture
 def photos(tmp_path):
     return draw_photos(tmp_path / 'photos')
+
+
+@pytest.fixture(scope='module')
+def context():
+    """Starts processes from one that has imported torch."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'torch.utils.data'])
+    return context
+
+
+def names_in(index_folder):
+    """Return the kinds of files in an index, without what a kill leaves of SQLite's."""
+    names = sorted(name.split('_')[0] for name in os.listdir(index_folder))
+    return [name for name in names if not name.endswith('-journal')]
 
 
 def test_vectors_are_in_the_order_of_the_paths(photos, tmp_path):
@@ -42,6 +62,7 @@ def test_vectors_are_in_the_order_of_the_paths(photos, tmp_path):
     expected = embed(torch.stack(pixels))
     np.testing.assert_allclose(index.vectors.rows(), expected, atol=1e-6)
     assert index.sizes == [os.path.getsize(photos / path) for path in index.paths]
+    assert names_in(index.folder) == ['index.sqlite', 'vectors', 'vectors']
 
 
 def change_something(photos, rng):
@@ -65,7 +86,7 @@ def change_something(photos, rng):
         (photos / f'{rng.random()}.txt').write_text('not an image')
 
 
-@pytest.mark.parametrize('repetition', range(5))
+@pytest.mark.parametrize('repetition', range(3))
 def test_an_updated_index_equals_a_new_one(photos, tmp_path, seed, repetition):
     rng = random.Random(seed + repetition)
     for turn in range(6):
@@ -74,18 +95,17 @@ def test_an_updated_index_equals_a_new_one(photos, tmp_path, seed, repetition):
         draw(photos / 'a' / 'whole.png', turn)
         new = update(photos, tmp_path / f'new {turn}')
         assert_same(update(photos, tmp_path / 'index'), new)
-    names = os.listdir(tmp_path / 'index')
-    kept = [name for name in names if name.startswith(('vectors', 'journal'))]
-    assert len(kept) == 2  # the vectors and their codes
+    assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 
 
 def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
+    (photos / 'a/broken.png').write_text('no image')
     index, counting = tmp_path / 'index', Counting()
     assert update(photos, index, embed=counting).embedded == counting.images == 7
-    before = sorted(os.listdir(index)), os.stat(index / 'index.pth').st_mtime_ns
+    before = {path: os.stat(path).st_mtime_ns for path in index.iterdir()}
     assert update(photos, index, embed=counting).embedded == 0
     assert counting.images == 7
-    after = sorted(os.listdir(index)), os.stat(index / 'index.pth').st_mtime_ns
+    after = {path: os.stat(path).st_mtime_ns for path in index.iterdir()}
     assert before == after  # nothing is written
     draw(photos / 'c/new.png', 8)
     draw(photos / 'a/0.png', 9)
@@ -94,12 +114,21 @@ def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
     assert counting.images == 9 and (changed.embedded, changed.removed) == (2, 1)
     os.utime(photos / 'a/2.png')
     assert update(photos, index, embed=counting).embedded == 1
-    assert 'stale' not in capsys.readouterr().out
+    assert 'notice' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ('setting', 'value'), [('model', 'b'), ('image_size', 8), ('preprocessing', 'x')]
-)
+def test_equal_scores_are_ordered_by_path(photos, tmp_path):
+    update(photos, tmp_path / 'index')
+    for name in ('b/0.png', '0.png', 'a/z.png'):  # copies that come later
+        shutil.copy(photos / 'a/0.png', photos / name)
+    index = update(photos, tmp_path / 'index')
+    query = index.vectors.mapped[index.paths.index('a/0.png')]
+    found = index.vectors.search(query[None], 4)[1][0].tolist()
+    paths = [index.paths[row] for row in found]
+    assert paths == ['0.png', 'a/0.png', 'a/z.png', 'b/0.png']
+
+
+@pytest.mark.parametrize(('setting', 'value'), [('model', 'b'), ('preprocessing', 'x')])
 def test_other_settings_make_it_stale(photos, tmp_path, capsys, setting, value):
     update(photos, tmp_path / 'index')
     other = {**SETTINGS, setting: value}
@@ -108,6 +137,7 @@ def test_other_settings_make_it_stale(photos, tmp_path, capsys, setting, value):
     was = SETTINGS.get(setting)
     assert 'stale' in output and f'{setting} was {was} and is {value}' in output
     assert update(photos, tmp_path / 'index', other).embedded == 0
+    assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 
 
 def test_files_of_inference_are_not_indexed(photos, tmp_path):
@@ -126,193 +156,114 @@ def test_files_that_are_not_images_are_pointed_out(photos, tmp_path, capsys):
     (photos / 'a/no\nte.txt').write_text('text')
     update(photos, tmp_path / 'index')
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith('notice: 1 files') and line.endswith(r'such as a/no\nte.txt')
+    assert line.startswith('notice: 1 files') and r'a/no\nte.txt' in line
 
 
-# Several processes
+def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
+    names = {
+        index_path(str(tmp_path / folder), model, 'results')
+        for folder in ('one/photos', 'two/photos')
+        for model in ('x_model.pth', 'y_model.pth')
+    }
+    assert len(names) == 4
+    assert all(os.path.basename(name).startswith('photos_') for name in names)
+    here = index_path('.', 'x.pth', 'r')
+    assert here == index_path(os.getcwd() + '/', 'x.pth', 'r')
 
 
-def build(folder, index, ready):
-    ready.wait()
-    update(folder, index)
+# Ends in the middle
 
 
-@pytest.mark.slow
-def test_processes_that_build_one_index_do_not_damage_it(photos, tmp_path):
-    for number in range(60):
-        draw(photos / 'c' / f'{number}.png', 100 + number)
-    context = multiprocessing.get_context('spawn')
-    ready = context.Event()
-    arguments = photos, tmp_path / 'index', ready
-    workers = [context.Process(target=build, args=arguments) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    time.sleep(0.5)
-    ready.set()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    assert update(photos, tmp_path / 'index').embedded == 0
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
+def update_until(photos, index_folder, point):
+    """Update an index, but end the process at a point, as a kill does."""
+    owner, name, before = {
+        'an empty database': (index_module, 'write_state', True),
+        'vectors without rows': (vectors_file, 'append', False),
+        'all rows': (vectors_file, 'write_blocks', True),
+        'a file without name': (Update, 'write_derived', False),
+        'the old file': (Update, 'remove_old_files', True),
+    }[point]
+    function = getattr(owner, name)
 
+    def last(*arguments):
+        if not before:
+            function(*arguments)
+        os._exit(STOPPED)
 
-def test_an_index_that_is_replaced_can_still_be_searched(photos, tmp_path):
-    index = update(photos, tmp_path / 'index')
-    query = torch.tensor(index.vectors.rows())
-    draw(photos / 'a/new.png', 50)
-    assert len(update(photos, tmp_path / 'index').paths) == 8
-    assert not os.path.exists(index.vectors.path)
-    indices = index.vectors.search(query, 1)[1]
-    assert indices.flatten().tolist() == list(range(7))
-
-
-def test_leftovers_of_killed_processes_are_removed(photos, tmp_path):
-    update(photos, tmp_path / 'index')
-    names = sorted(os.listdir(tmp_path / 'index'))
-    leftovers = ['vectors_ab.npy.part', 'journal_ab.f32']  # of earlier versions
-    for name in [*leftovers, '.index.pth.0123456789ab.part']:
-        (tmp_path / 'index' / name).write_bytes(b'1234')
-    assert update(photos, tmp_path / 'index').embedded == 0
-    assert sorted(os.listdir(tmp_path / 'index')) == names
-
-
-# Damage
-
-
-def without_checksums(index):
-    """Make an index as earlier versions wrote it."""
-    path = f'{index.folder}/index.pth'
-    table = load_tensors(path)
-    del table['checksums']
-    write_tensors({path: table})
-
-
-def damage_vectors(kind, path):
-    """Damage a .npy file."""
-    vectors = np.load(path)
-    if kind == 'cut':
-        os.truncate(path, 140)
-    elif kind == 'missing':
-        os.remove(path)
-    elif kind == 'empty':
-        os.truncate(path, 0)
-    elif kind == 'zip':
-        with open(path, 'wb') as file:
-            file.write(b'PK\x03\x04 and so on')
-    elif kind == 'float64':
-        np.save(path, vectors.astype(float))
-    elif kind == 'fortran':
-        np.save(path, np.asfortranarray(vectors))
-    else:
-        np.save(path, vectors.flatten())
+    setattr(owner, name, last)
+    update(photos, index_folder)
 
 
 @pytest.mark.parametrize(
-    'kind', ['cut', 'missing', 'empty', 'zip', 'float64', 'fortran', 'flat']
+    ('point', 'is_new'),
+    [
+        ('an empty database', True),
+        ('vectors without rows', True),
+        ('vectors without rows', False),
+        ('all rows', True),
+        ('a file without name', False),
+        ('the old file', False),
+    ],
 )
-def test_an_index_with_damaged_vectors_is_built_again(photos, tmp_path, capsys, kind):
-    index = update(photos, tmp_path / 'index')
-    damage_vectors(kind, index.vectors.path)
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
-    assert 'is damaged' in capsys.readouterr().out
+def test_a_killed_update_continues(photos, tmp_path, context, point, is_new):
+    index_folder = tmp_path / 'index'
+    if not is_new:
+        update(photos, index_folder)
+        draw(photos / 'a/1 new.png', 50)
+        (photos / 'b/1.png').unlink()
+    worker = context.Process(target=update_until, args=(photos, index_folder, point))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == STOPPED
+    expected = update(photos, tmp_path / 'new')
+    index = update(photos, index_folder)
+    assert_same(index, expected)
+    if point in ('all rows', 'a file without name', 'the old file'):
+        assert index.embedded == 0
+    assert names_in(index_folder) == ['index.sqlite', 'vectors', 'vectors']
+    assert update(photos, index_folder).embedded == 0
 
 
-@pytest.mark.parametrize('place', [128, 128 + 7 * 6 * 4 - 1])
-def test_a_flipped_bit_in_a_vector_is_noticed(photos, tmp_path, capsys, place):
-    index = update(photos, tmp_path / 'index')
-    flip_bit(index.vectors.path, place)
-    counting = Counting()
-    again = update(photos, tmp_path / 'index', embed=counting)
-    assert counting.images == 7  # a block of vectors has one checksum
-    assert f'{index.folder} is damaged: 7 vectors' in capsys.readouterr().out
-    assert_same(again, update(photos, tmp_path / 'new'))
-    assert update(photos, tmp_path / 'index').embedded == 0
-
-
-def test_only_the_block_of_a_flipped_bit_is_embedded_again(
-    photos, tmp_path, monkeypatch
+def test_an_interrupted_update_keeps_what_was_embedded(
+    photos, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(matrix_file, 'BLOCK_ROWS', 3)
-    index = update(photos, tmp_path / 'index')
-    flip_bit(index.vectors.path, 128 + 4 * 24)
+    embed_in_steps(monkeypatch)
     counting = Counting()
-    again = update(photos, tmp_path / 'index', embed=counting)
-    assert counting.images == 3
-    assert_same(again, update(photos, tmp_path / 'new'))
 
+    def failing(pixels):
+        if counting.images == 4:
+            raise KeyboardInterrupt
+        return counting(pixels)
 
-def test_an_index_of_earlier_versions_has_no_checksums_and_is_read(
-    photos, tmp_path, capsys
-):
-    without_checksums(update(photos, tmp_path / 'index'))
+    with pytest.raises(KeyboardInterrupt):
+        update(photos, tmp_path / 'index', embed=failing)
+    with open(next((tmp_path / 'index').glob('*.f32')), 'ab') as file:
+        file.write(b'cut short')
     index = update(photos, tmp_path / 'index')
-    assert index.embedded == 0 and not capsys.readouterr().out
+    assert '4 images of an interrupted build' in capsys.readouterr().out
+    assert index.embedded == 3
     assert_same(index, update(photos, tmp_path / 'new'))
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf, 1e19, 1e30])
-def test_vectors_that_are_damaged_are_embedded_again(photos, tmp_path, capsys, value):
-    index = update(photos, tmp_path / 'index')
-    without_checksums(index)
-    vectors = np.load(index.vectors.path)
-    vectors[2, 3] = vectors[5, 0] = value
-    np.save(index.vectors.path, vectors)
-    (photos / index.paths[5]).unlink()
-    counting = Counting()
-    again = update(photos, tmp_path / 'index', embed=counting)
-    assert counting.images == again.embedded == again.removed == 1
-    (notice,) = capsys.readouterr().out.splitlines()
-    assert f'{index.folder} is damaged' in notice and '2 vectors' in notice
-    assert_same(again, update(photos, tmp_path / 'new'))
-    assert update(photos, tmp_path / 'index').embedded == 0
+def wide_embed(pixels):
+    return torch.nn.functional.pad(embed(pixels), (0, 5994))
 
 
 @pytest.mark.parametrize(
-    'changed',
-    [
-        None,
-        {'settings': [1]},
-        {'problems': {'x': 3}},
-        {'seen': [[1]] * 7},
-        {'paths': [1]},
-        {'paths': [1] * 7},
-        {'dimensions': 5},
-        {'vectors': 3},
-        {'checksums': 3},
-    ],
+    ('size', 'name', 'left'), [(1000, r'index\.sqlite', 7), (60_000, r'\.f32', 5)]
 )
-def test_an_index_with_a_damaged_table_is_built_again(
-    photos, tmp_path, capsys, changed
-):
-    update(photos, tmp_path / 'index')
-    path = str(tmp_path / 'index/index.pth')
-    if changed:
-        write_tensors({path: load_tensors(path) | changed})
-    else:
-        (tmp_path / 'index/index.pth').write_bytes(b'nothing')
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
-    assert f'{path} is damaged' in capsys.readouterr().out
-
-
-def test_a_table_of_other_contents_is_built_again(photos, tmp_path, capsys):
-    update(photos, tmp_path / 'index')
-    write_tensors({str(tmp_path / 'index/index.pth'): {'paths': [1]}})
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
-    assert 'is damaged' in capsys.readouterr().out
-
-
-def test_a_table_does_not_lead_out_of_its_folder(photos, tmp_path):
-    update(photos, tmp_path / 'index')
-    path = str(tmp_path / 'index/index.pth')
-    np.save(tmp_path / 'vectors_elsewhere.npy', np.zeros((7, 6), np.float32))
-    changed = {'vectors': '../vectors_elsewhere.npy'}
-    write_tensors({path: load_tensors(path) | changed})
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
+def test_a_full_disk_loses_nothing(photos, tmp_path, monkeypatch, size, name, left):
+    """A limit on the size of files; a vector has 24,000 bytes."""
+    embed_in_steps(monkeypatch)
+    with largest_file(size), pytest.raises(WriteError, match=name):
+        update(photos, tmp_path / 'index', embed=wide_embed)
+    index = update(photos, tmp_path / 'index', embed=wide_embed)
+    assert index.embedded == left
+    assert_same(index, update(photos, tmp_path / 'new', embed=wide_embed))
 
 
 def test_a_folder_that_vanishes_midway(photos, tmp_path, monkeypatch):
     update(photos, tmp_path / 'index')
-    table = (tmp_path / 'index/index.pth').read_bytes()
     for number in range(6):
         draw(photos / 'c' / f'{number}.png', 50 + number)
     embed_in_steps(monkeypatch)
@@ -325,11 +276,9 @@ def test_a_folder_that_vanishes_midway(photos, tmp_path, monkeypatch):
 
     with pytest.raises(OSError, match='photos vanished'):
         update(photos, tmp_path / 'index', embed=vanishing)
-    assert (tmp_path / 'index/index.pth').read_bytes() == table
     away.rename(photos)
-    counting = Counting()
-    index = update(photos, tmp_path / 'index', embed=counting)
-    assert counting.images == 4 and len(index.paths) == 13
+    index = update(photos, tmp_path / 'index')
+    assert index.embedded == 4 and len(index.paths) == 13
 
 
 def test_files_that_vanish_midway_are_listed(photos, tmp_path, monkeypatch):
@@ -355,14 +304,153 @@ def test_a_folder_without_readable_images_is_refused(photos, tmp_path):
         update(tmp_path / 'empty', tmp_path / 'index')
     with pytest.raises(UserError, match='NaN'):
         update(photos, tmp_path / 'index', embed=lambda pixels: embed(pixels) * np.nan)
-    assert not (tmp_path / 'index/index.pth').exists()
+    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
 
 
 def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
     update(photos, tmp_path / 'index')
-    before = (tmp_path / 'index/index.pth').read_bytes()
-    shutil.rmtree(photos)
+    photos.rename(tmp_path / 'away')
     photos.mkdir()
     with pytest.raises(UserError, match='--gallery'):
         update(photos, tmp_path / 'index')
-    assert (tmp_path / 'index/index.pth').read_bytes() == before
+    photos.rmdir()
+    (tmp_path / 'away').rename(photos)
+    assert update(photos, tmp_path / 'index').embedded == 0
+
+
+# Several processes
+
+
+def test_processes_that_build_one_index_do_not_damage_it(photos, tmp_path, context):
+    for number in range(20):
+        draw(photos / 'c' / f'{number}.png', 100 + number)
+    arguments = photos, tmp_path / 'index'
+    workers = [context.Process(target=update, args=arguments) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert update(photos, tmp_path / 'index').embedded == 0
+    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
+
+
+def update_and_tell(photos, index_folder, outputs):
+    """Send each line that an update prints, and at last how many images it embedded."""
+    index_module.print = lambda line, **options: outputs.put(line)
+    outputs.put(update(photos, index_folder).embedded)
+
+
+def test_an_update_waits_for_another_process(photos, tmp_path, context):
+    outputs = context.Queue()
+    arguments = photos, tmp_path / 'index', outputs
+    worker = context.Process(target=update_and_tell, args=arguments)
+    with locked(tmp_path / 'index') as database:
+        database.execute('DELETE FROM images')
+        database.commit()  # does not end the lock
+        worker.start()
+        assert str(tmp_path / 'index') in outputs.get()
+        assert worker.is_alive() and outputs.empty()
+    assert outputs.get() == 7
+    worker.join()
+
+
+def test_an_index_that_is_replaced_can_still_be_searched(photos, tmp_path):
+    index = update(photos, tmp_path / 'index')
+    query = torch.tensor(index.vectors.rows())
+    draw(photos / 'a/new.png', 50)
+    assert len(update(photos, tmp_path / 'index').paths) == 8
+    assert not os.path.exists(index.vectors.path)
+    indices = index.vectors.search(query, 1)[1]
+    assert indices.flatten().tolist() == list(range(7))
+
+
+# Damage
+
+
+@pytest.mark.parametrize('length', [None, 0, 24, 167, 200])
+def test_vectors_of_another_size_are_embedded_again(photos, tmp_path, capsys, length):
+    """Seven vectors have 168 bytes; what lies behind them is ignored."""
+    index = update(photos, tmp_path / 'index')
+    os.remove(index.vectors.path)
+    if length is not None:
+        with open(index.vectors.path, 'wb') as file:
+            file.write(index.vectors.array.tobytes().ljust(length)[:length])
+    again = update(photos, tmp_path / 'index')
+    assert again.embedded == {None: 7, 0: 7, 24: 6, 167: 1, 200: 0}[length]
+    assert ('is damaged' in capsys.readouterr().out) == (again.embedded > 0)
+    assert_same(again, update(photos, tmp_path / 'new'))
+
+
+@pytest.mark.parametrize('place', [0, 167])
+def test_only_the_image_of_a_flipped_bit_is_embedded_again(
+    photos, tmp_path, capsys, place
+):
+    index = update(photos, tmp_path / 'index')
+    flip_bit(index.vectors.path, place)
+    counting = Counting()
+    again = update(photos, tmp_path / 'index', embed=counting)
+    assert counting.images == 1
+    assert f'{index.folder} is damaged: 1 images' in capsys.readouterr().out
+    assert_same(again, update(photos, tmp_path / 'new'))
+    assert update(photos, tmp_path / 'index').embedded == 0
+
+
+def test_a_flipped_bit_in_the_database_is_noticed(photos, tmp_path, seed):
+    rng = random.Random(seed)
+    expected = update(photos, tmp_path / 'new')
+    for number in range(40):
+        shutil.copytree(tmp_path / 'new', tmp_path / str(number))
+        path = tmp_path / str(number) / 'index.sqlite'
+        flip_bit(path, rng.randrange(os.path.getsize(path)))
+        assert_same(update(photos, path.parent), expected)
+        assert update(photos, path.parent).embedded == 0
+
+
+@pytest.mark.parametrize(
+    'damage', ['text', 'empty', 'cut', 'version', 'table', 'state']
+)
+def test_a_damaged_database_is_built_again(photos, tmp_path, capsys, damage):
+    update(photos, tmp_path / 'index')
+    path = tmp_path / 'index/index.sqlite'
+    if damage in ('text', 'empty', 'cut'):
+        content = path.read_bytes()
+        path.write_bytes(
+            {'text': b'no database', 'cut': content[:5000]}.get(damage, b'')
+        )
+    else:
+        statements = {
+            'version': 'PRAGMA user_version = 99',
+            'table': 'DROP TABLE images',
+            'state': 'UPDATE state SET content = content || 1',
+        }
+        database = sqlite3.connect(path)
+        with database:
+            database.execute(statements[damage])
+        database.close()
+    index = update(photos, tmp_path / 'index')
+    assert index.embedded == 7
+    assert ('is damaged' in capsys.readouterr().out) == (damage != 'empty')
+    assert_same(index, update(photos, tmp_path / 'new'))
+    assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
+
+
+@pytest.mark.parametrize('kind', ['a flipped bit', 'cut short', 'longer', 'missing'])
+def test_damaged_codes_are_written_again(photos, tmp_path, capsys, kind):
+    """From the vectors, which stay as they are."""
+    vectors = update(photos, tmp_path / 'index').vectors.path
+    path, written = codes_path(vectors), os.stat(vectors).st_mtime_ns
+    with open(path, 'rb') as file:
+        whole = file.read()
+    if kind == 'a flipped bit':
+        flip_bit(path, len(whole) - 3)
+    elif kind == 'missing':
+        os.remove(path)
+    else:
+        os.truncate(path, len(whole) + {'cut short': -1, 'longer': 1}[kind])
+    index = update(photos, tmp_path / 'index')
+    assert f'{path} is damaged' in capsys.readouterr().out
+    assert index.vectors.path == vectors and os.stat(vectors).st_mtime_ns == written
+    with open(path, 'rb') as file:
+        assert file.read() == whole
+    assert index.embedded == 0

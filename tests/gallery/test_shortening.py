@@ -1,18 +1,18 @@
 """Vectors shortened by the principal components of the folder itself."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from photos import SETTINGS, SIDE, draw, draw_photos, embed
+from photos import SETTINGS, SIDE, draw, draw_photos, embed, flip_bit
 from trained import CALIBRATION
 
 from areir.errors import UserError
-from areir.files import load_tensors, write_tensors
-from areir.gallery import shortening
+from areir.gallery import index as shortening
 from areir.gallery.index import store_calibration, update_index
-from areir.gallery.vectors_file import VectorsFile
+from areir.gallery.vectors import VectorsFile
 from areir.networks.projection import Projection, fit_projection
 
 
@@ -38,9 +38,8 @@ def update(photos, tmp_path):
 
 def whole_vectors(index):
     """Return the vectors before they were shortened."""
-    table = load_tensors(f'{index.folder}/index.pth')
-    file = VectorsFile(f'{index.folder}/{table["vectors"]}')
-    return torch.from_numpy(np.array(file.rows()))
+    path = index.vectors.path.replace('shortened_', 'vectors_')
+    return torch.from_numpy(np.array(VectorsFile(path, 6).rows()))
 
 
 def add_photos(photos, numbers):
@@ -101,7 +100,7 @@ def test_old_files_are_removed(update, photos, tmp_path):
     add_photos(photos, [30])
     update()
     names = sorted(path.name.split('_')[0] for path in (tmp_path / 'index').iterdir())
-    assert names == ['index.pth', 'lock', 'shortened', 'shortened', 'vectors']
+    assert names == ['index.sqlite', 'shortened', 'shortened', 'vectors']
 
 
 def test_a_sample_is_used_of_many_images(update, photos, monkeypatch):
@@ -118,29 +117,6 @@ def test_equal_images_have_no_components(update, photos, capsys):
     index = update()
     assert index.components is None and index.vectors.dimensions == 6
     assert 'no principal components' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('damage', ['missing', 'short', 'components', 'calibration'])
-def test_a_damaged_part_builds_the_index_again(update, tmp_path, capsys, damage):
-    index = update()
-    rows = np.array(index.vectors.rows())
-    store_calibration(index, CALIBRATION)
-    path = f'{index.folder}/index.pth'
-    table = load_tensors(path)
-    if damage == 'missing':
-        (tmp_path / 'index' / index.vectors.path).unlink()
-    elif damage == 'short':
-        with open(index.vectors.path, 'r+b') as file:
-            file.truncate(140)
-    elif damage == 'components':
-        table['components']['matrix'] = torch.ones(5, 3)
-    else:
-        table['calibration']['sizes'] = 'x'
-    write_tensors({path: table})
-    again = update()
-    assert 'damaged' in capsys.readouterr().out
-    assert again.embedded == 7 and again.calibration is None
-    np.testing.assert_allclose(again.vectors.rows(), rows, atol=1e-6)
 
 
 # The threshold of --calibrate
@@ -182,19 +158,19 @@ def test_an_index_that_has_changed_is_not_calibrated(update, photos):
         store_calibration(index, CALIBRATION)
 
 
-@pytest.mark.parametrize('checksums', [True, False])
-def test_damaged_vectors_are_shortened_again(update, capsys, checksums):
+@pytest.mark.parametrize('damage', ['missing', 'short', 'a flipped bit'])
+def test_damaged_vectors_are_shortened_again(update, capsys, damage):
     index = update()
     store_calibration(index, CALIBRATION)
     expected = np.array(index.vectors.rows())
-    if not checksums:  # an index of earlier versions
-        path = f'{index.folder}/index.pth'
-        write_tensors({path: load_tensors(path) | {'checksums': {}}})
-    damaged = expected.copy()
-    damaged[4, 1] += 0.5
-    np.save(index.vectors.path, damaged)
+    if damage == 'missing':
+        os.remove(index.vectors.path)
+    elif damage == 'short':
+        os.truncate(index.vectors.path, 40)
+    else:
+        flip_bit(index.vectors.path, 41)
     again = update()
     (notice,) = capsys.readouterr().out.splitlines()
-    assert f'{index.folder} is damaged' in notice
+    assert f'{index.vectors.path} is damaged' in notice
     assert again.embedded == 0 and again.calibration == CALIBRATION
     assert np.array_equal(again.vectors.rows(), expected)

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from areir.errors import UserError
 from areir.evaluation.ranking import has_fast_codes
 from areir.files import WriteError
-from areir.gallery import matrix_file, vectors_file
-from areir.gallery.codes_file import write_codes
+from areir.gallery import vectors as vectors_file
+from areir.gallery.vectors import VectorsFile, append, write_blocks, write_codes
 from areir.retrieval import search
 
 
@@ -72,22 +72,32 @@ def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, tile, codes):
         stored.search(query, 40, own)
 
 
-def test_vectors_are_copied_from_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix_file, 'BLOCK_ROWS', 3)
+def test_blocks_of_rows_in_an_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(vectors_file, 'BLOCK_ROWS', 3)
     stored, vectors = random_vectors(tmp_path, 7)
-    raw = tmp_path / 'journal_x.f32'
-    raw.write_bytes((vectors[:5] * 2).numpy().tobytes() + b'cut')
-    sources = [(stored.path, 6), (str(raw), 4), (stored.path, 0), (str(raw), 0)]
-    vectors_file.write_vectors(str(tmp_path / 'copy.npy'), sources, 6)
-    expected = torch.stack([vectors[6], 2 * vectors[4], vectors[0], 2 * vectors[0]])
-    assert np.array_equal(np.load(tmp_path / 'copy.npy'), expected)
+    order = [6, 0, 3, 3]
+    write_blocks(str(tmp_path / 'copy.f32'), stored.blocks(order))
+    copied = VectorsFile(str(tmp_path / 'copy.f32'), 6)
+    assert np.array_equal(copied.rows(), vectors[order])
+    assert np.array_equal(np.concatenate([*copied.blocks()]), vectors[order])
+    assert len(VectorsFile(copied.path, 6, 2)) == 2
 
 
-def test_vectors_that_cannot_be_written_leave_nothing(tmp_path):
-    stored, _ = random_vectors(tmp_path, 3)
-    path = str(tmp_path / 'missing/copy.npy')
-    with pytest.raises(WriteError, match=r'copy\.npy'):
-        vectors_file.write_vectors(path, [(stored.path, 0)], 6)
+def test_vectors_are_appended_after_the_last_whole_row(tmp_path):
+    stored, vectors = random_vectors(tmp_path, 3)
+    with open(stored.path, 'ab') as file:
+        file.write(b'cut')
+    assert append(stored.path, 2 * vectors.numpy()) == 3
+    expected = torch.cat([vectors, 2 * vectors])
+    assert np.array_equal(VectorsFile(stored.path, 6).rows(), expected)
+
+
+def test_vectors_that_cannot_be_written_are_an_error_that_names_the_file(tmp_path):
+    path = str(tmp_path / 'missing/copy.f32')
+    with pytest.raises(WriteError, match=r'copy\.f32'):
+        write_blocks(path, [np.zeros(3)])
+    with pytest.raises(WriteError, match=r'copy\.f32'):
+        append(path, np.zeros((1, 6)))
 
 
 SEARCH = """
@@ -103,9 +113,9 @@ def watch():
 peak = []
 threading.Thread(target=watch, daemon=True).start()
 time.sleep(0.1)
-from areir.gallery import vectors_file
+from areir.gallery.vectors import VectorsFile
 if {path!r}:
-    stored = vectors_file.VectorsFile({path!r})
+    stored = VectorsFile({path!r}, 256)
     query = torch.tensor(stored.rows(0, 4))
     assert stored.codes
     print(stored.search(query, 5)[1][:, 0].tolist(), end=' ')
@@ -125,15 +135,15 @@ def run_search(path):
 def test_memory_is_bounded(tmp_path):
     """Beyond mapped pages, a search takes a fraction of the memory of the vectors."""
     count, dimensions = 300_000, 256
-    path = str(tmp_path / 'vectors.npy')
-    stored = np.lib.format.open_memmap(path, 'w+', np.float32, (count, dimensions))
+    path = str(tmp_path / 'vectors.f32')
+    stored = np.memmap(path, np.float32, 'w+', shape=(count, dimensions))
     rng = np.random.default_rng(0)
     for start in range(0, count, 30_000):
         block = rng.standard_normal((30_000, dimensions), np.float32)
         block /= np.linalg.norm(block, axis=1, keepdims=True)
         stored[start : start + 30_000] = block
     stored.flush()
-    write_codes(vectors_file.VectorsFile(path))
+    write_codes(VectorsFile(path, dimensions))
     output = run_search(path)
     assert output.startswith('[0, 1, 2, 3] ')
     used = int(output.split()[-1]) - int(run_search(''))

@@ -1,0 +1,148 @@
+"""Raw files of unit vectors, searched from disk without reading them into memory.
+
+    vectors_<token>.f32     (images, D) float32
+    vectors_<token>.codes   the same in 8 bits per number: codes (images, D) int8, then
+                            the scale of each vector and the largest error, float32
+
+A search reads the codes of all images, but only a few of the vectors: see CodePass in
+evaluation/ranking.py.
+"""
+
+import os
+import zlib
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from areir.evaluation.ranking import CodePass, begin_search, encode, has_fast_codes
+from areir.evaluation.scores import TILE, to_indices, to_scores
+from areir.files import WriteError, atomic_path, file_checksum
+from areir.processes import gather, rank_and_count
+
+BLOCK_ROWS = 4096  # vectors read or written at once
+LARGEST_NORM = 1.01  # of a unit vector, with its rounding
+
+
+class VectorsFile:
+    """The first `count` vectors (count, dimensions) of a file, by default all of them.
+
+    They are mapped from disk, and can still be read after another process has replaced
+    the file. Raises OSError or ValueError if the file is missing or too short.
+    """
+
+    def __init__(self, path, dimensions, count=None):
+        if count is None:
+            count = os.path.getsize(path) // (4 * dimensions)
+        self.path, self.dimensions = path, dimensions
+        # torch warns about read-only memory, so the file is mapped copy-on-write ('c')
+        self.array = np.memmap(path, '<f4', 'c', shape=(count, dimensions))
+        self.mapped = torch.from_numpy(self.array)
+
+    def __len__(self):
+        return len(self.array)
+
+    def rows(self, start=0, stop=None):
+        """Return rows[start:stop]; the disk is read when they are used."""
+        return self.array[start:stop]
+
+    def blocks(self, order=None):
+        """Yield the vectors, or those of the rows `order`, BLOCK_ROWS at a time."""
+        count = len(self) if order is None else len(order)
+        for start in range(0, count, BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            yield self.array[block if order is None else order[block]]
+
+    @cached_property
+    def codes(self):
+        """The Codes of these vectors; None if there are none or they would be slow."""
+        path = codes_path(self.path)
+        if not has_fast_codes(self.dimensions) or not os.path.isfile(path):
+            return None
+        return Codes(path, self.array.shape)
+
+    def search(self, query, k, exclude=None, shared=True):
+        """Search as `ranking.search` does, with the same results.
+
+        query: float32, on the CPU. shared: whether all processes of torchrun call this
+        with the same queries, so that each searches its share of the tiles. If not,
+        this process searches all of them.
+        """
+        best = begin_search(
+            query, self.mapped, k, exclude, TILE, LARGEST_NORM, self.codes
+        )
+        rank, processes = rank_and_count() if shared else (0, 1)
+        best.add_tiles(best.tiles(TILE)[rank::processes], silent=rank > 0)
+        keys = best.keys
+        if processes > 1:
+            keys = torch.cat(gather(keys), dim=1).sort(dim=1).values[:, :k]
+        return to_scores(keys), to_indices(keys)
+
+
+class Codes:
+    """The codes of vectors of this shape, mapped from their file."""
+
+    def __init__(self, path, shape):
+        self.codes = torch.from_numpy(np.memmap(path, np.int8, 'c', shape=shape))
+        numbers = torch.from_numpy(np.fromfile(path, '<f4', offset=self.codes.numel()))
+        self.scales, self.largest_error = numbers[:-1], numbers[-1].item()
+
+    def first_pass(self, query, norm):
+        """Return the CodePass of queries; norm: an upper bound on the image norms."""
+        return CodePass(query, self.codes, self.scales, self.largest_error, norm)
+
+
+def codes_path(path):
+    """Return the path of the codes of a file of vectors."""
+    return path.removesuffix('.f32') + '.codes'
+
+
+def write_codes(vectors):
+    """Write the codes of a VectorsFile beside it; return the CRC-32 of their file."""
+    return write_blocks(codes_path(vectors.path), code_blocks(vectors))
+
+
+def code_blocks(vectors):
+    """Yield the arrays that the codes of a VectorsFile consist of."""
+    all_scales, largest_error = [], torch.zeros(1)
+    for rows in vectors.blocks():
+        codes, scales, errors = encode(torch.from_numpy(rows))
+        yield codes.numpy()
+        all_scales.append(scales.numpy())
+        largest_error = torch.maximum(largest_error, errors.max())
+    yield from all_scales
+    yield largest_error.numpy()
+
+
+def write_blocks(path, blocks):
+    """Write arrays one after the other to a file, and return its CRC-32."""
+    checksum = 0
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        for block in blocks:
+            content = block.tobytes()
+            file.write(content)
+            checksum = zlib.crc32(content, checksum)
+    return checksum
+
+
+def append(path, vectors):
+    """Append vectors (n, D) to a file, and return the row of the first.
+
+    What a kill or a full disk has left of a row is removed before. Raises WriteError.
+    """
+    try:
+        with open(path, 'ab') as file:
+            row = file.tell() // vectors[0].nbytes
+            file.truncate(row * vectors[0].nbytes)
+            file.write(vectors.tobytes())
+    except OSError as error:
+        raise WriteError(path, error) from error
+    return row
+
+
+def file_crc(path):
+    """Return the CRC-32 of a file, or None if it is missing."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, 'rb') as file:
+        return file_checksum(file)
