@@ -28,9 +28,8 @@ from torch.nn import functional as F
 import utils
 from areir.cli import types
 from areir.errors import UserError
-from areir.gallery.approximate import RECALL, measure_recall, open_approximate
-from areir.gallery.codes_file import write_codes
-from areir.gallery.vectors_file import VectorsFile
+from areir.gallery.approximate import build, measure_recall
+from areir.gallery.vectors import VectorsFile, write_codes
 
 HEADS, META_CLASS_SIZE = 48, 12
 SURFACE = 32  # dimensions near which all vectors lie
@@ -43,7 +42,7 @@ METHODS = {
     'exact': 'ours, exact, from the file',
     'approximate': 'ours, --index faiss',
     'flat': 'faiss.IndexFlatIP, in memory',
-    'ivf': 'faiss.IndexIVFFlat, in memory',
+    'hnsw': 'faiss.IndexHNSWSQ, in memory',
 }
 
 
@@ -74,16 +73,17 @@ def make_embeddings(labels, seed):
     return heads.flatten(1) / HEADS**0.5
 
 
+def open_vectors(path):
+    return VectorsFile(path, HEADS * META_CLASS_SIZE)
+
+
 def queries_path(path):
     return f'{path}.queries.npy'
 
 
 def write_gallery(path, size):
-    """Write vectors to a .npy file, and queries of the same classes beside it."""
-    header = {'descr': '<f4', 'fortran_order': False}
-    header['shape'] = size, HEADS * META_CLASS_SIZE
+    """Write vectors to a raw file, and queries of the same classes beside it."""
     with open(path, 'wb') as file:
-        np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, size, WRITTEN):
             labels = torch.arange(start, min(start + WRITTEN, size)) // CLASS_SIZE
             vectors = make_embeddings(labels, 1_000_000 + start)
@@ -107,54 +107,21 @@ class FaissIndex:
         return torch.from_numpy(scores), torch.from_numpy(indices)
 
 
-def open_method(method, vectors, queries):
-    """Return (what searches a VectorsFile by this method, the cells it looks into)."""
+def open_method(method, vectors):
+    """Return (what searches a VectorsFile by this method, its efSearch)."""
     if method == 'exact':
         write_codes(vectors)
         return vectors, ''
-    if method == 'approximate':
-        index = open_approximate(os.path.dirname(vectors.path), vectors)
-        return index, f'{index.measured["looked_into"]}/{index.measured["cells"]}'
-    import faiss
-
-    stored = np.asarray(np.load(vectors.path, mmap_mode='r'))
     if method == 'flat':
+        import faiss
+
         index = faiss.IndexFlatIP(vectors.dimensions)
-        add_vectors(index, stored)
+        for rows in vectors.blocks():
+            index.add(np.asarray(rows))
         return FaissIndex(index), ''
-    index = train_ivf(stored)
-    add_vectors(index, stored)
-    search_enough_cells(index, vectors, queries)
-    return FaissIndex(index), f'{index.nprobe}/{index.nlist}'
-
-
-def add_vectors(index, stored, block=65536):
-    for start in range(0, len(stored), block):
-        index.add(stored[start : start + block])
-
-
-def train_ivf(stored):
-    """Return an empty IndexIVFFlat with as many cells as ours has."""
-    import faiss
-
-    count, dimensions = stored.shape
-    cells = max(1, min(int(4 * count**0.5), count // 39))
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT
-    )
-    drawn = np.random.default_rng(0).permutation(count)[: 64 * cells]
-    index.train(stored[np.sort(drawn)])
-    return index
-
-
-def search_enough_cells(index, vectors, queries):
-    """Double the cells that are searched until RECALL is reached, as ours does."""
-    exact = vectors.search(queries, NEAREST)[1]
-    while (
-        measure_recall(FaissIndex(index), queries, None, exact) < RECALL
-        and index.nprobe < index.nlist
-    ):
-        index.nprobe = min(index.nlist, 2 * index.nprobe)
+    index = build(vectors)
+    ours = index if method == 'approximate' else FaissIndex(index.faiss_index)
+    return ours, index.measured['efSearch']
 
 
 # Measurements
@@ -175,16 +142,16 @@ def queries_per_second(searcher, queries, batch, calls):
 def measure(method, path):
     """Build, search, and return what that took."""
     queries = torch.from_numpy(np.load(queries_path(path)))
-    np.load(path, mmap_mode='r').sum()  # read once
-    vectors = VectorsFile(path)
+    vectors = open_vectors(path)
+    vectors.rows().sum()  # read once
     if method != 'exact':
         import faiss  # here, so that its import is not part of building
 
         faiss.omp_set_num_threads(torch.get_num_threads())
     with common.PeakMemory() as memory_used:
         started = time.perf_counter()
-        searcher, cells = open_method(method, vectors, queries)
-        result = {'build': time.perf_counter() - started, 'cells': cells}
+        searcher, width = open_method(method, vectors)
+        result = {'build': time.perf_counter() - started, 'efSearch': width}
         searcher.search(queries, NEAREST)  # warms up
         for name, (batch, calls) in CALLS.items():
             result[name] = queries_per_second(searcher, queries, batch, calls)
@@ -197,7 +164,7 @@ def print_header():
     print(common.describe_machine())
     print(
         f'{"images":>10}  {"":<30}{"build s":>9}{"1 query/s":>11}{"256 query/s":>13}'
-        f'{"anon MB":>9}{"file MB":>9}{"recall":>9}  cells',
+        f'{"anon MB":>9}{"file MB":>9}{"recall":>9}  efSearch',
         flush=True,
     )
 
@@ -213,7 +180,7 @@ def print_row(size, method, path):
     print(
         f'{beginning}{result["build"]:>9.1f}{result["single"]:>11.1f}'
         f'{result["together"]:>13.1f}{result["anonymous"]:>9,.0f}'
-        f'{result["file"]:>9,.0f}{result["recall"]:>9.2%}  {result["cells"]}',
+        f'{result["file"]:>9,.0f}{result["recall"]:>9.2%}  {result["efSearch"]}',
         flush=True,
     )
 
@@ -246,7 +213,7 @@ def main():
     os.makedirs(folder, exist_ok=True)
     try:
         for size in args.sizes:
-            path = os.path.join(folder, f'vectors_{size}.npy')
+            path = os.path.join(folder, f'vectors_{size}.f32')
             if not os.path.isfile(queries_path(path)):
                 write_gallery(path, size)
             for method in args.methods.split(','):

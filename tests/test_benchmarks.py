@@ -206,13 +206,13 @@ def test_evaluation_in_a_process_of_its_own():
 def test_search_from_a_file(in_process, tmp_path):
     flags = ['--sizes', 1000, '--methods', 'exact', '--folder', tmp_path]
     assert call(search, *flags)[-1].endswith('100.00%  ')
-    assert (tmp_path / 'vectors_1000.npy').exists()
+    assert (tmp_path / 'vectors_1000.f32').exists()
 
 
 @pytest.mark.slow
 def test_search_by_faiss(in_process):
     pytest.importorskip('faiss')
-    lines = call(search, '--sizes', 1000, '--methods', 'approximate,flat,ivf')[2:]
+    lines = call(search, '--sizes', 1000, '--methods', 'approximate,flat,hnsw')[2:]
     recalls = [float(re.search(r'([\d.]+)%', line)[1]) for line in lines]
     assert recalls[0] >= 95 and recalls[1] == 100 and recalls[2] >= 95
 
@@ -220,9 +220,9 @@ def test_search_by_faiss(in_process):
 @pytest.mark.slow
 def test_search_goes_on_after_a_failure(tmp_path):
     """A method whose process fails gets a row that says so."""
-    path = tmp_path / 'vectors_1000.npy'
-    path.write_bytes(b'no array')
-    (tmp_path / 'vectors_1000.npy.queries.npy').write_bytes(b'no array')
+    path = tmp_path / 'vectors_1000.f32'
+    path.write_bytes(b'')
+    (tmp_path / 'vectors_1000.f32.queries.npy').write_bytes(b'')
     flags = ['--sizes', 1000, '--methods', 'exact', '--folder', tmp_path]
     assert 'failed: ' in call(search, *flags)[-1]
 

@@ -11,7 +11,7 @@ from conftest import Project
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
-from areir.gallery import shortening
+from areir.gallery import index
 from areir.networks.pretrained import preprocessing
 from model import PretrainedModel, open_model
 
@@ -54,7 +54,7 @@ def ask(project, network, tmp_path):
 @pytest.fixture
 def components(monkeypatch):
     """Let the folder have enough images for principal components."""
-    monkeypatch.setattr(shortening, 'LEAST_IMAGES', 20)
+    monkeypatch.setattr(index, 'LEAST_IMAGES', 20)
 
 
 def embed_by_hand(network, path):

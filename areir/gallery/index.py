@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from areir import processes
-from areir.data.loading import GONE, embed_files
 from areir.data.images import is_outdated
+from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
 from areir.files import WriteError, cut_name, refuse_special

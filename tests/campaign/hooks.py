@@ -4,7 +4,7 @@ import functools
 import os
 
 import areir.data.loading
-import areir.gallery.shortening
+import areir.gallery.index
 from areir.training.run import Run
 
 STOPPED = 77  # exit status of a process that a hook has ended
@@ -15,8 +15,8 @@ def small_steps():
     """Index two images at a time, and shorten the vectors of small folders."""
     areir.data.loading.BATCH = 2
     areir.data.loading.available_cores = lambda: 0  # decodes in the same process
-    areir.gallery.shortening.LEAST_IMAGES = 8
-    areir.gallery.shortening.DIMENSIONS = 4
+    areir.gallery.index.LEAST_IMAGES = 8
+    areir.gallery.index.DIMENSIONS = 4
 
 
 def stop_training():
@@ -25,7 +25,7 @@ def stop_training():
 
 
 def stop_indexing():
-    """End the process, as a kill does, after some batches are in the journal."""
+    """End the process, as a kill does, after some batches are in the index."""
     small_steps()
     embedder = areir.data.loading.Embedder
     embedder.__call__ = stop_after(embedder.__call__, 4)

@@ -91,7 +91,7 @@ def indexes():
         Target(
             'index',
             areas,
-            ['index/*_index/index.pth', 'index/*_index/vectors*'],
+            ['index/*_index/index.sqlite', 'index/*_index/vectors*'],
             search('index', *TRAINED),
             below('index', INDEX),
             before=kept,
@@ -102,7 +102,7 @@ def indexes():
         Target(
             'index, calibrated again',
             areas,
-            ['index/*_index/index.pth'],
+            ['index/*_index/index.sqlite'],
             search('index', *TRAINED, '--calibrate'),
             below('index', INDEX),
             printed=True,
@@ -111,11 +111,11 @@ def indexes():
             unknowable=SAVED_ANEW,
         ),
         Target(
-            'journal',
-            ['photos', 'results', 'journal'],
-            ['journal/*_index/journal*'],
-            search('journal', *TRAINED),
-            below('journal', INDEX),
+            'unfinished index',
+            ['photos', 'results', 'unfinished'],
+            ['unfinished/*_index/*'],
+            search('unfinished', *TRAINED),
+            below('unfinished', INDEX),
             before=kept,
             weight=2,
             names=('_index',),
@@ -123,7 +123,7 @@ def indexes():
         Target(
             'shortened index',
             short,
-            ['short/*_index/index.pth', 'short/*_index/*.npy'],
+            ['short/*_index/index.sqlite', 'short/*_index/shortened_*'],
             search('short', *NETWORK),
             below('short', INDEX),
             before=kept,
@@ -160,7 +160,7 @@ def indexes():
         Target(
             'faiss index',
             ['photos', 'results', 'faiss'],
-            ['faiss/*_index/*.faiss', 'faiss/*_index/*.faiss.json'],
+            ['faiss/*_index/*.faiss'],
             search('faiss', *TRAINED, '--index', 'faiss'),
             below('faiss', INDEX),
             before=kept,

@@ -12,10 +12,9 @@ from campaign.world import (
 
 RUN_FILES = ('*_results.csv', '*_model.pth', '*_data_base.pth', '*_run.json')
 PREPARED = ('*_data_dicts.pth', 'cropped/**/*.jpg', 'cropped/*.jpg')
-VECTORS = 16 * '?' + '.npy'  # their codes only make a search faster
 INDEX = (
-    f'*_index/vectors_{VECTORS}',
-    f'*_index/shortened_{VECTORS}',
+    '*_index/vectors_*.f32',  # their codes only make a search faster
+    '*_index/shortened_*.f32',
     '*/retrieved.csv',
 )
 

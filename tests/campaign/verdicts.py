@@ -57,7 +57,7 @@ def digest(path):
         elif path.endswith('_results.csv'):
             with open(path, encoding='utf-8', newline='') as file:
                 content = repr([plain(row) for row in csv.DictReader(file)])
-        elif re.search(r'/(vectors|shortened)_[^/]*(?<!_codes)\.npy$', path):
+        elif path.endswith('.f32'):
             content = repr(rounded(path))
         else:
             with open(path, 'rb') as file:
@@ -68,12 +68,11 @@ def digest(path):
 
 
 def rounded(path):
-    """Return the numbers of a .npy file to 4 decimals.
+    """Return the vectors of an index to 4 decimals.
 
     The last bits depend on which images were embedded together.
     """
-    numbers = np.load(path)
-    return numbers.dtype, (numbers.round(4) + 0.0).tolist()
+    return (np.fromfile(path, np.float32).round(4) + 0.0).tolist()
 
 
 def plain(value):

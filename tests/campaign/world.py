@@ -139,9 +139,9 @@ def make_index(world, folder):
     world.run(search('index', *TRAINED, '--calibrate'), hooks.small_steps)
 
 
-def make_journal(world, folder):
+def make_unfinished(world, folder):
     before = hooks.stop_indexing
-    world.run(search('journal', *TRAINED), before, hooks.STOPPED)
+    world.run(search('unfinished', *TRAINED), before, hooks.STOPPED)
 
 
 def make_short(world, folder):
@@ -203,7 +203,7 @@ AREAS = {
     'resume': (['data'], make_resume),
     'frozen': (['data', 'files'], make_frozen),
     'index': (['photos', 'results'], make_index),
-    'journal': (['photos', 'results'], make_journal),
+    'unfinished': (['photos', 'results'], make_unfinished),
     'short': (['photos', 'files'], make_short),
     'faiss': (['photos', 'results'], make_faiss),
     'answers': (['data', 'photos', 'results'], make_answers),
