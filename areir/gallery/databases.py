@@ -28,10 +28,7 @@ def named_files(results_root, ending):
 
 
 def find_file(name, results_root):
-    """Return the path of a file, given as a path or as a name below results_root.
-
-    Returns None if there is none.
-    """
+    """Return the path of a file, given by its path or name; None if there is none."""
     for path in (name, os.path.join(results_root, name)):
         if os.path.isfile(path):
             return path

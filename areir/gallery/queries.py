@@ -58,11 +58,9 @@ def images_below(folder):
     problems = {}
     paths = [os.path.join(folder, path) for path in list_user_files(folder, problems)]
     paths = [path for path in paths if is_image(path)]
-    for path in paths:
-        if not os.path.isfile(path):  # a broken link
-            problems[path] = 'no such file'
-    report_problems(problems)
-    paths = [path for path in paths if path not in problems]
+    gone = {path: 'no such file' for path in paths if not os.path.isfile(path)}
+    report_problems(problems | gone)  # broken links among them
+    paths = [path for path in paths if path not in gone]
     if not paths:
         raise UserError(f'--query_img_name {folder}: no images in it')
     return paths

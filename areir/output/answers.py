@@ -123,14 +123,12 @@ def save_jpeg(image, path):
 def save_images(answer, images, folder):
     """Write the query and the retrieved images, in frames, to a folder."""
     save_jpeg(images[0], os.path.join(folder, 'query.jpg'))
-    table = answer.table
-    digits = len(str(len(table)))
-    for rank, score, image, right in zip(
-        table['rank'], table['score'], images[1:], answer.rights()
-    ):
+    digits = len(str(len(answer.table)))
+    rows = answer.table.itertuples()
+    for row, image, right in zip(rows, images[1:], answer.rights()):
         width = max(3, max(image.size) // 40)
         framed = ImageOps.expand(image, width, COLOURS[right])
-        name = f'{rank:0{digits}d}_{score:.4f}.jpg'
+        name = f'{row.rank:0{digits}d}_{row.score:.4f}.jpg'
         save_jpeg(framed, os.path.join(folder, name))
 
 

@@ -117,18 +117,12 @@ def test_missing_images_are_left_out(collection):
     assert len(answers.make_answer(query, *row, collection, 4).table) == 1
 
 
-@pytest.mark.parametrize(
-    ('name', 'expected'), [('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')]
-)
-def test_the_folder_is_named_after_the_query(collection, name, expected):
-    """With its folders, if other images have the same name."""
-    (query,) = find_queries(name, collection)
-    assert answers.answer_name(query, collection) == expected
-
-
-def test_the_folder_of_an_image_from_outside_has_its_name(collection, tmp_path):
-    query = outside(tmp_path, 3, '1.png')
-    assert answers.answer_name(query, collection) == '1'
+def test_the_folder_is_named_after_the_query(collection, tmp_path):
+    """With its folders, if other images of the collection have the same name."""
+    for name, expected in (('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')):
+        (query,) = find_queries(name, collection)
+        assert answers.answer_name(query, collection) == expected
+    assert answers.answer_name(outside(tmp_path, 3, '1.png'), collection) == '1'
 
 
 # The files
@@ -239,12 +233,11 @@ def test_below_the_threshold_there_is_no_class(collection, tmp_path, capsys):
     assert 'class:' not in capsys.readouterr().out
 
 
-def test_a_model_of_an_older_file_has_a_class_without_confidence(collection, tmp_path):
+def test_a_class_without_confidence_and_none_without_class_folders(
+    collection, tmp_path
+):
     answer = answer_outside(outside(tmp_path, 0), collection)
     assert answer.predicted_class == 'a' and answer.confidence is None
-
-
-def test_without_class_folders_there_is_no_class(collection, tmp_path):
     collection.classes = [None] * 5
     answer = answer_outside(outside(tmp_path, 0), collection)
     assert answer.matched and answer.predicted_class is None
