@@ -8,8 +8,7 @@ from PIL import Image
 pytest.importorskip('flask', reason='flask is optional')
 from page_cases import ORIGIN, PageCase, make_project
 
-from areir.output.page import guards
-from areir.output.page.app import make_app
+from areir.output.page import app as page_app
 
 
 @pytest.fixture(scope='module')
@@ -71,8 +70,8 @@ def test_an_empty_upload(page, tmp_path, temporary):
 
 def test_too_many_bytes(page, tmp_path, temporary):
     large = tmp_path / 'large.png'
-    large.write_bytes(bytes(guards.LARGEST_UPLOAD + guards.FORM))
-    assert refused(page, large, 413) == guards.TOO_LARGE
+    large.write_bytes(bytes(page_app.LARGEST_UPLOAD + page_app.FORM))
+    assert refused(page, large, 413) == page_app.TOO_LARGE
 
 
 def test_too_many_pixels(page, tmp_path, temporary):
@@ -107,7 +106,7 @@ def test_other_names_are_refused(page, name, photo):
 
 
 def test_with_host_other_names_are_taken(page):
-    app = make_app(page.searched, page.uploads, False, 8, False)
+    app = page_app.make_app(page.searched, page.uploads, False, 8, False)
     reply = app.test_client().get('/', base_url='http://my-machine:8000')
     assert reply.status_code == 200
 

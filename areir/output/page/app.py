@@ -1,25 +1,55 @@
-"""The requests of the search page and their replies."""
+"""The requests of the search page: which are accepted, and their replies."""
 
 import contextlib
 import os
+import re
 import tempfile
 
 import jinja2
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from areir.errors import UserError
 from areir.gallery.queries import Query, stored_query
 from areir.output import wording
-from areir.output.page import guards
-from areir.output.page.folder import NoSuchImage, OldPage, place_after
-from areir.output.page.pictures import SIDES, PictureMaker, draw_pair
-from areir.output.page.view import MOST, view_answer
+from areir.output.answers import verdict
+from areir.output.page.folder import (
+    MOST,
+    SIDES,
+    NoSuchImage,
+    OldPage,
+    PictureMaker,
+    draw_pair,
+    make_tiles,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # base.css is shared with the page of a run
 TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')]
+
+LARGEST_UPLOAD = 20_000_000  # bytes
+FORM = 10_000  # bytes of the rest of a request
+TOO_LARGE = (
+    f'The picture has more than {LARGEST_UPLOAD // 1_000_000} MB. Choose a smaller one.'
+)
+SENTENCES = {
+    403: 'Refused: only the search page itself may ask, at its own address.',
+    413: TOO_LARGE,
+    500: 'The search failed. The terminal of inference.py says why.',
+}
 STATUS = {OldPage: 410, NoSuchImage: 404}  # 400 for any other UserError
+LOCAL_ADDRESS = re.compile(r'(127\.0\.0\.1|localhost|\[::1\])(:\d+)?')
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    'Content-Security-Policy': POLICY,
+    'Cross-Origin-Resource-Policy': 'same-origin',
+    'Cross-Origin-Opener-Policy': 'same-origin',
+    'Referrer-Policy': 'same-origin',
+    'X-Content-Type-Options': 'nosniff',
+}
 
 
 def make_app(folder, uploads, is_local, number, heat_maps):
@@ -34,7 +64,11 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
     app.jinja_env.filters.update(share=wording.share, number=wording.number)
-    guards.protect(app, is_local)
+    app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
+    if is_local:
+        app.before_request(check_host)
+    app.before_request(check_origin)
+    app.after_request(add_headers)
 
     views = Views(folder, uploads, number, heat_maps)
     app.add_url_rule('/', view_func=views.page)
@@ -47,6 +81,36 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.register_error_handler(OSError, error_reply)
     app.register_error_handler(HTTPException, http_error_reply)
     return app
+
+
+# Which requests are accepted
+
+
+def check_host():
+    """Refuse a request to a name that is not this machine's own.
+
+    Otherwise a web site could let its name point to 127.0.0.1 (DNS rebinding), and its
+    scripts would see the images.
+    """
+    if not LOCAL_ADDRESS.fullmatch(request.host):
+        abort(403)
+
+
+def check_origin():
+    """Refuse a POST that does not come from this page."""
+    origin = request.headers.get('Origin', '')
+    if request.method == 'POST' and origin.partition('://')[2] != request.host:
+        abort(403)
+
+
+def add_headers(response):
+    """Add the security headers to a reply, and keep pages out of caches."""
+    response.headers.update(HEADERS)
+    response.headers.setdefault('Cache-Control', 'no-store')
+    return response
+
+
+# Replies
 
 
 class Views:
@@ -67,8 +131,8 @@ class Views:
             number=min(self.number, MOST),
             most=MOST,
             heat_maps=self.heat_maps,
-            largest=guards.LARGEST_UPLOAD,
-            too_large=guards.TOO_LARGE,
+            largest=LARGEST_UPLOAD,
+            too_large=TOO_LARGE,
         )
         return wording.valid_unicode(html)
 
@@ -83,8 +147,15 @@ class Views:
         generation = self.folder.current
         with sent_query(generation, self.uploads) as query:
             answer, indices = self.folder.find(query, number, generation.collection)
-        view = view_answer(answer, indices, generation)
-        return wording.valid_unicode(render_template('answer.html.jinja', view=view))
+        has_threshold = generation.collection.calibration is not None
+        html = render_template(
+            'answer.html.jinja',
+            answer=answer,
+            tiles=make_tiles(answer, indices),
+            token=generation.token,
+            verdict=verdict(answer, generation.collection) if has_threshold else None,
+        )
+        return wording.valid_unicode(html)
 
     def heat_map(self):
         """Return the query and one image side by side, under their heat maps."""
@@ -113,16 +184,15 @@ class Views:
         The form may name the image that was the query. Its number in the new generation
         is then part of the reply, or None if the image is gone.
         """
-        earlier, later, changes = self.folder.read_again()
-        image = None
+        earlier, later, message = self.folder.read_again()
+        path, images = None, later.collection.images
         if 'image' in request.form and request.form.get('token') == earlier.token:
-            index = sent_index(earlier, 'image')
-            image = place_after(index, earlier.collection, later.collection)
+            path = earlier.collection.images[sent_index(earlier, 'image')]
         return {
-            'message': str(changes),
-            'total': f'{changes.total:,}',
+            'message': message,
+            'total': f'{len(images):,}',
             'token': later.token,
-            'image': image,
+            'image': images.index(path) if path in images else None,
         }
 
 
@@ -135,10 +205,8 @@ def sent_query(generation, uploads):
 
     An upload lies in a temporary folder below `uploads`, which is removed afterwards.
     """
-    collection = generation.collection
     if 'image' in request.form:
-        index = sent_index(generation, 'image')
-        yield stored_query(index, collection)
+        yield stored_query(sent_index(generation, 'image'), generation.collection)
         return
     upload = request.files.get('picture')
     if upload is None:
@@ -168,8 +236,7 @@ def error_reply(error):
 
 def http_error_reply(error):
     """Reply to an HTTP error with a sentence."""
-    text = guards.SENTENCES.get(error.code, error.description)
-    return text_reply(text, error.code)
+    return text_reply(SENTENCES.get(error.code, error.description), error.code)
 
 
 def text_reply(text, status):

@@ -1,16 +1,28 @@
-"""The folder that the page searches, shared by all threads of the server."""
+"""The folder that the page searches, its answers and pictures; all threads share it."""
 
+import functools
+import io
+import os
 import secrets
 import threading
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from PIL import Image, ImageOps
+
+from areir.data.images import load_image
 from areir.errors import UserError
 from areir.gallery.collection import FolderCollection
 from areir.gallery.queries import embed_images, search_queries
+from areir.hardware import available_cores
 from areir.matching.votes import images_to_find
 from areir.output.answers import make_answer
+from areir.output.heat_maps import overlay, pair_heat
 from areir.output.wording import counted
+
+MOST = 100  # images that the page shows at most
+SIDES = {'small': 320, 'large': 1600}  # pixels
+CACHED = 500  # small pictures kept, about 10 MB
+GAP = 8  # pixels between a pair
 
 
 class OldPage(UserError):
@@ -43,36 +55,6 @@ class Generation(NamedTuple):
         return index
 
 
-@dataclass
-class Changes:
-    """What reading the folder again has found."""
-
-    new: int
-    changed: int
-    removed: int
-    unreadable: int  # in all
-    total: int
-    lost_threshold: bool  # because the principal components were fitted again
-
-    def __str__(self):
-        parts = [counted(self.new, 'new image')]
-        if self.changed:
-            parts.append(f'{self.changed:,} changed')
-        if self.removed:
-            parts.append(f'{self.removed:,} gone')
-        text = f'{", ".join(parts)}. The folder has {counted(self.total, "image")}.'
-        if self.unreadable:
-            files = counted(self.unreadable, 'file')
-            text += f' {files} cannot be read; the terminal names them.'
-        if self.lost_threshold:
-            text += (
-                ' It has grown so much that its principal components were fitted '
-                'again, so there is no threshold any more: end the page and run '
-                'inference.py with --calibrate.'
-            )
-        return text
-
-
 class SearchedFolder:
     """A FolderCollection that can be replaced while it is searched.
 
@@ -102,7 +84,7 @@ class SearchedFolder:
         return answer, result[1][: len(answer.table)]
 
     def read_again(self):
-        """Read the folder again; return (earlier, current Generation, Changes).
+        """Read the folder again; return (earlier, current Generation, changes as text).
 
         Searches go on meanwhile. Raises UserError and keeps the current generation if
         the folder cannot be read or is already being read.
@@ -114,7 +96,8 @@ class SearchedFolder:
             collection = self.open_again()
             if collection.index.vectors.path != earlier.collection.index.vectors.path:
                 self.current = Generation(secrets.token_hex(4), collection)
-            return earlier, self.current, compare(earlier.collection, collection)
+            changes = describe_changes(earlier.collection, collection)
+            return earlier, self.current, changes
         finally:
             self.reading.release()
 
@@ -128,23 +111,103 @@ def embed(query, collection):
     return embeddings[0]
 
 
-def compare(earlier, later):
-    """Return the Changes between two collections of a folder."""
+def describe_changes(earlier, later):
+    """Write how two collections of a folder differ."""
     new = len(set(later.images).difference(earlier.images))
-    return Changes(
-        new=new,
-        changed=max(0, later.index.embedded - new),
-        removed=len(set(earlier.images).difference(later.images)),
-        unreadable=len(later.index.problems),
-        total=len(later),
-        lost_threshold=bool(earlier.calibration and not later.calibration),
-    )
+    changed = later.index.embedded - new
+    removed = len(set(earlier.images).difference(later.images))
+    unreadable = len(later.index.problems)
+    text = counted(new, 'new image')
+    if changed > 0:
+        text += f', {changed:,} changed'
+    if removed:
+        text += f', {removed:,} gone'
+    text += f'. The folder has {counted(len(later), "image")}.'
+    if unreadable:
+        files = counted(unreadable, 'file')
+        text += f' {files} cannot be read; the terminal names them.'
+    if earlier.calibration and not later.calibration:
+        text += (
+            ' It has grown so much that its principal components were fitted again, so '
+            'there is no threshold any more: end the page and run inference.py with '
+            '--calibrate.'
+        )
+    return text
 
 
-def place_after(index, earlier, later):
-    """Return the number that image `index` of an earlier collection has in a later one.
+# Answers
 
-    Returns None if the image is gone.
-    """
-    path = earlier.images[index]
-    return later.images.index(path) if path in later.images else None
+
+class Tile(NamedTuple):
+    """An image that was retrieved."""
+
+    index: int  # its number in the collection
+    rank: int
+    score: float
+    label: str | None
+    name: str  # of its file
+    matched: bool | None  # None without a threshold
+
+
+def make_tiles(answer, indices):
+    """Return the Tiles of an Answer; indices: the numbers of its images."""
+    table = answer.table
+    names = table['path'].map(os.path.basename)
+    matches = table['match'] if 'match' in table else [None] * len(table)
+    columns = table['rank'], table['score'], answer.labels, names, matches
+    return [Tile(*values) for values in zip(indices, *columns)]
+
+
+# Pictures
+
+
+class PictureMaker:
+    """Draws image files as JPEG on request. Threads share it."""
+
+    def __init__(self):
+        self.decoding = threading.BoundedSemaphore(available_cores())
+        self.cached = functools.lru_cache(CACHED)(self.draw)
+
+    def picture(self, path, token, size):
+        """Return the bytes of a JPEG.
+
+        token: of the generation, because the file may have changed before a later one;
+        size: small or large. Raises UserError if the file cannot be read.
+        """
+        return (self.cached if size == 'small' else self.draw)(path, token, size)
+
+    def draw(self, path, token, size):
+        """Draw a picture; `token` only tells generations apart in the cache."""
+        with self.decoding:
+            image = read(path, least=SIDES[size])
+        image.thumbnail((SIDES[size], SIDES[size]), Image.Resampling.LANCZOS)
+        return encode(image, 'JPEG')
+
+
+def read(path, least=None):
+    """Read an image file. A UserError names the file without its folder."""
+    try:
+        return load_image(path, least=least)
+    except UserError as error:
+        name = os.path.basename(path)
+        raise UserError(f'{name} cannot be read. Read the folder again.') from error
+
+
+def encode(image, kind):
+    """Return the bytes of an image file; kind: JPEG or PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=85)
+    return buffer.getvalue()
+
+
+def draw_pair(query_path, path, trained):
+    """Return a PNG of the query and an image, side by side, under their heat maps."""
+    images = [read(query_path), read(path)]
+    heats = pair_heat(images, trained)
+    side = SIDES['small']
+    pair = Image.new('RGBA', (2 * side + GAP, side))
+    for place, (image, heat) in enumerate(zip(images, heats)):
+        drawn = overlay(ImageOps.contain(image, (side, side)), heat)
+        left = place * (side + GAP) + (side - drawn.width) // 2
+        pair.paste(drawn, (left, (side - drawn.height) // 2))
+    return encode(pair, 'PNG')
