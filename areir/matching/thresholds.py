@@ -68,8 +68,3 @@ def threshold_lines(calibration):
             'similar images'
         )
     return [line, check]
-
-
-def is_calibration(value):
-    """Whether a value is a calibration or None."""
-    return value is None or isinstance(value, dict)
