@@ -27,7 +27,6 @@ from areir.data.splits import check_name, is_prepared, missing_files
 from areir.data.verification import (
     channel_statistics,
     find_oddities,
-    print_counts,
     start_pool,
     verify_images,
 )
@@ -96,7 +95,8 @@ def prepare(
         refuse_foreign_files(dataset.targets('uncropped'), crop_folder)
     with start_pool(num_workers) as pool:
         beyond = verify_images(pool, name, dataset.images, dataset.records)
-        print_counts(name, dataset.counts)
+        for part, (images, classes) in dataset.counts.items():
+            print(f'{part:<8}{images:>10,} images of {classes:,} classes')
         if beyond:
             print(
                 f'notice: {name}: {len(beyond):,} boxes reach beyond their image and '

@@ -5,7 +5,7 @@ import threading
 from multiprocessing import parent_process
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
 from areir.data.images import load_image, normalise, to_pixels
@@ -83,8 +83,7 @@ def make_loader(
     num_workers: processes that decode; by default the cores, fewer for few images.
     """
     if batches is None:
-        indices, starts = list(range(len(paths))), range(0, len(paths), BATCH)
-        batches = [indices[start : start + BATCH] for start in starts]
+        batches = BatchSampler(range(len(paths)), BATCH, drop_last=False)
     if num_workers is None:
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)

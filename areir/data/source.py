@@ -10,7 +10,7 @@ from areir.data.images import IMAGE_SUFFIXES, list_files
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
 from areir.data.own_images import read_folder, read_table
-from areir.data.splits import split_path
+from areir.data.splits import SPLIT_SUFFIX, split_path
 from areir.data.verification import count_parts
 from areir.errors import UserError
 
@@ -27,8 +27,8 @@ class SourceDataset:
     source: str  # the folder of the images
     layout: str  # which of its forms the dataset has
     records: list
-    # files in `source` that are not images of a class, or, of a known dataset, images
-    # that its lists leave out; sorted
+    # files in `source` that are no images of a class; of a known dataset, images that
+    # its lists leave out
     left_out: list
     table: str | None  # the CSV that describes it
 
@@ -157,15 +157,7 @@ def read_source(data_root, name, data_path=None, seed=0, table=None):
             'needed'
         )
     left_out = set(files).difference(record.path for record in records)
-    if name in KNOWN_DATASETS:  # images beside those that are listed
-        above = {os.path.dirname(os.path.dirname(record.path)) for record in records}
-        left_out = [
-            path
-            for path in left_out
-            if path.lower().endswith(IMAGE_SUFFIXES)
-            and os.path.dirname(os.path.dirname(path)) in above
-        ]
-    left_out = [path for path in left_out if not path.endswith('_data_dicts.pth')]
-    return SourceDataset(
-        data_root, name, source, layout, records, sorted(left_out), table
-    )
+    if name in KNOWN_DATASETS:
+        left_out = [path for path in left_out if path.lower().endswith(IMAGE_SUFFIXES)]
+    left_out = sorted(path for path in left_out if not path.endswith(SPLIT_SUFFIX))
+    return SourceDataset(data_root, name, source, layout, records, left_out, table)

@@ -17,6 +17,7 @@ from areir.errors import UserError
 from areir.files import load_own
 
 ADVICE = 'run data_utils.py again'
+SPLIT_SUFFIX = '_data_dicts.pth'
 
 
 @dataclass
@@ -101,7 +102,7 @@ def hold_out(split, seed):
 
 def split_path(data_root, name, crop_type):
     """Return the path of a split file."""
-    return os.path.join(data_root, name, f'{crop_type}_data_dicts.pth')
+    return os.path.join(data_root, name, f'{crop_type}{SPLIT_SUFFIX}')
 
 
 def is_prepared(path, fingerprint):

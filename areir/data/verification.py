@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from areir.data.images import HEIC_ADVICE, load_image, to_pixels, unreadable_heic
+from areir.data.images import load_image, to_pixels
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import listing
 from areir.data.loading import end_with_parent
@@ -23,7 +23,7 @@ PARTS = ('train', 'test', 'query', 'gallery')
 
 
 def start_pool(num_workers):
-    """Return a pool of worker processes, to be used in a `with` statement."""
+    """Return a pool of worker processes."""
     return ProcessPoolExecutor(num_workers, initializer=start_worker)
 
 
@@ -60,27 +60,19 @@ def verify_image(job):
     """
     path, box = job
     try:
-        width, height = load_image(path, box).size
+        size = load_image(path, box).size
     except UserError as error:
         return str(error), False
-    if box is None:
-        return '', False
-    left, top, right, bottom = box
-    return '', width + height < right - left + bottom - top
+    left, top, right, bottom = box or (0, 0, *size)
+    return '', sum(size) < right - left + bottom - top
 
 
 def verify_images(pool, name, images, records):
     """Decode all images; return the records whose boxes reach beyond their image.
 
     images: the path of each record's file. Raises UserError naming every image that
-    cannot be read, or the package that is missing to read HEIC files.
+    cannot be read.
     """
-    heic = unreadable_heic(images)
-    if heic:
-        raise UserError(
-            f'{name}: {len(heic):,} HEIC files cannot be read: {HEIC_ADVICE}; nothing '
-            'was written'
-        )
     jobs = [(image, record.box) for image, record in zip(images, records)]
     results = parallel(pool, verify_image, jobs, 'verifying')
     problems = [
@@ -136,40 +128,27 @@ def count_parts(records):
     return counts
 
 
-def official_counts(name):
-    """Return {part: (images, classes)} as published, {} for an unknown dataset."""
-    return KNOWN_DATASETS[name].counts if name in KNOWN_DATASETS else {}
-
-
-def print_counts(name, counts):
-    """Print the counts of each part beside the official ones."""
-    official = official_counts(name)
-    for part in {**official, **counts}:
-        line = '{:>10,} images of {:,} classes'.format(*counts.get(part, (0, 0)))
-        if part in official:
-            line += ' (official: {:,} of {:,})'.format(*official[part])
-        print(f'{part:<8}{line}')
-
-
 def find_oddities(name, records, beyond=0):
     """Return what is odd about a dataset as a list of sentences.
 
     beyond: how many boxes reach beyond their image.
     """
     oddities = []
-    counts = count_parts(records)
-    for part, official in official_counts(name).items():
-        images, classes = counts.get(part, (0, 0))
-        if (images, classes) != official:
+    known = KNOWN_DATASETS.get(name)
+    if known:
+        counts = count_parts(records)
+        for part, official in known.counts.items():
+            images, classes = counts.get(part, (0, 0))
+            if (images, classes) != official:
+                oddities.append(
+                    f'{part} has {images:,} images of {classes:,} classes, the '
+                    'official split {:,} of {:,}'.format(*official)
+                )
+        if beyond and known.boxes_fit:
             oddities.append(
-                f'{part} has {images:,} images of {classes:,} classes, the official '
-                'split {:,} of {:,}'.format(*official)
+                f'{beyond:,} boxes reach beyond their image and were clamped: '
+                'annotations and images may not belong together'
             )
-    if beyond and name in KNOWN_DATASETS and KNOWN_DATASETS[name].boxes_fit:
-        oddities.append(
-            f'{beyond:,} boxes reach beyond their image and were clamped: annotations '
-            'and images may not belong together'
-        )
     sizes = {part: Counter() for part in PARTS}  # images of each class
     for record in records:
         sizes[record.part][record.label] += 1

@@ -94,8 +94,9 @@ def test_class_folders_without_the_package(tmp_path, monkeypatch):
     phone.take_heic_away(monkeypatch)
     write_classes(tmp_path / 'photos', ['a', 'b'], images=2)
     for number in range(3):
-        (tmp_path / f'photos/b/{number}.HEIC').write_bytes(b'')
-    with pytest.raises(UserError, match='3 HEIC files'):
+        path = tmp_path / f'photos/b/{number}.HEIC'
+        path.write_bytes(b'\x00\x00\x00\x18ftypheic' + bytes(12))
+    with pytest.raises(UserError, match='pip install pillow-heif'):
         prepare(str(tmp_path / 'data'), 'shoes', str(tmp_path / 'photos'))
     assert not os.path.exists(tmp_path / 'data')
 

@@ -17,7 +17,6 @@ from areir.data.splits import load_split
 from areir.data.verification import (
     count_parts,
     find_oddities,
-    print_counts,
     verify_image,
 )
 from areir.errors import UserError
@@ -108,22 +107,6 @@ def test_images_and_classes_are_counted_by_split():
     counts = count_parts(records(*pairs))
     assert counts == {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
     assert list(counts) == ['train', 'query', 'gallery']
-
-
-def test_counts_are_printed_beside_the_official_ones(capsys):
-    print_counts('cub', {'train': (3, 2)})
-    train, test = capsys.readouterr().out.splitlines()
-    assert '3 images of 2 classes (official: 5,864 of 100)' in train
-    assert '0 images of 0 classes (official: 5,924 of 100)' in test
-    print_counts('shoes', {'train': (3, 2)})
-    assert capsys.readouterr().out.split() == [
-        'train',
-        '3',
-        'images',
-        'of',
-        '2',
-        'classes',
-    ]
 
 
 def test_odd_splits_are_pointed_out():
