@@ -6,7 +6,7 @@ the page of the run, which also shows recall by number of heads and the scores.
 
 import base64
 import io
-import math
+import itertools
 import re
 from functools import partial
 from typing import NamedTuple
@@ -25,9 +25,6 @@ STYLE = {
     'axes.titlesize': 8,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'axes.linewidth': 0.6,
-    'xtick.major.width': 0.6,
-    'ytick.major.width': 0.6,
     'lines.linewidth': 1.3,
     'lines.markersize': 3,
     'legend.frameon': False,
@@ -37,19 +34,16 @@ STYLE = {
 }
 
 
-class Chart(NamedTuple):
-    """A figure on the page of a run."""
-
-    picture: str  # an SVG as a data URI
-    description: str  # its title and numbers, for people who cannot see it
-
-
 def make_chart(description, draw):
-    """Return the Chart that draw(axes) draws."""
+    """Return (picture, description) for the page of a run.
+
+    description: title and numbers, for people who cannot see the picture, an SVG as a
+    data URI; draw(axes) draws it.
+    """
     file = io.BytesIO()
     save_svg(file, [draw], columns=1)
     encoded = base64.b64encode(file.getvalue()).decode()
-    return Chart(f'data:image/svg+xml;base64,{encoded}', description)
+    return f'data:image/svg+xml;base64,{encoded}', description
 
 
 def save_svg(file, drawings, columns):
@@ -74,15 +68,11 @@ def save_svg(file, drawings, columns):
 
 
 class Panel(NamedTuple):
-    """One chart of curves: its title and {label of a line: column of the CSV}."""
+    """One chart of curves: its title and {column of the CSV: label of its line}."""
 
     title: str
     columns: dict
-    is_share: bool  # the values are fractions, written as percentages
-
-    def write(self, value):
-        """Write a value of the curves."""
-        return share(value) if self.is_share else number(value)
+    write: object  # `share` or `number`, which writes a value
 
 
 def curve_panels(rows):
@@ -91,24 +81,19 @@ def curve_panels(rows):
     Columns that the rows lack or that hold no number are left out.
     """
     recalls = [column for column in rows if re.fullmatch(r'test_recall@\d+', column)]
-    recalls = {'R@' + column.partition('@')[2]: column for column in recalls}
+    recalls = {column: column.replace('test_recall', 'R') for column in recalls}
     panels = (
-        Panel('Training loss', {'': 'train_loss'}, False),
-        Panel('Training accuracy', {'': 'train_accuracy'}, True),
-        Panel('Test Recall@K', recalls, True),
-        Panel('Test MAP@R', {'': 'test_map@r'}, True),
-        Panel('Recall@1 of held-out classes', {'': 'val_recall@1'}, True),
+        Panel('Training loss', {'train_loss': ''}, number),
+        Panel('Training accuracy', {'train_accuracy': ''}, share),
+        Panel('Test Recall@K', recalls, share),
+        Panel('Test MAP@R', {'test_map@r': ''}, share),
+        Panel('Recall@1 of held-out classes', {'val_recall@1': ''}, share),
     )
-    present = []
+    present = rows.columns[rows.notna().any()]
     for panel in panels:
-        columns = {
-            label: column
-            for label, column in panel.columns.items()
-            if column in rows and rows[column].notna().any()
-        }
-        if columns:
-            present.append(panel._replace(columns=columns))
-    return present
+        for column in panel.columns.keys() - set(present):
+            del panel.columns[column]
+    return [panel for panel in panels if panel.columns]
 
 
 def draw_curves(rows, path):
@@ -124,38 +109,29 @@ def draw_curves(rows, path):
 
 
 def curve_chart(panel, rows, kept):
-    """Return the Chart of a Panel; kept: the epoch to mark, unless it is the last."""
+    """Return the chart of a Panel; kept: the epoch to mark, unless it is the last."""
     lines = []
-    for label, column in panel.columns.items():
-        points = curve_points(rows, column).to_numpy().tolist()
-        ends = [
-            f'{panel.write(value)} at epoch {epoch:g}'
-            for epoch, value in (points[0], points[-1])
-        ]
+    for column, label in panel.columns.items():
+        points = rows[['epoch', column]].dropna().to_numpy()[[0, -1]]
+        ends = [f'{panel.write(value)} at epoch {epoch:g}' for epoch, value in points]
         lines.append(f'{label} {", ".join(ends)}'.strip())
     description = f'{panel.title}, by epoch: {"; ".join(lines)}'
     return make_chart(description, partial(draw_panel, panel, rows, kept))
-
-
-def curve_points(rows, column):
-    """Return the finite values of a column with their epochs, a DataFrame."""
-    points = rows[['epoch', column]].replace([math.inf, -math.inf], math.nan)
-    return points.dropna()
 
 
 def draw_panel(panel, rows, kept, axes):
     """Draw the lines of a Panel, and a dashed line at the epoch `kept` or None."""
     from matplotlib.ticker import MaxNLocator
 
-    scale = 100 if panel.is_share else 1
-    for place, (label, column) in enumerate(panel.columns.items()):
-        points = curve_points(rows, column)
+    is_share = panel.write is share
+    for colour, (column, label) in zip(itertools.cycle(COLOURS), panel.columns.items()):
+        points = rows[['epoch', column]].dropna()
         marker = 'o' if len(points) == 1 else None
-        look = {'label': label, 'color': COLOURS[place % len(COLOURS)]}
-        axes.plot(points['epoch'], scale * points[column], marker=marker, **look)
+        values = points[column] * (100 if is_share else 1)
+        axes.plot(points['epoch'], values, color=colour, label=label, marker=marker)
     if kept is not None and kept < rows['epoch'].max():
         axes.axvline(kept, **DASHED)
-    axes.set_title(panel.title + (' (%)' if panel.is_share else ''))
+    axes.set_title(panel.title + (' (%)' if is_share else ''))
     axes.set_xlabel('epoch')
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.margins(x=0.02)
@@ -168,7 +144,7 @@ def draw_panel(panel, rows, kept, axes):
 
 
 def heads_chart(recalls):
-    """Return the Chart of Recall@1 by number of heads: [Estimate]."""
+    """Return the chart of Recall@1 by number of heads: [Estimate]."""
     numbers = [f'{row.name} heads {share(row.value)}' for row in recalls]
     description = f'Recall@1 by number of heads: {"; ".join(numbers)}'
     return make_chart(description, partial(draw_heads, recalls))
@@ -176,28 +152,24 @@ def heads_chart(recalls):
 
 def draw_heads(recalls, axes):
     """Draw Recall@1 by number of heads; vertical lines are its intervals."""
-    places = range(len(recalls))
-    values, lows, highs = (
-        [100 * limit for limit in limits]
-        for limits in zip(*(row[1:] for row in recalls))
-    )
-    axes.vlines(places, lows, highs, color=RIGHT, alpha=0.5)
-    axes.plot(places, values, 'o-', color=RIGHT)
-    axes.set_xticks(places, [row.name for row in recalls])
+    heads, *limits = zip(*recalls)
+    values, lows, highs = 100 * np.array(limits)
+    axes.vlines(heads, lows, highs, color=RIGHT, alpha=0.5)
+    axes.plot(heads, values, 'o-', color=RIGHT)
     axes.set_xlabel('heads')
     axes.set_title('Recall@1 (%), with 95 % intervals')
 
 
 def score_chart(title, shares, calibration):
-    """Return the Chart of the scores of wrong and right images.
+    """Return the chart of the scores of wrong and right images.
 
     shares: histograms {'wrong', 'right': (bins,)} from -1 to 1; calibration: a dict
     with the threshold to mark, or None.
     """
     peaks = []
     for kind, heights in shares.items():
-        peak, bins = int(heights.argmax()), len(heights)
-        middle = (2 * peak + 1) / bins - 1
+        peak = int(heights.argmax())
+        middle = (2 * peak + 1) / len(heights) - 1
         peaks.append(f'{kind}: at most {share(heights[peak])}, at about {middle:.2f}')
     description = f'{title}: {"; ".join(peaks)}'
     if calibration:

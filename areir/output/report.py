@@ -14,6 +14,7 @@ import os
 import shlex
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from areir.data.images import load_image
@@ -73,7 +74,7 @@ def render(page):
     )
     writers = {'share': wording.share, 'number': wording.number}
     environment.filters.update(writers, quote=shlex.quote, count='{:,}'.format)
-    environment.globals.update(writers, interval=wording.interval)
+    environment.globals.update(writers, interval=wording.interval, zip=zip)
     html = environment.get_template('report.html.jinja').render(page)
     return wording.valid_unicode(html)
 
@@ -92,28 +93,23 @@ def read_record(path):
 
 
 def describe_curves(path, kept, record):
-    """Return what the page shows of a run's CSV: charts, titles and rows of a table.
+    """Return what the page shows of a run's CSV: charts and a table.
 
-    kept: the epoch that the database holds.
+    kept: the epoch that the database holds; record: the dict of the run's run.json.
     """
     rows, problem = read_results(path, record.get('csv_checksum'))
     if problem:
         return {'curves_problem': f'{os.path.basename(path)} {problem}'}
     panels = charts.curve_panels(rows)
-    table = [[f'{epoch:g}' for epoch in rows['epoch']]]
-    titles = ['Epoch']
+    table = {'Epoch': rows['epoch'].map('{:g}'.format)}
     for panel in panels:
-        for label, column in panel.columns.items():
-            titles.append(label or panel.title)
-            values = rows[column]
-            table.append(
-                ['' if math.isnan(value) else panel.write(value) for value in values]
-            )
+        for column, label in panel.columns.items():
+            texts = rows[column].map(panel.write, na_action='ignore')
+            table[label or panel.title] = texts.fillna('')
     return {
         'curves_problem': None,
         'curves': [charts.curve_chart(panel, rows, kept) for panel in panels],
-        'curve_titles': titles,
-        'curve_rows': list(zip(*table)),
+        'curve_table': table,
         'is_marked': kept < rows['epoch'].max(),
     }
 
@@ -126,22 +122,18 @@ def describe_results(images, database, folder):
 
     database: of the run; folder: where the paths of images start.
     """
-    heads = database['ensemble_size']
-    recalls, ranks = run_statistics.rank_heads(images, heads)
+    recalls, ranks = run_statistics.rank_heads(images, database['ensemble_size'])
     statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
     scores, nearest = search(images.query, images.gallery, k, images.own)
     labels, rank, values = images.query_labels, ranks['rank'], measures(ranks, [1])
-    found = images.labels[nearest[:, 0]]
-    classes = run_statistics.lowest_classes(labels, rank, found, scores[:, 0])
+    first = images.labels[nearest[:, 0]], scores[:, 0]
+    classes = run_statistics.lowest_classes(labels, rank, *first)
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
     best = run_statistics.pick(statistics.margin, labels, rank == 1)
-
     tiles = TileMaker(images, (scores, nearest), database['classes'], folder)
-    histograms = {
-        'Scores of all pairs': statistics.pair_shares,
-        'Best scores of each query': statistics.best_shares,
-    }
+    pairs, bests = statistics.pair_shares, statistics.best_shares
+    calibration = database['calibration']
     return {
         'figures': [
             run_statistics.estimate('Recall@1', values['recall@1'], labels),
@@ -159,23 +151,19 @@ def describe_results(images, database, folder):
         'best': [tiles.row(query, rank, statistics) for query in best],
         'sampled': statistics.sampled,
         'score_charts': [
-            charts.score_chart(title, shares, database['calibration'])
-            for title, shares in histograms.items()
+            charts.score_chart('Scores of all pairs', pairs, calibration),
+            charts.score_chart('Best scores of each query', bests, calibration),
         ],
-        'score_rows': score_rows(histograms.values()),
+        'score_rows': score_rows(*pairs.values(), *bests.values()),
     }
 
 
-def score_rows(histograms):
-    """Return the rows of the table of scores: limits of a bin, then its shares.
-
-    histograms: dicts {'wrong', 'right': (bins,)}. Bins without scores are left out.
-    """
-    columns = [shares for kinds in histograms for shares in kinds.values()]
+def score_rows(*histograms):
+    """Return rows of texts: a bin and its share in each histogram; no empty bins."""
+    edges = np.linspace(-1, 1, len(histograms[0]) + 1)
     rows = []
-    for place, shares in enumerate(zip(*columns)):
+    for low, high, *shares in zip(edges, edges[1:], *histograms):
         if any(shares):
-            low, high = (2 * edge / len(columns[0]) - 1 for edge in (place, place + 1))
             rows.append([f'{low:.2f} to {high:.2f}', *map(wording.share, shares)])
     return rows
 
@@ -187,16 +175,7 @@ class Tile(NamedTuple):
     path: str
     class_name: str
     picture: str | None  # a data URI, None for an image that cannot be read
-    score: float | None = None  # None for a query
-    rank: int | None = None  # only where it is not the place in the row
-
-
-class QueryRow(NamedTuple):
-    """A query with its nearest images, and the first right one if that is farther."""
-
-    query: Tile
-    note: str
-    answers: list  # of Tile
+    score: float | None  # None for a query
 
 
 class TileMaker:
@@ -211,10 +190,10 @@ class TileMaker:
         self.scores, self.indices = nearest
         self.picture = functools.cache(thumbnail)
 
-    def tile(self, kind, path, label, *score_and_rank):
+    def tile(self, kind, path, label, score=None):
         """Return the Tile of an image."""
         picture = self.picture(os.path.join(self.folder, path))
-        return Tile(kind, path, self.classes[label], picture, *score_and_rank)
+        return Tile(kind, path, self.classes[label], picture, score)
 
     def query(self, query):
         """Return the Tile of a query, given by its number."""
@@ -223,11 +202,11 @@ class TileMaker:
             'query', images.query_images[query], images.query_labels[query]
         )
 
-    def answer(self, query, index, score, rank=None):
+    def answer(self, query, index, score):
         """Return the Tile of image `index` of the gallery as an answer to a query."""
         path, label = self.images.images[index], self.images.labels[index]
         kind = 'right' if label == self.images.query_labels[query] else 'wrong'
-        return self.tile(kind, path, label, float(score), rank)
+        return self.tile(kind, path, label, float(score))
 
     def nearest(self, query, count=NEIGHBOURS):
         """Return the Tiles of a query's nearest images."""
@@ -235,22 +214,24 @@ class TileMaker:
         return [self.answer(query, index, score) for index, score in found]
 
     def row(self, query, rank, statistics):
-        """Return the QueryRow of a query that has a right image.
+        """Return (Tile, note, answers) of a query that has a right image.
 
-        rank (Q,): of the first right images; statistics: ScoreStatistics.
+        The answers are the Tiles of the nearest images, and of the first right one if
+        it is not among them. rank (Q,): of the first right images; statistics:
+        ScoreStatistics.
         """
         rank, margin = int(rank[query]), float(statistics.margin[query])
         answers, best = self.nearest(query), statistics.best
         if rank > len(answers):
             index, score = best.nearest_right[query], best.best_right[query]
-            answers.append(self.answer(query, index, score, rank))
+            answers.append(self.answer(query, index, score))
         if rank > 1:
             note = f'the first right image has rank {rank:,}'
         elif margin == math.inf:
             note = 'there is no wrong image'
         else:
             note = f'{wording.number(margin)} above every wrong image'
-        return QueryRow(self.query(query), note, answers)
+        return self.query(query), note, answers
 
 
 def thumbnail(path):

@@ -92,16 +92,13 @@ def rank_heads(images, ensemble_size):
 class ScoreStatistics(NamedTuple):
     """How right and wrong images score.
 
-    best: each query's best scores; margin (Q,): by how much the best right image
-    outscores the best wrong one. pair_shares, best_shares: histograms {'wrong',
-    'right': (SCORE_BINS,) shares}, of the scores that a random sample of `sampled`
-    queries have with all images, and of each query's best scores.
+    Histograms are {'wrong', 'right': (SCORE_BINS,) shares}.
     """
 
     best: BestScores
-    margin: torch.Tensor
-    pair_shares: dict
-    best_shares: dict
+    margin: torch.Tensor  # (Q,) by which the best right image outscores the best wrong
+    pair_shares: dict  # histograms of the sampled queries' scores with all images
+    best_shares: dict  # histograms of each query's best scores
     sampled: int
 
 
@@ -127,14 +124,12 @@ def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
         scores = part.scores[chosen]
         right += histogram(scores[part.right[chosen]])
         wrong += histogram(scores[part.wrong[chosen]])
-    best_right, best_wrong = histogram(best.best_right), histogram(best.best_wrong)
-    return ScoreStatistics(
-        best,
-        best.best_right - best.best_wrong,
-        {'wrong': shares(wrong), 'right': shares(right)},
-        {'wrong': shares(best_wrong), 'right': shares(best_right)},
-        int(sampled.sum()),
-    )
+    pairs = {'wrong': wrong, 'right': right}
+    bests = {'wrong': histogram(best.best_wrong), 'right': histogram(best.best_right)}
+    for counts in (*pairs.values(), *bests.values()):
+        counts /= max(1, counts.sum())
+    margin = best.best_right - best.best_wrong
+    return ScoreStatistics(best, margin, pairs, bests, int(sampled.sum()))
 
 
 def histogram(scores):
@@ -146,28 +141,19 @@ def histogram(scores):
     return torch.histc(scores, SCORE_BINS, -1, 1).double().numpy()
 
 
-def shares(counts):
-    """Divide counts by their sum, which may be 0."""
-    return counts / max(1, counts.sum())
-
-
 # Classes and queries
 
 
 class ClassRecall(NamedTuple):
-    """A class whose queries are often answered by another class.
-
-    label: its number; queries: its queries that have a right image; recall: recall@1 of
-    these; confusions: [(label, queries)] of the classes of the wrong nearest images,
-    the most frequent first; example: the query with the highest score for an image of
-    the most frequent of these classes.
-    """
+    """A class whose queries are often answered by another class."""
 
     label: int
-    queries: int
-    recall: float
-    confusions: list
-    example: int
+    queries: int  # that have a right image
+    recall: float  # recall@1 of these
+    confusions: (
+        list  # [(label of the wrong nearest image, queries)], most frequent first
+    )
+    example: int  # the query with the highest score for an image of the first of these
 
 
 def lowest_classes(labels, rank, nearest_labels, nearest_scores, count=SHOWN_CLASSES):
