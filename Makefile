@@ -2,7 +2,7 @@
 # make test        install and run every test
 # make test-fast   the tests that take seconds, in under 2 minutes
 # make campaign    damage files, kill runs, fill disks: 2,000 cases, half an hour
-# make lint        ruff: rules and format
+# make lint        ruff: rules and format; import-linter: direction of imports
 # make docs        write docs/flags.md from the scripts' arguments
 
 PYTHON ?= python3

@@ -14,26 +14,24 @@ from campaign.verdicts import (
     NAMELESS,
     RIGHT,
     TRACEBACK,
-    UNKNOWABLE,
     WRONG,
     judge,
 )
 
 TESTS = Path(__file__).resolve().parent
-CASES = 60
 LOOSE = """
-import sys
-import areir.files
-areir.files.check_members = lambda path: None
+import sys, zipfile
+zipfile.ZipFile.testzip = lambda file: None
 sys.argv = ['campaign', *sys.argv[1:]]
 from campaign.__main__ import main
 sys.exit(main())
 """
+LINE = 'train.py: error: '
 
 
 def campaign(tmp_path, *words, python=('-m', 'campaign')):
     """Run the campaign; return (exit status, what it printed)."""
-    flags = ['--keep', tmp_path / 'kept', '--jobs', 1, '--seed', 1, *words]
+    flags = ['--keep', tmp_path / 'kept', '--seed', 1, *words]
     done = subprocess.run(
         [sys.executable, *python, *map(str, flags)],
         env={**os.environ, 'PYTHONPATH': f'{TESTS}{os.pathsep}{TESTS.parent}'},
@@ -46,7 +44,7 @@ def campaign(tmp_path, *words, python=('-m', 'campaign')):
 
 @pytest.mark.slow
 def test_a_small_part_of_the_campaign_finds_nothing(tmp_path):
-    code, text = campaign(tmp_path, '--cases', CASES)
+    code, text = campaign(tmp_path, '--cases', 40)
     assert code == 0, text
     assert not (tmp_path / 'kept').exists()
 
@@ -54,42 +52,26 @@ def test_a_small_part_of_the_campaign_finds_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_loader_without_checks_is_found(tmp_path):
     """Bits are flipped inside tensors, and nobody looks at their checksums."""
-    words = ['--only', 'weights of a network', '--damage', 'flip_in_tensor']
-    words += ['--cases', 8]
+    words = ['--only', 'weights of a network', '--damage', 'flip', '--cases', 8]
     code, text = campaign(tmp_path, *words, python=['-c', LOOSE])
     assert code == 1 and 'silently wrong' in text, text
     assert any((tmp_path / 'kept/silently_wrong').rglob('damaged'))
-    code, text = campaign(tmp_path, *words)
-    assert code == 0, text
 
 
-LINE = 'train.py: error: '
-OUTCOMES = [
-    (RIGHT, 0, '', True),
-    (RIGHT, 0, 'notice: it.csv is damaged', True),
-    (CLEAR, 0, 'notice: it.csv is damaged', False),
-    (WRONG, 0, 'notice: something is damaged', False),
-    (CLEAR, 2, f'{LINE}it.csv is damaged', False),
-    (CLEAR, 2, f'{LINE}--labels: damaged', False),
-    (NAMELESS, 2, f'{LINE}list index out of range', False),
-    (NAMELESS, 2, 'it.csv', False),
-    (NAMELESS, 1, '', True),
-    (TRACEBACK, 1, f'Traceback (most recent call last):\n{LINE}it.csv', False),
-    (TRACEBACK, 0, 'it.py:3: UserWarning: it.csv', True),
-    (CRASH, -11, '', True),
-]
-
-
-@pytest.mark.parametrize(('outcome', 'code', 'text', 'same'), OUTCOMES)
+@pytest.mark.parametrize(
+    ('outcome', 'code', 'text', 'same'),
+    [
+        (RIGHT, 0, 'notice: it.csv is damaged', True),
+        (CLEAR, 0, 'notice: it.csv is damaged', False),
+        (WRONG, 0, 'notice: something is damaged', False),
+        (CLEAR, 2, f'{LINE}it.csv is damaged', False),
+        (CLEAR, 2, f'{LINE}--labels: damaged', False),
+        (NAMELESS, 2, f'{LINE}list index out of range', False),
+        (TRACEBACK, 1, f'Traceback (most recent call last):\n{LINE}it.csv', False),
+        (CRASH, -11, '', True),
+    ],
+)
 def test_outcomes(outcome, code, text, same):
-    ended = Ended([], code, False, '', text)
+    ended = Ended(code, False, '', text)
     assert judge(ended, same, ['it.csv'], text) == outcome
-
-
-def test_an_outcome_that_cannot_be_known_is_called_so():
-    ended = Ended([], 0, False, '', '')
-    assert judge(ended, False, ['it.csv'], '', unknowable=True) == UNKNOWABLE
-
-
-def test_a_call_that_does_not_end_hangs():
-    assert judge(Ended([], -9, True, '', ''), True, []) == HANG
+    assert judge(Ended(code, True, '', text), same, ['it.csv']) == HANG

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -19,119 +18,67 @@ from slim import build_backbone
 from tqdm import tqdm
 
 import model
-from areir.hardware import available_cores
 from campaign.cases import DamageCases, attempt
 from campaign.events import EventCases, can_mount
-from campaign.ranks import RankCases
 from campaign.verdicts import GOOD, OUTCOMES
 from campaign.world import World
 
 # cases of an event, per damaged file
-EVENTS = {'killed': 0.05, 'limited': 0.02, 'full disk': 0.02, 'at once': 0.0125}
-EVENTS['torchrun'] = 0.002
+EVENTS = {'killed': 0.1, 'full disk': 0.05, 'at once': 0.03}
 
 
 def get_args():
     parser = argparse.ArgumentParser(prog='campaign', description=__doc__)
     add = parser.add_argument
     add('--seed', type=int, default=0)
-    add(
-        '--cases',
-        type=int,
-        default=2000,
-        help='damaged files; kills, full disks and pairs are in proportion',
-    )
+    add('--cases', type=int, default=500, help='damaged files; events in proportion')
     add('--only', default='', metavar='KIND', help='only kinds with this in the name')
     add('--damage', default='', metavar='NAME', help='only this damage of files')
     add('--case', type=int, help='try this case alone, and print its output')
-    add('--jobs', type=int, default=available_cores(), help='cases at a time')
     add('--keep', default='campaign_failures', help='folder for what failed')
     return parser.parse_args()
 
 
 def main():
     args = get_args()
-    prepare_to_fork()
-    model.build_backbone = build_backbone
-    started = time.perf_counter()
-    base = Path(
-        tempfile.mkdtemp(prefix='campaign_')
-    )  # forked children must not remove it
-    try:
-        workers = [start_worker(args, base, place) for place in range(args.jobs)]
-        failed = [os.waitpid(worker, 0)[1] for worker in workers]
-        results = [path.read_bytes() for path in base.glob('*.cases')]
-    finally:
-        shutil.rmtree(base)
-    tried = [case for content in results for case in pickle.loads(content)]
-    print_table(tried)
-    print(f'{len(tried):,} cases in {time.perf_counter() - started:.0f} s')
-    return int(any(failed) or any(case.outcome not in GOOD for case in tried))
-
-
-def prepare_to_fork():
-    """Start no threads and no shared locks: children fork, and may be killed."""
+    # children fork and may be killed: no threads, no shared locks
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
-
-
-# What is tried
-
-
-def start_worker(args, base, place):
-    """Fork a process that tries its share of the cases; return its id."""
-    worker = os.fork()
-    if worker:
-        return worker
-    code = 1
+    model.build_backbone = build_backbone
+    started, tried = time.perf_counter(), []
+    # no TemporaryDirectory, which a forked child would remove when it exits
+    base = Path(tempfile.mkdtemp(prefix='campaign_'))
     try:
-        tried = try_share(args, base / str(place), place)
-        (base / f'{place}.cases').write_bytes(pickle.dumps(tried))
-        code = 0
+        for kind, run, numbers in plan(args, World(base)):
+            for number in numbers:
+                tried.append(attempt(run, number, kind))
+                report(tried[-1], args)
     finally:
-        os._exit(code)
-
-
-def try_share(args, base, place):
-    """Return the Cases of one of --jobs processes."""
-    world = World(base)
-    tried = []
-    for kind, run, numbers in plan(args, world):
-        for number in numbers[place :: args.jobs]:
-            case = attempt(run, number, kind)
-            report(case, args)
-            tried.append(case)
-    return tried
+        shutil.rmtree(base)
+    print_table(tried)
+    print(f'{len(tried):,} cases in {time.perf_counter() - started:.0f} s')
+    return int(any(case.outcome not in GOOD for case in tried))
 
 
 def plan(args, world):
     """Return [(kind, function that tries a case by its number, the numbers to try)]."""
     damaged = DamageCases(world, args.seed, args.only, args.damage)
     events = EventCases(world, args.seed)
-    kinds = {
-        'killed': events.kill,
-        'limited': events.limit,
-        'full disk': events.fill,
-        'at once': events.pair,
-        'torchrun': RankCases(world, args.seed).run,
-    }
+    kinds = {'killed': events.kill, 'full disk': events.fill, 'at once': events.pair}
     if not can_mount(world.base):
         print('full disk: skipped, because this process may not mount a disk')
         del kinds['full disk']
     found = [
         (kind, run, range(int(args.cases * EVENTS[kind])))
         for kind, run in kinds.items()
-        if args.only in kind and (args.only or args.case is None)
+        if args.only in kind and not args.damage
     ]
-    if damaged.turns:
+    if damaged.targets:
         found.insert(0, ('damage', damaged.run, range(args.cases)))
     if args.case is not None:
-        found = [(kind, run, [args.case]) for kind, run, _ in found]
+        found = [(kind, run, [args.case]) for kind, run, _ in found[:1]]
     return found
-
-
-# What is reported
 
 
 def report(case, args):
@@ -148,7 +95,7 @@ def report(case, args):
     folder.mkdir(parents=True, exist_ok=True)
     command = ' '.join(map(str, case.words))
     (folder / 'output').write_text(f'{case.what}\n{command}\n{case.text}')
-    if case.damaged and case.damaged.exists():
+    if case.damaged:
         shutil.copy(case.damaged, folder / 'damaged')
 
 

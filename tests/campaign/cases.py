@@ -1,18 +1,17 @@
 """Damage cases: one file of the world, one damage, one call, one outcome."""
 
 import os
-import re
+import random
 import shutil
 import traceback
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from campaign import damages
 from campaign.calls import call
-from campaign.searches import evaluation, indexes, searching
-from campaign.targets import preparation, training
-from campaign.verdicts import RIGHT, WRONG, judge, printed, snapshot
+from campaign.targets import NAMES, UNKNOWABLE, all_targets
+from campaign.verdicts import RIGHT, WRONG, judge, snapshot
+
+TEXTS = ('.csv', '.json', '.txt')  # read as text: no single bit is flipped
 
 
 @dataclass
@@ -28,28 +27,35 @@ class Case:
     damaged: Path | None = None  # the file, while it is there
 
 
-def all_targets():
-    """Return the targets, without those whose optional package is not installed."""
-    found = [*preparation(), *training(), *searching(), *indexes(), *evaluation()]
-    return [target for target in found if not target.needs or find_spec(target.needs)]
+def generator(*words):
+    """Return the random generator of some words, such as the seed and a number."""
+    return random.Random('/'.join(map(str, words)))
 
 
-@dataclass
-class Reference:
-    """What a call on valid files has led to, and the lines that it printed."""
-
-    result: tuple
-    lines: set
-
-    def news(self, text):
-        """Return the lines of another call that are not among them."""
-        lines = text.splitlines()
-        return '\n'.join(line for line in lines if line not in self.lines)
+# What happens to the bytes of a file
 
 
-def deal(targets):
-    """Return the targets in the order in which cases take turns."""
-    return [target for target in targets for _ in range(target.weight)]
+def cut(data, rng):
+    return data[: rng.randrange(len(data))]
+
+
+def empty(data, rng):
+    return b''
+
+
+def flip(data, rng):
+    place = rng.randrange(len(data))
+    return (
+        data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+    )
+
+
+def other(data, rng):
+    """Return the content of another kind of file."""
+    return rng.choice([b'path,label\na.png,1\n', b'\x89PNG\r\n\x1a\n' + bytes(99)])
+
+
+DAMAGES = {function.__name__: function for function in (cut, empty, flip, other)}
 
 
 class DamageCases:
@@ -60,92 +66,61 @@ class DamageCases:
 
     def __init__(self, world, seed, only='', damage=''):
         self.world, self.seed, self.damage = world, seed, damage
-        found = [target for target in all_targets() if only in target.kind]
-        self.turns = deal(found)
+        self.targets = [target for target in all_targets() if only in target.kind]
         self.references = {}
 
     def run(self, number):
         """Try the case of a number; return a Case."""
-        target = self.turns[number % len(self.turns)]
-        rng = damages.generator(self.seed, number)
+        target = self.targets[number % len(self.targets)]
+        result, lines = self.reference(target)
+        rng = generator(self.seed, number)
         self.world.lay_out(target.areas)
         path = self.draw_file(target, rng)
-        name = str(path.relative_to(self.world.case))
-        words = [name if word == '{file}' else word for word in target.words]
-        reference = self.reference(target, words)
-        self.world.lay_out(target.areas)
-        choice = damages.damages_for(path, target.is_sent)
-        damage = self.damage or rng.choice(sorted(choice))
+        text = path.suffix in TEXTS
+        choice = [name for name in DAMAGES if not (text and name == 'flip')]
+        damage = self.damage or rng.choice(choice)
         before = snapshot(self.world.case, target.outputs)
-        damages.apply(choice[damage], path, rng)
-        kept = keep(path, self.world.base / 'damaged')
-        ended = call(words, self.world.case, target.before)
-        outcome = self.judge(target, ended, reference, (path, damage))
-        if ended.code and lost(before, self.world.case, target, name):
-            outcome = WRONG
-        what = f'{name}: {damage}'
+        stat = path.stat()
+        path.write_bytes(DAMAGES[damage](path.read_bytes(), rng))
+        # its time of change stays, as when a disk fails
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        kept = shutil.copyfile(path, self.world.base / 'damaged')
+        ended = call(target.words, self.world.case)
+        same = self.result(target, ended) == result
+        news = '\n'.join(set(ended.text.splitlines()) - lines)
+        names = path.name, NAMES.get(target.kind, path.name)
+        unknowable = damage in UNKNOWABLE.get(target.kind, ())
+        outcome = judge(ended, same, names, news, unknowable)
+        name = str(path.relative_to(self.world.case))
+        after = snapshot(self.world.case, target.outputs)
+        before.pop(name, None)
+        if ended.code and not before.items() <= after.items():
+            outcome = WRONG  # it has changed other files than the damaged one
+        words, what = target.words, f'{name}: {damage}'
         return Case(target.kind, number, what, outcome, words, ended.text, kept)
 
-    def judge(self, target, ended, reference, harm):
-        path, damage = harm
-        names = (path.name, *target.names)
-        same = self.result(target, ended) == reference.result
-        news = reference.news(ended.text) + complaints(self.world.case, target.says)
-        return judge(ended, same, names, news, damage in target.unknowable)
+    def reference(self, target):
+        """Return what the call leads to on valid files, and the lines it prints."""
+        if target.kind not in self.references:
+            self.world.lay_out(target.areas)
+            ended = call(target.words, self.world.case)
+            result = self.result(target, ended)
+            assert judge(ended, True, ()) == RIGHT and result, (target.kind, ended.text)
+            self.references[target.kind] = result, set(ended.text.splitlines())
+        return self.references[target.kind]
 
     def result(self, target, ended):
         """Return what a call has led to, to be compared."""
-        text = printed(ended) if target.printed else None
-        return snapshot(self.world.case, target.outputs), text
+        return snapshot(self.world.case, target.outputs) or ended.output
 
     def draw_file(self, target, rng):
         """Return the path of the file that a case damages."""
-        found = set()
-        for pattern in target.files:
-            found |= set(self.world.case.glob(pattern))
-        files = [path for path in found if path.is_file() and not path.is_symlink()]
+        found = {path for name in target.files for path in self.world.case.glob(name)}
+        files = [path for path in found if path.is_file() and path.stat().st_size]
         assert files, f'{target.kind}: no such files'
         # a kind of file with many members must not hide the others
         suffix = rng.choice(sorted({path.suffix for path in files}))
         return rng.choice(sorted(path for path in files if path.suffix == suffix))
-
-    def reference(self, target, words):
-        """Return the Reference of a call on valid files, which is made once."""
-        key = (target.kind, *map(str, words))
-        if key not in self.references:
-            ended = call(words, self.world.case, target.before)
-            result = self.result(target, ended)
-            outcome = judge(ended, True, ())
-            assert outcome == RIGHT and any(result), (target.kind, ended.text)
-            self.references[key] = Reference(result, set(ended.text.splitlines()))
-        return self.references[key]
-
-
-def keep(path, copy):
-    """Copy a damaged file; return the copy, or None if it is no file."""
-    if copy.exists():
-        os.remove(copy)
-    if os.path.isfile(path) and not os.path.islink(path):
-        return shutil.copyfile(path, copy)
-    return None
-
-
-def complaints(case, patterns):
-    """Return what the files that patterns find say about damaged files."""
-    paths = [path for pattern in patterns for path in case.glob(pattern)]
-    text = ''.join(path.read_text() for path in paths)
-    complaint = r'\S+ (?:is damaged|is missing|is not a regular file|cannot be read)'
-    return ''.join(re.findall(complaint, text))
-
-
-def lost(before, case, target, damaged):
-    """Whether a refused call has changed files that were there and not damaged."""
-    after = snapshot(case, target.outputs)
-    return any(
-        after.get(name) != content
-        for name, content in before.items()
-        if name != damaged and '*' not in name
-    )
 
 
 def attempt(run, number, kind):
@@ -153,6 +128,5 @@ def attempt(run, number, kind):
     try:
         return run(number)
     except Exception:
-        return Case(
-            kind, number, 'the campaign itself', 'error', [], traceback.format_exc()
-        )
+        text = traceback.format_exc()
+        return Case(kind, number, 'the campaign itself', 'error', [], text)

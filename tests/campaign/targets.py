@@ -3,30 +3,46 @@
 from dataclasses import dataclass
 
 from campaign.world import (
+    CAR,
+    DATABASE,
     FREEZE,
-    LAYOUTS,
     MODEL,
     PLAIN,
+    PREPARE,
+    QUERY,
     RUN,
+    STORED,
+    search,
 )
 
 RUN_FILES = ('*_results.csv', '*_model.pth', '*_data_base.pth', '*_run.json')
-PREPARED = ('*_data_dicts.pth', 'cropped/**/*.jpg', 'cropped/*.jpg')
-INDEX = (
-    '*_index/vectors_*.f32',  # their codes only make a search faster
-    '*_index/shortened_*.f32',
-    '*/retrieved.csv',
-)
+PREPARED = ('*_data_dicts.pth', 'cropped/**/*.jpg')
+ANSWERS = ['*/*/retrieved.csv']
+NETWORK = 'files/resnet18-slim.pth'
 
 # damage that leaves a valid file which says something else
-SAVED_ANEW = ('odd_pth',)
-TEXT = (
-    *('cut_anywhere', 'cut_end', 'flip_bit', 'flip_bits', 'swap_blocks', 'drop_line'),
-    *('double_line', 'swap_lines', 'odd_field', 'other_file'),
-)
-NUMBERS = ('flip_bit', 'flip_bits', 'flip_in_array', 'zero_block', 'swap_blocks')
-NUMBERS += ('random_block', 'grow')
-MATLAB = (*NUMBERS, 'other_file')
+TEXT = ('cut', 'other')  # a list that ends early, or another one
+NUMBERS = ('flip',)  # without a checksum any number is as good as another
+PIXELS = ('cut', 'flip', 'other')
+UNKNOWABLE = {
+    'annotations': NUMBERS,
+    'labels': TEXT,
+    'embeddings .npy': NUMBERS,
+    'image of a dataset': PIXELS,
+    'image of a folder': PIXELS,
+    'query': PIXELS,
+    'image, trained on': ('other',),
+    'finished run': TEXT,
+}
+# what a message may say instead of the name of the file
+NAMES = {
+    'weights': '--weights',
+    'checkpoint': '_checkpoint',
+    'database': '--data_base',
+    'index': '_index',
+    'faiss index': '_index',
+    'begun index': '_index',
+}
 
 
 @dataclass
@@ -34,10 +50,8 @@ class Target:
     """Files of one kind and a command that reads them.
 
     areas: of the world; files: patterns of the paths that are damaged; outputs:
-    patterns of the files that the command's result consists of; printed: whether its
-    stdout is part of the result; unknowable: names of damages, see the docstring of
-    the package; names: what a message may say instead of the name of the file; says:
-    patterns of outputs that tell of damage as the console does.
+    patterns of the files that the command's result consists of, if it is not what it
+    prints.
     """
 
     kind: str
@@ -45,151 +59,83 @@ class Target:
     files: list
     words: list
     outputs: list = ()
-    printed: bool = False
-    unknowable: tuple = ()
-    names: tuple = ()
-    says: tuple = ()
-    before: object = None
-    weight: int = 1  # how many cases it gets, compared with others
-    needs: str | None = None  # an optional package
-    is_sent: bool = False  # only the content of the file reaches the program
 
 
 def below(folder, patterns):
     return [f'{folder}/{pattern}' for pattern in patterns]
 
 
-def annotations(layout):
-    """Return the Target of the annotation files of a dataset in one layout."""
-    name = layout.split('_')[0]
-    root = f'layouts/{layout}'
-    words = ['data_utils.py', '--data_root', root, '--data_name', name]
-    patterns = ['**/*.txt', '**/*.csv', '**/*.mat']
-    return Target(
-        kind='annotations ' + layout,
-        areas=[root],
-        files=below(root, patterns),
-        words=[*words, '--num_workers', 1],
-        outputs=below(f'{root}/{name}', PREPARED),
-        unknowable=MATLAB if layout in ('car_folder', 'car_devkit') else TEXT,
-    )
-
-
 def preparation():
-    prepare = ['data_utils.py', '--num_workers', 1]
-    small = [*prepare, '--data_name', 'small', '--image_size', 32]
-    car = [*prepare, '--data_root', 'crops', '--data_name', 'car']
-    table = ['--csv', 'table/shoes.csv', '--data_name', 'shoes']
+    small = [*PREPARE, '--data_name', 'small', '--image_size', 32]
+    splits, crops = below('data/small', PREPARED), below('crops/car', PREPARED)
+    images = ['crops/car/car_ims/*.jpg']
     return [
-        *map(annotations, LAYOUTS),
-        Target(
-            'csv of a dataset',
-            ['table'],
-            ['table/shoes.csv'],
-            [*prepare, *table, '--image_size', 32, '--data_root', 'data'],
-            below('data/shoes', PREPARED),
-            unknowable=TEXT,
-        ),
-        Target(
-            'split, prepared again',
-            ['data'],
-            ['data/small/*.pth'],
-            small,
-            below('data/small', PREPARED),
-            unknowable=SAVED_ANEW,
-        ),
-        Target(
-            'split of crops, prepared again',
-            ['crops'],
-            ['crops/car/*.pth', 'crops/car/cropped/.fingerprint'],
-            car,
-            below('crops/car', PREPARED),
-            unknowable=SAVED_ANEW,
-        ),
-        Target(
-            'image of a dataset',
-            ['crops'],
-            ['crops/car/car_ims/*.jpg'],
-            car,
-            below('crops/car', PREPARED),
-            unknowable=(*NUMBERS, 'other_file', 'cut_end'),
-        ),
+        Target('annotations', ['crops'], ['crops/car/**/*.mat'], CAR, crops),
+        Target('split, prepared', ['data'], ['data/small/*.pth'], small, splits),
+        Target('split of crops', ['crops'], ['crops/car/*.pth'], CAR, crops),
+        Target('image of a dataset', ['crops'], images, CAR, crops),
     ]
 
 
 def training():
     short = [*PLAIN, '--num_epochs', 1]
-    new = below('results', RUN_FILES)
-    other = [*short, '--results_root', 'out']
+    extend = [*short, '--results_root', 'out', '--ensemble_size', 3, '--extend', MODEL]
     weights = [*FREEZE, '--freeze_trunk', 'no', '--num_epochs', 1]
-    extend = [*other, '--ensemble_size', 3, '--extend', MODEL]
     resume = [*PLAIN, '--results_root', 'resume', '--resume']
     frozen = [*FREEZE, '--results_root', 'frozen', '--resume']
-    again = [*PLAIN, '--resume']
+    new, resumed = below('results', RUN_FILES), below('resume', RUN_FILES)
+    data, files, images = ['data'], ['data', 'files'], ['data/small/*/*/*.png']
+    checkpoint = ['resume/*_checkpoint/*/*.pth']
+    features, thawed = ['frozen/*_trunk_features/*'], below('frozen', RUN_FILES)
+    finished = [f'results/{RUN}_run.json', f'results/{RUN}_results.csv']
     return [
+        Target('split, trained on', data, ['data/small/*.pth'], short, new),
+        Target('image, trained on', data, images, short, new),
+        Target('weights', files, ['files/slim.pth'], weights, new),
+        Target('model', ['data', 'results'], [MODEL], extend, below('out', RUN_FILES)),
+        Target('checkpoint', [*data, 'resume'], checkpoint, resume, resumed),
+        Target('unfinished run', [*data, 'resume'], resumed, resume, resumed),
+        Target('trunk features', [*files, 'frozen'], features, frozen, thawed),
         Target(
-            'split, trained on',
-            ['data'],
-            ['data/small/*.pth'],
-            short,
-            new,
-            unknowable=SAVED_ANEW,
-        ),
-        Target(
-            'image, trained on',
-            ['data'],
-            ['data/small/*/*/*.png'],
-            short,
-            new,
-            unknowable=('other_file',),
-        ),
-        Target(
-            'weights',
-            ['data', 'files'],
-            ['files/slim.pth'],
-            weights,
-            new,
-            unknowable=SAVED_ANEW,
-            names=('--weights',),
-        ),
-        Target(
-            'model, extended',
-            ['data', 'results'],
-            [MODEL],
-            extend,
-            below('out', RUN_FILES),
-            unknowable=SAVED_ANEW,
-        ),
-        Target(
-            'checkpoint',
-            ['data', 'resume'],
-            ['resume/*_checkpoint/*/*.pth'],
-            resume,
-            below('resume', RUN_FILES),
-            names=('_checkpoint',),
-            weight=3,
-            unknowable=SAVED_ANEW,
-        ),
-        Target(
-            'run files, unfinished',
-            ['data', 'resume'],
-            ['resume/*.json', 'resume/*.csv', 'resume/*_model.pth', 'resume/*.lock'],
-            resume,
-            below('resume', RUN_FILES),
-        ),
-        Target(
-            'trunk features',
-            ['data', 'files', 'frozen'],
-            ['frozen/*_trunk_features/*'],
-            frozen,
-            below('frozen', RUN_FILES),
-        ),
-        Target(
-            'run files, finished',
-            ['data', 'results'],
-            [f'results/{RUN}_run.json', f'results/{RUN}_results.csv'],
-            again,
-            below('results', RUN_FILES),
-            weight=3,
+            'finished run', ['data', 'results'], finished, [*PLAIN, '--resume'], new
         ),
     ]
+
+
+def searching():
+    base = ['inference.py', '--data_base', DATABASE, '--results_root', 'out']
+    known = [*base, '--query_img_name', STORED]
+    unknown = [*base, '--query_img_name', QUERY]
+    data, folder = ['data', 'photos', 'results'], ['photos', 'results']
+    found, images = ['data/small/test/*/*.png'], ['photos/*/*.jpg', 'photos/*/*.png']
+    network = ['photos', 'files'], [NETWORK], search('out', model=NETWORK)
+    index = below('index/*_index', ['*.sqlite', '*.f32', '*.codes'])
+    begun = below('begun/*_index', ['*.sqlite', '*.f32'])
+    graph, faiss = ['index/*_index/*.faiss*'], search('index', '--index', 'faiss')
+    return [
+        Target('database', data, [DATABASE], known, ANSWERS),
+        Target('model of a database', data, [MODEL], unknown, ANSWERS),
+        Target('query', data, [QUERY], unknown, ANSWERS),
+        Target('image that is found', data, found, known, ANSWERS),
+        Target('model of a folder', folder, [MODEL], search('out'), ANSWERS),
+        Target('weights of a network', *network, ANSWERS),
+        Target('image of a folder', folder, images, search('out'), ANSWERS),
+        Target('index', [*folder, 'index'], index, search('index'), ANSWERS),
+        Target('faiss index', [*folder, 'index'], graph, faiss, ANSWERS),
+        Target('begun index', [*folder, 'begun'], begun, search('begun'), ANSWERS),
+    ]
+
+
+def evaluation():
+    words, files = ['evaluate.py', '--json', '--recalls', '1,2'], ['files']
+    table = [*words, 'files/it.npy', '--labels', 'files/it.csv']
+    return [
+        Target('embeddings .pt', files, ['files/it.pt'], [*words, 'files/it.pt']),
+        Target('embeddings .npz', files, ['files/it.npz'], [*words, 'files/it.npz']),
+        Target('embeddings .npy', files, ['files/it.npy'], table),
+        Target('labels', files, ['files/it.csv'], table),
+    ]
+
+
+def all_targets():
+    return [*preparation(), *training(), *searching(), *evaluation()]

@@ -12,8 +12,7 @@ import torch
 from slim import SlimBackbone
 
 from areir.data.sample import draw_sample
-from campaign import hooks
-from campaign.calls import call
+from campaign.calls import Call, call
 
 RUN = 'small_uncropped_resnet18_2_2_2019'
 MODEL = f'results/{RUN}_model.pth'
@@ -29,24 +28,22 @@ TRAIN = [
 PLAIN = [*TRAIN, '--weights', 'none', '--recipe', '2019']
 FREEZE = [*TRAIN, '--weights', 'files/slim.pth', '--recipe', 'current']
 FREEZE += ['--freeze_trunk', 'yes', '--dimensions', 0]
+PREPARE = ['data_utils.py', '--num_workers', 1]
+CAR = [*PREPARE, '--data_root', 'crops', '--data_name', 'car']
 
 
-def gallery(root, *flags):
-    """Return the flags of the folder photos; root: of the results."""
-    return ['--gallery', 'photos', '--results_root', root, *flags]
-
-
-def search(root, *flags):
-    """Return the words that search the folder photos."""
-    words = ['--query_img_name', QUERY, '--retrieval_num', 4]
-    return ['inference.py', *gallery(root, *flags), *words]
-
-
-TRAINED = ['--model', MODEL]
-NETWORK = ['--model', 'files/resnet18-slim.pth']
-
-
-EXPORT = ['inference.py', *gallery('out', *TRAINED), '--export', 'exports']
+def search(root, *flags, model=MODEL):
+    """Return the words that search the folder photos; root: of the results."""
+    words = ['--model', model, '--query_img_name', QUERY, '--retrieval_num', 40]
+    return [
+        'inference.py',
+        '--gallery',
+        'photos',
+        '--results_root',
+        root,
+        *words,
+        *flags,
+    ]
 
 
 class World:
@@ -77,14 +74,21 @@ class World:
         needed, make = AREAS[area]
         self.lay_out(needed)
         make(self, self.case / area)
-        (self.pristine / area).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(self.case / area, self.pristine / area, symlinks=True)
 
-    def run(self, words, before=None, code=0):
+    def run(self, words):
         """Run a script that must end as it should."""
-        ended = call(words, self.case, before)
-        assert ended.code == code, ended.text
-        return ended
+        ended = call(words, self.case)
+        assert not ended.code, ended.text
+
+    def kill(self, words, pattern):
+        """Run a script, and kill it once there is something by a pattern of paths."""
+
+        def begun():
+            return any(path.stat().st_size for path in self.case.glob(pattern))
+
+        ended = Call(words, self.case).wait(until=begun)
+        assert begun(), ended.text
 
 
 # The builders of areas
@@ -92,15 +96,14 @@ class World:
 
 def make_data(world, folder):
     draw_sample(str(folder / 'small'), 4, 3, 4, side=32)
-    world.run(['data_utils.py', '--data_name', 'small', '--image_size', 32])
+    world.run([*PREPARE, '--data_name', 'small', '--image_size', 32])
 
 
 def make_photos(world, folder):
     drawn = folder.with_name('drawn')
-    draw_sample(str(drawn), 0, 3, 4, side=32)
+    draw_sample(str(drawn), 0, 3, 30, side=32)
     (drawn / 'test').rename(folder)
     official.write_image(folder / 'figure_1/it.jpg', official.noise((40, 30), 9))
-    official.write_image(folder / 'photo.bmp', official.noise((30, 40), 8))
 
 
 def make_files(world, folder):
@@ -112,103 +115,45 @@ def make_files(world, folder):
         torch.save(weights, folder / name)
     labels = torch.arange(5).repeat_interleave(4)
     embeddings = torch.randn(5, 8)[labels] + torch.randn(20, 8)
-    images = [f'{number}.png' for number in range(20)]
-    entries = {'embeddings': embeddings, 'labels': labels}
-    torch.save({**entries, 'images': images}, folder / 'it.pt')
-    arrays = {name: value.numpy() for name, value in entries.items()}
-    np.savez(folder / 'it.npz', **arrays, images=images)
+    torch.save({'embeddings': embeddings, 'labels': labels}, folder / 'it.pt')
+    arrays = {'embeddings': embeddings.numpy(), 'labels': labels.numpy()}
+    np.savez(folder / 'it.npz', **arrays)
     np.save(folder / 'it.npy', arrays['embeddings'])
-    rows = [f'{name},{label}' for name, label in zip(images, labels.tolist())]
-    official.write_lines(folder / 'it.csv', ['path,label', *rows])
-
-
-def make_results(world, folder):
-    world.run(PLAIN)
+    official.write_lines(folder / 'it.csv', ['label', *map(str, labels.tolist())])
 
 
 def make_resume(world, folder):
-    world.run([*PLAIN, '--results_root', 'resume'], hooks.stop_training, hooks.STOPPED)
+    words = [*PLAIN, '--results_root', 'resume']
+    world.kill(words, 'resume/*_checkpoint/epoch_0002*')
 
 
 def make_frozen(world, folder):
-    before = hooks.stop_training
-    world.run([*FREEZE, '--results_root', 'frozen'], before, hooks.STOPPED)
+    words = [*FREEZE, '--results_root', 'frozen']
+    world.kill(words, 'frozen/*_checkpoint/epoch_0002*')
 
 
 def make_index(world, folder):
-    world.run(search('index', *TRAINED, '--calibrate'), hooks.small_steps)
+    world.run(search('index', '--calibrate', '--index', 'faiss'))
 
 
-def make_unfinished(world, folder):
-    before = hooks.stop_indexing
-    world.run(search('unfinished', *TRAINED), before, hooks.STOPPED)
-
-
-def make_short(world, folder):
-    world.run(search('short', *NETWORK), hooks.small_steps)
-
-
-def make_faiss(world, folder):
-    world.run(search('faiss', *TRAINED, '--index', 'faiss'), hooks.small_steps)
-
-
-def make_answers(world, folder):
-    words = ['inference.py', '--data_base', DATABASE, '--results_root', 'answers']
-    world.run([*words, '--query_img_name', STORED])
-    world.run([*words, '--query_img_name', 'photos'])
-
-
-def make_exports(world, folder):
-    world.run(EXPORT)
-
-
-LAYOUTS = {
-    'car_folder': official.write_car_folder,
-    'car_devkit': official.write_car_devkit,
-    'car_csv': official.write_car_csv,
-    'cub': lambda folder: official.write_cub(folder / 'cub'),
-    'sop': lambda folder: official.write_sop(folder / 'sop'),
-    'isc': lambda folder: official.write_isc(folder / 'isc'),
-}
-
-
-def make_layout(world, folder):
-    LAYOUTS[folder.name](folder)
+def make_begun(world, folder):
+    world.kill(search('begun'), 'begun/*_index/*.f32')
 
 
 def make_crops(world, folder):
     """Prepare CARS196 with its crops."""
     official.write_car_folder(folder, official.many_cars(8))
-    words = ['data_utils.py', '--data_root', 'crops', '--data_name', 'car']
-    world.run([*words, '--num_workers', 1])
-
-
-def make_table(world, folder):
-    """Write a dataset that a CSV describes."""
-    official.write_classes(folder, images=2)
-    lines = ['path,label,split,is_query,is_gallery,x_1,x_2,y_1,y_2']
-    for number, path in enumerate(sorted(folder.glob('*/*.png'))):
-        name, label = path.relative_to(folder), path.parent.name
-        split = 'train' if label in 'ab' else 'validation'
-        first = number % 2 == 0
-        lines.append(f'{name},{label},{split},{first},{not first},2,20,3,15')
-    official.write_lines(folder / 'shoes.csv', lines)
+    world.run(CAR)
 
 
 AREAS = {
     'data': ([], make_data),
     'photos': ([], make_photos),
     'files': ([], make_files),
-    'results': (['data'], make_results),
+    'results': (['data'], lambda world, folder: world.run(PLAIN)),
     'resume': (['data'], make_resume),
     'frozen': (['data', 'files'], make_frozen),
     'index': (['photos', 'results'], make_index),
-    'unfinished': (['photos', 'results'], make_unfinished),
-    'short': (['photos', 'files'], make_short),
-    'faiss': (['photos', 'results'], make_faiss),
-    'answers': (['data', 'photos', 'results'], make_answers),
-    'exports': (['photos', 'results'], make_exports),
+    'begun': (['photos', 'results'], make_begun),
     'crops': ([], make_crops),
-    'table': ([], make_table),
-    **{f'layouts/{name}': ([], make_layout) for name in LAYOUTS},
 }
