@@ -38,6 +38,7 @@ campaign: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 docs: $(VENV)/.installed
 	$(RUN) docs/make_flags.py
