@@ -174,11 +174,3 @@ def test_what_cannot_be_done_is_one_line(network, project, tmp_path, flags, text
     results = ['--results_root', tmp_path / 'results']
     code, _, errors = project.call('inference.py', *results, *flags)
     assert code == 2 and text in errors.splitlines()[-1]
-
-
-def test_other_weights_make_the_index_stale(ask, network, tmp_path):
-    ask()
-    state = load_tensors(str(network))
-    torch.save({name: 2 * value for name, value in state.items()}, network)
-    output = ask()
-    assert 'stale' in output and '30 embedded now' in output
