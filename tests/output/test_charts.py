@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pandas as pd
 import pytest
-from pages import CALIBRATION
+from trained import CALIBRATION
 
 from areir.output import charts
 from areir.output.charts import Panel, curve_chart, curve_panels, draw_curves
@@ -129,14 +129,14 @@ def test_heads(low, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize('low', [0.7, None])
+@pytest.mark.parametrize('low', [0.8, None])
 def test_scores(low):
     shares = {'wrong': histogram({40: 0.75, 50: 0.25}), 'right': histogram({80: 1})}
     chart = charts.score_chart('Scores', shares, {**CALIBRATION, 'low': low})
     assert 'stroke-dasharray' in svg(chart)
     assert f'wrong: at most {share(0.75)}, at about -0.19' in chart[1]
     assert f'right: at most {share(1)}, at about 0.61' in chart[1]
-    assert chart[1].endswith('threshold 0.750')
+    assert chart[1].endswith('threshold 0.900')
 
 
 def test_scores_of_one_kind_without_a_threshold(recwarn):
