@@ -16,17 +16,17 @@ import time
 from functools import partial
 
 import utils
-from areir.cli.training import get_parser
+from areir.cli.training import check_flags, get_parser
 
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # those below take seconds
 
-import pandas as pd
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from areir import processes
-from areir.cli.recipes import check_recipe_flags, fill_in_defaults
+from areir.cli.recipes import fill_in_defaults
 from areir.errors import UserError
 from areir.hardware import (
     available_cores,
@@ -37,75 +37,38 @@ from areir.hardware import (
 from areir.networks.backbones import check_image_size, has_depthwise
 from areir.networks.layers import folded
 from areir.networks.pretrained import load_weights
-from areir.output.charts import draw_curves
 from areir.training import record
-from areir.training.batches import training_batches
-from areir.training.loaders import (
-    load_data,
-    make_loaders,
-    progress_bar,
-    usable_recalls,
-)
-from areir.training.published import RandomWeights
-from areir.training.result import Result
-from areir.training.run import (
-    Run,
-    model_args,
-    refuse_idle_processes,
-    run_name,
-    run_settings,
-    warn_about_meta_classes,
-)
-from areir.training.testing import embed_parts, record_epoch
+from areir.training.batches import load_data, make_loaders, training_batches
+from areir.training.result import Result, embed_parts, record_epoch
+from areir.training.run import Run, model_args, read_run_json, run_name, run_settings
 from areir.training.trainer import Trainer, learning_rate
-from areir.training.weights import (
-    freeze_old_heads,
-    initial_weights,
-    read_base,
-)
+from areir.training.weights import freeze_old_heads, initial_weights, read_base
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
-
-# Arguments
 
 
 def get_args(argv=None):
+    """Return the flags; those of the recipe are None unless they are given."""
     parser = get_parser()
     args = parser.parse_args(argv)
-    check_recipe_flags(args, parser)
-    if args.lr is not None and not 0 < args.lr < math.inf:
-        parser.error(f'--lr {args.lr}: must be above 0')
+    check_flags(args, parser)
     check_image_size(args.image_size, args.model_type)
     if args.num_workers is None:
         available = min(8, available_cores())
         args.num_workers = max(1, available // local_processes())
-    if not 0 <= args.seed < 2**63:
-        parser.error(f'--seed {args.seed}: must be from 0 to 2 ** 63 - 1')
-    if not args.checkpoint_minutes >= 0:
-        parser.error(
-            f'--checkpoint_minutes {args.checkpoint_minutes}: must be at least 0'
-        )
-    if args.batch_size == 1 and args.image_size <= 32:
-        parser.error(
-            '--batch_size 1 needs an --image_size above 32: batch norm would '
-            'have a single value to normalise'
-        )
-    if not 0 < args.false_match_rate < 1:
-        parser.error(
-            f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'
-        )
-    if not args.recalls or min(args.recalls) < 1:
-        parser.error('--recalls: each must be at least 1')
-    if args.protocol == 'published' and args.select not in (None, 'test'):
-        parser.error(
-            '--protocol published keeps the best epoch by test recall: omit --select'
-        )
-    if args.protocol == 'published' and args.recipe == 'current':
-        parser.error('--protocol published needs --recipe 2019')
-    if args.protocol == 'published' and args.freeze_trunk == 'yes':
-        parser.error('--protocol published needs --freeze_trunk no')
     if not args.select:
         args.select = 'test' if args.protocol == 'published' else 'last'
     return args
+
+
+def usable_recalls(recalls, available):
+    """Return the K that `available` images allow. Raises UserError if none is left."""
+    dropped = [k for k in recalls if k > available]
+    if dropped:
+        names = ','.join(map(str, dropped))
+        print(f'notice: recall@{names} dropped: {available:,} images can be retrieved')
+    if len(dropped) == len(recalls):
+        raise UserError(f'--recalls: choose at least one from 1 to {available}')
+    return [k for k in recalls if k <= available]
 
 
 # Model
@@ -126,10 +89,8 @@ def build_model(args, base, initialise, stages=None):
     if base:
         old_heads = base['model_args']['ensemble_size']
         freeze_old_heads(model, base['state_dict'], old_heads)
-    elif initialise:
-        weights = initial_weights(args)
-        if weights is not None:
-            load_weights(model, weights, f'--weights {args.weights}')
+    elif initialise and args.weights != 'none':
+        load_weights(model, initial_weights(args), f'--weights {args.weights}')
     if args.freeze_trunk == 'yes':
         model.trunk.requires_grad_(False)
     return model
@@ -141,57 +102,51 @@ def make_trainer(model, args, hardware, old_heads):
     trained = sum(member >= old_heads for member in model.members)
     loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
     freeze_bn = args.freeze_bn == 'yes'
-    return Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
+    trainer = Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
+    if args.protocol == 'published':
+        from areir.training.published import RandomWeights  # only this protocol
+
+        trainer.noise = RandomWeights(model, args.seed).generator
+    return trainer
 
 
 # Training
 
 
-def sum_up(share, due, stopping):
-    """Return (loss, accuracy, due, stopping) of all processes, in one exchange.
-
-    share: loss and accuracy as `Trainer.step` returns them, to be summed; due,
-    stopping: conditions, which come back true if they are true in any process.
-    """
-    flags = torch.tensor([due, stopping]).to(share)
-    return processes.sum_over_all(torch.cat([share, flags])).tolist()
-
-
-def check_loss(loss, run, progress):
-    """Raise UserError if the loss of the next batch is not finite."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f'epoch {progress.epoch}, batch {progress.done.batches + 1}: the loss is '
-            f'{loss}; a smaller --lr may help. Last checkpoint: '
-            + next(iter(run.checkpoints()), 'none yet')
-        )
-
-
 def train_epoch(trainer, batches, rate, run, progress, signals, minutes):
     """Train on the remaining batches (images, meta-labels) of an epoch.
 
-    batches: wrapped in a `progress_bar`; rate: returns the learning rate after a number
-    of epochs, which may be a fraction. Every `minutes`, and once `signals` is not
-    empty, all processes write a checkpoint together. Raises KeyboardInterrupt after a
-    signal, and UserError if the loss is not finite.
+    batches: in a progress bar; rate: returns the learning rate after a number of
+    epochs, which may be a fraction. Every `minutes`, and once `signals` is not empty,
+    all processes write a checkpoint together. Raises KeyboardInterrupt after a signal,
+    and UserError if the loss is not finite.
     """
-    done = progress.done
-    seconds_before = done.seconds
+    seconds_before = progress.seconds
     started = saved_at = waiting_since = time.perf_counter()
     for images, meta_labels in batches:
-        done.waited += time.perf_counter() - waiting_since
-        lr = rate(progress.epoch - 1 + (done.batches + 0.5) / batches.total)
-        trainer.begin_step(lr, progress.epoch, done.batches)
+        progress.waited += time.perf_counter() - waiting_since
+        lr = rate(progress.epoch - 1 + (progress.batches + 0.5) / batches.total)
+        trainer.begin_step(lr, progress.epoch, progress.batches)
         share = trainer.step(images, meta_labels)
         now = time.perf_counter()
-        due = bool(minutes and now - saved_at > 60 * minutes)
-        loss, accuracy, due, stopping = sum_up(share, due, bool(signals))
-        check_loss(loss, run, progress)
-        done.add(loss, accuracy)
-        done.seconds = seconds_before + now - started
+        # sums over all processes: a flag is true if it is so in any of them
+        due = bool(minutes) and now - saved_at > 60 * minutes
+        flags = torch.tensor([due, bool(signals)]).to(share)
+        sums = processes.sum_over_all(torch.cat([share, flags]))
+        loss, accuracy, due, stopping = sums.tolist()
+        progress.batches += 1
+        if not math.isfinite(loss):
+            raise UserError(
+                f'epoch {progress.epoch}, batch {progress.batches}: the loss is '
+                f'{loss}; a smaller --lr may help. Last checkpoint: '
+                + next(iter(run.checkpoints()), 'none yet')
+            )
+        progress.loss += loss
+        progress.accuracy += accuracy
+        progress.seconds = seconds_before + now - started
         batches.set_postfix(
-            loss=f'{done.loss / done.batches:.4f}',
-            accuracy=f'{done.accuracy / done.batches:.2%}',
+            loss=f'{progress.loss / progress.batches:.4f}',
+            accuracy=f'{progress.accuracy / progress.batches:.2%}',
             refresh=False,
         )
         if stopping:
@@ -221,9 +176,13 @@ def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
 
 def print_result(run, progress, k):
     """Print what a finished run has reached, and draw its curves; k: of recall@k."""
+    import pandas as pd
+
+    from areir.output.charts import draw_curves  # imports matplotlib, a second
+
     print(progress.kept)
-    for line in record.closing_lines(progress.rows, k, run.calibration()):
-        print(line)
+    calibration = read_run_json(run.path('run.json'))['calibration']
+    print(*record.closing_lines(progress.rows, k, calibration), sep='\n')
     draw_curves(pd.DataFrame(progress.rows), run.path('curves.svg'))
     files = '{results.csv,model.pth,data_base.pth,run.json,curves.svg}'
     print(f'wrote {run.path(files)}')
@@ -246,7 +205,6 @@ def main(args=None, stages=None, normalisation=None):
     recalls = usable_recalls(args.recalls, split.available)
     classes = len(split.train.classes)
     fill_in_defaults(args, classes, from_scratch=args.weights == 'none' and not stages)
-    warn_about_meta_classes(args.meta_class_size, classes)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
     )
@@ -254,23 +212,25 @@ def main(args=None, stages=None, normalisation=None):
     # run
     base = read_base(args, split, partition)
     old_heads = base['model_args']['ensemble_size'] if base else 0
-    refuse_idle_processes(args.ensemble_size - old_heads, world)
+    if world > args.ensemble_size - old_heads:
+        raise UserError(
+            f'--ensemble_size: torchrun started {world} processes, and each needs a '
+            'head of its own to train'
+        )
     depthwise = has_depthwise(stages or args.model_type)
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
-    device = hardware.device
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)
-    if not run.check_start(args.resume, args.num_epochs):
+    if not run.check_start(args.resume):
         return
     processes.check_shared_folder(args.results_root)
 
     # model and optimizers: every process has the trunk and its share of the heads
     model = build_model(args, base, not run.checkpoints(), stages)
     del base  # its weights are as large as the model
+    device = hardware.device
     model.to(device, memory_format=torch.channels_last)
     trainer = make_trainer(model, args, hardware, old_heads)
-    if args.protocol == 'published':
-        trainer.noise = RandomWeights(model, args.seed).generator
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
     loaders = make_loaders(split, args, device)
     sampler = loaders['train'].batch_sampler
@@ -282,26 +242,33 @@ def main(args=None, stages=None, normalisation=None):
     )
     print(*record.opening_lines(experiment, run.name, sampler), sep='\n')
     progress = run.begin(trainer)
-
-    # loop; epoch 0 evaluates the initial weights
     signals = processes.catch_signals()
     make_batches = training_batches
     if args.freeze_trunk == 'yes':
         from areir.training.trunk_features import feature_maker  # few runs need it
 
         make_batches = feature_maker(
-            trainer, loaders['train'], experiment, run, progress, signals
+            trainer, loaders['train'].dataset, experiment, run, progress, signals
         )
+
+    # loop; epoch 0 evaluates the initial weights
     tests_start = args.recipe == 'current' and not progress.rows
     for epoch in range(0 if tests_start else progress.epoch, args.num_epochs + 1):
         if epoch:
             progress.begin_epoch(epoch)
-            sampler.set_epoch(epoch, progress.done.batches)
+            sampler.set_epoch(epoch, progress.batches)
             trainer.begin_epoch(rate(epoch - 0.5))
-            batches = make_batches(loaders['train'], meta_labels, split.info, device)
-            batches = progress_bar(batches, sampler, f'epoch {epoch}/{args.num_epochs}')
+            bar = tqdm(
+                make_batches(loaders['train'], meta_labels, split.info, device),
+                desc=f'epoch {epoch}/{args.num_epochs}',
+                total=len(sampler.batches),
+                initial=sampler.start,
+                unit='img',
+                unit_scale=sampler.batch_size,
+                disable=rank > 0,
+            )
             train_epoch(
-                trainer, batches, rate, run, progress, signals, args.checkpoint_minutes
+                trainer, bar, rate, run, progress, signals, args.checkpoint_minutes
             )
         if epoch % args.test_every and epoch < args.num_epochs:
             run.save_checkpoint(trainer, progress)
@@ -313,7 +280,7 @@ def main(args=None, stages=None, normalisation=None):
         print_result(run, progress, recalls[0])
     processes.leave()
     if rank == 0:
-        run.end(progress)
+        run.end()
 
 
 if __name__ == '__main__':

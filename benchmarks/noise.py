@@ -16,8 +16,11 @@ from tqdm import tqdm
 import utils
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
-from areir.training.published import TEST_BATCH, RandomWeights
+from areir.training import batches
+from areir.training.published import RandomWeights
 from model import EnsembleModel, assign_meta_classes, ensemble_loss
+
+TEST_BATCH = batches.TEST_BATCH['published']
 
 
 def train_on_noise(model, images, meta_labels, steps, generator):

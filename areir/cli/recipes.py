@@ -53,9 +53,7 @@ FROM_SCRATCH = {
 # training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
 TESTS = 5  # in a run of the current recipe, after that of the initial weights
-
-# the flags of runs that are older than recipes
-BEFORE_RECIPES = {**RECIPES['2019'], 'recipe': '2019'}
+MOST_CLASSES = 23  # per meta-class in the published runs
 
 
 # fmt: off
@@ -116,21 +114,6 @@ def by_recipe(flag):
     return f'[default value is {new}{scratch} (2019: {old})]'
 
 
-def check_recipe_flags(args, parser):
-    """End the script with a message if a flag of the recipe is out of range."""
-    ranges = {
-        'warmup': (0, 0.9),
-        'crop_area': (0.05, 1),
-        'label_smoothing': (0, 0.9),
-        'dimensions': (0, 65536),
-        'whitening': (0, 1),
-    }
-    for name, (low, high) in ranges.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            parser.error(f'--{name} {value}: must be from {low} to {high}')
-
-
 def default_recipe(args):
     """Return the recipe of a run without --recipe."""
     published = args.protocol == 'published'
@@ -172,6 +155,11 @@ def fill_in_defaults(args, classes, from_scratch):
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.meta_class_size < classes / MOST_CLASSES / 2:
+        print(
+            f'notice: --meta_class_size {args.meta_class_size} is low for {classes:,} '
+            f'training classes: {classes // MOST_CLASSES} to {classes:,} are usual'
+        )
     if from_scratch and 'yes' in (args.freeze_trunk, args.freeze_bn):
         raise UserError(
             '--freeze_trunk and --freeze_bn keep what was loaded, and --weights none '

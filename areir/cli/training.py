@@ -12,6 +12,18 @@ from areir.cli.types import (
     positive,
 )
 
+RANGES = {
+    'lr': (1e-12, 100),
+    'seed': (0, 2**63 - 1),
+    'checkpoint_minutes': (0, 1e6),
+    'false_match_rate': (1e-6, 0.999),
+    'warmup': (0, 0.9),
+    'crop_area': (0.05, 1),
+    'label_smoothing': (0, 0.9),
+    'dimensions': (0, 65536),
+    'whitening': (0, 1),
+}
+
 
 def get_parser():
     parser = argparse.ArgumentParser(
@@ -203,3 +215,28 @@ def add_evaluation_flags(add):
         'reported as matches; sets the threshold of inference.py, on the test classes '
         'or on those held out by --select val [default value is %(default)s]',
     )
+
+
+def check_flags(args, parser):
+    """End the script with a message if flags are out of range or do not go together."""
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            parser.error(f'--{name} {value}: must be from {low} to {high}')
+    if not args.recalls or min(args.recalls) < 1:
+        parser.error('--recalls: each must be at least 1')
+    if args.batch_size == 1 and args.image_size <= 32:
+        parser.error(
+            '--batch_size 1 needs an --image_size above 32: batch norm would '
+            'have a single value to normalise'
+        )
+    if args.protocol == 'published':
+        if args.select not in (None, 'test'):
+            parser.error(
+                '--protocol published keeps the best epoch by test recall: '
+                'leave out --select'
+            )
+        if args.recipe == 'current':
+            parser.error('--protocol published needs --recipe 2019')
+        if args.freeze_trunk == 'yes':
+            parser.error('--protocol published needs --freeze_trunk no')

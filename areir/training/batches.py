@@ -1,13 +1,86 @@
-"""Training batches: the same in all processes, each of which decodes a share."""
+"""The images of a run: which they are, what is seen of them, and their batches.
+
+Batches are the same in all processes, each of which decodes a share.
+"""
+
+import os
 
 import torch
 
 from areir.data.images import normalise, to_pixels
+from areir.data.loading import make_loader
+from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
 from areir.processes import gather, rank_and_count
-from areir.seeds import CROP, ORDER, random_generator
+from areir.seeds import CROP, ORDER, SAMPLE, random_generator
 
 ASPECT = 4 / 3  # a crop's width and height, as shares of the image's, differ by less
+TEST_BATCH = {'strict': 64, 'published': 8}  # images, for each --protocol
+FIT_IMAGES = 4096  # training images at most that a projection is fitted to
+
+
+# Which images
+
+
+def load_data(args):
+    """Return the Split of the dataset, with classes held out for --select val.
+
+    Raises UserError if too few images are held out, or too few classes left to train.
+    """
+    prepared = prepared_names(args.data_root).get(args.data_name)
+    if args.crop_type == 'cropped' and prepared == ['uncropped']:
+        print(
+            f'notice: --crop_type cropped: {args.data_name} has no boxes, so its whole '
+            'images are used'
+        )
+        args.crop_type = 'uncropped'
+    split = load_split(args.data_root, args.data_name, args.crop_type)
+    held_out = ''
+    if args.select == 'val':
+        split = hold_out(split, args.seed)
+        if len(split.parts['val'].images) < 2:
+            raise UserError(
+                '--select val: the held-out classes have fewer than two images'
+            )
+        held_out = ' beside those that --select val holds out'
+    classes = len(split.train.classes)
+    if classes < 2:
+        raise UserError(
+            f'--data_name {args.data_name}: training needs at least 2 classes and has '
+            f'{classes}{held_out}: add classes to the dataset'
+        )
+    return split
+
+
+def make_loaders(split, args, device):
+    """Return {part: DataLoader} of the training images and of those to embed.
+
+    With --dimensions, the part 'fit' is a sample of the training images as they are.
+    """
+    images = {name: part.images for name, part in split.parts.items()}
+    if args.dimensions:
+        images['fit'] = split.train.images
+        if len(images['fit']) > FIT_IMAGES:
+            generator = random_generator(args.seed, SAMPLE)
+            order = torch.randperm(len(images['fit']), generator=generator)
+            drawn = order[:FIT_IMAGES].sort().values.tolist()
+            images['fit'] = [images['fit'][index] for index in drawn]
+    loaders = {}
+    for name, names in images.items():
+        count = len(names)
+        sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
+        if name == 'train':
+            sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
+            transform = CropAndFlip(count, args.image_size, args.seed, args.crop_area)
+        loaders[name] = make_loader(
+            [os.path.join(split.folder, image) for image in names],
+            args.image_size,
+            sampler,
+            args.num_workers,
+            pin_memory=device.type == 'cuda',
+            transform=transform,
+        )
+    return loaders
 
 
 # What is seen of an image
@@ -74,27 +147,38 @@ def crop_regions(count, least_area, generator):
     return torch.stack(corners, dim=1).clamp(max=1)
 
 
-# Which images a batch holds
+# Batches
 
 
-def own_share(batch, rank, processes):
-    """Return the items of a batch (a list) that process `rank` decodes.
+class InOrder:
+    """Batch sampler of all images in order: this process's share of each batch.
 
-    All shares have the same size, so the first images of a batch may be decoded twice.
+    Items are (image, epoch). epochs: in each of them, the images are transformed as in
+    that epoch; by default they are taken once and as they are.
     """
-    size = -(-len(batch) // processes)
-    first = rank * size
-    return [batch[index % len(batch)] for index in range(first, first + size)]
+
+    def __init__(self, count, batch_size, epochs=(None,)):
+        rows = torch.arange(count).split(batch_size)
+        self.remaining = [row for _ in epochs for row in rows]  # numbers of images
+        self.epochs = [epoch for epoch in epochs for _ in rows]
+
+    def __len__(self):
+        return len(self.remaining)
+
+    def __iter__(self):
+        rank, processes = rank_and_count()
+        for batch, epoch in zip(self.remaining, self.epochs):
+            items = [(image, epoch) for image in batch.tolist()]
+            yield own_share(items, rank, processes)
 
 
-class EpochSampler:
+class EpochSampler(InOrder):
     """Batch sampler of the training images: this process's share of each batch.
 
-    count: of all images; order: a function of the epoch that returns the numbers of
-    its images, int64 (images,); by default all in random order. The last images are
-    left out if they do not fill a batch.
-    Call set_epoch before each pass, as with torch's DistributedSampler. Items are
-    (image, epoch).
+    order: a function of the epoch that returns the numbers of its images, int64
+    (images,); by default all `count` in random order. The last ones are left out if
+    they do not fill a batch.
+    Call set_epoch before each pass, as with torch's DistributedSampler.
     """
 
     def __init__(self, count, batch_size, seed, order=None):
@@ -111,48 +195,18 @@ class EpochSampler:
         whole = len(order) // self.batch_size * self.batch_size
         self.batches = order[:whole].view(-1, self.batch_size)
         self.epoch, self.start = epoch, start
-
-    def remaining(self):
-        """Return the batches that are left, int64 (batches, batch_size)."""
-        return self.batches[self.start :]
-
-    def __len__(self):
-        return len(self.remaining())
-
-    def __iter__(self):
-        rank, processes = rank_and_count()
-        for batch in self.remaining().tolist():
-            items = [(image, self.epoch) for image in batch]
-            yield own_share(items, rank, processes)
+        self.remaining = self.batches[start:]
+        self.epochs = [epoch] * len(self.remaining)
 
 
-class InOrder:
-    """Batch sampler of all images in order: this process's share of each batch.
+def own_share(batch, rank, processes):
+    """Return the items of a batch (a list) that process `rank` decodes.
 
-    epochs: in each of them, the images are transformed as in that epoch; by default
-    they are taken once and as they are.
+    All shares have the same size, so the first images of a batch may be decoded twice.
     """
-
-    def __init__(self, count, batch_size, epochs=(None,)):
-        self.batches = torch.arange(count).split(batch_size) * len(epochs)
-        self.epochs = epochs
-
-    def remaining(self):
-        """Return the batches, each a tensor of image numbers."""
-        return self.batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        rank, processes = rank_and_count()
-        for number, batch in enumerate(self.batches):
-            epoch = self.epochs[number * len(self.epochs) // len(self.batches)]
-            items = [(image, epoch) for image in batch.tolist()]
-            yield own_share(items, rank, processes)
-
-
-# Batches
+    size = -(-len(batch) // processes)
+    first = rank * size
+    return [batch[index % len(batch)] for index in range(first, first + size)]
 
 
 def whole_batches(loader, device):
@@ -162,8 +216,9 @@ def whole_batches(loader, device):
     whole batches in the same form: (pixels (N, 3, S, S) on the device, indices (N,),
     problems, all empty). Raises UserError naming an image that cannot be read.
     """
-    batches = loader.batch_sampler.remaining()
-    for batch, (pixels, indices, problems) in zip(batches, loader):
+    for batch, (pixels, indices, problems) in zip(
+        loader.batch_sampler.remaining, loader
+    ):
         for index, problem in zip(indices.tolist(), problems):
             if problem:
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')

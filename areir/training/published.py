@@ -12,8 +12,6 @@ from functools import partial
 
 import torch
 
-TEST_BATCH = 8
-
 
 class RandomWeights:
     """Makes a model's logits and embeddings depend on the batch.

@@ -8,17 +8,21 @@ import secrets
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 
-import numpy
-import pandas
-import PIL
-import scipy
 import torch
-import torchvision
 
 from areir.evaluation.intervals import describe_interval, nan_to_none
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
+
+PACKAGES = 'torch', 'torchvision', 'pillow', 'numpy', 'scipy', 'pandas'
+# which epoch is kept, for each --select
+KEPT_EPOCH = {
+    'last': 'the last epoch',
+    'val': 'the best epoch on held-out training classes',
+    'test': 'the best epoch on the test classes: flattered by that choice',
+}
 
 
 def git_commit():
@@ -26,20 +30,14 @@ def git_commit():
 
     Returns None outside a git checkout.
     """
+    words = ['describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes']
+    folder = os.path.dirname(os.path.abspath(__file__))
     try:
-        commit = git('rev-parse', 'HEAD')
-        changes = git('status', '--porcelain', '--untracked-files=no')
+        done = subprocess.run(
+            ['git', '-C', folder, *words], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ('+changes' if changes else '')
-
-
-def git(*command):
-    """Run git in the folder of this code and return its output."""
-    folder = os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run(
-        ['git', '-C', folder, *command], capture_output=True, text=True, check=True
-    )
     return done.stdout.strip()
 
 
@@ -67,27 +65,30 @@ class Experiment:
 
 def csv_row(experiment, progress, result, lr, seconds):
     """Return the row of an epoch in <run>_results.csv."""
-    args, done = experiment.args, progress.done
-    batches = done.batches or math.nan  # none before training
-    val = {f'val_{name}': value for name, value in result.val_metrics.items()}
+    batches = progress.batches or math.nan  # none before training
     return {
         'epoch': result.epoch,
-        'train_loss': done.loss / batches,
-        'train_accuracy': done.accuracy / batches,
+        'train_loss': progress.loss / batches,
+        'train_accuracy': progress.accuracy / batches,
         **{f'test_{name}': value for name, value in result.metrics.items()},
-        **val,
+        **{f'val_{name}': value for name, value in result.val_metrics.items()},
         'lr': lr,
         'seconds': seconds,
-        'train_seconds': progress.seconds + done.seconds,
-        'data_wait': done.waited / max(done.seconds, 1e-9),
-        'protocol': args.protocol,
-        'select': args.select,
+        'train_seconds': progress.seconds_before + progress.seconds,
+        'data_wait': progress.waited / max(progress.seconds, 1e-9),
+        'protocol': experiment.args.protocol,
+        'select': experiment.args.select,
     }
 
 
-def common_fields(args, result):
-    """Return what model and database both hold; one version ties them together."""
-    return {
+def result_files(experiment, result, state_dict, run_name):
+    """Return the contents of <run>_model.pth and <run>_data_base.pth.
+
+    One version ties them together. If the queries are not the gallery, the names of
+    their entries in the database begin with query_.
+    """
+    args, split, info = experiment.args, experiment.split, experiment.split.info
+    common = {
         'data_name': args.data_name,
         'crop_type': args.crop_type,
         'version': secrets.token_hex(8),
@@ -98,31 +99,17 @@ def common_fields(args, result):
         'ensemble_size': 1 if result.projection else args.ensemble_size,
         'calibration': result.calibration,
     }
-
-
-def model_file(common, experiment, result, state_dict):
-    """Return the contents of <run>_model.pth."""
-    args, split = experiment.args, experiment.split
-    return {
+    model = {
         **common,
         'state_dict': state_dict,
         'partition': experiment.partition,
         'classes': split.train.classes,
         'model_args': model_args(args),
         'projection': result.projection.to_state() if result.projection else None,
-        'mean': split.info['mean'],
-        'std': split.info['std'],
+        'mean': info['mean'],
+        'std': info['std'],
         'image_size': args.image_size,
     }
-
-
-def database_file(common, experiment, embeddings, run_name):
-    """Return the contents of <run>_data_base.pth.
-
-    embeddings: {part: (N, E * M)}. If the queries are not the gallery, the names of
-    their entries begin with query_.
-    """
-    args, split = experiment.args, experiment.split
     data_root = os.path.realpath(args.data_root)
     results_root = os.path.realpath(args.results_root)
     database = {
@@ -133,18 +120,17 @@ def database_file(common, experiment, embeddings, run_name):
     }
     for name in split.test_parts:
         prefix = 'query_' if name == 'query' else ''
-        database[f'{prefix}embeddings'] = embeddings[name]
+        database[f'{prefix}embeddings'] = result.embeddings[name]
         database[f'{prefix}labels'] = split.parts[name].labels
         database[f'{prefix}images'] = split.parts[name].images
-    return database
+    return model, database
 
 
 def provenance(experiment, result):
     """Return the contents of <run>_run.json."""
     args, split = experiment.args, experiment.split
     hardware, info = experiment.hardware, experiment.split.info
-    modules = (torch, torchvision, PIL, numpy, scipy, pandas)
-    versions = {module.__name__: module.__version__ for module in modules}
+    versions = {name: version(name) for name in PACKAGES}
     held_out = split.parts['val'].classes if 'val' in split.parts else []
     return {
         'command': sys.argv,
@@ -179,18 +165,11 @@ def provenance(experiment, result):
 
 # What is printed
 
-# which epoch is kept, for each --select
-KEPT_EPOCH = {
-    'last': 'the last epoch',
-    'val': 'the best epoch on held-out training classes',
-    'test': 'the best epoch on the test classes: flattered by that choice',
-}
-
 
 def opening_lines(experiment, run_name, sampler):
     """Return the lines before the first epoch; sampler: an EpochSampler."""
     args, hardware = experiment.args, experiment.hardware
-    info = experiment.split.info
+    info, parts = experiment.split.info, experiment.split.parts
     counts = ', '.join(
         f'{name} {count:,} images of {classes:,} classes'
         for name, (count, classes) in info['counts'].items()
@@ -199,7 +178,9 @@ def opening_lines(experiment, run_name, sampler):
     more = f' and {len(hardware.gpus) - 1} more' if len(hardware.gpus) > 1 else ''
     world = f', {experiment.world} processes' if experiment.world > 1 else ''
     native = '' if hardware.native_bf16 else 'not '
-    lines = [
+    held = f'; {len(parts["val"].classes)} classes held out' if 'val' in parts else ''
+    strict = args.protocol == 'strict'
+    return [
         f'run        {run_name}',
         f'data       {args.data_name} ({args.crop_type}): {counts}',
         *(f'           warning: {warning}' for warning in info['warnings']),
@@ -210,12 +191,10 @@ def opening_lines(experiment, run_name, sampler):
         f'(bf16 is {native}native here)',
         f'recipe     {args.recipe}: {recipe_text(args)}',
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
-        f'{sampler.batch_size}, lr {args.lr}{held_out(experiment.split)}',
-        f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}',
+        f'{sampler.batch_size}, lr {args.lr}{held}',
+        f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
+        + ('' if strict else '; not comparable with strict figures'),
     ]
-    if args.protocol != 'strict':
-        lines[-1] += '; not comparable with strict figures'
-    return lines
 
 
 def recipe_text(args):
@@ -236,28 +215,21 @@ def recipe_text(args):
     return ', '.join(words)
 
 
-def held_out(split):
-    """Return the note about classes that are held out, or nothing."""
-    if 'val' not in split.parts:
-        return ''
-    return f'; {len(split.parts["val"].classes)} classes held out'
-
-
 def epoch_line(experiment, row, result):
     """Return the line about an epoch."""
     args, metrics = experiment.args, result.metrics
-    recalls = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
-    figures = [*recalls, f'MAP@R {metrics["map@r"]:.2%}']
-    if result.epoch:
-        loss, accuracy = row['train_loss'], row['train_accuracy']
-        figures = [f'loss {loss:.4f}', f'accuracy {accuracy:.2%}', *figures]
+    figures = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
+    figures.append(f'MAP@R {metrics["map@r"]:.2%}')
     if args.select == 'val':
         figures.append(f'held out R@1 {result.score:.2%}')
     figures.append(f'{row["seconds"]:.0f} s')
     if not result.epoch:
         return f'before training: {", ".join(figures)}'
-    figures.append(f'{row["data_wait"]:.1%} of training waiting for images')
-    return f'epoch {result.epoch}/{args.num_epochs}: {", ".join(figures)}'
+    return (
+        f'epoch {result.epoch}/{args.num_epochs}: loss {row["train_loss"]:.4f}, '
+        f'accuracy {row["train_accuracy"]:.2%}, {", ".join(figures)}, '
+        f'{row["data_wait"]:.1%} of training waiting for images'
+    )
 
 
 def kept_line(result):
@@ -271,26 +243,18 @@ def kept_line(result):
     )
 
 
-def setback_line(rows, k):
-    """Return the line that the last epoch is worse than the start, or None.
-
-    rows: of the CSV; k: the first K of recall@K.
-    """
-    first, last = rows[0], rows[-1]
-    name = f'test_recall@{k}'
-    if first['epoch'] or last[name] >= first[name]:
-        return None
-    return (
-        f'notice: the last epoch, R@{k} {last[name]:.2%}, is worse than the initial '
-        f'weights, {first[name]:.2%}: train longer, with a lower --lr, or, if weights '
-        'were loaded, with --freeze_trunk yes'
-    )
-
-
 def closing_lines(rows, k, calibration):
     """Return the lines after the last epoch: a setback, and the threshold of a match.
 
     rows: of the CSV; k: the first K of recall@K.
     """
-    setback = setback_line(rows, k)
-    return [*([setback] if setback else []), *threshold_lines(calibration)]
+    lines = threshold_lines(calibration)
+    before, after = (row[f'test_recall@{k}'] for row in (rows[0], rows[-1]))
+    if rows[0]['epoch'] or after >= before:
+        return lines
+    return [
+        f'notice: the last epoch, R@{k} {after:.2%}, is worse than the initial '
+        f'weights, {before:.2%}: train longer, with a lower --lr, or, if weights were '
+        'loaded, with --freeze_trunk yes',
+        *lines,
+    ]

@@ -1,12 +1,107 @@
-"""The result of an epoch: its metrics, its score, and the threshold of a match."""
+"""After an epoch: embed the test images, measure, record, and keep the best epoch."""
 
-from functools import cached_property
+import time
+from functools import cached_property, partial
 
 import torch
+from torch.nn import functional as F
 
+from areir.data.loading import embed_batches
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives, summary
 from areir.matching.calibration import calibrate
+from areir.networks.projection import fit_projection
+from areir.processes import gather, is_first, rank_and_count, until_signal
+from areir.training import record
+from areir.training.batches import to_images, whole_batches
+from areir.training.checkpoints import model_weights
+
+PRINTED = 5  # seconds of PCA from which its time is printed
+
+
+# Embeddings
+
+
+def embed_parts(net, loaders, args, info, signals):
+    """Embed all images except those of training.
+
+    Returns ({part: (N, D)}, Projection or None) in rank 0, without the vectors
+    elsewhere. The projection is fitted to the part 'fit' of the training images.
+    """
+    dtype = torch.float16 if args.store == 'fp16' else torch.float32
+    projection = None
+    if args.dimensions:
+        vectors = embed_part(
+            net, loaders['fit'], info, torch.float32, signals, 'embedding for PCA'
+        )
+        if is_first():
+            projection = fit_and_print(vectors, args.dimensions, args.whitening)
+        del vectors  # they may be long
+    embeddings = {
+        name: embed_part(
+            net, loader, info, dtype, signals, f'embedding {name}', projection
+        )
+        for name, loader in loaders.items()
+        if name not in ('train', 'fit')
+    }
+    return embeddings, projection
+
+
+def fit_and_print(vectors, dimensions, whitening):
+    """Fit a Projection to vectors (N, L); print its time if it is long."""
+    started = time.perf_counter()
+    projection = fit_projection(vectors, dimensions, whitening)
+    seconds = time.perf_counter() - started
+    if seconds >= PRINTED:
+        images, length = vectors.shape
+        print(
+            f'PCA        {projection.matrix.shape[1]} components of {length:,} numbers '
+            f'by {images:,} images: {seconds:.0f} s, {vectors.nbytes / 1e9:.1f} GB'
+        )
+    return projection
+
+
+def embed_part(net, loader, info, dtype, signals, description, projection=None):
+    """Embed the images of a loader with the heads of all processes.
+
+    dtype: of the result; projection: applied to the embeddings, or None. Returns
+    (images, D) in rank 0, an empty tensor elsewhere.
+    Raises KeyboardInterrupt once `signals` is not empty.
+    """
+    count = len(loader.dataset)
+    embeddings = torch.empty(0, dtype=dtype)
+    batches = whole_batches(loader, next(net.trunk.parameters()).device)
+    embed = partial(embed_with_all_heads, net, info)
+    embedded = embed_batches(batches, embed, count, description)
+    saved = 'the trained epoch is saved'
+    for indices, vectors, _ in until_signal(embedded, signals, saved):
+        if is_first():
+            if projection:
+                vectors = projection(vectors)
+            if not len(embeddings):
+                embeddings = torch.empty(count, vectors.shape[1], dtype=dtype)
+            embeddings[indices] = vectors.to(dtype)
+    return embeddings
+
+
+def embed_with_all_heads(net, info, pixels):
+    """Return the embeddings (N, D) of uint8 pixels in rank 0.
+
+    Each process embeds with its heads, rank r with heads r, r + processes, ...
+    """
+    _, processes = rank_and_count()
+    own = net.embed(to_images(pixels, info))
+    own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
+    most = -(-net.ensemble_size // processes)
+    padded = F.pad(own, (0, 0, 0, most - own.shape[1])).contiguous()
+    whole = own.new_empty(len(own), net.ensemble_size, own.shape[2])
+    for rank, share in enumerate(gather(padded)):
+        heads = len(range(rank, net.ensemble_size, processes))
+        whole[:, rank::processes] = share[:, :heads]
+    return whole.flatten(1)
+
+
+# Metrics
 
 
 class Result:
@@ -24,12 +119,12 @@ class Result:
         self.device = experiment.hardware.device
         self.epoch, self.embeddings = epoch, embeddings
         self.projection = projection
-        self.ranks = self.rank(self.split.test_parts)
+        self.ranks = rank_positives(*self.on_device(self.split.test_parts))
         self.metrics = summary(self.ranks, self.recalls)
         self.queries_without_positive = self.metrics.pop('queries_without_positive')
         self.val_metrics = {}
         if self.select == 'val':
-            self.val_metrics = summary(self.rank(['val']), [1])
+            self.val_metrics = summary(rank_positives(*self.on_device(['val'])), [1])
             del self.val_metrics['queries_without_positive']
 
     def on_device(self, names, dtype=None):
@@ -39,10 +134,6 @@ class Result:
             tensors.append(self.embeddings[name].to(self.device, dtype))
             tensors.append(self.split.parts[name].labels.to(self.device))
         return tensors
-
-    def rank(self, names):
-        """Rank the images of one part, or the queries in the gallery."""
-        return rank_positives(*self.on_device(names))
 
     @property
     def score(self):
@@ -71,3 +162,23 @@ class Result:
         names = ['val'] if self.select == 'val' else self.split.test_parts
         tensors = self.on_device(names, torch.float32)
         return calibrate(*tensors, false_match_rate=self.false_match_rate)
+
+
+def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
+    """Print and record an epoch's Result, and keep the epoch if it is the best so far.
+
+    checkpoint: the folder that holds its weights; started: when embedding began.
+    """
+    trained = progress.seconds if result.epoch else 0
+    seconds = trained + time.perf_counter() - started
+    row = record.csv_row(experiment, progress, result, lr, seconds)
+    progress.rows.append(row)
+    print(record.epoch_line(experiment, row, result))
+    run.write_csv(progress)
+    if result.score <= progress.best:
+        return
+    progress.best = result.score
+    progress.kept = record.kept_line(result)
+    state_dict = model_weights(checkpoint, experiment.args.ensemble_size)
+    files = record.result_files(experiment, result, state_dict, run.name)
+    run.keep(*files, record.provenance(experiment, result))

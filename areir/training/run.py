@@ -1,44 +1,40 @@
-"""One training run: its name, its settings, its progress, and the files it writes."""
+"""One training run: its name, its settings, its progress, and its files.
 
+results/<run>_{results.csv,model.pth,data_base.pth,run.json,curves.svg}
+results/<run>_checkpoint/     while it is not finished, see checkpoints.py
+results/<run>.lock            locked by the process that trains
+"""
+
+import json
 import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 
+import filelock
 import pandas as pd
 from tqdm import tqdm
 
 from areir import processes
-from areir.cli.recipes import BEFORE_RECIPES, default_recipe
+from areir.cli.recipes import default_recipe
 from areir.errors import UserError
 from areir.files import (
-    file_checksum,
-    refuse_folder,
+    refuse_special,
+    remove,
     remove_leftovers,
     write_json,
     write_table,
     write_tensors,
 )
 from areir.training import checkpoints
-from areir.training.finished import (
-    AGAIN,
-    csv_problem,
-    read_run_json,
-    saved_settings,
-    tested_epochs,
-    with_checksum,
-)
-from areir.training.run_lock import RunLock
-
-CHECKPOINTS_KEPT = 'the checkpoints of the run are kept'
 
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
     *('resume', 'checkpoint_minutes', 'test_every'),
 )
-MOST_CLASSES = 23  # per meta-class in the published runs
-WRITTEN = 'results.csv', 'model.pth', 'data_base.pth', 'run.json', 'curves.svg'
+WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
+AGAIN = 'to train the run again, leave out --resume'
 
 
 def run_name(args, old_heads):
@@ -55,13 +51,10 @@ def run_name(args, old_heads):
     return name + (f'_from_{old_heads}' if old_heads else '')
 
 
-# what models had before there were these arguments
-MODEL_ARGS_BEFORE = {
-    'shared_stages': 1,
-    'embedding': 'logits',
-    'mirror': False,
-    'neutral_se': False,
-}
+def run_settings(args, precision, split_sha256):
+    """Return what may not change when a run is resumed, as plain values."""
+    settings = {name: value for name, value in vars(args).items() if name not in FREE}
+    return {**settings, 'precision': precision, 'split_sha256': split_sha256}
 
 
 def model_args(args):
@@ -78,88 +71,31 @@ def model_args(args):
     }
 
 
-def run_settings(args, precision, split_sha256):
-    """Return what may not change when a run is resumed, as plain values."""
-    settings = {name: value for name, value in vars(args).items() if name not in FREE}
-    return {**settings, 'precision': precision, 'split_sha256': split_sha256}
-
-
-def warn_about_meta_classes(meta_class_size, classes):
-    """Print a notice if meta-classes are fewer than half of the usual number."""
-    if meta_class_size < classes / MOST_CLASSES / 2:
-        print(
-            f'notice: --meta_class_size {meta_class_size} is low for {classes:,} '
-            f'training classes: {classes // MOST_CLASSES} to {classes:,} are usual'
-        )
-
-
-def refuse_idle_processes(heads, world):
-    """Raise UserError if torchrun started more processes than heads are trained."""
-    if world > heads:
-        raise UserError(
-            f'--ensemble_size: torchrun started {world} processes, and each needs one '
-            f'of the {heads} heads to train'
-        )
-
-
-@dataclass
-class EpochProgress:
-    """What an epoch has done: sums over its batches, and seconds."""
-
-    batches: int = 0
-    loss: float = 0.0
-    accuracy: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0  # of these, spent waiting for images
-
-    def add(self, loss, accuracy):
-        """Count one batch."""
-        self.batches += 1
-        self.loss += loss
-        self.accuracy += accuracy
-
-
 @dataclass
 class Progress:
     """What a run has done: all of a checkpoint except weights and optimizers."""
 
     epoch: int = 1
-    done: EpochProgress = field(default_factory=EpochProgress)
-    seconds: float = 0.0  # of training in the epochs before
+    batches: int = 0  # of this epoch
+    loss: float = 0.0  # sum over them, as the accuracy is
+    accuracy: float = 0.0
+    seconds: float = 0.0  # of training in this epoch
+    waited: float = 0.0  # of these, spent waiting for images
+    seconds_before: float = 0.0  # of training in the epochs before
     rows: list = field(default_factory=list)  # of the CSV
     best: float = -1  # score of the epoch that is kept
     kept: str = ''  # the line about that epoch
 
-    def to_state(self, settings):
-        """Return the plain values that a checkpoint stores."""
-        return {
-            'settings': settings,
-            'epoch': self.epoch,
-            'done': asdict(self.done),
-            'seconds': self.seconds,
-            'rows': self.rows,
-            'best': self.best,
-            'kept': self.kept,
-        }
-
-    @classmethod
-    def from_state(cls, state):
-        """Return the Progress that a checkpoint stores."""
-        return cls(
-            epoch=state['epoch'],
-            done=EpochProgress(**state['done']),
-            seconds=state.get('seconds', 0.0),  # older files lack it
-            rows=state['rows'],
-            best=state['best'],
-            kept=state['kept'],
-        )
-
     def begin_epoch(self, epoch):
         """Start an epoch, unless a checkpoint within it was restored."""
         if epoch > self.epoch:
-            self.epoch = epoch
-            self.seconds += self.done.seconds
-            self.done = EpochProgress()
+            self.seconds_before += self.seconds
+            self.epoch, self.batches = epoch, 0
+            self.loss = self.accuracy = self.seconds = self.waited = 0.0
+
+
+class OtherSettings(UserError):
+    """A run is continued with other settings than it was begun with."""
 
 
 class Run:
@@ -172,7 +108,6 @@ class Run:
     def __init__(self, name, results_root, settings):
         self.name, self.settings = name, settings
         self.prefix = os.path.join(results_root, name)
-        self.lock = RunLock(self.prefix)
 
     def path(self, ending):
         """Return the path of one of the run's files."""
@@ -182,157 +117,151 @@ class Run:
         """Return the run's checkpoints, the newest first."""
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
-    def check_start(self, resume, num_epochs):
+    # Begin
+
+    def check_start(self, resume):
         """Return whether there is anything to train; if so, lock the run.
 
-        All processes call it together. Raises UserError if another process trains the
-        run, if it was interrupted and is not resumed, or if it is finished and was run
-        with other settings.
+        Raises UserError if another process trains the run, if it was interrupted and is
+        not resumed, or if it is finished and was run with other settings.
         """
-        self.take_lock()
-        starts = False
-        try:
-            if self.needs_training(resume, num_epochs):
-                self.clear_the_way()
-                starts = True
-        finally:
-            if not starts:
-                self.lock.release()
-        return starts
-
-    def take_lock(self):
-        """Lock the run in rank 0. Raises what that raises, in every process."""
-        problem = None
         if processes.is_first():
-            try:
-                self.lock.take()
-            except (UserError, OSError) as error:
-                problem = error
-        problem = processes.from_first(problem)
-        if problem:
-            raise problem
-
-    def clear_the_way(self):
-        """Remove what a killed process left of the files to write.
-
-        Raises UserError if a folder has the name of one.
-        """
-        for path in map(self.path, WRITTEN):
-            refuse_folder(path)
-            if processes.is_first():  # it holds the lock, so nothing else writes them
-                remove_leftovers(*os.path.split(path), older_than=0)
-
-    def needs_training(self, resume, num_epochs):
-        """Return whether there is anything to train, with a notice why not or how."""
+            self.take_lock()
         if self.checkpoints():
             if not resume:
                 raise UserError(
                     f'{self.name} was interrupted: continue with --resume, or remove '
                     f'{self.path("checkpoint")} to start again'
                 )
-            return True
-        if not resume:
-            return True
-        if self.is_finished(num_epochs):
-            return False
-        print(f'notice: --resume: {self.name} has no checkpoint: training begins')
+        elif resume:
+            if self.is_finished():
+                self.release_lock()
+                return False
+            print(f'notice: --resume: {self.name} has no checkpoint: training begins')
+        if processes.is_first():  # it holds the lock, so nothing else writes them
+            for path in map(self.path, WRITTEN):
+                remove_leftovers(*os.path.split(path), older_than=0)
         return True
 
-    def is_finished(self, num_epochs):
+    def take_lock(self):
+        """Lock the run. Raises UserError if another process trains it.
+
+        The system releases the lock when the process ends, however it ends. The process
+        may take it again, for a run that failed.
+        """
+        path = os.path.abspath(f'{self.prefix}.lock')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.lock = filelock.FileLock(path, is_singleton=True)
+        try:
+            self.lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f'{self.name} is going on in another process, which locks {path}: '
+                'wait for it or stop it'
+            ) from None
+        except (NotImplementedError, OSError):  # some disks of networks
+            line = f'notice: {path} cannot be locked: start this run only once'
+            print(line, file=sys.stderr)
+
+    def release_lock(self):
+        """Release the lock and remove its file."""
+        if processes.is_first():
+            remove(self.lock.lock_file)
+            self.lock.release(force=True)
+
+    def is_finished(self):
         """Return whether a run without checkpoints is finished; if so, print it.
 
-        A damaged CSV is named, too. Raises UserError if the run had other settings. So
-        that nothing is overwritten unasked, also raises it if there are results, but
-        it is not certain that the run is finished.
+        Raises UserError if the run had other settings, or if there are files of a run
+        that is not known to be finished.
         """
-        json_path, csv_path = self.path('run.json'), self.path('results.csv')
-        others = [csv_path, self.path('model.pth'), self.path('data_base.pth')]
-        present = [path for path in others if os.path.isfile(path)]
-        if not os.path.isfile(json_path):
-            if present:
-                raise UserError(
-                    f'{json_path} is missing, but {present[0]} is there; {AGAIN}'
-                )
+        present = [path for path in map(self.path, WRITTEN) if os.path.isfile(path)]
+        if not present:
             return False
-        run = read_run_json(json_path)
-        self.refuse_other_settings(saved_settings(run, json_path), json_path)
-        tested = tested_epochs(run, json_path)
-        csv_checksum = run.get('csv_checksum')
-        problem = csv_problem(csv_path, tested, num_epochs, csv_checksum)
-        if tested is None and problem:
-            raise UserError(f'{problem}; {AGAIN}')
+        path = self.path('run.json')
+        if path not in present:
+            raise UserError(f'{path} is missing, but {present[0]} is there; {AGAIN}')
+        run = read_run_json(path)
+        settings = {**run['arguments'], 'precision': run['precision']}
+        settings['split_sha256'] = run['data']['split_sha256']
+        self.refuse_other_settings(settings, path)
+        if not run.get('finished'):
+            raise UserError(f'{path} is not of a finished run; {AGAIN}')
         print(f'{self.name} is finished: nothing to do')
-        if problem:
-            print(f'notice: {problem}; {AGAIN}')
         return True
 
     def refuse_other_settings(self, saved, source):
-        """Raise UserError naming the flag if the run began with other settings."""
+        """Raise OtherSettings naming the flag if the run began with other settings."""
         for name, value in self.settings.items():
-            saved_value = saved.get(name, BEFORE_RECIPES.get(name))
-            if saved_value == value:
+            if saved.get(name) == value:
                 continue
             if name == 'split_sha256':
-                raise UserError(
+                raise OtherSettings(
                     f'the dataset has changed since {source} was written: undo that, '
                     'or train with another --results_root'
                 )
-            raise UserError(f'--{name} {value}: {source} was begun with {saved_value}')
+            raise OtherSettings(
+                f'--{name} {value}: {source} was begun with {saved.get(name)}'
+            )
+
+    # Continue
 
     def begin(self, trainer):
-        """Load the newest checkpoint, if any; return its Progress, or a new one."""
-        if not self.checkpoints():
-            return Progress()
-        progress = self.restore(trainer)
-        done = progress.done.batches
-        print(f'resumed    epoch {progress.epoch}, after {done:,} batches')
-        return progress
-
-    def restore(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.
 
-        Newer ones that are damaged are removed. Raises UserError if its settings
-        differ, or if none can be read.
+        Without checkpoints, the Progress is new. Newer ones that are damaged are
+        removed. Raises UserError if the settings differ, or if none can be read.
         """
-        damaged = []
-        for folder in self.checkpoints():
-            state, problem = self.read_state(folder)
-            if state:
-                problem = try_restore(trainer, folder, state)
-            if not processes.any_process(problem):
-                checkpoints.remove_damaged(damaged)
-                return Progress.from_state(state)
-            problem = problem or f'another process cannot read {folder}'
-            print(f'notice: {problem}; this checkpoint is left out')
-            damaged.append(folder)
-        raise UserError(
-            f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
-            'start again'
-        )
+        folders = self.checkpoints()
+        for number, folder in enumerate(folders):
+            problem = None
+            try:
+                progress = self.load(trainer, folder)
+            except OtherSettings:
+                raise
+            except (UserError, OSError) as error:
+                problem = error
+            if processes.any_process(problem):
+                problem = problem or f'another process cannot read {folder}'
+                print(f'notice: {problem}; this checkpoint is left out')
+                continue
+            if processes.is_first():
+                for damaged in folders[:number]:  # they will be written again
+                    remove(damaged)
+            print(
+                f'resumed    epoch {progress.epoch}, after {progress.batches:,} batches'
+            )
+            return progress
+        if folders:
+            raise UserError(
+                f'no checkpoint in {self.path("checkpoint")} can be read: remove it to '
+                'start again'
+            )
+        return Progress()
 
-    def read_state(self, folder):
-        """Return (state of a checkpoint, None) or (None, why it cannot be read).
+    def load(self, trainer, folder):
+        """Load a checkpoint into the trainer; return its Progress.
 
-        Raises UserError if it was made with other settings.
+        Raises UserError if it cannot be read, and OtherSettings.
         """
-        try:
-            state = checkpoints.read_state(folder)
-        except (UserError, OSError) as error:
-            return None, error
+        state = checkpoints.read(folder, 'state', ('settings', 'progress', 'noise'))
         self.refuse_other_settings(state['settings'], folder)
-        return state, None
+        trainer.restore(folder)
+        if trainer.noise:
+            trainer.noise.set_state(state['noise'])
+        return Progress(**state['progress'])
 
     def save_checkpoint(self, trainer, progress):
         """Write a checkpoint, all processes together; return its folder."""
         files = trainer.checkpoint()
         if processes.is_first():
-            files['state'] = progress.to_state(self.settings)
-            if trainer.noise:
-                files['state']['noise'] = trainer.noise.get_state()
+            noise = trainer.noise.get_state() if trainer.noise else None
+            state = {'settings': self.settings, 'progress': asdict(progress)}
+            files['state'] = {**state, 'noise': noise}
         else:
             del files['trunk']
-        root, batch = self.path('checkpoint'), progress.done.batches
-        return checkpoints.write(root, progress.epoch, batch, files)
+        root = self.path('checkpoint')
+        return checkpoints.write(root, progress.epoch, progress.batches, files)
 
     def try_checkpoint(self, trainer, progress):
         """Write a checkpoint; if that fails, warn and train on."""
@@ -344,6 +273,8 @@ class Run:
             line = f'warning: {error}; the checkpoint before it is kept'
             tqdm.write(line, file=sys.stderr)
 
+    # Results
+
     def write_csv(self, progress):
         """Write the CSV: a row for each epoch so far."""
         write_table(self.path('results.csv'), pd.DataFrame(progress.rows))
@@ -353,40 +284,41 @@ class Run:
         write_tensors(
             {self.path('model.pth'): model, self.path('data_base.pth'): database}
         )
-        write_json(self.path('run.json'), with_checksum(provenance))
+        write_json(self.path('run.json'), provenance)
 
-    def calibration(self):
-        """Return the threshold of the epoch that was kept, or None."""
-        run = read_run_json(self.path('run.json'), CHECKPOINTS_KEPT)
-        return run.get('calibration')
-
-    def end(self, progress):
+    def end(self):
         """Note in run.json that the run is finished, remove its checkpoints, unlock."""
-        run = read_run_json(self.path('run.json'), CHECKPOINTS_KEPT)
-        tested = [row['epoch'] for row in progress.rows]
-        with open(self.path('results.csv'), 'rb') as file:
-            csv_checksum = file_checksum(file)
-        finished = {
-            'finished': True,
-            'tested_epochs': tested,
-            'csv_checksum': csv_checksum,
-        }
-        write_json(self.path('run.json'), with_checksum({**run, **finished}))
+        path = self.path('run.json')
+        write_json(path, {**read_run_json(path), 'finished': True})
         shutil.rmtree(self.path('checkpoint'))
-        self.lock.release()
+        self.release_lock()
 
 
-def try_restore(trainer, folder, state):
-    """Load a checkpoint into the trainer; return why it cannot be read, or None."""
+def read_run_json(path):
+    """Return the dict of a run.json.
+
+    Raises OSError if it cannot be read, and UserError if it is damaged.
+    """
+    refuse_special(path)
     try:
-        trainer.restore(folder)
-        if trainer.noise:
-            trainer.noise.set_state(state['noise'])
-    except (UserError, OSError) as error:
-        return error
-    except (LookupError, TypeError, RuntimeError):  # of set_state
-        return (
-            f'{os.path.join(folder, "state.pth")} is damaged: noise is missing or is '
-            'not the state of a random generator'
-        )
-    return None
+        # it holds names of files, which need not be valid UTF-8
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+            run = json.load(file)
+        if {'arguments', 'precision', 'data'} <= run.keys():
+            return run
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f'{path} is damaged or no run.json of train.py; {AGAIN}')
+
+
+def read_results(path):
+    """Return the table of a run's CSV; what is not a number becomes NaN.
+
+    Raises OSError if it cannot be read, and UserError if it is damaged.
+    """
+    refuse_special(path)
+    try:
+        table = pd.read_csv(path).apply(pd.to_numeric, errors='coerce')
+        return table.dropna(subset=['epoch'])
+    except (ValueError, LookupError):
+        raise UserError(f'{path} is damaged') from None

@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
-from areir.training.checkpoints import head_name, read_part
+from areir.training.checkpoints import head_name, read
 
 adam = partial(torch.optim.Adam, fused=True)
 
@@ -206,7 +206,7 @@ class Trainer:
         Raises UserError naming the file if one is missing or damaged.
         """
         for name, part in self.parts.items():
-            saved = read_part(folder, name)
+            saved = read(folder, name)
             part.load_state_dict(saved['weights'])
             self.optimizers[name].load_state_dict(saved['optimizer'])
             if name in self.criteria:

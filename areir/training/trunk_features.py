@@ -33,10 +33,10 @@ BATCH = 64  # images whose features are computed at a time
 HIGHEST = 65504  # of float16
 
 
-def feature_maker(trainer, loader, experiment, run, progress, signals):
+def feature_maker(trainer, dataset, experiment, run, progress, signals):
     """Let the trainer take features instead of images; return what makes its batches.
 
-    loader: of the training images. The features are written to the run's folder for
+    dataset: of the training images. The features are written to the run's folder for
     them, unless they are there, and the seconds that it takes are counted in
     `progress`. Returns a function like `training_batches`. All processes call this
     together. Raises KeyboardInterrupt once `signals` is not empty.
@@ -44,18 +44,21 @@ def feature_maker(trainer, loader, experiment, run, progress, signals):
     args, info = experiment.args, experiment.split.info
     started = time.perf_counter()
     trainer.model.trunk.eval()
-    paths, transform = loader.dataset.paths, loader.dataset.transform
     settings = [args.image_size, args.crop_area, args.seed, VIEWS, trainer.precision]
     settings += [info['mean'], info['std']]
-    name = fingerprint(paths, trainer.model.trunk, settings)
-    sampler = InOrder(len(paths), BATCH, epochs=range(1, VIEWS + 1))
-    views = make_loader(
-        paths, args.image_size, sampler, args.num_workers, transform=transform
+    name = fingerprint(dataset.paths, trainer.model.trunk, settings)
+    path = os.path.join(run.path('trunk_features'), f'{name}.npy')
+    sampler = InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1))
+    loader = make_loader(
+        dataset.paths,
+        args.image_size,
+        sampler,
+        args.num_workers,
+        transform=dataset.transform,
     )
-    folder = run.path('trunk_features')
-    path = ensure_features(folder, name, views, trainer, info, signals)
+    ensure_features(path, loader, trainer, info, signals)
     trainer.skip_trunk()
-    progress.done.seconds += time.perf_counter() - started
+    progress.seconds += time.perf_counter() - started
     return partial(feature_batches, np.load(path, mmap_mode='r'))
 
 
@@ -72,21 +75,21 @@ def fingerprint(paths, trunk, settings):
     return digest.hexdigest()[:32]
 
 
-def ensure_features(folder, name, loader, trainer, info, signals):
+def ensure_features(path, loader, trainer, info, signals):
     """Write the features of all views of the training images, unless they are there.
 
-    folder: of all such files, of which only this one is kept; name: its fingerprint;
-    loader: of all views. Returns the path.
+    Other files in their folder are removed. loader: of all views.
     """
-    path = os.path.join(folder, f'{name}.npy')
-    damaged = processes.is_first() and os.path.isfile(path) and not is_whole(path)
-    if damaged:
+    missing = processes.is_first() and not os.path.isfile(path)
+    if processes.is_first() and not missing and not is_whole(path):
         print(f'notice: {path} is damaged: the features are computed again')
-    if not processes.any_process(damaged or not os.path.isfile(path)):
-        return path
+        missing = True
+    if not processes.any_process(missing):
+        return
     features = view_features(loader, trainer, info)
     features = processes.until_signal(features, signals, 'no epoch is trained yet')
     if processes.is_first():
+        folder = os.path.dirname(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder)
         with atomic_path(path) as temporary:
@@ -95,7 +98,6 @@ def ensure_features(folder, name, loader, trainer, info, signals):
         for _ in features:  # decodes this process's share
             pass
     processes.wait_for_all()
-    return path
 
 
 @torch.no_grad()
@@ -113,23 +115,18 @@ def write_views(path, batches, count):
     """
     first = next(batches)
     shape = (count, *first.shape[1:])
-    size = 2 * math.prod(shape)
-    free = shutil.disk_usage(os.path.dirname(path)).free
+    size, free = 2 * math.prod(shape), shutil.disk_usage(os.path.dirname(path)).free
     if size > free:
         raise UserError(
-            f'{os.path.dirname(path)}: the features of the frozen trunk need '
-            f'{size / 1e9:.1f} GB and the disk has {free / 1e9:.1f}: use '
-            '--freeze_trunk no'
+            f'{path}: the features of the frozen trunk need {size / 1e9:.1f} GB and '
+            f'the disk has {free / 1e9:.1f}: use --freeze_trunk no'
         )
     fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
-    with (
-        open(path, 'w+b') as file,
-        tqdm(total=count, desc='trunk features', unit='img') as bar,
-    ):
+    with open(path, 'w+b') as file:
         np.lib.format.write_array_header_1_0(file, fields)
-        for features in chain([first], batches):
+        bar = tqdm(chain([first], batches), 'trunk features', -(-count // BATCH))
+        for features in bar:
             file.write(features.numpy().tobytes())
-            bar.update(len(features))
         file.seek(0)
         file.write(file_checksum(file).to_bytes(4, 'little'))
 
@@ -153,7 +150,7 @@ def feature_batches(features, loader, meta_labels, info, device):
     generator = random_generator(sampler.seed, VIEW, sampler.epoch)
     drawn = torch.randint(views, sampler.batches.shape, generator=generator)
     rows = drawn * sampler.count + sampler.batches
-    for row, batch in zip(rows[sampler.start :], sampler.remaining()):
+    for row, batch in zip(rows[sampler.start :], sampler.remaining):
         values = torch.from_numpy(features[row.numpy()]).to(device).float()
         values = values.contiguous(memory_format=torch.channels_last)
         yield values, meta_labels[batch]

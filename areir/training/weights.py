@@ -5,15 +5,13 @@ import torch
 from areir.errors import UserError
 from areir.files import load_own, load_tensors
 from areir.networks.pretrained import imagenet_weights
-from areir.training.run import MODEL_ARGS_BEFORE, model_args
+from areir.training.run import model_args
 
 NEEDED = ('state_dict', 'model_args', 'image_size', 'partition', 'classes', 'protocol')
 
 
 def initial_weights(args):
-    """Return the state dict that --weights names, or None."""
-    if args.weights == 'none':
-        return None
+    """Return the state dict that --weights names."""
     if args.weights in ('imagenet', 'imagenet_v2'):
         return imagenet_weights(args.model_type, args.weights)
     return load_tensors(args.weights)
@@ -50,11 +48,10 @@ def read_base(args, split, partition):
     wanted |= model_args(args)
     del wanted['ensemble_size']  # it may grow
     for name, value in wanted.items():
-        saved_value = saved.get(name, MODEL_ARGS_BEFORE.get(name))
-        if saved_value != value:
+        if saved[name] != value:
             raise UserError(
                 f'--extend {args.extend}: --{name} is {value}, but that model has '
-                f'{saved_value}'
+                f'{saved[name]}'
             )
     heads = saved['ensemble_size']
     if heads >= args.ensemble_size:
