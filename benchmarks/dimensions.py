@@ -22,7 +22,7 @@ from areir.evaluation.metrics import evaluate
 from areir.files import load_tensors
 from areir.networks.projection import is_state
 from areir.schemas import find_problem
-from areir.training.finished import read_run_json
+from areir.training.run import read_run_json
 
 DIMENSIONS = (16, 32, 64, 128, 256, 512)
 WHITENINGS = (0, 0.25, 0.5, 0.75, 1)

@@ -11,26 +11,28 @@ import argparse
 
 import common  # noqa: F401  it puts the repository on sys.path
 import torch
+from torch import nn
 from tqdm import tqdm
 
 import utils
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
-from areir.training import batches
+from areir.training.batches import TEST_BATCH as TEST_BATCHES
 from areir.training.published import RandomWeights
-from model import EnsembleModel, assign_meta_classes, ensemble_loss
+from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
-TEST_BATCH = batches.TEST_BATCH['published']
+TEST_BATCH = TEST_BATCHES['published']
 
 
 def train_on_noise(model, images, meta_labels, steps, generator):
     """Make some steps on random batches of images with their meta_labels (N, E)."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), len(model.heads))
     bar = {'desc': 'training on noise', 'unit': 'step', 'disable': steps < 10}
     for _ in tqdm(range(steps), **bar):
         batch = torch.randint(len(images), (TEST_BATCH,), generator=generator)
         optimizer.zero_grad()
-        ensemble_loss(model(images[batch]), meta_labels[batch]).backward()
+        loss(model(images[batch]), meta_labels[batch]).backward()
         optimizer.step()
 
 

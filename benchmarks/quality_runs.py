@@ -39,7 +39,7 @@ from areir.files import load_tensors
 from areir.hardware import available_cores
 from areir.networks.projection import fit_projection
 from areir.seeds import random_stream
-from areir.training.finished import read_run_json
+from areir.training.run import read_run_json
 
 PIXELS = 64  # per side, at most, of the images whose pixels are compared
 WHITENED = 256  # numbers of a whitened vector

@@ -30,7 +30,7 @@ from train_runs import (
 )
 
 from areir import processes
-from areir.training import testing
+from areir.training import result as result_module
 from areir.training.trainer import Trainer
 
 
@@ -200,11 +200,11 @@ def test_a_signal_while_embedding_keeps_the_trained_epoch(
         signals.append(signal.SIGINT)
         return embed_part(*arguments)
 
-    embed_part = testing.embed_part
+    embed_part = result_module.embed_part
     flags = [*FLAGS, '--results_root', tmp_path, '--num_workers', 0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(processes, 'catch_signals', lambda: signals)
-        patch.setattr(testing, 'embed_part', embed_and_stop)
+        patch.setattr(result_module, 'embed_part', embed_and_stop)
         code, _, errors = slim.call('train.py', *flags)
     assert code == 130 and '--resume' in errors.splitlines()[-1]
     (folder,) = checkpoints(tmp_path)
@@ -226,10 +226,10 @@ def test_a_run_that_is_going_on_is_not_started_again(
     flags = [*FLAGS, '--results_root', tmp_path, '--num_epochs', 200]
     for more in ([], ['--resume'], ['--seed', 1]):
         line = slim.refuse('train.py', *flags, *more)
-        assert f'{RUN} is going on' in line and f'process {process.pid},' in line
+        assert f'{RUN} is going on' in line
     two = start(slim, tmp_path, '--num_epochs', 200, processes=2)
     errors = two.communicate(timeout=60)[1]
-    assert f'process {process.pid},' in errors
+    assert f'{RUN} is going on' in errors
     wait_for_checkpoint(process, tmp_path)
     process.kill()
     process.communicate()
@@ -310,16 +310,6 @@ def test_a_finished_run_is_not_run_again(slim, uninterrupted):
     assert (uninterrupted / f'{RUN}_model.pth').stat().st_mtime == before
     flags = ['--resume', '--seed', '1', '--results_root', uninterrupted]
     assert '--seed 1' in slim.refuse('train.py', *FLAGS, *flags)
-
-
-def test_a_finished_run_with_a_short_csv_is_kept(slim, uninterrupted, tmp_path):
-    shutil.copytree(uninterrupted, tmp_path / 'results')
-    csv, model = (tmp_path / f'results/{RUN}_{n}' for n in ('results.csv', 'model.pth'))
-    csv.write_text(''.join(csv.read_text().splitlines(True)[:-1]))
-    before = model.read_bytes()
-    output = train(slim, tmp_path / 'results', '--resume')
-    assert f'{RUN} is finished' in output and str(csv) in output
-    assert model.read_bytes() == before
 
 
 def test_resume_without_a_checkpoint_begins(

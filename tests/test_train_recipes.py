@@ -174,23 +174,3 @@ def test_two_processes_give_the_numbers_of_one(slim, weights, tmp_path, frozen):
         read(results, 'data_base', RUN)['embeddings'] for results in (one, two)
     )
     assert torch.cosine_similarity(first, second).min() > 0.9999
-
-
-def test_files_from_before_the_recipes_are_read(slim, slim_backbone, tmp_path):
-    flags = ['--recipe', '2019', '--ensemble_size', 2, '--meta_class_size', 3]
-    train(slim, tmp_path, '--weights', 'none', *flags)
-    run = 'small_uncropped_resnet18_2_3_2019'
-    path = str(tmp_path / f'{run}_model.pth')
-    saved = load_tensors(path)
-    before = TrainedModel(path)
-    for name in ('shared_stages', 'embedding', 'mirror', 'neutral_se'):
-        del saved['model_args'][name]
-    del saved['projection']
-    torch.save(saved, path)
-    after = TrainedModel(path)
-    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    device = torch.device('cpu')
-    vectors = [model.embedder(device)(pixels) for model in (before, after)]
-    assert torch.equal(*vectors) and after.dimensions == 6
-    grown = ['--extend', path, '--recipe', '2019', '--meta_class_size', 3]
-    train(slim, tmp_path, '--weights', 'none', *grown, '--ensemble_size', 3)

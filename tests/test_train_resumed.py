@@ -1,4 +1,4 @@
-"""Runs of every recipe that die at any moment and go on, and files of older versions.
+"""Runs of every recipe that die at any moment and go on.
 
 The network is slim, and runs die in this process; see test_train_interrupted.
 """
@@ -15,14 +15,11 @@ from slim import build_backbone, use_slim_backbone
 from test_train_interrupted import Killed, die_at_batch, kill_after_move
 from torch import nn
 from torchvision.ops import StochasticDepth
-from train_runs import EVERY_BATCH, assert_same_run, checkpoints, read, read_table
+from train_runs import EVERY_BATCH, assert_same_run
 
 import model
 from areir import processes
-from areir.cli.recipes import BEFORE_RECIPES, RECIPES
-from areir.files import load_tensors
 from areir.training import trunk_features
-from areir.training.run import MODEL_ARGS_BEFORE
 
 SHORT = [
     *('--image_size', '32', '--batch_size', '8', '--ensemble_size', '2'),
@@ -30,7 +27,6 @@ SHORT = [
     *('--recalls', '1,2', '--precision', 'fp32'),
 ]
 RUN = 'small_uncropped_resnet18_2_3'
-OLD = 'car_uncropped_resnet18_2_3'
 MOVING = ['--freeze_trunk', 'no', '--freeze_bn', 'no']
 KINDS = {
     'current': [],
@@ -166,18 +162,6 @@ def test_a_signal_stops_while_features_are_computed(train, tmp_path, number):
     assert len(batches) <= number + 1
 
 
-def test_the_published_protocol_draws_its_weights_in_the_trunk(train, tmp_path):
-    """So with --freeze_trunk it is refused, or trains the same from stored features."""
-    flags = ['--protocol', 'published', '--freeze_trunk', 'yes']
-    code, _, errors = train(tmp_path / 'one', *flags)
-    if code:
-        assert code == 2 and '--freeze_trunk' in errors.splitlines()[-1]
-        return
-    shutil.copytree(tmp_path / 'one', tmp_path / 'two')
-    succeed(train, tmp_path / 'two', *flags)
-    assert_same_run(tmp_path / 'one', tmp_path / 'two', f'{RUN}_published')
-
-
 # Networks that drop branches by chance
 
 
@@ -217,123 +201,3 @@ def test_stochastic_depth_goes_on_as_it_was(train, dropping, tmp_path, batch):
     torch.manual_seed(0)
     succeed(train, stopped, *FROM_SCRATCH, '--resume')
     assert_same_run(whole, stopped, DROPPING_RUN)
-
-
-# Files from before there were recipes
-
-
-@pytest.fixture(scope='module')
-def car(slim, tmp_path_factory):
-    """A folder of datasets that has the small dataset by the name of a published one.
-
-    Its default recipe is that of 2019, which was the only one.
-    """
-    root = tmp_path_factory.mktemp('car') / 'data'
-    shutil.copytree(slim.root / 'data', root, symlinks=True)
-    os.rename(root / 'small', root / 'car')
-    return ['--data_name', 'car', '--data_root', root]
-
-
-@pytest.fixture(scope='module')
-def finished(slim, car, weights, tmp_path_factory):
-    """Results of a run of the car dataset."""
-    results = tmp_path_factory.mktemp('finished')
-    words = [*car, '--weights', weights, *SHORT, '--results_root', results]
-    with pytest.MonkeyPatch.context() as patch:
-        use_slim_backbone(patch)
-        code, _, errors = slim.call('train.py', *words)
-    assert code == 0, errors
-    return results
-
-
-def make_older(results, run):
-    """Take what older versions did not write out of the files of a run."""
-    for folder in checkpoints(results, run):
-        path = os.path.join(folder, 'state.pth')
-        state = load_tensors(path)
-        for name in [*BEFORE_RECIPES, 'test_every']:
-            if name not in ('ensemble_size', 'batch_size', 'lr'):
-                state['settings'].pop(name, None)
-        del state['seconds']
-        for row in state['rows']:
-            del row['train_seconds']
-        torch.save(state, path)
-    path = results / f'{run}_run.json'
-    if path.exists():
-        record = json.loads(path.read_text())
-        for name in ('finished', 'tested_epochs', 'csv_checksum', 'checksum'):
-            record.pop(name, None)
-        for name in [*BEFORE_RECIPES, 'test_every']:
-            if name not in ('ensemble_size', 'batch_size', 'lr'):
-                del record['arguments'][name]
-        path.write_text(json.dumps(record))
-    path = results / f'{run}_model.pth'
-    if path.exists():
-        saved = load_tensors(str(path))
-        del saved['projection']
-        for name in MODEL_ARGS_BEFORE:
-            del saved['model_args'][name]
-        torch.save(saved, path)
-
-
-@pytest.mark.parametrize('batch', [3, 7])
-def test_an_older_checkpoint_goes_on(train, car, finished, tmp_path, batch):
-    with pytest.MonkeyPatch.context() as patch:
-        die_at_batch(patch, batch)
-        train(tmp_path, *car, *EVERY_BATCH)
-    make_older(tmp_path, OLD)
-    assert 'resumed    epoch' in succeed(train, tmp_path, *car, '--resume')
-    assert_same_run(finished, tmp_path, OLD)
-
-
-def test_an_older_checkpoint_of_own_data_goes_on(train, tmp_path):
-    """After it is renamed as the CHANGELOG says."""
-    flags = ['--recipe', '2019']
-    with pytest.MonkeyPatch.context() as patch:
-        die_at_batch(patch, 7)
-        train(tmp_path, *flags, *EVERY_BATCH)
-    make_older(tmp_path, f'{RUN}_2019')
-    output = succeed(train, tmp_path, *flags, '--resume')
-    assert 'resumed    epoch' in output
-    assert len(read_table(tmp_path, f'{RUN}_2019')) == 3
-
-
-def test_an_older_run_is_finished(train, car, finished, tmp_path):
-    results = tmp_path / 'results'
-    shutil.copytree(finished, results)
-    make_older(results, OLD)
-    assert f'{OLD} is finished' in succeed(train, results, *car, '--resume')
-    flags = ['--recipe', 'current', '--resume']
-    code, output, _ = train(results, *car, *flags, '--num_epochs', 1)
-    assert code == 0 and f'{OLD}_current' in output  # another run
-
-
-def test_an_older_model_and_database_are_used(
-    slim, train, car, finished, tmp_path, request
-):
-    results = tmp_path / 'results'
-    shutil.copytree(finished, results)
-    query = slim.root / 'data/small' / read(results, 'data_base', OLD)['images'][2]
-    flags = [*car[2:], '--results_root', results, '--query_img_name', query]
-    galleries = (
-        ['--data_base', f'{OLD}_data_base.pth'],
-        ['--gallery', slim.root / 'data/photos/test', '--heat_maps'],
-    )
-    tables = []
-    for older in (False, True):
-        if older:
-            make_older(results, OLD)
-        for gallery in galleries:
-            code, _, errors = slim.call('inference.py', *flags, *gallery)
-            assert code == 0, errors
-            path = results / query.stem / 'retrieved.csv'
-            tables.append(path.read_text())
-            shutil.rmtree(path.parent)
-    assert tables[:2] == tables[2:]
-    weights = results / f'{OLD}_model.pth'
-    more = ['--weights', weights, '--recipe', 'current', '--freeze_trunk', 'yes']
-    more += ['--shared_stages', RECIPES['2019']['shared_stages']]
-    succeed(train, tmp_path / 'more', *more)
-    old, new = load_tensors(str(weights)), read(tmp_path / 'more', 'model', RUN)
-    name = 'trunk.layer1.0.weight'
-    assert torch.equal(old['state_dict'][name], new['state_dict'][name])

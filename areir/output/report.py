@@ -23,7 +23,7 @@ from areir.evaluation.metrics import measures
 from areir.evaluation.ranking import search
 from areir.files import write_text
 from areir.output import charts, run_statistics, wording
-from areir.training.finished import read_results, read_run_json
+from areir.training.run import read_results, read_run_json
 
 NEIGHBOURS = 8  # nearest images that are shown of a query
 THUMBNAIL = 96  # pixels
@@ -52,7 +52,7 @@ def write_report(results_root, database_path, database, folder):
         'calibration': database['calibration'],
         'record': record,
         'record_problem': record_problem,
-        **describe_curves(f'{beside}_results.csv', database['epoch'], record),
+        **describe_curves(f'{beside}_results.csv', database['epoch']),
         **describe_results(images, database, folder),
     }
     path = os.path.join(results_root, f'{run}_report.html')
@@ -92,14 +92,17 @@ def read_record(path):
         return {}, f'{os.path.basename(path)} is damaged'
 
 
-def describe_curves(path, kept, record):
+def describe_curves(path, kept):
     """Return what the page shows of a run's CSV: charts and a table.
 
-    kept: the epoch that the database holds; record: the dict of the run's run.json.
+    kept: the epoch that the database holds.
     """
-    rows, problem = read_results(path, record.get('csv_checksum'))
-    if problem:
-        return {'curves_problem': f'{os.path.basename(path)} {problem}'}
+    try:
+        rows = read_results(path)
+    except FileNotFoundError:
+        return {'curves_problem': f'{os.path.basename(path)} is missing'}
+    except (UserError, OSError):
+        return {'curves_problem': f'{os.path.basename(path)} is damaged'}
     panels = charts.curve_panels(rows)
     table = {'Epoch': rows['epoch'].map('{:g}'.format)}
     for panel in panels:

@@ -16,7 +16,7 @@ from areir.evaluation.intervals import describe_interval, nan_to_none
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
 
-PACKAGES = 'torch', 'torchvision', 'pillow', 'numpy', 'scipy', 'pandas'
+PACKAGES = 'torchvision', 'pillow', 'numpy', 'scipy', 'pandas'
 # which epoch is kept, for each --select
 KEPT_EPOCH = {
     'last': 'the last epoch',
@@ -130,7 +130,8 @@ def provenance(experiment, result):
     """Return the contents of <run>_run.json."""
     args, split = experiment.args, experiment.split
     hardware, info = experiment.hardware, experiment.split.info
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {'python': platform.python_version(), 'torch': torch.__version__}
+    versions |= {name: version(name) for name in PACKAGES}
     held_out = split.parts['val'].classes if 'val' in split.parts else []
     return {
         'command': sys.argv,
@@ -143,7 +144,7 @@ def provenance(experiment, result):
         'parameters': experiment.parameters,
         'protocol': args.protocol,
         'select': args.select,
-        'versions': {'python': platform.python_version(), **versions},
+        'versions': versions,
         'data': {
             'counts': info['counts'],
             'warnings': info['warnings'],

@@ -6,6 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from areir.cli.recipes import RECIPES
+from areir.data.images import load_image, to_pixels
+from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.hardware import Hardware
 from areir.training.record import Experiment
@@ -41,6 +43,8 @@ def arguments(**changed):
         'select': 'last',
         'protocol': 'strict',
         'false_match_rate': 0.05,
+        'num_workers': 0,
+        'seed': 3,
     }
     return argparse.Namespace(**{**values, **changed})
 
@@ -87,3 +91,25 @@ def make_embeddings(experiment, seed=0, spread=1.0):
             noise = torch.randn(len(images), 6, generator=generator)
             embeddings[name] = F.normalize(centres[images.labels] + spread * noise)
     return embeddings
+
+
+# Images that are there
+
+
+def draw_split(folder, side=32):
+    """Draw 10 training and 10 test images of two classes each; return their Split."""
+    sizes = {'train_classes': 2, 'test_classes': 2, 'images_per_class': 5}
+    draw_sample(str(folder), **sizes, side=side)
+    parts = {}
+    for name in ('train', 'test'):
+        images = sorted((folder / name).rglob('*.png'))
+        names = [str(image.relative_to(folder)) for image in images]
+        labels = torch.arange(2).repeat_interleave(5)
+        parts[name] = Part(names, labels, ['a', 'b'])
+    return Split(str(folder), INFO, 'abc', parts)
+
+
+def pixels_of(split, name, side=32):
+    """Return the pixels (N, 3, S, S) of a part."""
+    paths = [f'{split.folder}/{image}' for image in split.parts[name].images]
+    return torch.stack([to_pixels(load_image(path), side) for path in paths])

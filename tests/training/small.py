@@ -1,4 +1,4 @@
-"""A trainer of a tiny ensemble, batches for it, and a run, without any files."""
+"""A trainer of a tiny ensemble, batches for it, and a run, without any images."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from areir.training.trainer import Trainer
 from model import EnsembleLoss
 
 HARDWARE = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
-SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc'}
+SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc', 'precision': 'fp32'}
 
 
 class TinyEnsemble(nn.Module):
@@ -30,10 +30,21 @@ class TinyEnsemble(nn.Module):
         )
 
 
-def make_trainer(heads=3, extended=0):
+class Proxies(nn.Module):
+    """A criterion with weights: logits and proxies of the classes, as in ProxyNCA."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, logits, labels):
+        return nn.functional.cross_entropy(logits @ self.weight, labels)
+
+
+def make_trainer(heads=3, criterion=None, **options):
     """Return a Trainer of a TinyEnsemble with 4 meta-classes."""
-    loss = EnsembleLoss(nn.CrossEntropyLoss(), heads - extended)
-    return Trainer(TinyEnsemble(heads), loss, 1e-3, HARDWARE)
+    loss = EnsembleLoss(criterion or nn.CrossEntropyLoss(), heads)
+    return Trainer(TinyEnsemble(heads), loss, 1e-3, HARDWARE, **options)
 
 
 def make_run(root, **settings):
@@ -57,7 +68,7 @@ def train(trainer, batches):
 
 
 def equal_weights(one, other):
-    """Whether two models have the same weights and buffers, bit for bit."""
+    """Whether two modules have the same weights and buffers, bit for bit."""
     others = other.state_dict()
     return all(
         torch.equal(value, others[name]) for name, value in one.state_dict().items()
@@ -70,6 +81,7 @@ def interrupt(folder):
     batches = random_batches(4)
     for batch in batches[:2]:
         train(trainer, [batch])
-        progress.done.add(1.0, 0.5)
+        progress.batches += 1
+        progress.loss += 1.0
         run.save_checkpoint(trainer, progress)
     return run, batches

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from areir.training import published
 from areir.training.published import RandomWeights
 from model import EnsembleModel
 
@@ -40,10 +39,6 @@ def noisy():
 def plain():
     """The same model without random weights."""
     return EnsembleModel('resnet18', 3, 2, seed=5).eval()
-
-
-def test_test_batches_hold_8_images():
-    assert published.TEST_BATCH == 8
 
 
 def test_weights_are_drawn_for_every_batch_and_sum_to_one(noisy, plain):
@@ -87,17 +82,3 @@ def test_the_generator_can_be_set_back(noisy):
     second = model.embed(IMAGES)
     weights.generator.set_state(state)
     assert torch.equal(model.embed(IMAGES), second)
-
-
-def test_the_global_random_state_is_left_alone(noisy):
-    model, _ = noisy
-    state = torch.random.get_rng_state()
-    model.embed(IMAGES)
-    assert state.equal(torch.random.get_rng_state())
-
-
-def test_weights_have_the_kind_of_the_features(noisy):
-    model, _ = noisy
-    model.double()
-    with torch.no_grad():
-        assert model(IMAGES.double()).dtype == torch.float64

@@ -12,11 +12,13 @@ from conftest import REPOSITORY
 from experiments import CLASSES, INFO, make_embeddings, make_experiment
 from trained import CALIBRATION
 
+from areir.cli.recipes import RECIPES
 from areir.networks.projection import Projection, fit_projection
 from areir.training import record
 from areir.training.batches import EpochSampler
 from areir.training.result import Result
-from areir.training.run import MODEL_ARGS_BEFORE, EpochProgress, Progress
+from areir.training.run import Progress
+from model import EnsembleModel
 
 
 @pytest.fixture(scope='module', params=['last', 'val'])
@@ -24,8 +26,8 @@ def epoch(request):
     """(experiment, Result of its second epoch, Progress) for two --select."""
     experiment = make_experiment(select=request.param)
     result = Result(experiment, 2, make_embeddings(experiment))
-    done = EpochProgress(batches=4, loss=6.0, accuracy=2.0, seconds=8.0, waited=2.0)
-    return experiment, result, Progress(epoch=2, done=done, seconds=20.0)
+    done = {'batches': 4, 'loss': 6.0, 'accuracy': 2.0, 'seconds': 8.0, 'waited': 2.0}
+    return experiment, result, Progress(epoch=2, **done, seconds_before=20.0)
 
 
 KEPT = {
@@ -81,8 +83,7 @@ def test_the_row_before_training():
     """Seconds of training may be those of the features of a frozen trunk."""
     experiment = make_experiment(recipe='current')
     result = Result(experiment, 0, make_embeddings(experiment))
-    progress = Progress(done=EpochProgress(seconds=3.0))
-    row = record.csv_row(experiment, progress, result, 0.0, 1.5)
+    row = record.csv_row(experiment, Progress(seconds=3.0), result, 0.0, 1.5)
     assert row['epoch'] == 0 and row['lr'] == 0 and row['seconds'] == 1.5
     assert math.isnan(row['train_loss']) and math.isnan(row['train_accuracy'])
     assert row['train_seconds'] == 3 and row['data_wait'] == 0
@@ -92,46 +93,26 @@ def test_the_row_before_training():
     assert 'loss' not in line and 'nan' not in line and line.endswith(', 2 s')
 
 
-def test_an_epoch_of_no_time_has_no_wait():
-    experiment = make_experiment()
-    result = Result(experiment, 1, make_embeddings(experiment))
-    progress = Progress(done=EpochProgress(batches=1))
-    row = record.csv_row(experiment, progress, result, 1e-4, 0.0)
-    assert row['data_wait'] == 0
-
-
 def test_model_and_database_have_one_version(epoch):
     experiment, result, _ = epoch
-    common = record.common_fields(experiment.args, result)
-    again = record.common_fields(experiment.args, result)
-    assert len(common['version']) == 16 and common['version'] != again['version']
-    model = record.model_file(common, experiment, result, {'trunk.weight': 1})
-    database = record.database_file(common, experiment, result.embeddings, 'run')
+    model, database = record.result_files(
+        experiment, result, {'trunk.weight': 1}, 'run'
+    )
+    again, _ = record.result_files(experiment, result, {}, 'run')
+    assert len(model['version']) == 16 and model['version'] != again['version']
     for saved in (model, database):
-        assert saved['version'] == common['version'] and saved['epoch'] == 2
+        assert saved['version'] == model['version'] and saved['epoch'] == 2
         assert saved['select'] == experiment.args.select
         assert saved['protocol'] == 'strict' and saved['ensemble_size'] == 2
         assert saved['data_name'] == 'shoes' and saved['crop_type'] == 'uncropped'
         assert saved['calibration'] == result.calibration
-
-
-def test_the_model_file(epoch):
-    experiment, result, _ = epoch
-    common = record.common_fields(experiment.args, result)
-    model = record.model_file(common, experiment, result, {'trunk.weight': 1})
     assert model['state_dict'] == {'trunk.weight': 1}
     assert model['partition'] is experiment.partition
     assert model['classes'] == list('uvwxyz')
     assert (model['mean'], model['std']) == (INFO['mean'], INFO['std'])
-    assert model['image_size'] == 32
-    assert model['model_args'] == {
-        'model_type': 'resnet18',
-        'ensemble_size': 2,
-        'meta_class_size': 3,
-        'with_se': True,
-        **MODEL_ARGS_BEFORE,
-    }
-    assert model['projection'] is None
+    assert model['image_size'] == 32 and model['projection'] is None
+    with torch.device('meta'):
+        EnsembleModel(**model['model_args'])  # takes them all
 
 
 def test_the_files_of_projected_embeddings():
@@ -140,16 +121,13 @@ def test_the_files_of_projected_embeddings():
     embeddings = make_embeddings(experiment)
     projection = fit_projection(embeddings['test'], 4, 0.5)
     result = Result(experiment, 1, embeddings, projection)
-    common = record.common_fields(experiment.args, result)
-    model = record.model_file(common, experiment, result, {})
-    assert model['ensemble_size'] == 1 and model['model_args']['ensemble_size'] == 2
+    model, database = record.result_files(experiment, result, {}, 'run')
+    assert model['ensemble_size'] == database['ensemble_size'] == 1
+    arguments = model['model_args']
+    assert arguments['ensemble_size'] == 2 and arguments['neutral_se'] is True
+    assert (arguments['embedding'], arguments['mirror']) == ('features', True)
     again = Projection(**model['projection'])
     assert torch.equal(again.matrix, projection.matrix)
-    arguments = model['model_args']
-    assert (arguments['embedding'], arguments['mirror']) == ('features', True)
-    assert arguments['neutral_se'] is True
-    database = record.database_file(common, experiment, embeddings, 'run')
-    assert database['ensemble_size'] == 1
 
 
 @pytest.mark.parametrize('gallery', [False, True])
@@ -157,8 +135,7 @@ def test_the_database_file(gallery):
     experiment = make_experiment(gallery, data_root='data', results_root='a/results')
     embeddings = make_embeddings(experiment)
     result = Result(experiment, 1, embeddings)
-    common = record.common_fields(experiment.args, result)
-    database = record.database_file(common, experiment, embeddings, 'run')
+    _, database = record.result_files(experiment, result, {}, 'run')
     assert database['model'] == 'run_model.pth'
     assert database['classes'] == CLASSES
     assert database['data_root'] == '../../data'  # from the folder of the results
@@ -218,28 +195,13 @@ def test_what_will_run(epoch):
 
 
 def test_the_recipe_in_words():
-    args = make_experiment().args
-    text = record.recipe_text(args)
+    text = record.recipe_text(make_experiment().args)
     assert text == 'step schedule, 1 shared stages, embedding by logits'
-    args = make_experiment(
-        schedule='cosine',
-        shared_stages=3,
-        freeze_trunk='yes',
-        freeze_bn='yes',
-        crop_area=0.35,
-        label_smoothing=0.1,
-        embedding='features',
-        mirror='yes',
-        dimensions=77,
-        whitening=0.6,
-    ).args
+    args = make_experiment(**{**RECIPES['current'], 'freeze_trunk': 'yes'}).args
     text = record.recipe_text(args)
-    for part in (
-        *('cosine schedule', '3 shared stages', 'trunk frozen', 'batch norm frozen'),
-        *('35%', 'smoothing 0.1', 'features and mirror image'),
-        *('77 components', 'whitening 0.6'),
-    ):
-        assert part in text
+    parts = ('cosine', 'trunk frozen', 'batch norm frozen', '40%', 'smoothing 0.1')
+    parts += ('features and mirror image', '512 components', 'whitening 0.75')
+    assert all(part in text for part in parts)
 
 
 def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
@@ -281,26 +243,19 @@ def test_the_line_of_the_epoch_that_is_kept(epoch):
 
 
 def rows_of(*recalls, first=0):
-    epochs = range(first, first + len(recalls))
     return [
         {'epoch': epoch, 'test_recall@2': recall}
-        for epoch, recall in zip(epochs, recalls)
+        for epoch, recall in enumerate(recalls, first)
     ]
 
 
 def test_training_that_sets_back_is_noticed():
-    line = record.setback_line(rows_of(0.5, 0.9, 0.4321), 2)
+    line, *rest = record.closing_lines(rows_of(0.5, 0.9, 0.4321), 2, CALIBRATION)
     assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
-    assert '--freeze_trunk yes' in line
-    lines = record.closing_lines(rows_of(0.5, 0.4), 2, CALIBRATION)
-    assert lines[0].startswith('notice: ') and len(lines) == 3
-    # better than the start, or without a start to compare with
-    for rows in (rows_of(0.5, 0.4, 0.51), rows_of(0.5, 0.4, first=1)):
-        assert record.setback_line(rows, 2) is None
-        assert record.closing_lines(rows, 2, CALIBRATION) == lines[1:]
-
-
-def test_a_start_as_good_as_the_end_is_not_called_better():
-    """As with 100 % from the beginning."""
-    line = record.setback_line(rows_of(1.0, 1.0), 2)
-    assert line is None or 'worse than' not in line
+    # better than the start, as good, or without a start to compare with
+    for rows in (
+        rows_of(0.5, 0.4, 0.51),
+        rows_of(1.0, 1.0),
+        rows_of(0.5, 0.4, first=1),
+    ):
+        assert record.closing_lines(rows, 2, CALIBRATION) == rest

@@ -1,12 +1,40 @@
 """What an epoch reaches: its metrics, its score, its intervals, its threshold."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from experiments import make_embeddings, make_experiment
+from experiments import (
+    INFO,
+    arguments,
+    draw_split,
+    make_embeddings,
+    make_experiment,
+    pixels_of,
+)
+from torch.nn import functional as F
 
+from areir.data.images import normalise
+from areir.data.splits import Part, Split
+from areir.errors import UserError
 from areir.matching.calibration import calibrate
+from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
-from areir.training.result import Result
+from areir.training import result as module
+from areir.training.batches import make_loaders, to_images
+from areir.training.record import KEPT_EPOCH
+from areir.training.result import (
+    Result,
+    embed_part,
+    embed_parts,
+    embed_with_all_heads,
+    record_epoch,
+)
+from areir.training.run import Progress
+from model import EnsembleModel
+
+CPU = torch.device('cpu')
+MEAN_STD = INFO['mean'], INFO['std']
 
 
 def result_of(epoch=2, seed=0, **changed):
@@ -85,3 +113,198 @@ def test_the_threshold_of_queries_and_gallery():
     result, _, _ = result_of(gallery=True)
     assert result.calibration['queries'] == 12
     assert result.calibration['gallery_size'] == 20
+
+
+# Embedding
+
+
+@pytest.fixture(scope='module')
+def split(tmp_path_factory):
+    return draw_split(tmp_path_factory.mktemp('images') / 'photos')
+
+
+@pytest.fixture
+def net(slim_backbone):
+    return EnsembleModel('resnet18', 3, 4, seed=1)
+
+
+def embed(net, split, signals=(), dtype=torch.float32):
+    loader = make_loaders(split, arguments(protocol='published', dimensions=0), CPU)[
+        'test'
+    ]
+    return embed_part(net, loader, INFO, dtype, signals, 'embedding test')
+
+
+def test_all_images_are_embedded_in_their_order(net, split):
+    images = normalise(pixels_of(split, 'test'), *MEAN_STD)
+    embeddings = embed(net, split)
+    assert embeddings.shape == (10, 12) and embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings, net.embed(images))
+    half = embed(net, split, dtype=torch.float16)
+    assert torch.equal(half, embeddings.half())
+
+
+def test_embeddings_are_projected(net, split):
+    long = embed(net, split)
+    projection = fit_projection(long, 3, 0.5)
+    loader = make_loaders(split, arguments(dimensions=0), CPU)['test']
+    short = embed_part(net, loader, INFO, torch.float16, [], 'test', projection)
+    assert short.dtype == torch.float16
+    torch.testing.assert_close(short.float(), projection(long), rtol=1e-3, atol=1e-3)
+
+
+def test_a_signal_stops_embedding(net, split):
+    with pytest.raises(KeyboardInterrupt, match='--resume'):
+        embed(net, split, signals=[15])
+
+
+def test_an_image_that_is_gone_is_named(net, split):
+    part = Part(['train/gone.png'], torch.tensor([0]), ['a', 'b'])
+    gone = Split(split.folder, INFO, 'abc', {'test': part})
+    with pytest.raises(UserError, match=r'gone\.png'):
+        embed(net, gone)
+
+
+def test_other_processes_return_no_embeddings(net, split, monkeypatch):
+    monkeypatch.setattr(module, 'is_first', lambda: False)
+    assert len(embed(net, split)) == 0
+
+
+@pytest.mark.parametrize('embedding', ['logits', 'features'])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_heads_of_all_processes_are_put_in_their_order(
+    slim_backbone, split, monkeypatch, processes, embedding
+):
+    options = {'seed': 1, 'embedding': embedding, 'mirror': embedding == 'features'}
+    net = EnsembleModel('resnet18', 3, 4, **options)
+    pixels = pixels_of(split, 'test')
+    whole = net.embed(to_images(pixels, INFO))
+    sent = []
+    for rank in range(processes):
+        members = range(rank, 3, processes)
+        own = EnsembleModel('resnet18', 3, 4, members=members, **options)
+        columns = own.embed(to_images(pixels, INFO)).unflatten(1, (len(members), -1))
+        missing = -(-3 // processes) - len(members)
+        sent.append((own, F.pad(columns, (0, 0, 0, missing))))
+    for rank, (own, share) in enumerate(sent):
+        monkeypatch.setattr(
+            module, 'rank_and_count', lambda rank=rank: (rank, processes)
+        )
+
+        def gather(tensor, share=share):
+            torch.testing.assert_close(tensor, share)
+            return [tensor for _, tensor in sent]
+
+        monkeypatch.setattr(module, 'gather', gather)
+        torch.testing.assert_close(embed_with_all_heads(own, INFO, pixels), whole)
+
+
+# The parts of a split, and their components
+
+
+def vectors(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 6, generator=generator), dim=1)
+
+
+PARTS = {'train': None, 'query': vectors(4, 1), 'gallery': vectors(9, 2)}
+PARTS['fit'] = vectors(30, 3)
+
+
+@pytest.fixture
+def embedded(monkeypatch):
+    """Make the loaders of PARTS the vectors; return what was embedded, in order."""
+    calls = []
+
+    def embed_part(net, loader, info, dtype, signals, description, projection=None):
+        calls.append((description, dtype))
+        assert (net, info, signals) == ('net', INFO, [])
+        whole = projection(loader) if projection else loader
+        return whole.to(dtype)
+
+    monkeypatch.setattr(module, 'embed_part', embed_part)
+    return calls
+
+
+def test_without_components_the_parts_are_embedded(embedded):
+    args = arguments(dimensions=0, store='fp16')
+    parts = {name: value for name, value in PARTS.items() if name != 'fit'}
+    embeddings, projection = embed_parts('net', parts, args, INFO, [])
+    assert projection is None and list(embeddings) == ['query', 'gallery']
+    assert torch.equal(embeddings['gallery'], PARTS['gallery'].half())
+    assert [dtype for _, dtype in embedded] == [torch.float16] * 2
+
+
+def test_components_are_fitted_first_in_float32(embedded):
+    """And only to training images: the others do not change them."""
+    args = arguments(dimensions=3, whitening=0.5, store='fp16')
+    embeddings, projection = embed_parts('net', PARTS, args, INFO, [])
+    dtypes = [dtype for _, dtype in embedded]
+    assert dtypes == [torch.float32, torch.float16, torch.float16]
+    assert 'PCA' in embedded[0][0]
+    assert list(embeddings) == ['query', 'gallery']
+    wanted = fit_projection(PARTS['fit'], 3, 0.5)
+    assert torch.equal(projection.matrix, wanted.matrix)
+    for name, short in embeddings.items():
+        assert torch.equal(short, wanted(PARTS[name]).half())
+    others = {**PARTS, 'query': PARTS['gallery'], 'gallery': PARTS['query']}
+    _, again = embed_parts('net', others, args, INFO, [])
+    assert torch.equal(again.matrix, projection.matrix)
+
+
+# The epoch that is kept
+
+
+class Files:
+    """Stands for a Run and notes what it writes."""
+
+    name = 'shoes'
+
+    def __init__(self):
+        self.rows, self.epochs = [], []
+
+    def write_csv(self, progress):
+        self.rows = list(progress.rows)
+
+    def keep(self, model, database, provenance):
+        assert model['epoch'] == database['epoch'] == provenance['epoch']
+        assert model['version'] == database['version']
+        self.epochs.append(model['epoch'])
+
+
+@pytest.mark.parametrize(
+    ('select', 'kept'),
+    [('last', [0, 1, 2, 3]), ('test', [0, 2]), ('val', [0, 2])],
+)
+def test_the_best_epoch_is_kept_even_the_one_before_training(
+    monkeypatch, capsys, select, kept
+):
+    """Epochs are better with less spread, and the second of two equal ones is not."""
+    monkeypatch.setattr(module, 'model_weights', lambda folder, size: {'x': folder})
+    experiment = make_experiment(select=select, recipe='current')
+    progress, files = Progress(), Files()
+    for epoch, spread in enumerate((2.0, 3.0, 0.01, 0.01)):
+        progress.begin_epoch(epoch)
+        progress.batches, progress.loss, progress.accuracy = 4, 4.0, 2.0
+        result = Result(experiment, epoch, make_embeddings(experiment, 0, spread))
+        record_epoch(experiment, files, progress, result, 'folder', 1e-3, 0.0)
+    assert files.epochs == kept
+    assert [row['epoch'] for row in files.rows] == [0, 1, 2, 3]
+    assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT_EPOCH[select]}')
+    output = capsys.readouterr().out.splitlines()
+    assert [line[:15] for line in output[:2]] == ['before training', 'epoch 1/3: loss']
+
+
+def test_an_epoch_takes_the_seconds_of_training_and_of_its_test(monkeypatch):
+    monkeypatch.setattr(module, 'model_weights', lambda folder, size: {})
+    clock = SimpleNamespace(perf_counter=lambda: 107.0)
+    monkeypatch.setattr(module, 'time', clock)
+    experiment = make_experiment(recipe='current')
+    embeddings = make_embeddings(experiment)
+    progress, files = Progress(), Files()
+    progress.seconds = 5.0  # of the features of a frozen trunk
+    for epoch in (0, 1):
+        result = Result(experiment, epoch, embeddings)
+        record_epoch(experiment, files, progress, result, 'folder', 1e-3, 100.0)
+    assert [row['seconds'] for row in files.rows] == [7, 12]
+    assert [row['train_seconds'] for row in files.rows] == [5, 5]

@@ -1,29 +1,25 @@
-"""A run: its name, its settings, how it resumes, and what it refuses."""
+"""A run: its name, its settings, its lock, how it resumes, and what it refuses."""
 
 import argparse
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import torch
-from small import (
-    SETTINGS,
-    equal_weights,
-    interrupt,
-    make_run,
-    make_trainer,
-    train,
-)
+from small import SETTINGS, equal_weights, interrupt, make_run, make_trainer, train
 
 from areir.errors import UserError
-from areir.files import temporary_name
+from areir.files import temporary_name, write_json
 from areir.training.run import (
     Progress,
-    refuse_idle_processes,
+    read_results,
+    read_run_json,
     run_name,
     run_settings,
-    warn_about_meta_classes,
 )
 
 
@@ -52,7 +48,6 @@ def arguments(**changes):
         ({}, 0, 'car_uncropped_resnet18_48_12'),
         ({'with_se': 'no'}, 0, 'car_uncropped_resnet18_no_se_48_12'),
         ({'select': 'val'}, 0, 'car_uncropped_resnet18_48_12_select_val'),
-        ({'select': 'test'}, 0, 'car_uncropped_resnet18_48_12_select_test'),
         (
             {'select': 'test', 'protocol': 'published'},
             0,
@@ -61,11 +56,6 @@ def arguments(**changes):
         ({}, 8, 'car_uncropped_resnet18_48_12_from_8'),
         ({'recipe': 'current'}, 0, 'car_uncropped_resnet18_48_12_current'),
         ({'data_name': 'shop'}, 0, 'shop_uncropped_resnet18_48_12_2019'),
-        (
-            {'data_name': 'shop', 'recipe': 'current'},
-            0,
-            'shop_uncropped_resnet18_48_12',
-        ),
     ],
 )
 def test_names(changes, extended, name):
@@ -79,28 +69,15 @@ def test_settings_leave_out_what_may_change():
     assert not {'resume', 'data_root'} & settings.keys()
 
 
-def test_too_many_processes_are_refused():
-    refuse_idle_processes(2, 2)
-    with pytest.raises(UserError, match='--ensemble_size'):
-        refuse_idle_processes(1, 2)
+def test_an_epoch_begins_once():
+    progress = Progress(batches=3, loss=1.5, seconds=7.0, waited=1.0)
+    progress.begin_epoch(1)
+    assert progress.batches == 3
+    progress.begin_epoch(2)
+    assert progress == Progress(epoch=2, seconds_before=7.0)
 
 
-@pytest.mark.parametrize(('size', 'noticed'), [(12, False), (98, False), (1, True)])
-def test_an_unusual_number_of_meta_classes_is_noticed(capsys, size, noticed):
-    warn_about_meta_classes(size, 98)
-    assert ('--meta_class_size' in capsys.readouterr().out) == noticed
-
-
-def test_progress_survives_a_checkpoint():
-    progress = Progress()
-    progress.done.add(0.5, 0.25)
-    progress.rows.append({'epoch': 1})
-    again = Progress.from_state(progress.to_state(SETTINGS))
-    assert again == progress
-    again.begin_epoch(1)
-    assert again.done.batches == 1
-    again.begin_epoch(2)
-    assert again.done.batches == 0 and again.epoch == 2
+# Interrupted
 
 
 @pytest.fixture
@@ -112,22 +89,38 @@ def test_resumed_equals_uninterrupted(interrupted):
     run, batches = interrupted
     whole, resumed = make_trainer(), make_trainer()
     train(whole, batches)
-    progress = run.restore(resumed)
-    assert progress.done.batches == 2 and progress.done.loss == 2
+    progress = run.begin(resumed)
+    assert progress == Progress(batches=2, loss=2.0)
     train(resumed, batches[2:])
     assert equal_weights(whole.model, resumed.model)
 
 
+def flip_bits(path):
+    """Flip bits in the middle, in more bytes than the padding between tensors has."""
+    with open(path, 'r+b') as file:
+        content = bytearray(file.read())
+        middle = len(content) // 2
+        content[middle : middle + 100] = [byte ^ 4 for byte in content[middle:][:100]]
+        file.seek(0)
+        file.write(content)
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+@pytest.mark.parametrize('damage', [cut, flip_bits, os.remove])
 @pytest.mark.parametrize('name', ['head_001', 'state', 'trunk'])
-def test_the_checkpoint_before_a_damaged_one_is_used(interrupted, capsys, name):
+def test_the_checkpoint_before_a_damaged_one_is_used(interrupted, capsys, name, damage):
     run, batches = interrupted
-    newest, _ = run.checkpoints()
+    newest, older = run.checkpoints()
     damaged = os.path.join(newest, f'{name}.pth')
-    os.truncate(damaged, os.path.getsize(damaged) // 2)
+    damage(damaged)
     whole, resumed = make_trainer(), make_trainer()
     train(whole, batches)
-    assert run.restore(resumed).done.batches == 1
+    assert run.begin(resumed).batches == 1
     assert damaged in capsys.readouterr().out
+    assert run.checkpoints() == [older]  # the other one can be written again
     train(resumed, batches[1:])
     assert equal_weights(whole.model, resumed.model)
 
@@ -135,77 +128,28 @@ def test_the_checkpoint_before_a_damaged_one_is_used(interrupted, capsys, name):
 def test_no_readable_checkpoint_is_refused(interrupted):
     run, _ = interrupted
     for folder in run.checkpoints():
-        os.truncate(os.path.join(folder, 'trunk.pth'), 1000)
+        cut(os.path.join(folder, 'trunk.pth'))
     with pytest.raises(UserError, match='small_checkpoint'):
-        run.restore(make_trainer())
+        run.begin(make_trainer())
     assert len(run.checkpoints()) == 2
-
-
-@pytest.mark.parametrize('ending', ['run.json', 'results.csv', 'data_base.pth'])
-def test_a_folder_in_the_place_of_a_file_is_refused_at_once(interrupted, ending):
-    run, _ = interrupted
-    os.mkdir(run.path(ending))
-    with pytest.raises(UserError, match=f'{ending} is a folder'):
-        run.check_start(True, 3)
-
-
-@pytest.mark.parametrize('ending', ['results.csv', 'model.pth'])
-def test_a_start_removes_what_a_killed_process_left(interrupted, ending):
-    run, _ = interrupted
-    of_this_run = temporary_name(run.path(ending))
-    of_another = temporary_name(run.path(ending).replace('small', 'smaller'))
-    for path in (of_this_run, of_another):
-        open(path, 'w').close()
-    assert run.check_start(True, 3)
-    assert not os.path.exists(of_this_run) and os.path.exists(of_another)
 
 
 def test_other_settings_are_refused(interrupted, tmp_path):
     for name, value in (('lr', 3e-4), ('seed', 2)):
         with pytest.raises(UserError, match=f'--{name} {value}'):
-            make_run(tmp_path, **{name: value}).restore(make_trainer())
+            make_run(tmp_path, **{name: value}).begin(make_trainer())
     with pytest.raises(UserError, match='dataset has changed'):
-        make_run(tmp_path, split_sha256='other').restore(make_trainer())
-
-
-def test_checkpoints_load_as_plain_tensors(interrupted):
-    run, _ = interrupted
-    for folder in run.checkpoints():
-        for name in os.listdir(folder):
-            saved = torch.load(os.path.join(folder, name), weights_only=True)
-            assert isinstance(saved, dict)
+        make_run(tmp_path, split_sha256='other').begin(make_trainer())
 
 
 def test_an_interrupted_run_must_be_resumed(interrupted):
     run, _ = interrupted
+    leftover = temporary_name(run.path('model.pth'))
+    open(leftover, 'w').close()
     with pytest.raises(UserError, match='--resume'):
-        run.check_start(resume=False, num_epochs=3)
-    assert run.check_start(resume=True, num_epochs=3)
-
-
-def finish(run, epochs, **settings):
-    """Write what a finished run leaves."""
-    saved = {**run.settings, **settings}
-    record = {'arguments': saved, 'precision': 'fp32'}
-    record['data'] = {'split_sha256': saved['split_sha256']}
-    with open(run.path('run.json'), 'w') as file:
-        json.dump(record, file)
-    table = pd.DataFrame({'epoch': range(1, epochs + 1)})
-    table.to_csv(run.path('results.csv'), index=False)
-
-
-def test_a_finished_run_is_not_run_again(tmp_path, capsys):
-    run = make_run(tmp_path)
-    assert run.check_start(resume=True, num_epochs=3)  # nothing there yet
-    nothing = f'notice: --resume: {run.name} has no checkpoint: training begins\n'
-    assert capsys.readouterr().out == nothing
-    finish(run, 3)
-    assert not run.check_start(resume=True, num_epochs=3)
-    assert run.name in capsys.readouterr().out
-    assert run.check_start(resume=False, num_epochs=3)  # trained again
-    finish(run, 3, seed=5)
-    with pytest.raises(UserError, match='--seed 1'):
-        run.check_start(resume=True, num_epochs=3)
+        run.check_start(resume=False)
+    assert run.check_start(resume=True)
+    assert not os.path.exists(leftover)  # of a killed process
 
 
 def test_a_checkpoint_that_cannot_be_written_is_only_warned_of(
@@ -233,43 +177,170 @@ def test_the_noise_of_the_published_protocol_is_restored(tmp_path):
     run.save_checkpoint(trainer, Progress())
     resumed = make_trainer()
     resumed.noise = torch.Generator().manual_seed(7)
-    run.restore(resumed)
+    run.begin(resumed)
     assert torch.equal(resumed.noise.get_state(), trainer.noise.get_state())
 
 
-def test_a_checkpoint_that_cannot_be_opened_is_passed_over(
-    interrupted, monkeypatch, capsys
-):
-    run, _ = interrupted
-    newest, _ = run.checkpoints()
-    load = torch.load
-
-    def load_or_fail(path, **options):
-        if str(path).startswith(newest):
-            raise PermissionError(13, 'Permission denied', path)
-        return load(path, **options)
-
-    monkeypatch.setattr(torch, 'load', load_or_fail)
-    assert run.restore(make_trainer()).done.batches == 1
-    assert newest in capsys.readouterr().out
+# Finished
 
 
-def test_the_epoch_that_is_kept_is_written_together(tmp_path):
+def finish(run, **settings):
+    """Write what a finished run leaves."""
+    saved = {**run.settings, **settings}
+    record = {'arguments': saved, 'precision': 'fp32', 'calibration': None}
+    record['data'] = {'split_sha256': saved['split_sha256']}
+    os.makedirs(run.path('checkpoint'), exist_ok=True)
+    run.take_lock()
+    run.keep({'epoch': 2}, {'epoch': 2}, record)
+    run.write_csv(Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.2}]))
+    run.end()
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, capsys):
     run = make_run(tmp_path)
-    run.keep({'epoch': 2}, {'epoch': 2}, {'calibration': {'threshold': 0.5}})
-    assert run.calibration() == {'threshold': 0.5}
-    run.write_csv(
-        Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.25}])
-    )
-    assert pd.read_csv(run.path('results.csv'))['loss'].tolist() == [0.5, 0.25]
+    assert run.check_start(resume=True)  # nothing there yet
+    assert capsys.readouterr().out.startswith('notice: --resume: small')
+    finish(run)
     names = ['data_base.pth', 'model.pth', 'results.csv', 'run.json']
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
+    assert not run.check_start(resume=True)
+    assert 'small is finished' in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
+    assert run.check_start(resume=False)  # trained again
+    finish(run, seed=5)
+    with pytest.raises(UserError, match='--seed 1'):
+        run.check_start(resume=True)
 
 
-def test_checkpoints_of_a_finished_run_are_removed(interrupted, tmp_path):
+@pytest.mark.parametrize('name', ['results.csv', 'model.pth', 'data_base.pth'])
+def test_results_without_a_run_json_are_not_overwritten(tmp_path, name):
+    run = make_run(tmp_path)
+    with open(run.path(name), 'w') as file:
+        file.write('a')
+    with pytest.raises(UserError, match=name):
+        run.check_start(resume=True)
+    assert run.check_start(resume=False)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"arguments": ', 'PK\x03\x04\x00'])
+def test_a_damaged_run_json_is_named(tmp_path, text):
+    run = make_run(tmp_path)
+    finish(run)
+    with open(run.path('run.json'), 'w') as file:
+        file.write(text)
+    with pytest.raises(UserError, match=r'run\.json.*--resume'):
+        run.check_start(resume=True)
+
+
+def test_results_without_their_checkpoints_are_not_overwritten(tmp_path):
+    """The run did not end, and its checkpoints were removed."""
+    run = make_run(tmp_path)
+    finish(run)
+    record = read_run_json(run.path('run.json'))
+    write_json(run.path('run.json'), {**record, 'finished': False})
+    with pytest.raises(UserError, match=r'run\.json.*--resume'):
+        run.check_start(resume=True)
+
+
+def test_a_run_json_may_hold_names_that_are_not_unicode(tmp_path):
+    path = tmp_path / 'run.json'
+    record = {'arguments': {'data_root': 'd\udcffta'}, 'precision': '', 'data': {}}
+    write_json(str(path), record)
+    assert read_run_json(str(path)) == record
+
+
+def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
+    path = tmp_path / 'results.csv'
+    path.write_text('epoch,loss\n1,0.5\n2,n/a\n,3\n')
+    table = read_results(str(path))
+    assert table['epoch'].tolist() == [1, 2]
+    assert table['loss'].isna().tolist() == [False, True]
+    for text in (b'', b'era\n1\n', b'PK\x03\x04\x00\xff\xfe'):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=r'results\.csv'):
+            read_results(str(path))
+
+
+def test_the_csv_of_a_run(tmp_path):
+    run = make_run(tmp_path)
+    finish(run)
+    assert pd.read_csv(run.path('results.csv'))['loss'].tolist() == [0.5, 0.2]
+
+
+# The lock
+
+HOLD = """
+import sys
+from areir.training.run import Run
+run = Run('small', sys.argv[1], {{}})
+run.take_lock()
+{then}
+print('held', flush=True)
+sys.stdin.read()
+"""
+FORK = """
+import os
+if os.fork() == 0:
+    sys.stdin.read()
+    os._exit(0)
+"""
+
+
+def hold(folder, then=''):
+    """Start a process that holds the lock of the run until its stdin ends."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLD.format(then=then), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == 'held\n'
+    return process
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_run_that_is_going_on_is_not_begun(tmp_path, resume):
+    process = hold(tmp_path)
+    with pytest.raises(UserError, match='small is going on'):
+        make_run(tmp_path).check_start(resume)
+    process.communicate('')
+    assert make_run(tmp_path).check_start(resume)
+
+
+@pytest.mark.parametrize('then', ['', FORK], ids=['alone', 'with a worker'])
+def test_a_killed_process_holds_no_lock(tmp_path, then):
+    """Even while a process lives that it had forked, as loaders do."""
+    process = hold(tmp_path, then)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run = make_run(tmp_path)
+    run.take_lock()
+    run.release_lock()
+    assert os.listdir(tmp_path) == []
+    process.communicate('')
+
+
+def test_a_run_that_failed_in_this_process_can_begin_again(tmp_path):
+    first, second = make_run(tmp_path), make_run(tmp_path)
+    first.take_lock()
+    second.take_lock()
+    second.release_lock()
+    process = hold(tmp_path)
+    process.communicate('')
+
+
+def test_where_there_are_no_locks_the_run_trains(tmp_path, monkeypatch, capsys):
+    def refuse(lock, **options):
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr('filelock.FileLock.acquire', refuse)
+    make_run(tmp_path).take_lock()
+    assert 'small.lock' in capsys.readouterr().err
+
+
+def test_settings_of_a_checkpoint_are_plain(interrupted):
     run, _ = interrupted
-    assert run.check_start(resume=True, num_epochs=3)
-    finish(run, 2)
-    run.end(Progress(rows=[{'epoch': 1}, {'epoch': 2}]))
-    assert run.checkpoints() == []
-    assert sorted(os.listdir(tmp_path)) == ['small_results.csv', 'small_run.json']
+    path = os.path.join(run.checkpoints()[0], 'state.pth')
+    saved = torch.load(path, weights_only=True)
+    assert saved['settings'] == SETTINGS
+    json.dumps(saved['progress'])

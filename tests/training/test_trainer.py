@@ -1,15 +1,19 @@
 """Training head by head gives the numbers of the plain loop, with less memory."""
 
 import copy
+from functools import partial
 
 import pytest
+import small
 import torch
 from torch import nn
 
+from areir.files import save_tensors
 from areir.hardware import Hardware
 from areir.training import trainer as trainer_module
+from areir.training.run import Progress
 from areir.training.trainer import Autocast, Trainer, sum_gradients, train_step
-from model import EnsembleLoss, EnsembleModel, assign_meta_classes, count_parameters
+from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
 META_LABELS = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 0], [1, 3, 3]])
@@ -262,7 +266,7 @@ def train_batches(trainer, numbers):
 
 def save(trainer, folder):
     for name, value in trainer.checkpoint().items():
-        torch.save(value, folder / f'{name}.pth')
+        save_tensors(value, folder / f'{name}.pth')
 
 
 def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
@@ -311,11 +315,6 @@ def test_an_epoch_sets_the_rate_of_every_optimizer(slim_backbone):
         assert [group['lr'] for group in optimizer.param_groups] == [0.5]
     assert all(module.training for module in trainer.parts['trunk'].modules())
     assert all(module.training for module in trainer.parts['head_002'].modules())
-
-
-def test_parameters_are_those_of_the_whole_ensemble(slim_backbone):
-    counted = sum(weight.numel() for weight in make_trainer().model.parameters())
-    assert count_parameters('resnet18', 3, 4, with_se=True)[2] == counted
 
 
 @pytest.mark.parametrize('members', [None, [0, 2], [2]])
@@ -389,3 +388,58 @@ def test_a_frozen_trunk_is_the_same_as_its_features(slim_backbone):
     assert_equal_weights(whole.model, short.model)
     assert_equal_weights(trunk, whole.model.trunk)
     assert not whole.optimizers['trunk'].state_dict()['state']
+
+
+# Another criterion
+
+
+def test_the_weights_of_a_criterion_are_trained_and_saved(tmp_path):
+    """Each head has its own; their learning rate follows the network's."""
+    batches = small.random_batches(4)
+    options = {'criterion': small.Proxies(), 'criterion_rate': 10}
+    whole, killed, resumed = (small.make_trainer(**options) for _ in range(3))
+    small.train(whole, batches)
+    weights = [criterion.weight for criterion in whole.loss.criteria]
+    assert not any(torch.equal(weight, torch.eye(4)) for weight in weights)
+    assert not torch.equal(weights[0], weights[1])
+    groups = whole.optimizers['head_001'].param_groups
+    assert [group['lr'] for group in groups] == [1e-3, 1e-2]
+    small.train(killed, batches[:2])
+    run = small.make_run(tmp_path)
+    run.save_checkpoint(killed, Progress(batches=2))
+    run.begin(resumed)
+    small.train(resumed, batches[2:])
+    assert small.equal_weights(whole.model, resumed.model)
+    assert small.equal_weights(whole.loss, resumed.loss)
+
+
+def test_the_gradient_of_a_criterion_is_that_of_the_whole_loss():
+    trainer = small.make_trainer(criterion=small.Proxies())
+    model, loss = copy.deepcopy(trainer.model), copy.deepcopy(trainer.loss)
+    ((images, labels),) = small.random_batches(1)
+    features = model.trunk(images)
+    loss(torch.stack([head(features) for head in model.heads], 1), labels).backward()
+    notes = [Notes(module) for module in (model.trunk, *model.heads)]
+    heads = list(zip(trainer.model.heads, trainer.loss.criteria))
+    own = [Notes(trainer.model.trunk), *(Notes(nn.ModuleList(pair)) for pair in heads)]
+    train_step(trainer.trunk, trainer.heads, trainer.loss, own, images, labels)
+    for note in notes:
+        note.step()
+    for note, other in zip(notes, own):
+        for gradient, wanted in zip(other.gradients, note.gradients):
+            assert torch.allclose(gradient, wanted, atol=1e-6)
+    for criterion, note in zip(loss.criteria, own[1:]):
+        assert torch.allclose(criterion.weight.grad, note.gradients[-1], atol=1e-6)
+
+
+def test_a_loss_of_pytorch_metric_learning_is_a_criterion():
+    losses = pytest.importorskip('pytorch_metric_learning.losses')
+    optimizer = partial(torch.optim.AdamW, weight_decay=1e-2)
+    criterion = losses.ProxyAnchorLoss(num_classes=4, embedding_size=4)
+    trainer = small.make_trainer(heads=1, criterion=criterion, optimizer=optimizer)
+    batch = small.random_batches(1, heads=1)
+    first = trainer.step(*batch[0])[0]
+    small.train(trainer, batch * 20)
+    assert trainer.step(*batch[0])[0] < first
+    decay = [g['weight_decay'] for g in trainer.optimizers['head_000'].param_groups]
+    assert decay == [1e-2, 0]

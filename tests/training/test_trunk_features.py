@@ -102,27 +102,27 @@ def test_features_beyond_float16_are_cut(paths, trainer):
     assert features.isfinite().all() and features.max() == 65504
 
 
+def ensure(folder, name, paths, trainer):
+    """Return the path of a file of features that `ensure_features` has looked after."""
+    path = str(folder / f'{name}.npy')
+    ensure_features(path, views_of(paths), trainer, INFO, [])
+    return path
+
+
 def test_the_file_holds_all_views(paths, trainer, tmp_path):
-    folder = str(tmp_path / 'features')
-    path = ensure_features(folder, 'name', views_of(paths), trainer, INFO, [])
-    assert path == os.path.join(folder, 'name.npy') and os.listdir(folder) == [
-        'name.npy'
-    ]
+    path = ensure(tmp_path / 'features', 'name', paths, trainer)
+    assert os.listdir(tmp_path / 'features') == ['name.npy']
     wanted = torch.cat(list(view_features(views_of(paths), trainer, INFO)))
     assert np.array_equal(np.load(path), wanted.numpy())
 
 
-def test_a_file_that_is_there_is_kept_and_another_one_removed(
-    paths, trainer, tmp_path, monkeypatch
-):
-    folder = str(tmp_path / 'features')
-    arguments = views_of(paths), trainer, INFO, []
-    path = ensure_features(folder, 'one', *arguments)
-    before = os.stat(path)
-    assert ensure_features(folder, 'one', *arguments) == path
-    assert os.stat(path).st_mtime_ns == before.st_mtime_ns
-    ensure_features(folder, 'two', *arguments)
-    assert os.listdir(folder) == ['two.npy']
+def test_a_file_that_is_there_is_kept_and_another_one_removed(paths, trainer, tmp_path):
+    path = ensure(tmp_path / 'features', 'one', paths, trainer)
+    before = os.stat(path).st_mtime_ns
+    ensure(tmp_path / 'features', 'one', paths, trainer)
+    assert os.stat(path).st_mtime_ns == before
+    ensure(tmp_path / 'features', 'two', paths, trainer)
+    assert os.listdir(tmp_path / 'features') == ['two.npy']
 
 
 def flip_byte(content, place):
@@ -140,23 +140,20 @@ def flip_byte(content, place):
     ],
 )
 def test_a_damaged_file_is_computed_again(paths, trainer, tmp_path, capsys, damage):
-    arguments = str(tmp_path / 'it'), 'name', views_of(paths), trainer, INFO, []
-    path = ensure_features(*arguments)
+    path = ensure(tmp_path / 'it', 'name', paths, trainer)
     with open(path, 'rb') as file:
         content = file.read()
-    assert damage(content) != content
     with open(path, 'wb') as file:
         file.write(damage(content))
-    assert ensure_features(*arguments) == path
+    ensure(tmp_path / 'it', 'name', paths, trainer)
     assert f'{path} is damaged' in capsys.readouterr().out
     with open(path, 'rb') as file:
         assert file.read() == content
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(paths, trainer, tmp_path):
-    arguments = str(tmp_path / 'it'), 'name', views_of(paths), trainer, INFO, []
     with largest_file(40_000), pytest.raises(OSError, match=r'name\.npy cannot be'):
-        ensure_features(*arguments)
+        ensure(tmp_path / 'it', 'name', paths, trainer)
     assert os.listdir(tmp_path / 'it') == []
 
 
