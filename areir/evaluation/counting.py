@@ -6,15 +6,25 @@ of scores is computed once, counted and thrown away.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from areir.evaluation import scores as exact
-from areir.evaluation.scores import LAST, products, to_keys, to_scores
+from areir.evaluation.scores import (
+    CHUNK,
+    LAST,
+    products,
+    round_products,
+    rows_at_once,
+    tile_scores,
+    to_keys,
+    to_scores,
+)
 
+BLOCK = 64  # gallery images of whole classes whose positives are scored at a time
 NARROW = 32  # a tile with at most this many columns is not divided
+LAST_INDEX = 2**31 - 1
 MANY = 16  # a tile is divided if more than 1/16 of it is doubtful
 
 
@@ -34,120 +44,44 @@ class LabelledImages:
         return exact.tolerance(self.query.shape[1], self.bound, dtype)
 
 
-# The keys of the positives
-
-
-class Members(NamedTuple):
-    """The images of each class: order[start[c] : start[c] + count[c]].
-
-    order (N,): images in order of their class; start, count (C,).
-    """
-
-    order: torch.Tensor
-    start: torch.Tensor
-    count: torch.Tensor
-
-    def of(self, classes, places):
-        """Return the images (c, n) at the places (n,) of each of the classes (c,)."""
-        return self.order[self.start[classes, None] + places]
-
-
-def members_of_classes(classes, class_count):
-    """Return the Members of the images with these classes (N,)."""
-    count = torch.bincount(classes, minlength=class_count)
-    return Members(classes.argsort(stable=True), count.cumsum(0) - count, count)
-
-
 def positive_keys(images, first, positives):
-    """Return the keys of all positives of the queries first, first + 1, ...
+    """Return the keys (P,) of all positives of the queries first, first + 1, ...
 
-    positives (n,): how many each of these queries has. The keys (P,) of a query are in
-    order, and follow those of the query before it.
-    """
-    device, itself = positives.device, int(images.leave_one_out)
-    count = int(positives.sum())
-    keys = torch.empty(count, dtype=torch.int64, device=device)
-    start = positives.cumsum(0) - positives
-    query_class = images.query_class[first : first + len(positives)]
-    gallery_class = images.gallery_class
-    last = torch.maximum(query_class.max(), gallery_class.max())
-    class_count = int(last) + 1
-    queries = members_of_classes(query_class, class_count)
-    gallery = members_of_classes(gallery_class, class_count)
-    for rows, columns in class_batches(queries, gallery, itself):
-        class_keys = sorted_keys(images, first + rows, columns)
-        wanted = columns.shape[1] - itself
-        place = torch.arange(wanted, device=device)
-        keys[start[rows][:, :, None] + place] = class_keys[:, :, :wanted]
-    return keys
-
-
-def class_batches(queries, gallery, itself):
-    """Yield (queries (c, n), gallery images (c, m)) of c classes of equal sizes.
-
-    queries, gallery: Members; itself: 1 if the gallery holds the query itself, as in
-    leave-one-out, else 0. The batches cover all classes that have queries with
-    positives, and their products fit into the workspace.
-    """
-    device = queries.count.device
-    sizes = torch.stack([queries.count, gallery.count], dim=1)
-    used = (queries.count > 0) & (gallery.count > itself)
-    for n, m in sizes[used].unique(dim=0).tolist():
-        height = min(n, exact.rows_at_once(max(m, exact.CHUNK)))
-        widened = height * m + (height + m) * exact.CHUNK
-        same_size = (queries.count == n) & (gallery.count == m)
-        same_size = same_size.nonzero().flatten()
-        for classes in same_size.split(exact.rows_at_once(widened)):
-            every = torch.arange(m, device=device)
-            columns = gallery.of(classes, every)
-            for places in torch.arange(n, device=device).split(height):
-                yield queries.of(classes, places), columns
-
-
-def sorted_keys(images, rows, columns):
-    """Return the keys (c, n, m) of queries (c, n) with gallery images (c, m).
-
-    Each query's are in order; the query itself comes last.
+    positives (n,): how many each of these queries has. The keys of a query are in
+    order, and follow those of the query before it. Queries and gallery are put in the
+    order of their classes, so that the positives of neighbours lie side by side.
     """
     query, gallery = images.query, images.gallery
-    total = products(query, gallery, rows, columns, torch.float64)
-    rows, columns = rows[:, :, None], columns[:, None]
     error = images.tolerance(torch.float64)
-    scores = exact.round_products(total, query, gallery, rows, columns, error)
-    keys = to_keys(scores, columns)
-    if images.leave_one_out:
-        keys[rows == columns] = LAST
-    return keys.sort(dim=2).values
-
-
-# Counting
-
-
-def count_true(mask):
-    """Return (n,) int32, how many of each row (n, m) are true."""
-    return mask.sum(dim=1, dtype=torch.int32)
-
-
-class Doubtful(NamedTuple):
-    """Pairs of a tile whose products do not tell which positives are behind.
-
-    queries (q,): those with at least one such pair; i (p,): each pair's place in
-    queries, ascending; j (p,): its column in the tile; approximate (p,): its product.
-    """
-
-    queries: torch.Tensor
-    i: torch.Tensor
-    j: torch.Tensor
-    approximate: torch.Tensor
-
-    def choose(self, mask):
-        """Return those pairs that the mask (p,) selects."""
-        return Doubtful(
-            self.queries,
-            self.i[mask],
-            self.j[mask],
-            self.approximate[mask],
-        )
+    query_class = images.query_class[first : first + len(positives)]
+    query_class, queries = query_class.sort(stable=True)
+    gallery_class, columns = images.gallery_class.sort(stable=True)
+    start = torch.searchsorted(gallery_class, query_class)
+    stop = torch.searchsorted(gallery_class, query_class, right=True)
+    slot = positives.cumsum(0) - positives
+    keys = positives.new_empty(int(positives.sum()))
+    sizes = (start // BLOCK).unique_consecutive(return_counts=True)[1]
+    for block in torch.arange(len(queries), device=keys.device).split(sizes.tolist()):
+        span = slice(start[block[0]], stop[block[-1]])
+        for part in block.split(rows_at_once(max(span.stop - span.start, CHUNK))):
+            rows, others = first + queries[part], columns[span]
+            total = products(query, gallery, rows, others, torch.float64)
+            right = query_class[part, None] == gallery_class[span]
+            if images.leave_one_out:
+                right &= rows[:, None] != others
+            i, j = right.nonzero(as_tuple=True)
+            if not len(i):
+                continue
+            scores = round_products(
+                total[i, j], query, gallery, rows[i], others[j], error
+            )
+            place = right.cumsum(dim=1)[i, j] - 1
+            most = int(place.max()) + 1
+            part_keys = torch.full((len(part), most), LAST, device=keys.device)
+            part_keys[i, place] = to_keys(scores, others[j])
+            part_keys = part_keys.sort(dim=1).values
+            keys[slot[queries[part[i]]] + place] = part_keys[i, place]
+    return keys
 
 
 class AheadCounter:
@@ -169,19 +103,15 @@ class AheadCounter:
         """positives (Q,): how many each query has; keys (P,): of `positive_keys`."""
         self.images, self.first = images, first
         self.positives, self.keys = positives, keys
-        self.device = keys.device
         self.slack = images.tolerance(torch.float32)
-        self.error = images.tolerance(torch.float64)
         start = positives.cumsum(0) - positives
         self.start = start.clamp(max=max(0, len(keys) - 1))
         self.ahead = torch.zeros_like(keys)
         self.live = positives.clone()
         self.passed = torch.zeros_like(positives)
-        limit = torch.full(
-            (len(positives),), torch.inf, dtype=torch.float32, device=self.device
-        )
-        self.upper, self.lower = limit, limit.clone()
-        some = (positives > 0).nonzero().flatten()
+        self.upper = torch.full_like(positives, torch.inf, dtype=torch.float32)
+        self.lower = self.upper.clone()
+        some = positives.nonzero().flatten()
         self.upper[some] = to_scores(keys[self.start[some]]) + self.slack
         self.update_lower(some)
 
@@ -194,130 +124,99 @@ class AheadCounter:
 
         In leave-one-out scores are symmetric: each tile counts for both its sides.
         """
-        images, queries = self.images, len(self.positives)
-        gallery = len(images.gallery)
+        images, first, queries = self.images, self.first, len(self.positives)
         symmetric = images.leave_one_out and queries == len(images.query)
         tiles = [
             (row, column)
             for row in range(0, queries, tile)
-            for column in range(row if symmetric else 0, gallery, tile)
+            for column in range(row if symmetric else 0, len(images.gallery), tile)
         ]
-        for row, column in tqdm(
-            tiles, desc='ranking', unit='tile', delay=3, leave=False
-        ):
-            stop = min(row + tile, queries)
-            approximate = self.tile_products(row, stop, column, column + tile)
+        bar = tqdm(tiles, desc='ranking', unit='tile', delay=3, leave=False)
+        for row, column in bar:
+            rows = slice(first + row, first + min(row + tile, queries))
+            columns = slice(column, column + tile)
+            approximate = products(
+                images.query, images.gallery, rows, columns, torch.float32
+            )
+            if images.leave_one_out:  # no query retrieves itself
+                approximate.diagonal(rows.start - column).fill_(-torch.inf)
             self.add_tile(approximate, row, column)
             if symmetric and row != column:
                 self.add_tile(approximate.T, column, row)
         return self.ahead
 
-    def tile_products(self, row, row_stop, column, column_stop):
-        """Return the float32 products of a tile; a query's with itself is -inf."""
-        rows = slice(self.first + row, self.first + row_stop)
-        columns = slice(column, column_stop)
-        images = self.images
-        approximate = products(
-            images.query, images.gallery, rows, columns, torch.float32
-        )
-        if images.leave_one_out:
-            with_itself = approximate.diagonal(self.first + row - column)
-            with_itself.fill_(-torch.inf)
-        return approximate
-
     def add_tile(self, approximate, row, column):
         """Count the tile (n, m) of products, queries from row, images from column."""
-        lower = self.lower[row : row + len(approximate)]
+        n, m = approximate.shape
+        lower = self.lower[row : row + n]
         active = (approximate.amax(dim=1) >= lower).nonzero().flatten()
         if not len(active):
             return
-        if 2 * len(active) > len(approximate):
-            # a copy would cost more than it saves
-            active = torch.arange(len(approximate), device=self.device)
-            rows = approximate
-        else:
-            rows = approximate[active]
+        if 2 * len(active) > n:  # a copy would cost more than it saves
+            active = torch.arange(n, device=active.device)
+        tile = approximate if len(active) == n else approximate[active]
         queries = row + active
-        certain = rows > self.upper[queries, None]
-        possible = rows >= self.lower[queries, None]
-        certain_count = count_true(certain).long()
-        doubtful_count = count_true(possible) - certain_count
-        if self.should_divide(possible, queries, doubtful_count):
-            self.divide(approximate, row, column)
-            return
-        self.ahead.index_add_(0, self.start[queries], certain_count)
-        self.passed[queries] += certain_count
+        certain = tile > self.upper[queries, None]
+        possible = tile >= self.lower[queries, None]
+        ahead = certain.sum(dim=1, dtype=torch.int32)
+        doubtful = possible.sum(dim=1, dtype=torch.int32) - ahead
 
-        some = doubtful_count.nonzero().flatten()
+        most = int(self.positives[queries].max())
+        many = doubtful[self.live[queries] > 1].sum() > possible.numel() // MANY
+        if many and m > max(NARROW, 2 * most):
+            # count it in halves; the second skips what the first gives up
+            left, right = approximate.chunk(2, dim=1)
+            self.add_tile(left, row, column)
+            self.add_tile(right, row, column + left.shape[1])
+            return
+        self.ahead.index_add_(0, self.start[queries], ahead.long())
+        self.passed[queries] += ahead
+
+        some = doubtful.nonzero().flatten()
         i, j = (certain[some] ^ possible[some]).nonzero(as_tuple=True)
-        other = self.is_other_class(queries[some[i]], column + j)
+        i = some[i]
+        images = self.images
+        query_class = images.query_class[self.first + queries[i]]
+        other = query_class != images.gallery_class[column + j]
         i, j = i[other], j[other]  # positives are in order already
         if len(i):
-            pairs = Doubtful(queries[some], i, j, rows[some[i], j])
-            stop = column + approximate.shape[1]
-            columns = torch.arange(column, stop, device=self.device)
-            self.add_doubtful(pairs, columns)
+            rows = self.first + queries
+            columns = torch.arange(column, column + m, device=rows.device)
+            self.add_doubtful(rows, columns, i, j, tile[i, j])
         self.give_up(queries)
 
-    def is_other_class(self, queries, columns):
-        """Return (p,) whether the gallery images are of other classes."""
-        query_class = self.images.query_class[self.first + queries]
-        return query_class != self.images.gallery_class[columns]
-
-    def should_divide(self, possible, queries, doubtful_count):
-        """Whether many pairs are doubtful, and half of the tile may settle some."""
-        doubtful = doubtful_count[self.live[queries] > 1].sum()
-        if doubtful <= possible.numel() // MANY:
-            return False
-        most = int(self.positives[queries].max())
-        return possible.shape[1] > max(NARROW, 2 * most)
-
-    def divide(self, approximate, row, column):
-        """Count a tile in halves; the second skips what the first gives up."""
-        start = column
-        for half in approximate.chunk(2, dim=1):
-            self.add_tile(half, row, start)
-            start += half.shape[1]
-
-    def add_doubtful(self, pairs, columns):
-        """Count doubtful pairs of a tile with these gallery columns."""
-        highest = pairs.approximate + self.slack
-        lowest = pairs.approximate - self.slack
-        first_index = torch.zeros_like(pairs.j)
-        last_index = torch.full_like(pairs.j, 2**31 - 1)
-        place = self.place(pairs, to_keys(highest, first_index))
-        behind = self.place(pairs, to_keys(lowest, last_index))
-        unsure = place != behind
-        if unsure.any():
-            chosen = pairs.choose(unsure)
-            place[unsure] = self.exact_place(chosen, columns)
-        queries = pairs.queries[pairs.i]
+    def add_doubtful(self, rows, columns, i, j, approximate):
+        """Count the doubtful pairs rows[i], columns[j]; approximate: their products."""
+        queries = rows[i] - self.first
+        place = self.place(queries, to_keys(approximate + self.slack, 0))
+        behind = self.place(queries, to_keys(approximate - self.slack, LAST_INDEX))
+        unsure = (place != behind).nonzero().flatten()
+        if len(unsure):
+            query, gallery = self.images.query, self.images.gallery
+            i, j = i[unsure], j[unsure]
+            error = self.images.tolerance(torch.float64)
+            scores = tile_scores(query, gallery, rows, columns, i, j, error)
+            place[unsure] = self.place(queries[unsure], to_keys(scores, columns[j]))
         inside = place < self.live[queries]
         queries, place = queries[inside], place[inside]
         one = torch.ones_like(queries)
         self.ahead.index_add_(0, self.start[queries] + place, one)
         self.passed.index_add_(0, queries, one)
 
-    def exact_place(self, pairs, columns):
-        """Return `place` of the pairs by their scores instead of their products."""
-        query, gallery = self.images.query, self.images.gallery
-        rows = self.first + pairs.queries
-        scores = exact.tile_scores(
-            query, gallery, rows, columns, pairs.i, pairs.j, self.error
-        )
-        return self.place(pairs, to_keys(scores, columns[pairs.j]))
+    def place(self, queries, keys):
+        """Return (p,) how many live positives of the queries (p,) are before keys (p,).
 
-    def place(self, pairs, keys):
-        """Return (p,) how many live positives are not behind the pairs' keys (p,)."""
-        queries, i = pairs.queries, pairs.i
-        count = torch.bincount(i, minlength=len(queries))
-        column = torch.arange(len(i), device=self.device)
-        column -= (count.cumsum(0) - count)[i]
-        wanted = torch.full((len(queries), int(count.max())), LAST, device=self.device)
+        Equal queries are side by side.
+        """
+        own, i, count = queries.unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        column = torch.arange(len(i), device=i.device) - (count.cumsum(0) - count)[i]
+        wanted = torch.full((len(own), int(count.max())), LAST, device=i.device)
         wanted[i, column] = keys
-        number, slot = self.live_slots(queries)
+        number, slot = self.live_slots(own)
         live_keys = self.keys[slot]
-        live_keys.masked_fill_(number >= self.live[queries, None], LAST)
+        live_keys.masked_fill_(number >= self.live[own, None], LAST)
         return torch.searchsorted(live_keys, wanted, right=True)[i, column]
 
     def live_slots(self, queries):
@@ -326,7 +225,7 @@ class AheadCounter:
         l is the largest number of live positives. Where a query has fewer, the places
         are those of other positives.
         """
-        number = torch.arange(int(self.live[queries].max()), device=self.device)
+        number = torch.arange(int(self.live[queries].max()), device=queries.device)
         slot = self.start[queries, None] + number
         return number, slot.clamp(max=len(self.keys) - 1)
 
