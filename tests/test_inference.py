@@ -1,7 +1,6 @@
 """inference.py on a folder of the user's, with a model of random weights."""
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,6 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import trained
 from conftest import Project
 from PIL import Image
@@ -245,32 +243,6 @@ def test_a_single_image(photos, tmp_path, refuse):
     assert 'one: a single image' in line
     line = refuse(*gallery, '--query_img_name', folder / 'figure_1_01.png')
     assert '--retrieval_num' in line and 'has 0 images' in line
-
-
-class Executes:
-    def __reduce__(self):
-        return os.mkdir, ('executed',)
-
-
-def test_a_model_that_would_execute_something_is_refused(
-    project, photos, tmp_path, refuse
-):
-    with open(tmp_path / 'pickle_model.pth', 'wb') as file:
-        pickle.dump({'state_dict': Executes()}, file)
-    evil = {**project.saved, 'calibration': Executes()}
-    torch.save(evil, tmp_path / 'torch_model.pth')
-    for name in ('pickle_model.pth', 'torch_model.pth'):
-        line = refuse('--gallery', photos, '--model', tmp_path / name)
-        assert name in line and 'damaged' in line
-    assert not (project.elsewhere / 'executed').exists()
-
-
-def test_nothing_trained_yet_says_what_to_do(project, tmp_path):
-    root = ['--results_root', tmp_path / 'none']
-    for flags in ([], ['--report']):
-        line = project.refuse('inference.py', *root, *flags)
-        assert 'nothing is trained yet' in line and 'train.py' in line
-        assert '--gallery' in line
 
 
 # In processes of its own

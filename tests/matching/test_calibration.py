@@ -73,36 +73,27 @@ def test_calibration_equals_what_it_describes():
     wrong = scores.masked_fill(same, -2).amax(dim=1)
     right = scores.fill_diagonal_(-2).masked_fill(~same, -2).amax(dim=1)
     threshold = result['threshold']
-    realised = (wrong >= threshold).double().mean().item()
-    found = ((right > wrong) & (right >= threshold)).double().mean().item()
-    assert realised == pytest.approx(0.1, abs=0.04)
-    assert result['found'] == pytest.approx(found)
+    matched = ((right > wrong) & (right >= threshold)).double().mean().item()
+    assert (wrong >= threshold).double().mean().item() == pytest.approx(0.1, abs=0.04)
+    assert result['found'] == pytest.approx(matched)
     assert result['low'] <= threshold <= result['high']
     assert result['gallery_size'] == 232
     assert (result['queries'], result['classes']) == (240, 30)
     assert result['realised_low'] <= result['realised'] <= result['realised_high']
     assert result['thresholds'] == sorted(result['thresholds'])
     assert len(result['sizes']) == len(result['thresholds'])
-    repeated = calibrate(embeddings, labels, false_match_rate=0.1)
-    assert repeated == result
-
-
-def test_numbers_of_the_first_release():
-    """Thresholds in models that were saved before must mean the same."""
-    embeddings, labels = clusters(30, 8)
-    result = calibrate(embeddings, labels, false_match_rate=0.1)
+    assert len(result['confidence']) == 3
+    # stored calibrations must go on to mean the same
     expected = {
         'threshold': 0.709702,
         'low': 0.699512,
         'high': 0.7185639,
-        'found': 0.4583333,
         'realised': 0.1325,
         'realised_low': 0.0962252,
         'realised_high': 0.1716667,
     }
-    assert {name: result[name] for name in expected} == pytest.approx(
-        expected, rel=1e-5
-    )
+    found = {name: result[name] for name in expected}
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_lower_rate_needs_a_higher_threshold():

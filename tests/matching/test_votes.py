@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from areir.matching.calibration import LabelledVectors, calibrate
+from areir.matching.calibration import LabelledVectors
 from areir.matching.votes import (
     VOTERS,
     Vote,
@@ -16,44 +16,26 @@ from areir.matching.votes import (
 )
 
 
-def test_votes_are_weighted_by_score():
-    result = vote([0.9, 0.8, 0.7], ['a', 'b', 'b'], 0.5)
-    assert result.label == 'b' and result.share == pytest.approx(1.5 / 2.4)
-    assert vote([0.9, 0.8, 0.7], ['a', 'b', 'b'], 0.75)[:2] == ('a', 0.9 / 1.7)
-
-
-def test_the_lead_is_that_over_the_next_class():
-    assert vote([0.9, 0.8, 0.7], ['a', 'b', 'b'], 0.5).lead == pytest.approx(-0.1)
-    assert vote([0.9, 0.8, 0.7], ['a', 'a', 'b'], 0.5).lead == pytest.approx(0.2)
-
-
-def test_without_another_class_the_lead_is_that_over_the_threshold():
-    assert vote([0.9, 0.8, 0.4], ['a', 'a', 'b'], 0.5).lead == pytest.approx(0.4)
-
-
-def test_the_first_of_equal_classes_wins():
-    assert vote([0.8, 0.8], ['b', 'a'], 0.5) == ('b', 0.5, 0.0)
-
-
 @pytest.mark.parametrize(
-    ('scores', 'labels'), [([0.4], ['a']), ([], []), ([0.9], [None])]
+    ('scores', 'labels', 'threshold', 'expected'),
+    [
+        ([0.9, 0.8, 0.7], 'abb', 0.5, ('b', 1.5 / 2.4, -0.1)),  # votes weigh as scores
+        ([0.9, 0.8, 0.7], 'abb', 0.75, ('a', 0.9 / 1.7, 0.1)),
+        ([0.9, 0.8, 0.7], 'aab', 0.5, ('a', 1.7 / 2.4, 0.2)),  # ahead of class b
+        ([0.9, 0.8, 0.4], 'aab', 0.5, ('a', 1.0, 0.4)),  # ahead of the threshold
+        ([0.8, 0.8], 'ba', 0.5, ('b', 0.5, 0.0)),  # the first of equals
+        ([0.9] * VOTERS + [0.8] * 20, 'a' * VOTERS + 'b' * 20, 0.5, ('a', 1.0, 0.4)),
+        ([0.9, 0.8], [None, 'a'], 0.5, ('a', 1.0, 0.3)),
+        ([-0.1, -0.2], 'ab', -0.5, ('a', 0.5, 0.1)),
+        ([0.4], 'a', 0.5, (None, 0.0, 0.0)),
+        ([0.9], [None], 0.5, (None, 0.0, 0.0)),
+        ([], '', 0.5, (None, 0.0, 0.0)),
+    ],
 )
-def test_nobody_votes(scores, labels):
-    assert vote(scores, labels, 0.5) == (None, 0.0, 0.0)
-
-
-def test_only_the_nearest_vote():
-    scores = [0.9] * VOTERS + [0.8] * 20
-    label, share, _ = vote(scores, ['a'] * VOTERS + ['b'] * 20, 0.5)
-    assert (label, share) == ('a', 1.0)
-
-
-def test_images_without_a_class_do_not_count():
-    assert vote([0.9, 0.8], [None, 'a'], 0.5)[:2] == ('a', 1.0)
-
-
-def test_negative_scores_above_a_negative_threshold_still_vote():
-    assert vote([-0.1, -0.2], ['a', 'b'], -0.5).label == 'a'
+def test_a_vote(scores, labels, threshold, expected):
+    """Label, share of the votes, and lead of the winner."""
+    label, *numbers = vote(scores, list(labels), threshold)
+    assert (label, *numbers) == (expected[0], *map(pytest.approx, expected[1:]))
 
 
 # Confidence
@@ -116,13 +98,6 @@ def test_confidence_of_embeddings_equals_brute_force(seed):
     curve = calibrate_confidence(images, best_right, 0.3)
     wanted = fit_confidence(*brute_force(vectors, labels, 0.3))
     assert curve == pytest.approx(wanted, rel=1e-3)
-
-
-def test_a_calibration_has_the_confidence():
-    vectors = torch.nn.functional.normalize(torch.randn(40, 8))
-    calibration = calibrate(vectors, torch.arange(40) // 4)
-    curve = calibration['confidence']
-    assert curve is None or (len(curve) == 3 and all(map(math.isfinite, curve)))
 
 
 def test_a_gallery_of_one_image_calibrates():

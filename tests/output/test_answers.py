@@ -268,14 +268,6 @@ def test_many_answers_share_a_table(collection, tmp_path, capsys, monkeypatch):
     assert f'{5 - matches} with none' in output and 'first 3 queries' in output
 
 
-def test_many_answers_without_a_threshold(collection, tmp_path, capsys):
-    collection.calibration = None
-    many = answers_to(tmp_path / 'photos', collection, 2)
-    folder = str(tmp_path / 'photos')
-    answers.write_answers(many, collection, folder, str(tmp_path / 'results'))
-    assert 'match' not in capsys.readouterr().out
-
-
 def test_a_picture_that_is_cut_short_is_an_error(tmp_path):
     draw_noise(tmp_path / 'it.png', 0, (64, 64))
     image = Image.open(tmp_path / 'it.png')

@@ -13,21 +13,21 @@ from areir.output.sheets import THUMBNAIL
 from model import EnsembleModel, TrainedModel
 
 
-@pytest.mark.parametrize(('side', 'cells'), [(64, 8), (256, 8), (16, 4)])
-def test_heat_has_the_cells_of_the_last_layer_with_enough(side, cells):
-    """layer2 for 64 pixels, layer4 for 256; the trunk if no layer has enough."""
-    model = EnsembleModel('resnet18', 2, 3)
-    heat = similarity_maps(model, torch.randn(2, 3, side, side))
-    assert heat.shape == (2, cells, cells) and not heat.requires_grad
-    assert heat.min() >= 0
-    assert heat.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1])
-
-
 @pytest.mark.parametrize(
-    ('shared', 'side', 'cells'), [(1, 64, 8), (3, 64, 4), (3, 256, 8), (2, 128, 8)]
+    ('shared', 'embedding', 'side', 'cells'),
+    [
+        (1, 'logits', 64, 8),  # of layer2
+        (1, 'logits', 256, 8),  # of layer4
+        (1, 'logits', 16, 4),  # of the trunk: no stage has enough
+        (3, 'features', 64, 4),
+        (3, 'features', 256, 8),
+        (2, 'features', 128, 8),
+    ],
 )
-def test_heat_of_features_has_cells_of_the_trunk_or_a_stage(shared, side, cells):
-    options = {'embedding': 'features', 'mirror': True, 'shared_stages': shared}
+def test_heat_has_the_cells_of_the_last_stage_with_enough(
+    shared, embedding, side, cells
+):
+    options = {'embedding': embedding, 'mirror': True, 'shared_stages': shared}
     model = EnsembleModel('resnet18', 2, 3, **options)
     images = torch.randn(2, 3, side, side)
     model.projection = fit_projection(model.embed(torch.randn(5, 3, 32, 32)), 3, 0.5)
