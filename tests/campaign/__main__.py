@@ -33,7 +33,6 @@ def get_args():
     add('--seed', type=int, default=0)
     add('--cases', type=int, default=500, help='damaged files; events in proportion')
     add('--only', default='', metavar='KIND', help='only kinds with this in the name')
-    add('--damage', default='', metavar='NAME', help='only this damage of files')
     add('--case', type=int, help='try this case alone, and print its output')
     add('--keep', default='campaign_failures', help='folder for what failed')
     return parser.parse_args()
@@ -63,7 +62,7 @@ def main():
 
 def plan(args, world):
     """Return [(kind, function that tries a case by its number, the numbers to try)]."""
-    damaged = DamageCases(world, args.seed, args.only, args.damage)
+    damaged = DamageCases(world, args.seed, args.only)
     events = EventCases(world, args.seed)
     kinds = {'killed': events.kill, 'full disk': events.fill, 'at once': events.pair}
     if not can_mount(world.base):
@@ -72,7 +71,7 @@ def plan(args, world):
     found = [
         (kind, run, range(int(args.cases * EVENTS[kind])))
         for kind, run in kinds.items()
-        if args.only in kind and not args.damage
+        if args.only in kind
     ]
     if damaged.targets:
         found.insert(0, ('damage', damaged.run, range(args.cases)))
@@ -82,21 +81,17 @@ def plan(args, world):
 
 
 def report(case, args):
-    """Print a case that failed, and keep its file, command and output."""
+    """Print a case that failed, and keep its output."""
+    output = '\n'.join([case.what, ' '.join(map(str, case.words)), case.text])
     if args.case is not None:
-        print(*map(str, case.words), case.text, sep='\n')
-    if case.outcome in GOOD:
-        return
-    last = case.text.strip().splitlines()[-1:]
-    print(f'{case.outcome:<14} {case.kind} {case.number}: {case.what}', flush=True)
-    print(*(line[-300:] for line in last), flush=True)
-    name = f'{args.seed}_{case.kind}_{case.number}'.replace(' ', '_')
-    folder = Path(args.keep) / case.outcome.replace(' ', '_') / name
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ' '.join(map(str, case.words))
-    (folder / 'output').write_text(f'{case.what}\n{command}\n{case.text}')
-    if case.damaged:
-        shutil.copy(case.damaged, folder / 'damaged')
+        print(output)
+    if case.outcome not in GOOD:
+        last = case.text.strip().splitlines()[-1:]
+        print(f'{case.outcome:<14} {case.kind} {case.number}: {case.what}', *last)
+        folder = Path(args.keep)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f'{case.outcome} {args.seed} {case.kind} {case.number}'
+        (folder / name).write_text(output)
 
 
 def print_table(tried):

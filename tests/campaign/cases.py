@@ -2,10 +2,8 @@
 
 import os
 import random
-import shutil
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
 from campaign.calls import call
 from campaign.targets import NAMES, UNKNOWABLE, all_targets
@@ -24,7 +22,6 @@ class Case:
     outcome: str
     words: list
     text: str  # of the console
-    damaged: Path | None = None  # the file, while it is there
 
 
 def generator(*words):
@@ -59,13 +56,10 @@ DAMAGES = {function.__name__: function for function in (cut, empty, flip, other)
 
 
 class DamageCases:
-    """Tries damage cases in a World.
+    """Tries damage cases in a World; only: a part of the kinds that are tried."""
 
-    only: a part of the kinds that are tried; damage: the only one, or ''.
-    """
-
-    def __init__(self, world, seed, only='', damage=''):
-        self.world, self.seed, self.damage = world, seed, damage
+    def __init__(self, world, seed, only=''):
+        self.world, self.seed = world, seed
         self.targets = [target for target in all_targets() if only in target.kind]
         self.references = {}
 
@@ -78,13 +72,12 @@ class DamageCases:
         path = self.draw_file(target, rng)
         text = path.suffix in TEXTS
         choice = [name for name in DAMAGES if not (text and name == 'flip')]
-        damage = self.damage or rng.choice(choice)
+        damage = rng.choice(choice)
         before = snapshot(self.world.case, target.outputs)
         stat = path.stat()
         path.write_bytes(DAMAGES[damage](path.read_bytes(), rng))
         # its time of change stays, as when a disk fails
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        kept = shutil.copyfile(path, self.world.base / 'damaged')
         ended = call(target.words, self.world.case)
         same = self.result(target, ended) == result
         news = '\n'.join(set(ended.text.splitlines()) - lines)
@@ -97,7 +90,7 @@ class DamageCases:
         if ended.code and not before.items() <= after.items():
             outcome = WRONG  # it has changed other files than the damaged one
         words, what = target.words, f'{name}: {damage}'
-        return Case(target.kind, number, what, outcome, words, ended.text, kept)
+        return Case(target.kind, number, what, outcome, words, ended.text)
 
     def reference(self, target):
         """Return what the call leads to on valid files, and the lines it prints."""

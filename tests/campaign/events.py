@@ -1,43 +1,42 @@
 """Kills at random moments, full disks, and two of everything at once."""
 
 import contextlib
-import shutil
 import subprocess
 import time
 from typing import NamedTuple
 
 from campaign.calls import Call, call
 from campaign.cases import Case, generator
-from campaign.targets import PREPARED, RUN_FILES, below
+from campaign.targets import RUN_FILES, below
 from campaign.verdicts import CLEAR, NAMELESS, RIGHT, judge, snapshot
-from campaign.world import CAR, PLAIN, search
+from campaign.world import PLAIN, PREPARE, search
 
-TRAINING = [*PLAIN, '--results_root', 'out']
+OUT = ['--results_root', 'out']
 
 
 class Job(NamedTuple):
-    """Work that can be interrupted and done again.
+    """Work that can be interrupted and done again. All of it writes to the folder out.
 
-    areas: of the world; words, again: of the first call and of the next ones; root: the
-    folder that it writes to; outputs: patterns of its result there.
+    areas: of the world; words, again: of the first call and of the next ones; outputs:
+    patterns of its result.
     """
 
     kind: str
     areas: list
     words: list
     again: list
-    root: str
     outputs: list
 
 
 def jobs():
-    index, answer = search('out'), ['out/*/retrieved.csv']
-    resume, run = [*TRAINING, '--resume'], below('out', RUN_FILES)
-    prepared = below('crops/car', PREPARED)
+    index, train = search('out'), [*PLAIN, *OUT]
+    own = [*PREPARE, '--data_path', 'photos', '--data_name', 'own', '--image_size', 32]
+    own += ['--data_root', 'out']
+    folder, run = ['photos', 'results'], below('out', RUN_FILES)
     return [
-        Job('training', ['data'], TRAINING, resume, 'out', run),
-        Job('indexing', ['photos', 'results'], index, index, 'out', answer),
-        Job('preparation', ['crops'], CAR, CAR, 'crops/car', prepared),
+        Job('training', ['data'], train, [*train, '--resume'], run),
+        Job('indexing', folder, index, index, ['out/*/retrieved.csv']),
+        Job('preparation', ['photos'], own, own, ['out/own/*_data_dicts.pth']),
     ]
 
 
@@ -54,25 +53,16 @@ class EventCases:
         A reference is (result, seconds) of an undisturbed call.
         """
         job = self.jobs[number % len(self.jobs)]
-        self.lay_out(job)
+        self.world.lay_out(job.areas)
         if job.kind not in self.references:
             started = time.monotonic()
             ended = call(job.words, self.world.case)
             assert not ended.code, ended.text
             seconds = time.monotonic() - started
             self.references[job.kind] = self.result(job), seconds
-            self.lay_out(job)
+            self.world.lay_out(job.areas)
         rng = generator(self.seed, event, number)
         return job, *self.references[job.kind], rng
-
-    def lay_out(self, job):
-        self.world.lay_out(job.areas)
-        if job.kind == 'preparation':  # the area is prepared already
-            car = self.world.case / 'crops/car'
-            for path in car.glob('*.pth'):
-                path.unlink()
-            for name in ('cropped', 'uncropped'):
-                shutil.rmtree(car / name)
 
     def result(self, job):
         return snapshot(self.world.case, job.outputs)
@@ -100,10 +90,10 @@ class EventCases:
         """Work on a disk of a random size, then do it again on a larger one."""
         job, reference, _, rng = self.begin(number, 'fill')
         size = rng.randrange(5, 260)
-        with small_disk(self.world.case / job.root, size) as disk:
+        with small_disk(self.world.case / 'out', size) as disk:
             ended = call(job.words, self.world.case)
             same = self.result(job) == reference
-            outcome = judge(ended, same, (job.root,), ended.text)
+            outcome = judge(ended, same, ('out',), ended.text)
             kind, what = f'full disk, {job.kind}', f'a disk with {size} KB'
             if outcome not in (RIGHT, CLEAR):
                 return Case(kind, number, what, outcome, job.words, ended.text)
@@ -118,7 +108,7 @@ class EventCases:
         second = Call(job.words, self.world.case)
         ended = [first.wait(), second.wait()]
         same = self.result(job) == reference
-        outcomes = [judge(one, same, (job.root,), one.text) for one in ended]
+        outcomes = [judge(one, same, ('out',), one.text) for one in ended]
         bad = [outcome for outcome in outcomes if outcome not in (RIGHT, CLEAR)]
         if outcomes == [CLEAR, CLEAR]:  # each has stopped the other
             bad = [NAMELESS]
@@ -135,18 +125,10 @@ def mount(folder, options):
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """Mount a disk with `size` free KB at a folder, with what the folder holds.
-
-    Yields the folder.
-    """
-    aside = folder.with_name('aside')
-    folder.mkdir(exist_ok=True)
-    folder.rename(aside)
+    """Mount a disk of `size` KB at a new folder; yield the folder."""
     folder.mkdir()
-    used = sum(-(-path.lstat().st_size // 4096) * 4 for path in aside.rglob('*'))
-    mount(folder, f'size={used + size}k')
+    mount(folder, f'size={size}k')
     try:
-        shutil.copytree(aside, folder, symlinks=True, dirs_exist_ok=True)
         yield folder
     finally:
         subprocess.run(['umount', '-l', folder], check=True)
