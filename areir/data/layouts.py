@@ -4,6 +4,7 @@ To add a dataset, write a reader here and give it an entry in KNOWN_DATASETS.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 from areir.data import lists
@@ -63,20 +64,28 @@ def car_record(path, corners, label):
     return Record(part, label, path, lists.make_box(x1 - 1, y1 - 1, x2, y2))
 
 
+def read_mat(path):
+    """Return the annotations of a MATLAB file, each a dict of Python values.
+
+    The cells of the file mix uint8 and uint16, whose arithmetic wraps around.
+    """
+    from scipy.io import loadmat  # takes half a second
+
+    rows = loadmat(path, simplify_cells=True)['annotations']
+    return [rows] if isinstance(rows, dict) else list(rows)
+
+
 def mat_records(root, files, annotations, folder, key):
     """Return the records of one MATLAB file.
 
     folder: what precedes the image names, which are in the field `key`. Fields are
     taken by name because their order differs between files.
     """
-    from scipy.io import loadmat  # takes half a second
-
     source = f'{root}/{annotations}'
     try:
-        # each row a dict of Python numbers and texts: the cells of the file mix uint8
-        # and uint16, whose arithmetic wraps around
-        rows = loadmat(source, simplify_cells=True)['annotations']
-        rows = [rows] if isinstance(rows, dict) else list(rows)
+        # a damaged file can end the process that reads it
+        with ProcessPoolExecutor(1) as pool:
+            rows = pool.submit(read_mat, source).result()
         fields = set(rows[0])
     except Exception as error:  # scipy raises many kinds
         raise UserError(f'{source} is damaged: {error}') from error
