@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from toy import ToyCollection, on_circle
 from trained import take_statistics
 
-from areir.data.images import list_files, load_image, normalise, resize
+from areir.data.images import list_files, load_image, normalise
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.files import WriteError
@@ -49,7 +50,11 @@ def pictures(tmp_path_factory):
 
 def read_pixels(paths, side):
     """Return uint8 (N, side, side, 3), as a program outside makes them."""
-    return np.stack([resize(load_image(path), side) for path in paths])
+    images = [load_image(path) for path in paths]
+    squashed = [
+        image.resize((side, side), Image.Resampling.BILINEAR) for image in images
+    ]
+    return np.stack(squashed)
 
 
 def prepare(pixels):
@@ -161,20 +166,15 @@ def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
     torch.export.load(path, extra_files=extra)
     about = json.loads(extra[exports.METADATA])
     assert about['model'] == 'toy_model.pth'
-    assert (about['image_size'], about['dimensions']) == ('32', '10')
 
-
-def test_an_onnx_file_says_the_same(trained, tmp_path):
     need_onnx()
     import onnx
 
-    path = tmp_path / 'network.onnx'
+    path = tmp_path / 'new folder/network.onnx'
     export_network(trained, str(path))
     network = onnx.load(str(path))
     onnx.checker.check_model(network)
-    about = {entry.key: entry.value for entry in network.metadata_props}
-    assert (about['image_size'], about['dimensions']) == ('32', '10')
-    assert [file.name for file in tmp_path.iterdir()] == ['network.onnx']
+    assert {entry.key: entry.value for entry in network.metadata_props} == about
     assert __file__.encode() not in path.read_bytes()  # nor other names from here
 
 

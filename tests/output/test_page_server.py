@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 import urllib.request
 
@@ -53,12 +52,12 @@ def post(url, **fields):
 
 
 def keep_asking(url, asked):
-    """Ask for heat maps until the server has gone; append to `asked`."""
-    token = json.loads(post(f'{url}read_again'))['token']
+    """Ask for heat maps until the server has gone; set the Event `asked` after one."""
     with contextlib.suppress(OSError, http.client.HTTPException):
+        token = json.loads(post(f'{url}read_again'))['token']
         while True:
             post(f'{url}heat_map', image=0, shown=1, token=token)
-            asked.append(True)
+            asked.set()
 
 
 @pytest.mark.slow
@@ -76,15 +75,14 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     )
     lines = iter(server.stdout.readline, '')
     (url,) = re.findall(r'http://127\.0\.0\.1:\d+/', next(filter(is_address, lines)))
-    asked = []
+    asked = threading.Event()
     thread = threading.Thread(target=keep_asking, args=[url, asked])
     thread.start()
-    while not asked and thread.is_alive():
-        time.sleep(0.05)
+    assert asked.wait(300)
     server.send_signal(signal.SIGINT)
-    _, errors = server.communicate(timeout=30)
+    _, errors = server.communicate(timeout=300)
     thread.join()
-    assert server.returncode in (0, 130) and asked
+    assert server.returncode in (0, 130)
     for word in ('Traceback', 'terminate', 'GET', 'POST'):
         assert word not in errors
     assert not list(tmp_path.glob('areir_*'))
@@ -100,24 +98,20 @@ def test_a_port_in_use(project, flags):
         assert f'--serve {port}' in project.refuse('inference.py', *flags, port)
 
 
-@pytest.mark.parametrize(
-    'more', [['70000'], ['0', '--host', '203.0.113.1'], ['0', '--host', 'no.invalid']]
-)
+@pytest.mark.parametrize('more', [['70000'], ['0', '--host', '203.0.113.1']])
 def test_an_address_that_cannot_be_used(project, flags, more):
     assert f'--serve {more[0]}' in project.refuse('inference.py', *flags, *more)
 
 
-@pytest.mark.parametrize('host', ['', '\udcff'])
-def test_a_host_that_is_no_name(host):
-    with pytest.raises(UserError, match='--host'):
-        listen(host, 0)
+def test_a_host_that_is_no_name():
+    for host in ('', '\udcff'):
+        with pytest.raises(UserError, match='--host'):
+            listen(host, 0)
 
 
-@pytest.mark.parametrize(
-    'more', [[], ['--gallery', 'photos', '--query_img_name', 'one.png']]
-)
-def test_it_needs_a_folder_and_no_query(project, more):
-    assert '--serve' in project.refuse('inference.py', '--serve', *more)
+def test_it_needs_a_folder_and_no_query(project):
+    for more in ([], ['--gallery', 'photos', '--query_img_name', 'one.png']):
+        assert '--serve' in project.refuse('inference.py', '--serve', *more)
 
 
 def test_flask_that_is_not_installed(project, flags, monkeypatch):

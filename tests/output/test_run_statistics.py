@@ -7,7 +7,7 @@ import torch
 from pages import make_database
 
 from areir.output import run_statistics
-from areir.retrieval import evaluate, search
+from areir.retrieval import evaluate
 
 
 @pytest.fixture(scope='module')
@@ -26,23 +26,6 @@ def four_images():
     return run_statistics.SearchedImages(database)
 
 
-def test_leave_one_out():
-    images = four_images()
-    assert images.leave_one_out and images.available == 3
-    assert images.own.tolist() == [0, 1, 2, 3]
-    assert images.query is images.gallery and images.query_images == list('abcd')
-
-
-def test_gallery_of_its_own():
-    database = {'embeddings': torch.eye(3), 'labels': torch.tensor([0, 1, 1])}
-    database |= {'images': list('abc'), 'query_embeddings': torch.eye(3)[:2]}
-    database |= {'query_labels': torch.tensor([1, 1]), 'query_images': list('xy')}
-    images = run_statistics.SearchedImages(database)
-    assert not images.leave_one_out and images.available == 3
-    assert images.own.tolist() == [-1, -1] and images.query_images == list('xy')
-    assert images.query.shape == (2, 3) and images.labels.tolist() == [0, 1, 1]
-
-
 # Classes and queries
 
 
@@ -58,13 +41,6 @@ def test_lowest_classes():
     assert run_statistics.lowest_classes(labels, rank, nearest, scores, count=1) == [
         first
     ]
-
-
-def test_lowest_classes_of_equal_recall_start_with_the_larger():
-    labels, rank = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([1, 2, 1, 2, 1, 2])
-    other = torch.full((6,), 2)
-    rows = run_statistics.lowest_classes(labels, rank, other, torch.ones(6))
-    assert [(row.label, row.recall) for row in rows] == [(1, 0.5), (0, 0.5)]
 
 
 def test_confusions_start_with_the_most_frequent():
@@ -128,15 +104,6 @@ def test_statistics_do_not_depend_on_blocks(images, block):
         assert (whole.pair_shares[kind] == blocks.pair_shares[kind]).all()
     assert torch.equal(whole.best.nearest_right, blocks.best.nearest_right)
     assert torch.allclose(whole.best.best_wrong, blocks.best.best_wrong)
-
-
-def test_best_scores_agree_with_search(images):
-    scores, nearest = search(images.query, images.gallery, 1, images.own)
-    right = images.labels[nearest[:, 0]] == images.labels
-    best = run_statistics.score_statistics(images).best
-    highest = torch.where(right, best.best_right, best.best_wrong)
-    assert torch.allclose(highest, scores[:, 0], atol=1e-6)
-    assert right.any() and not right.all()
 
 
 def test_queries_without_a_kind_are_not_counted():
