@@ -4,45 +4,50 @@ Import this module first: it puts the repository on sys.path.
 """
 
 import argparse
-import json
 import os
 import platform
-import subprocess
+import socket
+import statistics
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, set_start_method
 
 import torch
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-if REPOSITORY not in sys.path:
-    sys.path.insert(0, REPOSITORY)
+sys.path.insert(0, REPOSITORY)
 from areir.data.loading import embed_files
 from areir.errors import UserError
-
-TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node')
-
 
 # Measurements
 
 
-def measure_apart(script, flags, processes=1):
-    """Run a benchmark in a process of its own and return what it prints, as a dict.
+def apart(function, *arguments, processes=1):
+    """Call a function in a process of its own; return its result or raise its error.
 
-    The last line of its output must be JSON. processes: more than 1 start it with
-    torchrun. Raises UserError with the last line of its errors if it fails.
+    processes: more than 1 call it together, connected as by torchrun; the result is
+    that of rank 0. A killed process raises a RuntimeError.
     """
-    launcher = [*TORCHRUN, str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, script, *map(str, flags)]
-    # keep the text of every error, as a last line that can be shown
-    environment = {**os.environ, 'AREIR_DEBUG': '1'}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        errors = done.stderr.strip().splitlines()
-        raise UserError(
-            errors[-1] if errors else f'exit code {done.returncode}, out of memory?'
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    with socket.create_server(('localhost', 0)) as free:
+        port = free.getsockname()[1]
+    with ProcessPoolExecutor(processes, get_context('spawn')) as pool:
+        calls = [
+            pool.submit(call_as_rank, rank, processes, port, function, arguments)
+            for rank in range(processes)
+        ]
+        return calls[0].result()
+
+
+def call_as_rank(rank, processes, port, function, arguments):
+    """Call a function where the environment is that of torchrun."""
+    set_start_method('fork', force=True)  # of loaders' processes, as usual on Linux
+    if processes > 1:
+        names = 'RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_PORT'
+        values = rank, rank, processes, processes, port
+        os.environ.update(zip(names, map(str, values)), MASTER_ADDR='localhost')
+    return function(*arguments)
 
 
 def take_turns(ways, rounds, measure):
@@ -54,17 +59,9 @@ def take_turns(ways, rounds, measure):
     return runs
 
 
-def median(values):
-    """Return the median; of an even number of values the upper of the middle two."""
-    return sorted(values)[len(values) // 2]
-
-
-def median_seconds(runs):
-    """Return {way: median of its seconds} of what `take_turns` returns."""
-    return {
-        way: median([result['seconds'] for result in results])
-        for way, results in runs.items()
-    }
+def median_seconds(results):
+    """Return the median of the seconds of a list of dicts."""
+    return statistics.median(result['seconds'] for result in results)
 
 
 def highest(results, name):
@@ -72,32 +69,20 @@ def highest(results, name):
     return max(result[name] for result in results)
 
 
-# Arguments
+def print_table(rows):
+    """Print {name: {column: text}} with aligned columns; a row may lack some."""
+    import pandas as pd  # here, so that no process measures its memory
+
+    table = pd.DataFrame(list(rows.values()), index=list(rows))
+    print(table.fillna('').to_string(), flush=True)
 
 
-def add_rounds(parser):
-    """Add the flag --rounds and the hidden flag --measure, which a child is given."""
-    parser.add_argument(
-        '--rounds',
-        type=int,
-        default=3,
-        help='number of measurements; their median is printed [default: %(default)s]',
+def make_parser(description):
+    """Return a parser whose help has the defaults."""
+    return argparse.ArgumentParser(
+        description=description.split('\n')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument('--measure', help=argparse.SUPPRESS)
-
-
-def flags_of(args, names):
-    """Return the flags that pass the values of these names to another process."""
-    return [f'--{name}={getattr(args, name)}' for name in names]
-
-
-def get_run(description):
-    """Return the only argument: the run, as the beginning of the names of its files."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        'run', help='for example results/sample_uncropped_resnet18_2_40'
-    )
-    return parser.parse_args().run
 
 
 # The machine
@@ -112,10 +97,9 @@ def cpu_name():
     return platform.machine()
 
 
-def describe_machine(parallel=None):
-    """Return the CPU, `parallel` (by default the number of threads), and torch."""
-    parallel = parallel or f'{torch.get_num_threads()} threads'
-    return f'{cpu_name()}, {parallel}, torch {torch.__version__}'
+def describe_machine():
+    """Return the CPU, the number of threads, and torch's version."""
+    return f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
 def memory(field):
@@ -129,12 +113,6 @@ def memory(field):
             if line.startswith(f'{field}:'):
                 return int(line.split()[1]) / 1024
     raise KeyError(field)
-
-
-def reset_peak():
-    """Let the peak of this process's memory begin at what it has now (Linux)."""
-    with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
-        file.write('5')
 
 
 class PeakMemory(threading.Thread):

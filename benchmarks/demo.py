@@ -9,8 +9,7 @@ evaluated alike. Takes 10 seconds on 2 cores.
 import json
 import os
 
-import torch
-from common import embed_all, get_run
+import common
 from torch.nn import functional as F
 
 import utils
@@ -36,28 +35,25 @@ def untrained_model(run):
     return EnsembleModel(**model_args, seed=arguments['seed'])
 
 
-def embed_test_images(run, database, path):
-    """Return {what embeds them: embeddings (N, D)} of the images of a database."""
+def main():
+    parser = common.make_parser(__doc__)
+    parser.add_argument('run', help='results/<run>, as the names of its files begin')
+    run = parser.parse_args().run
+    path = f'{run}_data_base.pth'
+    database, path = load_database(path, os.path.dirname(path))
     folder = image_folder(database, path, None)
     paths = [os.path.join(folder, image) for image in database['images']]
     trained = TrainedModel(f'{run}_model.pth')
     settings = trained.mean, trained.std, trained.image_size
     pixels = Embedder(RawPixels(), *settings)
     untrained = Embedder(untrained_model(run), *settings)
-    return {
-        'raw pixels': embed_all(paths, pixels),
-        'untrained network': embed_all(paths, untrained),
+    embeddings = {
+        'raw pixels': common.embed_all(paths, pixels),
+        'untrained network': common.embed_all(paths, untrained),
         'trained network': database['embeddings'],
     }
-
-
-def main():
-    run = get_run(__doc__.split('\n')[0])
-    path = f'{run}_data_base.pth'
-    database, path = load_database(path, os.path.dirname(path))
-    embeddings = embed_test_images(run, database, path)
     labels = database['labels']
-    classes = len(torch.unique(labels))
+    classes = len(labels.unique())
     print(f'\n{len(labels):,} images of {classes} classes that training never saw')
     for name, vectors in embeddings.items():
         recall = evaluate(vectors, labels, [1])['recall@1']

@@ -9,8 +9,6 @@ turns. The cosine is that of an image's two embeddings, by the plain model and b
 way, the lowest of 4 images. Times are estimates for 2 cores.
 """
 
-import argparse
-import json
 import time
 from functools import partial
 
@@ -20,7 +18,7 @@ from torch.nn import functional as F
 
 import utils
 from areir import hardware
-from model import MODEL_TYPES, EnsembleModel, folded
+from model import EnsembleModel, folded
 
 WAYS = ('plain', 'channels_last', 'autocast', 'folded_fp32', 'ours')
 META_CLASS_SIZE = 12
@@ -55,9 +53,8 @@ def prepare(way, model, images):
     return net, images
 
 
-def measure(args):
+def measure(args, way):
     """Embed in one way; return seconds, the lowest cosine and the peak memory in MB."""
-    way = args.measure
     if way != 'plain':
         hardware.keep_freed_memory()
     images = random_images(args.images, args.image_size)
@@ -74,50 +71,36 @@ def measure(args):
     return {'seconds': seconds, 'cosine': cosine, 'megabytes': megabytes}
 
 
-def measure_way(args, way):
-    """Measure one way in a process of its own."""
-    names = ('model_type', 'ensemble_size', 'images', 'image_size')
-    flags = common.flags_of(args, names)
-    return common.measure_apart(__file__, [f'--measure={way}', *flags])
-
-
-def print_table(runs, images):
-    seconds = common.median_seconds(runs)
-    print(f'{"":<16}{"ms an image":>12}{"faster":>8}{"cosine":>10}{"MB":>9}')
-    for way, results in runs.items():
-        megabytes = common.highest(results, 'megabytes')
-        cosine = min(result['cosine'] for result in results)
-        print(
-            f'{way:<16}{1000 * seconds[way] / images:>12.1f}'
-            f'{seconds["plain"] / seconds[way]:>8.2f}'
-            f'{cosine:>10.6f}{megabytes:>9,.0f}'
-        )
-
-
 def get_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__)
     add = parser.add_argument
-    default = '[default: %(default)s]'
-    add('--model_type', default='resnet18', choices=MODEL_TYPES)
-    add('--ensemble_size', type=int, default=8, help=f'heads {default}')
-    add('--images', type=int, default=64, help=f'embedded at once {default}')
-    add('--image_size', type=int, default=256, help=f'pixels a side {default}')
-    common.add_rounds(parser)
+    add('--model_type', default='resnet18', help='of the backbone')
+    add('--ensemble_size', type=int, default=8, help='heads')
+    add('--images', type=int, default=64, help='embedded at once')
+    add('--image_size', type=int, default=256, help='pixels a side')
+    add('--rounds', type=int, default=3, help='measurements, of which the median')
     return parser.parse_args()
 
 
 def main():
     args = get_args()
-    if args.measure:
-        print(json.dumps(measure(args)))
-        return
-    runs = common.take_turns(WAYS, args.rounds, partial(measure_way, args))
-    machine = common.describe_machine()
+    measure_way = partial(common.apart, measure, args)
+    runs = common.take_turns(WAYS, args.rounds, measure_way)
     print(
-        f'{machine}; se-{args.model_type}, {args.ensemble_size} heads, '
-        f'{args.images} images of {args.image_size} px'
+        f'{common.describe_machine()}; se-{args.model_type}, {args.ensemble_size} '
+        f'heads, {args.images} images of {args.image_size} px'
     )
-    print_table(runs, args.images)
+    plain = common.median_seconds(runs['plain'])
+    rows = {}
+    for way, results in runs.items():
+        seconds = common.median_seconds(results)
+        rows[way] = {
+            'ms an image': f'{1000 * seconds / args.images:.1f}',
+            'x faster': f'{plain / seconds:.2f}',
+            'cosine': f'{min(result["cosine"] for result in results):.6f}',
+            'MB': f'{common.highest(results, "megabytes"):,.0f}',
+        }
+    common.print_table(rows)
 
 
 if __name__ == '__main__':

@@ -14,8 +14,6 @@ embeddings. Times are printed only if all methods find the same recall. faiss an
 need `pip install -r benchmarks/requirements.txt`.
 """
 
-import argparse
-import json
 import math
 import sys
 import time
@@ -27,7 +25,6 @@ from torch.nn import functional as F
 
 import utils
 from areir.cli import types
-from areir.errors import UserError
 from areir.retrieval import evaluate
 
 KS = (1, 10, 100, 1000)
@@ -136,28 +133,20 @@ def recall_of(neighbours, labels):
 # Measurements
 
 
-def measure(method, size, class_size, ensemble_size, meta_class_size):
-    """Run a method; return its seconds, megabytes beyond the embeddings, metrics."""
-    shape = class_size, ensemble_size, meta_class_size
+def measure(size, shape, method):
+    """Run a method; return its seconds, megabytes beyond the embeddings, metrics.
+
+    shape: class size, heads, numbers of a head.
+    """
     METHODS[method](*synthetic(WARM_UP, *shape))
     embeddings, labels = synthetic(size, *shape)
-    common.reset_peak()
+    with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
+        file.write('5')  # the peak begins at what there is now
     before, started = common.memory('VmRSS'), time.perf_counter()
     metrics = METHODS[method](embeddings, labels)
     seconds = time.perf_counter() - started
     megabytes = common.memory('VmHWM') - before
     return {'seconds': seconds, 'megabytes': megabytes, 'metrics': metrics}
-
-
-def measure_method(args, size, method):
-    """Run a method in a process of its own."""
-    names = ('class_size', 'ensemble_size', 'meta_class_size')
-    flags = [f'--measure={method}', f'--sizes={size}']
-    flags += common.flags_of(args, names)
-    try:
-        return common.measure_apart(__file__, flags)
-    except UserError as error:
-        raise UserError(f'{method} with {size:,} images: {error}') from error
 
 
 def check_agreement(runs, size):
@@ -174,66 +163,45 @@ def check_agreement(runs, size):
                 )
 
 
-def print_header(args):
-    dimensions = args.ensemble_size * args.meta_class_size
-    machine = common.describe_machine()
-    print(f'{machine}; {dimensions:,} dimensions, classes of {args.class_size}')
-    recalls = ','.join(map(str, KS))
-    print(
-        f'{"images":>8}  {"method":<10}{"seconds":>9}{"x ours":>8}{"MB":>10}'
-        f'   recall@{recalls}'
-    )
-
-
-def print_rows(runs, size):
-    seconds = common.median_seconds(runs)
-    first = next(iter(seconds.values()))
+def print_runs(runs):
+    first = common.median_seconds(next(iter(runs.values())))
+    rows = {}
     for method, results in runs.items():
-        megabytes = common.highest(results, 'megabytes')
-        values = [results[0]['metrics'].get(f'recall@{k}') for k in KS]
-        cells = ['-' if value is None else f'{value:.4f}' for value in values]
-        print(
-            f'{size:>8,}  {method:<10}{seconds[method]:>9.2f}'
-            f'{seconds[method] / first:>8.1f}'
-            f'{megabytes:>10,.0f}   {" ".join(cells)}',
-            flush=True,
-        )
+        seconds = common.median_seconds(results)
+        rows[method] = {
+            'seconds': f'{seconds:.2f}',
+            'x first': f'{seconds / first:.1f}',
+            'MB': f'{common.highest(results, "megabytes"):,.0f}',
+        }
+        for k in KS:
+            value = results[0]['metrics'].get(f'recall@{k}')
+            rows[method][f'recall@{k}'] = '-' if value is None else f'{value:.4f}'
+    common.print_table(rows)
 
 
 def get_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__)
     add = parser.add_argument
-    default = '[default: %(default)s]'
-    add(
-        '--sizes',
-        type=types.integers,
-        default='6000',
-        help=f'numbers of images {default}',
-    )
-    add('--class_size', type=int, default=60, help=f'images of a class {default}')
-    add('--ensemble_size', type=int, default=48, help=f'heads {default}')
-    add('--meta_class_size', type=int, default=12, help=f'numbers of a head {default}')
-    add('--methods', default=','.join(METHODS), help=default)
-    common.add_rounds(parser)
-    args = parser.parse_args()
-    args.methods = args.methods.split(',')
-    if not set(args.methods) <= set(METHODS):
-        parser.error(f'--methods: choose from {", ".join(METHODS)}')
-    return args
+    add('--sizes', type=types.integers, default='6000', help='numbers of images')
+    add('--class_size', type=int, default=60, help='images of a class')
+    add('--ensemble_size', type=int, default=48, help='heads')
+    add('--meta_class_size', type=int, default=12, help='numbers of a head')
+    add('--methods', default=','.join(METHODS), help='what to measure')
+    add('--rounds', type=int, default=3, help='measurements, of which the median')
+    return parser.parse_args()
 
 
 def main():
     args = get_args()
-    if args.measure:
-        shape = args.class_size, args.ensemble_size, args.meta_class_size
-        print(json.dumps(measure(args.measure, args.sizes[0], *shape)))
-        return
-    print_header(args)
+    shape = args.class_size, args.ensemble_size, args.meta_class_size
+    dimensions = args.ensemble_size * args.meta_class_size
+    print(common.describe_machine())
     for size in args.sizes:
-        measure_one = partial(measure_method, args, size)
-        runs = common.take_turns(args.methods, args.rounds, measure_one)
+        measure_method = partial(common.apart, measure, size, shape)
+        runs = common.take_turns(args.methods.split(','), args.rounds, measure_method)
         check_agreement(runs, size)
-        print_rows(runs, size)
+        print(f'\n{size:,} images in classes of {args.class_size}, {dimensions:,} each')
+        print_runs(runs)
 
 
 if __name__ == '__main__':

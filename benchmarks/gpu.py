@@ -13,40 +13,34 @@ Memory is the peak that PyTorch holds on the GPU, or the process's on a CPU. fai
 `pip install -r benchmarks/requirements.txt`.
 """
 
-import argparse
-import glob
-import importlib.util
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from argparse import Namespace
 from functools import partial
 
 import common
-import pandas as pd
 import torch
 from embedding import COMPARED, random_images, settled_model
 from evaluation import METHODS, synthetic
-from quality_runs import prepare
+from methods import Ours, open_dataset
 from torch import nn
 from torch.nn import functional as F
-from training import LR, META_CLASS_SIZE, random_batch
+from training import LR, META_CLASS_SIZE, random_batch, this_hardware
 
 import utils
 from areir import hardware
 from areir.cli import types
 from areir.data.sample import draw_sample
-from areir.errors import UserError
+from areir.retrieval import evaluate
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, folded
 
-PARTS = ('steps', 'embedding', 'evaluation', 'precision')
+PARTS = 'steps,embedding,evaluation,precision'
 STEPS = {
     'joint_fp32': 'joint loop, fp32',
     'joint': 'joint loop, bf16',
-    'data_parallel': 'nn.DataParallel, bf16',
+    'data_parallel': 'nn.DataParallel, bf16, 2 GPUs',
     'ours': 'ours',
     'graphs': 'ours, heads as CUDA graphs',
     'compiled': 'ours, heads compiled',
@@ -57,10 +51,10 @@ EVALUATIONS = {
     'ours_cpu': 'ours, on the CPU',
     'faiss': 'faiss.IndexFlatIP, on the CPU',
 }
+EMBEDDINGS = {'plain': 'fp32', 'ours': 'ours'}
 CLASS_SIZE = 5  # images of a class, as in Stanford Online Products
 EVALUATED = 48, 12  # heads and numbers of each
 WARM_UP = 3  # steps that are not timed
-DRAWN, SAMPLE_SIZE = 'drawn', 64  # name of the sample as drawn, pixels per side
 TINY_SAMPLE = {'train_classes': 6, 'test_classes': 5, 'images_per_class': 8}
 TINY = {
     'ensemble_sizes': [2],
@@ -75,44 +69,20 @@ TINY = {
 }
 
 
-def this_hardware():
-    """Return the Hardware of this process, in the precision that train.py chooses."""
-    device = hardware.local_device()
-    native = hardware.has_native_bf16(device)
-    precision = 'bf16' if native else 'fp32'
-    gpus = [device.index] if device.type == 'cuda' else []
-    return hardware.Hardware(device, gpus, precision, native)
-
-
-def synchronise(device):
-    """Wait for the GPU, if the device is one."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
 def timed(run, device):
     """Call run(); return (seconds, peak megabytes, what it returned)."""
-    synchronise(device)
-    if device.type == 'cuda':
+    on_gpu = device.type == 'cuda'
+    if on_gpu:
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     started = time.perf_counter()
     result = run()
-    synchronise(device)
+    if on_gpu:
+        torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
-    if device.type == 'cuda':
+    if on_gpu:
         return seconds, torch.cuda.max_memory_allocated(device) / 2**20, result
     return seconds, common.memory('VmHWM'), result
-
-
-def why_not(way):
-    """Return why this machine cannot measure a way, or None."""
-    if way == 'data_parallel' and torch.cuda.device_count() < 2:
-        return 'needs 2 GPUs'
-    if way == 'faiss' and importlib.util.find_spec('faiss') is None:
-        return 'needs pip install -r benchmarks/requirements.txt'
-    if way in ('graphs', 'compiled') and not torch.cuda.is_available():
-        return 'needs a GPU'
-    return None
 
 
 # Training steps
@@ -165,10 +135,10 @@ def capture(heads, features, precision):
     ]
 
 
-def our_way(model, way, images, meta_labels):
+def our_way(model, way, images, meta_labels, device):
     """Return a function that makes a step as train.py does."""
     loss = EnsembleLoss(nn.CrossEntropyLoss(), len(model.heads))
-    trainer = Trainer(model, loss, LR, this_hardware())
+    trainer = Trainer(model, loss, LR, this_hardware(device))
     trainer.begin_epoch(LR)
     if way == 'graphs':
         trainer.heads = capture(model.heads, trainer.trunk(images), trainer.precision)
@@ -178,53 +148,48 @@ def our_way(model, way, images, meta_labels):
 
 
 def measure_steps(args, way):
-    """Train for some steps; return the seconds of one, megabytes and losses."""
-    device = this_hardware().device
+    """Train for some steps; return the seconds of one, megabytes and the first loss."""
+    device = hardware.local_device()
     pixels, meta_labels = random_batch(args)
     images = (pixels.float() / 255).to(device, memory_format=torch.channels_last)
     meta_labels = meta_labels.to(device)
     torch.manual_seed(0)
     model = EnsembleModel(args.model_type, args.ensemble_size, META_CLASS_SIZE)
     model.to(device, memory_format=torch.channels_last)
-    if way in ('ours', 'graphs', 'compiled'):
-        step = our_way(model, way, images, meta_labels)
-    else:
-        step = joint_way(model, way, images, meta_labels, device)
+    make = our_way if way in ('ours', 'graphs', 'compiled') else joint_way
+    step = make(model, way, images, meta_labels, device)
     losses = [step().item() for _ in range(WARM_UP)]
     seconds, megabytes, _ = timed(lambda: [step() for _ in range(args.steps)], device)
-    return {
-        'seconds': seconds / args.steps,
-        'megabytes': megabytes,
-        'losses': losses,
-    }
+    seconds /= args.steps
+    return {'seconds': seconds, 'megabytes': megabytes, 'loss': losses[0]}
 
 
 # Embedding and evaluation
 
 
 def measure_embedding(args, way):
-    """Embed images; return seconds, megabytes, and the lowest cosine to fp32."""
-    device = this_hardware().device
+    """Embed images; return seconds of one, megabytes, and the lowest cosine to fp32."""
+    device = hardware.local_device()
     images = random_images(args.embedded, args.image_size).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
     model = settled_model(args.model_type, args.ensemble_size, images[:COMPARED].cpu())
     model.to(device, memory_format=torch.channels_last)
     expected = model.embed(images[:COMPARED])
-    native = this_hardware().native_bf16
     if way == 'ours':
+        native = this_hardware(device).native_bf16
         model = folded(model, torch.bfloat16 if native else torch.float32)
     embeddings = model.embed(images[:COMPARED])  # warms up, too
-    batches = images.split(args.batch_size)
-    run = partial(list, map(model.embed, batches))
+    run = partial(list, map(model.embed, images.split(args.batch_size)))
     seconds, megabytes, _ = timed(run, device)
     cosine = F.cosine_similarity(embeddings.float(), expected.float()).min().item()
+    seconds /= args.embedded
     return {'seconds': seconds, 'megabytes': megabytes, 'cosine': cosine}
 
 
 def measure_evaluation(args, way):
     """Evaluate embeddings; return seconds, megabytes and metrics."""
     on_cpu = way in ('ours_cpu', 'faiss')
-    device = torch.device('cpu') if on_cpu else this_hardware().device
+    device = torch.device('cpu') if on_cpu else hardware.local_device()
     method = METHODS[way.removesuffix('_cpu')]
     warm_up = synthetic(1100, CLASS_SIZE, *EVALUATED)
     method(*(tensor.to(device) for tensor in warm_up))
@@ -234,58 +199,50 @@ def measure_evaluation(args, way):
     return {'seconds': seconds, 'megabytes': megabytes, 'metrics': metrics}
 
 
-MEASURES = {
-    'steps': measure_steps,
-    'embedding': measure_embedding,
-    'evaluation': measure_evaluation,
-}
+def compare(args, measure, ways):
+    """Return {way: [results]}, or why a way cannot be measured here."""
 
-
-def compare(args, part, ways):
-    """Return {way: [results]}, or the reason as text where a way cannot be measured."""
-    names = ['model_type', 'ensemble_size', 'batch_size', 'image_size', 'steps']
-    flags = common.flags_of(args, [*names, 'images', 'embedded'])
-
-    def measure(way):
-        return common.measure_apart(__file__, [f'--measure={part}:{way}', *flags])
-
-    runs = {}
-    for way in ways:
-        reason = why_not(way)
+    def attempt(way):
+        if way in ('graphs', 'compiled') and not torch.cuda.is_available():
+            return 'needs a GPU'
+        if way == 'data_parallel' and torch.cuda.device_count() < 2:
+            return 'needs 2 GPUs'
         try:
-            runs[way] = reason or common.take_turns([way], 1, measure)[way]
-        except UserError as error:
-            runs[way] = str(error)
-    able = [way for way, results in runs.items() if isinstance(results, list)]
-    for way, results in common.take_turns(able, args.rounds - 1, measure).items():
-        runs[way] += results
+            return common.apart(measure, args, way)
+        except (RuntimeError, ModuleNotFoundError) as error:  # no memory, no faiss
+            return str(error).partition('\n')[0]
+
+    runs = common.take_turns(ways, args.rounds, attempt)
+    for way, results in runs.items():
+        failures = [result for result in results if isinstance(result, str)]
+        if failures:
+            runs[way] = failures[0]
     return runs
 
 
-def print_part(title, runs, names, unit, per):
-    """Print a table: seconds / per, how much faster than the first way, megabytes."""
+def print_part(title, runs, names):
+    """Print a table: seconds, how much faster than the first way, megabytes."""
     print(f'\n{title}')
-    print(f'{"":<32}{unit:>12}{"x faster":>10}{"MB":>10}')
-    measured = {way: runs[way] for way in runs if isinstance(runs[way], list)}
-    seconds = common.median_seconds(measured)
-    first = next(iter(seconds.values()), None)
+    rows, first = {}, None
     for way, results in runs.items():
-        if way not in measured:
-            print(f'{names[way]:<32}not measured: {results}')
+        if isinstance(results, str):
+            rows[names[way]] = {'notes': f'not measured: {results}'}
             continue
-        last = results[-1]
-        notes = [f'cosine {last["cosine"]:.6f}'] if 'cosine' in last else []
-        notes += [f'loss {loss:.4f}' for loss in last.get('losses', [])[:1]]
-        row = f'{names[way]:<32}{1000 * seconds[way] / per:>12.2f}'
-        row += f'{first / seconds[way]:>10.2f}'
-        row += f'{common.highest(results, "megabytes"):>10,.0f}  {" ".join(notes)}'
-        print(row.rstrip())
+        seconds = common.median_seconds(results)
+        first = first or seconds
+        rows[names[way]] = {
+            'ms': f'{1000 * seconds:.2f}',
+            'x faster': f'{first / seconds:.2f}',
+            'MB': f'{common.highest(results, "megabytes"):,.0f}',
+        }
+        for name in ('loss', 'cosine'):
+            if name in results[0]:
+                rows[names[way]]['notes'] = f'{name} {results[0][name]:.5f}'
+    common.print_table(rows)
 
 
 def print_agreement(runs):
     """Print by how much the metrics of two devices differ."""
-    if not all(isinstance(runs[way], list) for way in ('ours', 'ours_cpu')):
-        return
     own, other = (runs[way][0]['metrics'] for way in ('ours', 'ours_cpu'))
     most = max(abs(own[name] - other[name]) for name in own)
     print(f'metrics on both devices differ by at most {most:.2e}')
@@ -294,108 +251,72 @@ def print_agreement(runs):
 # Precision
 
 
-def sample_recall(args, root, precision, seed):
-    """Train on the embedded sample; return Recall@1."""
-    results = os.path.join(root, f'{precision}_{seed}')
-    script = os.path.join(common.REPOSITORY, 'train.py')
-    command = [sys.executable, script, '--data_name', DRAWN, '--weights', 'none']
-    flags = {'data_root': os.path.join(root, 'data'), 'results_root': results}
-    flags |= {'image_size': SAMPLE_SIZE, 'recalls': 1}
-    flags |= {'seed': seed, 'precision': precision}
-    flags |= {'num_epochs': args.num_epochs, 'test_every': args.num_epochs}
-    command += [f'--{name}={value}' for name, value in flags.items()]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f'train.py: {done.stderr.strip().splitlines()[-1]}')
-    (path,) = glob.glob(os.path.join(glob.escape(results), '*_results.csv'))
-    return pd.read_csv(path)['test_recall@1'].iloc[-1]
-
-
 def compare_precisions(args):
     """Train on the sample in bf16 and fp32; print Recall@1 of every seed."""
-    sizes = TINY_SAMPLE if args.tiny else {}
+    settings = Namespace(weights='none', image_size=64)
     with tempfile.TemporaryDirectory() as root:
         folder = os.path.join(root, 'images')
-        draw_sample(folder, side=SAMPLE_SIZE, **sizes)
-        prepare(os.path.join(root, 'data'), DRAWN, folder, SAMPLE_SIZE)
-        print(f'\nprecision: Recall@1 on the sample after {args.num_epochs} epochs')
+        draw_sample(folder, side=64, **(TINY_SAMPLE if args.tiny else {}))
+        dataset = open_dataset(settings, root, 'drawn', folder)
+        labels = dataset.labels('test')
         differences = []
         for seed in range(args.seeds):
-            bf16, fp32 = (
-                sample_recall(args, root, precision, seed)
-                for precision in ('bf16', 'fp32')
-            )
-            differences.append(bf16 - fp32)
-            print(f'seed {seed}: bf16 {bf16:.2%}, fp32 {fp32:.2%}', flush=True)
+            recalls = {}
+            for precision in ('bf16', 'fp32'):
+                ours = Ours('current', 'none', {'precision': precision})
+                trained = ours.train(dataset, ours.default_lr, seed, args.num_epochs)
+                vectors = trained.outputs['embedding']
+                recalls[precision] = evaluate(vectors, labels, [1])['recall@1']
+            differences.append(recalls['bf16'] - recalls['fp32'])
+            cells = [f'{name} {value:.2%}' for name, value in recalls.items()]
+            print(f'seed {seed}: Recall@1 in {", ".join(cells)}', flush=True)
     mean = sum(differences) / len(differences)
     print(f'mean difference of {len(differences)} seeds: {100 * mean:+.2f} points')
 
 
-# Arguments
-
-
 def get_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__)
     add = parser.add_argument
-    default = '[default: %(default)s]'
-    add('--parts', default=','.join(PARTS), help=f'what to measure {default}')
+    add('--parts', default=PARTS, help='what to measure')
     add('--tiny', action='store_true', help='the smallest sizes: does it run?')
-    add('--model_type', default='resnet18', metavar='NAME')
-    add(
-        '--ensemble_sizes',
-        type=types.integers,
-        default='8,48',
-        help=f'heads of steps and embedding {default}',
-    )
-    add('--ensemble_size', type=int, default=8, help=argparse.SUPPRESS)
-    add('--batch_size', type=int, default=32, help=f'images {default}')
-    add('--image_size', type=int, default=256, help=f'pixels a side {default}')
-    add('--steps', type=int, default=10, help=f'measured in a process {default}')
-    add('--embedded', type=int, default=512, help=f'images to embed {default}')
-    add('--images', type=int, default=60502, help=f'images to evaluate {default}')
-    add('--seeds', type=int, default=3, help=f'of the runs in bf16 and fp32 {default}')
-    add('--num_epochs', type=int, default=5, help=f'of those runs {default}')
-    common.add_rounds(parser)
+    add('--model_type', default='resnet18', help='of the backbone')
+    add('--ensemble_sizes', type=types.integers, default='8,48', help='heads')
+    add('--batch_size', type=int, default=32, help='images')
+    add('--image_size', type=int, default=256, help='pixels a side')
+    add('--steps', type=int, default=10, help='measured in a process')
+    add('--embedded', type=int, default=512, help='images to embed')
+    add('--images', type=int, default=60502, help='images to evaluate')
+    add('--seeds', type=int, default=3, help='of the runs in bf16 and fp32')
+    add('--num_epochs', type=int, default=5, help='of those runs')
+    add('--rounds', type=int, default=3, help='measurements, of which the median')
     args = parser.parse_args()
-    args.parts = args.parts.split(',')
-    if not set(args.parts) <= set(PARTS):
-        parser.error(f'--parts: choose from {", ".join(PARTS)}')
     if args.tiny:
         vars(args).update(TINY)
     return args
 
 
-def compare_networks(args, ensemble_size):
-    """Print the tables of steps and embedding for this number of heads."""
-    args.ensemble_size = ensemble_size
-    network = f'se-{args.model_type}, {ensemble_size} heads'
-    network += f', batches of {args.batch_size}, {args.image_size} px'
-    if 'steps' in args.parts:
-        runs = compare(args, 'steps', STEPS)
-        print_part(f'steps: {network}', runs, STEPS, 'ms a step', 1)
-    if 'embedding' in args.parts:
-        names = {'plain': 'fp32', 'ours': 'ours'}
-        runs = compare(args, 'embedding', names)
-        print_part(f'embedding: {network}', runs, names, 'ms an image', args.embedded)
-
-
 def main():
     args = get_args()
-    if args.measure:
-        part, way = args.measure.split(':')
-        print(json.dumps(MEASURES[part](args, way)))
-        return
     if torch.cuda.is_available():
         print(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}')
     print(common.describe_machine())
     for ensemble_size in args.ensemble_sizes:
-        compare_networks(args, ensemble_size)
+        args.ensemble_size = ensemble_size
+        network = f'se-{args.model_type}, {args.ensemble_size} heads, '
+        network += f'batches of {args.batch_size}, {args.image_size} px'
+        if 'steps' in args.parts:
+            runs = compare(args, measure_steps, STEPS)
+            print_part(f'steps: {network}', runs, STEPS)
+        if 'embedding' in args.parts:
+            runs = compare(args, measure_embedding, EMBEDDINGS)
+            print_part(f'embedding of an image: {network}', runs, EMBEDDINGS)
     if 'evaluation' in args.parts:
-        runs = compare(args, 'evaluation', EVALUATIONS)
+        runs = compare(args, measure_evaluation, EVALUATIONS)
         size = f'{args.images:,} x {EVALUATED[0] * EVALUATED[1]}'
-        print_part(f'evaluation: {size}', runs, EVALUATIONS, 'ms', 1)
+        print_part(f'evaluation: {size}', runs, EVALUATIONS)
         print_agreement(runs)
     if 'precision' in args.parts:
+        print(f'\nprecision: the sample, {args.num_epochs} epochs')
         compare_precisions(args)
 
 

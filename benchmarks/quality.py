@@ -12,232 +12,209 @@ learning rate is the best of three on a third of the training classes, held out.
 test classes choose nothing.
 
 A method takes 6 trainings, so all of them at 240 seconds take about 3 hours. They can
-be interrupted: a second start skips what is in --results. The peers need
+be interrupted: a second start skips what is in the folder --results. It has the vectors
+of every run, which evaluate.py reads, too. The peers need
 `pip install -r benchmarks/requirements.txt`.
 """
 
-import argparse
-import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from functools import cached_property
 
 import common
+import methods
+import numpy as np
 import peers
-import quality_results
-import quality_runs
-from quality_results import METHODS
+import torch
 
 import utils
 from areir import hardware
 from areir.cli import types
+from areir.evaluation.intervals import compare, confidence_intervals
+from areir.evaluation.metrics import measures, rank_positives
+from areir.files import atomic_path, write_text
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
+TITLES = {'recall@1': 'Recall@1', 'map@r': 'MAP@R'}
 
 
-# Arguments
+@dataclass(frozen=True)
+class Method:
+    """A row of the table. Several methods may share a run and differ in its output."""
+
+    label: str
+    run: str  # what is trained
+    output: str = 'embedding'
+    group: str = 'peers'  # or ours, untrained, or equal embedding
+    tuned: bool = True  # whether the learning rate is chosen on held-out classes
 
 
-def get_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    default = '[default: %(default)s]'
-    add = parser.add_argument
-    quality_runs.add_data_flags(add)
-    add('--seconds', type=float, default=240, help=f'of each training {default}')
-    add(
-        '--tune_seconds',
-        type=float,
-        help='of each training that chooses a learning rate [default: --seconds]',
-    )
-    add('--seeds', type=types.positive, default=3, help=f'number of seeds {default}')
-    add(
-        '--crop_area',
-        type=float,
-        default=peers.CROP_AREA,
-        help=f"least share of an image that a peer's random crop has {default}",
-    )
-    add('--methods', default=','.join(METHODS), help=f'which to train {default}')
-    add('--table', action='store_true', help='print what is finished, train nothing')
-    add(
-        '--cost',
-        action='store_true',
-        help='print parameters and memory of the methods instead, trained for an epoch',
-    )
-    add('--measure', help=argparse.SUPPRESS)
-    add(
-        '--results',
-        help='CSV of the finished runs; vectors lie in a folder beside it '
-        '[default: results/quality_<data>_<weights>_<seconds>.csv]',
-    )
-    args = parser.parse_args()
-    args.methods = args.methods.split(',')
-    if not set(args.methods) <= set(METHODS):
-        parser.error(f'--methods: choose from {", ".join(METHODS)}')
-    if not 0 < args.crop_area <= 1:
-        parser.error(f'--crop_area {args.crop_area}: must be above 0 and at most 1')
-    fill_in_defaults(args)
-    for name in ('seconds', 'tune_seconds'):
-        value = getattr(args, name)
-        if not 0 < value < math.inf:
-            parser.error(f'--{name} {value}: must be a number above 0')
-    if not args.results.endswith('.csv'):
-        parser.error(f'--results {args.results}: must end in .csv')
-    return args
+METHODS = {
+    'pixels': Method('raw pixels', 'pixels', 'pixels', 'untrained'),
+    'untrained': Method('the weights, untrained', 'untrained', 'pooled', 'untrained'),
+    'untrained_white': Method(
+        'untrained, features whitened', 'untrained', 'whitened', 'untrained'
+    ),
+    'untrained_ours': Method(
+        'untrained, our embedding', 'untrained', 'our_embedding', 'untrained'
+    ),
+    'multi_similarity': Method('multi-similarity', 'multi_similarity'),
+    'proxy_anchor': Method('proxy-anchor', 'proxy_anchor'),
+    'cosface': Method('CosFace', 'cosface'),
+    'norm_softmax': Method('normalised softmax', 'norm_softmax'),
+    'norm_softmax_white': Method(
+        'normalised softmax, features whitened', 'norm_softmax', 'whitened'
+    ),
+    'norm_softmax_ours': Method(
+        'normalised softmax, our embedding',
+        'norm_softmax',
+        'our_embedding',
+        'equal embedding',
+    ),
+    'ours_2019': Method('ours, recipe of 2019', '2019', group='ours'),
+    'ours': Method('ours', 'current', group='ours'),
+    'ours_no_flag': Method('ours, no flag', 'current', group='ours', tuned=False),
+}
 
 
-def fill_in_defaults(args):
-    """Set the arguments whose defaults depend on others, and name data and weights."""
-    quality_runs.fill_in_data_flags(args)
-    args.data_name = os.path.basename(os.path.abspath(args.data))
-    args.weights_name = os.path.splitext(os.path.basename(args.weights))[0]
-    if args.tune_seconds is None:
-        args.tune_seconds = args.seconds
-    if args.results is None:
-        name = f'quality_{args.data_name}_{args.weights_name}_{args.seconds:g}.csv'
-        args.results = os.path.join(common.REPOSITORY, 'results', name)
+def make_trainers(weights):
+    """Return {run: what trains it}, by the names in METHODS."""
+    trainers = {'pixels': methods.Pixels(), 'untrained': methods.Untrained(weights)}
+    for recipe in ('2019', 'current'):
+        trainers[recipe] = methods.Ours(recipe, weights)
+    for loss in peers.LOSSES:
+        trainers[loss] = methods.Peer(loss, weights)
+    return trainers
 
 
-# Cost
+# Figures
 
 
-def print_costs(args):
-    """Print the parameters and the memory of each method, in processes of their own."""
-    print(f'{"":<38}{"parameters":>12}{"MB":>7}')
-    flags = common.flags_of(args, ('data', 'weights', 'image_size', 'crop_area'))
-    labels = {}  # of the runs: several methods may share one
-    for name in args.methods:
-        labels.setdefault(METHODS[name].run, METHODS[name].label)
-    for run, label in labels.items():
-        cost = common.measure_apart(__file__, [*flags, '--measure', run])
-        print(f'{label:<38}{cost["parameters"]:>12,}{cost["anonymous"]:>7.0f}')
+def values_per_query(vectors, labels):
+    """Return {measure: (N,)} of vectors (N, D), each querying all others.
 
-
-def measure_cost(experiment, run):
-    """Train for an epoch and test; return {parameters, anonymous and file: MB}.
-
-    MB are the peak beyond what the libraries take.
+    A diverged training, whose vectors are not finite, finds nothing.
     """
-    dataset, trainer = experiment.whole, experiment.trainers[run]
-    with common.PeakMemory() as memory:
-        trained = trainer.train(dataset, trainer.lrs[0], seed=0, epochs=1)
-    return {'parameters': trained.parameters, **memory.peak}
+    if not torch.isfinite(vectors).all():
+        return {name: torch.zeros(len(labels)).double() for name in TITLES}
+    values = measures(rank_positives(vectors.float(), labels), [1])
+    return {name: values[name] for name in TITLES}
+
+
+def mean_values(runs):
+    """Return {measure: (N,)}, the means of the values of several seeds."""
+    return {name: sum(values[name] for values in runs) / len(runs) for name in TITLES}
+
+
+def differences(values, others, labels):
+    """Return {title: text}: the paired differences of two {measure: (N,)}, in points.
+
+    labels (N,): the class of each query.
+    """
+    cells = {}
+    compared = compare(values, others, labels)
+    for name, (difference, low, high, _) in compared.items():
+        limits = f'{100 * low:+.1f} to {100 * high:+.1f}'
+        cells[f'{TITLES[name]}, difference'] = f'{100 * difference:+.1f} ({limits})'
+    return cells
 
 
 # The experiment
 
 
-def make_trainers(args):
-    """Return {run: what trains it}, by the names in METHODS."""
-    trainers = {
-        'pixels': quality_runs.Pixels(),
-        'untrained': quality_runs.Untrained(args.weights),
-    }
-    for recipe in ('2019', 'current'):
-        trainers[recipe] = quality_runs.Ours(recipe, args.weights)
-    for loss in peers.LOSSES:
-        trainers[loss] = quality_runs.Peer(loss, args.weights, args.crop_area)
-    return trainers
-
-
 class Experiment:
-    """All runs on one dataset. Runs that `results` has are not repeated.
+    """All runs on one dataset. Runs that the folder of results has are not repeated.
 
     root: a folder to prepare the dataset in.
     """
 
     def __init__(self, args, root):
         self.args, self.root = args, root
-        self.trainers = make_trainers(args)
-        settings = {
-            'data': args.data_name,
-            'weights': args.weights_name,
-            'image_size': args.image_size,
-            'crop_area': args.crop_area,
-        }
-        self.results = quality_results.Results(args.results, settings)
-
-    # data
-
-    def prepare(self, name, folder):
-        return quality_runs.open_dataset(self.args, self.root, name, folder)
+        self.trainers = make_trainers(args.weights)
+        self.timings_path = os.path.join(args.results, 'timings.json')
 
     @cached_property
     def whole(self):
         """The dataset with its own test classes."""
-        return self.prepare('whole', self.args.data)
+        return methods.open_dataset(self.args, self.root, 'whole', self.args.data)
 
     @cached_property
     def tuning(self):
         """The training classes alone, a third of them as test classes."""
         folder = os.path.join(self.root, 'held_out')
-        quality_runs.link_held_out(self.whole.split, folder, TUNING_SEED)
-        return self.prepare('tuning', folder)
+        methods.link_held_out(self.whole.split, folder, TUNING_SEED)
+        return methods.open_dataset(self.args, self.root, 'tuning', folder)
 
     # runs
 
-    def budget(self, kind, method):
-        """Return the seconds of a run as the results have them."""
-        if method.group == 'untrained':
-            return ''
+    def path(self, kind, method, lr, seed):
+        """Return the path of the vectors of a finished run, 'tuning' or 'final'."""
+        name = f'{kind}_{method.run}_{method.output}'
+        if method.group != 'untrained':
+            name += f'_{lr:g}_{self.budget(kind):g}s'
+        return os.path.join(self.args.results, f'{name}_seed{seed}.npz')
+
+    def budget(self, kind):
+        """Return the seconds of a run."""
         args = self.args
-        return f'{args.tune_seconds if kind == "tuning" else args.seconds:g}'
+        return (kind == 'tuning' and args.tune_seconds) or args.seconds
 
     def epochs(self, kind, method):
         """Return how many epochs take the seconds of a run; the first time, try."""
         if method.group == 'untrained':
             return 0
-        key = {'kind': 'timing', 'run': method.run}
-        timings = self.results.find(machine=quality_results.machine(), **key)
-        if timings:
-            fixed = float(timings[0]['fixed_seconds'])
-            seconds = float(timings[0]['seconds'])
-        else:
-            print(f'timing: an epoch of {method.run}')
-            fixed, seconds = self.trainers[method.run].time_epoch(self.whole)
-            times = {'fixed_seconds': f'{fixed:.3f}', 'seconds': f'{seconds:.3f}'}
-            self.results.add(**key, epochs=1, **times)
+        timings = {}
+        if os.path.isfile(self.timings_path):
+            with open(self.timings_path, encoding='utf-8') as file:
+                timings = json.load(file)
+        if method.run not in timings:
+            print(f'timing: an epoch of {method.run}', file=sys.stderr)
+            timings[method.run] = self.trainers[method.run].time_epoch(self.whole)
+            write_text(self.timings_path, json.dumps(timings))
+        fixed, seconds = timings[method.run]
         if kind == 'tuning':
-            images = len(self.tuning.split.train), len(self.whole.split.train)
-            seconds *= images[0] / images[1]
-            fixed *= images[0] / images[1]
-        return max(1, int((float(self.budget(kind, method)) - fixed) / seconds))
+            share = len(self.tuning.split.train) / len(self.whole.split.train)
+            fixed, seconds = fixed * share, seconds * share
+        return max(1, int((self.budget(kind) - fixed) / seconds))
 
     def complete(self, kind, method, lr, seed):
         """Train with this learning rate and seed, unless the results have it."""
-        budget = self.budget(kind, method)
-        key = {'kind': kind, 'run': method.run, 'lr': lr, 'seed': seed}
-        key['budget'] = budget
-        if self.results.find(output=method.output, **key):
+        if os.path.isfile(self.path(kind, method, lr, seed)):
             return
         epochs = self.epochs(kind, method)
-        print(f'{kind}: {method.run}, --lr {lr}, seed {seed}, {epochs} epochs')
+        line = f'{kind}: {method.run}, --lr {lr}, seed {seed}, {epochs} epochs'
+        print(line, file=sys.stderr)
         dataset = self.tuning if kind == 'tuning' else self.whole
-        trainer = self.trainers[method.run]
-        trained = trainer.train(dataset, lr, seed, epochs)
-        key |= {'epochs': epochs, 'seconds': f'{trained.seconds:.1f}'}
-        for output, vectors in trained.outputs.items():
-            self.results.record(key, output, vectors, dataset.images('test'))
+        trained = self.trainers[method.run].train(dataset, lr, seed, epochs)
+        for other in METHODS.values():
+            if other.run != method.run or other.output not in trained.outputs:
+                continue
+            path = self.path(kind, other, lr, seed)
+            with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+                np.savez(
+                    file,
+                    embeddings=trained.outputs[other.output].half().numpy(),
+                    labels=dataset.labels('test').numpy(),
+                    images=np.array(dataset.paths('test')),
+                    epochs=epochs,
+                    seconds=trained.seconds,
+                )
 
     def complete_all(self, names):
         """Choose the learning rates of these methods, then train them seed by seed."""
-        methods = [METHODS[name] for name in names]
-        for method in methods:
-            candidates = self.candidates(method)
-            for lr in candidates if len(candidates) > 1 else ():
+        chosen = [METHODS[name] for name in names]
+        for method in chosen:
+            rates = self.candidates(method)
+            for lr in rates if len(rates) > 1 else ():
                 self.complete('tuning', method, lr, TUNING_SEED)
         for seed in range(self.args.seeds):
-            for method in methods:
-                if seed == 0 or self.depends_on_seed(method):
+            for method in chosen:
+                random_start = self.args.weights == 'none' and method.run != 'pixels'
+                if not seed or method.group != 'untrained' or random_start:
                     self.complete('final', method, self.best_lr(method), seed)
-
-    def depends_on_seed(self, method):
-        """Whether another seed gives another result."""
-        return method.group != 'untrained' or (
-            method.run == 'untrained' and self.args.weights == 'none'
-        )
 
     # learning rates
 
@@ -251,66 +228,143 @@ class Experiment:
 
         None if there is nothing to choose, or if that is not finished.
         """
-        candidates = self.candidates(method)
-        if len(candidates) == 1:
-            return candidates[0]
+        rates = self.candidates(method)
+        if len(rates) == 1:
+            return rates[0]
         recalls = {}
-        key = {'run': method.run, 'output': method.output}
-        key['budget'] = self.budget('tuning', method)
-        for lr in candidates:
-            for row in self.results.find(kind='tuning', lr=lr, **key):
-                recalls[lr] = float(row['recall@1'])
-        if len(recalls) < len(candidates):
-            return None
+        for lr in rates:
+            runs = self.read('tuning', method, lr)
+            if not runs:
+                return None
+            recalls[lr] = runs[0]['values']['recall@1'].mean().item()
         return max(recalls, key=recalls.get)
 
     # the table
 
-    def lines(self):
-        """Return {method's name: its Line, or None if no run is finished}."""
-        lines = {}
+    def read(self, kind, method, lr):
+        """Return the finished runs with a learning rate, a dict for each seed."""
+        runs = []
+        for seed in range(self.args.seeds):
+            path = self.path(kind, method, lr, seed)
+            if os.path.isfile(path):
+                with np.load(path) as file:
+                    run = dict(file)
+                labels = torch.from_numpy(run['labels'])
+                values = values_per_query(torch.from_numpy(run['embeddings']), labels)
+                runs.append({**run, 'labels': labels, 'values': values})
+        return runs
+
+    def print_table(self):
+        """Print what the final runs of all methods found."""
+        rows, values, labels = {}, {}, None
         for name, method in METHODS.items():
-            budget = self.budget('final', method)
-            lr = self.best_lr(method)
-            lines[name] = quality_results.read_line(self.results, method, lr, budget)
-        return lines
+            rates, lr = self.candidates(method), self.best_lr(method)
+            unfinished = lr is None and len(rates) > 1
+            runs = [] if unfinished else self.read('final', method, lr)
+            if runs:
+                labels = runs[0]['labels']
+                values[name] = mean_values([run['values'] for run in runs])
+                at_end = len(rates) > 1 and lr in (rates[0], rates[-1])
+                row = {'lr': '' if lr is None else f'{lr:g}' + ' (an end)' * at_end}
+                rows[method.label] = row | describe(runs, values[name])
+        best = max(
+            (name for name in values if METHODS[name].group == 'peers'),
+            key=lambda name: values[name]['recall@1'].mean(),
+            default=None,
+        )
+        for name in values if best else ():
+            if name != best:
+                cells = differences(values[name], values[best], labels)
+                rows[METHODS[name].label] |= cells
+        common.print_table(rows)
+        if best:
+            print(f'differences are those to the best peer, {METHODS[best].label}')
 
-    def print_ends(self):
-        """Name the methods whose best learning rate is at an end of its list."""
-        for method in METHODS.values():
-            candidates, best = self.candidates(method), self.best_lr(method)
-            if len(candidates) > 1 and best in (candidates[0], candidates[-1]):
-                print(f'{method.label}: --lr {best:g} is at an end of its list')
+
+def describe(runs, values):
+    """Return the cells of a method: {column: text}; values: means over the seeds."""
+    seconds = sum(run['seconds'].item() for run in runs) / len(runs)
+    row = {
+        'numbers': str(runs[0]['embeddings'].shape[1]),
+        'epochs': str(runs[0]['epochs'].item()),
+        'seconds': f'{seconds:.0f}',
+    }
+    intervals = confidence_intervals(values, runs[0]['labels'])
+    for name, (low, high) in intervals.items():
+        limits = f'{100 * low:.1f} to {100 * high:.1f}'
+        row[TITLES[name]] = f'{values[name].mean():.2%} ({limits})'
+    seeds = [100 * run['values']['recall@1'].mean() for run in runs]
+    row['each seed'] = ', '.join(f'{recall:.1f}' for recall in seeds)
+    return row
 
 
-def print_quality(args, experiment):
-    """Train what is not finished, and print the table."""
-    if not args.table:
-        # stdout has the table alone
-        with contextlib.redirect_stdout(sys.stderr):
-            experiment.complete_all(args.methods)
-    print(
-        f'{args.data_name}, weights {args.weights_name}, images of '
-        f'{args.image_size} pixels, {args.seconds:g} seconds of training, '
-        f'{common.describe_machine()}'
-    )
-    lines = experiment.lines()
-    quality_results.print_table(lines)
-    experiment.print_ends()
-    quality_results.print_comparison(lines)
+# Cost
+
+
+def measure_cost(args, run):
+    """Train for an epoch and test; return {parameters, anonymous and file: MB}.
+
+    MB are the peak beyond what the libraries take.
+    """
+    hardware.keep_freed_memory()
+    with tempfile.TemporaryDirectory() as root:
+        experiment = Experiment(args, root)
+        dataset, trainer = experiment.whole, experiment.trainers[run]
+        with common.PeakMemory() as memory:
+            trained = trainer.train(dataset, trainer.lrs[0], seed=0, epochs=1)
+    return {'parameters': trained.parameters, **memory.peak}
+
+
+def print_costs(args):
+    """Print the parameters and the memory of each method, in processes of their own."""
+    rows = {}
+    for run in dict.fromkeys(METHODS[name].run for name in args.methods):
+        cost = common.apart(measure_cost, args, run)
+        parameters = f'{cost["parameters"]:,}'
+        rows[run] = {'parameters': parameters, 'MB': f'{cost["anonymous"]:.0f}'}
+    common.print_table(rows)
+
+
+def get_args():
+    parser = common.make_parser(__doc__)
+    methods.add_data_flags(parser)
+    add = parser.add_argument
+    add('--seconds', type=float, default=240, help='of each training')
+    add('--tune_seconds', type=float, help='to choose a learning rate, if different')
+    add('--seeds', type=types.positive, default=3, help='number of seeds')
+    add('--methods', default=','.join(METHODS), help='which to train')
+    add('--table', action='store_true', help='print what is finished, train nothing')
+    add('--cost', action='store_true', help='print parameters and memory instead')
+    add('--results', help='folder; default: results/quality_<data>_<weights>_<pixels>')
+    args = parser.parse_args()
+    methods.fill_in_data_flags(args)
+    args.methods = args.methods.split(',')
+    if not args.data:
+        parser.error('--data: which folder?')
+    if args.results is None:
+        data = os.path.basename(os.path.abspath(args.data))
+        weights = os.path.splitext(os.path.basename(args.weights))[0]
+        name = f'quality_{data}_{weights}_{args.image_size}'
+        args.results = os.path.join(common.REPOSITORY, 'results', name)
+    return args
 
 
 def main():
     args = get_args()
+    if args.cost:
+        print_costs(args)
+        return
     hardware.keep_freed_memory()
+    os.makedirs(args.results, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         experiment = Experiment(args, root)
-        if args.measure:
-            print(json.dumps(measure_cost(experiment, args.measure)))
-        elif args.cost:
-            print_costs(args)
-        else:
-            print_quality(args, experiment)
+        if not args.table:
+            experiment.complete_all(args.methods)
+        print(
+            f'{args.data}, weights {args.weights}, images of {args.image_size} pixels, '
+            f'{args.seconds:g} seconds of training, {common.describe_machine()}'
+        )
+        experiment.print_table()
 
 
 if __name__ == '__main__':

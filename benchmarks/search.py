@@ -9,14 +9,12 @@ several calls. Before that the file is read once, so it lies in the system's cac
 all queries are answered once, so their pages are mapped. Memory is the peak of
 anonymous memory, building included, and of mapped pages of the file, both beyond torch
 itself. Recall is the share of the exact 8 nearest. All methods but exact need
-`pip install -r benchmarks/requirements.txt`. The minutes above are estimates for 2
-cores.
+`pip install -r benchmarks/requirements.txt`. 1,000,000 vectors take 2.3 GB below
+TMPDIR. The minutes above are estimates for 2 cores.
 """
 
-import argparse
-import json
 import os
-import shutil
+import statistics
 import tempfile
 import time
 
@@ -27,7 +25,6 @@ from torch.nn import functional as F
 
 import utils
 from areir.cli import types
-from areir.errors import UserError
 from areir.gallery.approximate import build, measure_recall
 from areir.gallery.vectors import VectorsFile, write_codes
 
@@ -37,7 +34,7 @@ CLASS_SIZE = 10
 WRITTEN = 10_000  # vectors at a time
 NEAREST = 8
 QUERIES = 256
-CALLS = {'single': (1, 50), 'together': (QUERIES, 5)}  # queries of a call, calls
+CALLS = (('1 query/s', 1, 50), ('256 queries/s', QUERIES, 5))  # name, queries, calls
 METHODS = {
     'exact': 'ours, exact, from the file',
     'approximate': 'ours, --index faiss',
@@ -71,10 +68,6 @@ def make_embeddings(labels, seed):
     vectors += 0.3 * torch.randn(vectors.shape, generator=generator)
     heads = F.normalize(vectors.view(-1, HEADS, META_CLASS_SIZE), dim=2)
     return heads.flatten(1) / HEADS**0.5
-
-
-def open_vectors(path):
-    return VectorsFile(path, HEADS * META_CLASS_SIZE)
 
 
 def queries_path(path):
@@ -136,91 +129,50 @@ def queries_per_second(searcher, queries, batch, calls):
         started = time.perf_counter()
         searcher.search(query, NEAREST)
         seconds.append(time.perf_counter() - started)
-    return batch / common.median(seconds)
+    return batch / statistics.median(seconds)
 
 
-def measure(method, path):
-    """Build, search, and return what that took."""
+def measure(path, method):
+    """Build, search, and return what that took, as a row of the table."""
     queries = torch.from_numpy(np.load(queries_path(path)))
-    vectors = open_vectors(path)
+    vectors = VectorsFile(path, HEADS * META_CLASS_SIZE)
     vectors.rows().sum()  # read once
     if method != 'exact':
         import faiss  # here, so that its import is not part of building
 
         faiss.omp_set_num_threads(torch.get_num_threads())
-    with common.PeakMemory() as memory_used:
+    with common.PeakMemory() as memory:
         started = time.perf_counter()
         searcher, width = open_method(method, vectors)
-        result = {'build': time.perf_counter() - started, 'efSearch': width}
+        row = {'build s': f'{time.perf_counter() - started:.1f}'}
         searcher.search(queries, NEAREST)  # warms up
-        for name, (batch, calls) in CALLS.items():
-            result[name] = queries_per_second(searcher, queries, batch, calls)
+        for name, batch, calls in CALLS:
+            rate = queries_per_second(searcher, queries, batch, calls)
+            row[name] = f'{rate:,.0f}'
+    row['anon MB'] = f'{memory.peak["anonymous"]:,.0f}'
+    row['file MB'] = f'{memory.peak["file"]:,.0f}'
     exact = vectors.search(queries, NEAREST)[1]
     recall = measure_recall(searcher, queries, None, exact)
-    return {**result, **memory_used.peak, 'recall': recall}
-
-
-def print_header():
-    print(common.describe_machine())
-    print(
-        f'{"images":>10}  {"":<30}{"build s":>9}{"1 query/s":>11}{"256 query/s":>13}'
-        f'{"anon MB":>9}{"file MB":>9}{"recall":>9}  efSearch',
-        flush=True,
-    )
-
-
-def print_row(size, method, path):
-    """Measure a method in a process of its own and print its row."""
-    beginning = f'{size:>10,}  {METHODS[method]:<30}'
-    try:
-        result = common.measure_apart(__file__, ['--measure', method, path])
-    except UserError as error:
-        print(f'{beginning} failed: {error}')
-        return
-    print(
-        f'{beginning}{result["build"]:>9.1f}{result["single"]:>11.1f}'
-        f'{result["together"]:>13.1f}{result["anonymous"]:>9,.0f}'
-        f'{result["file"]:>9,.0f}{result["recall"]:>9.2%}  {result["efSearch"]}',
-        flush=True,
-    )
-
-
-def get_args():
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description='Measure search in galleries.'
-    )
-    add = parser.add_argument
-    default = '[default: %(default)s]'
-    sizes = '10000,100000,1000000'
-    add('--sizes', type=types.integers, default=sizes, help=f'images {default}')
-    add('--methods', default=','.join(METHODS), help=default)
-    add(
-        '--folder',
-        help='where the galleries are written, 2.3 GB for 1,000,000 '
-        '[default: temporary]',
-    )
-    add('--measure', nargs=2, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return {**row, 'recall': f'{recall:.2%}', 'efSearch': str(width)}
 
 
 def main():
-    args = get_args()
-    if args.measure:
-        print(json.dumps(measure(*args.measure)))
-        return
-    print_header()
-    folder = args.folder or tempfile.mkdtemp(prefix='areir-search-')
-    os.makedirs(folder, exist_ok=True)
-    try:
-        for size in args.sizes:
-            path = os.path.join(folder, f'vectors_{size}.f32')
-            if not os.path.isfile(queries_path(path)):
-                write_gallery(path, size)
+    parser = common.make_parser(__doc__)
+    add = parser.add_argument
+    sizes = '10000,100000,1000000'
+    add('--sizes', type=types.integers, default=sizes, help='images')
+    add('--methods', default=','.join(METHODS), help='what to measure')
+    args = parser.parse_args()
+    print(common.describe_machine())
+    for size in args.sizes:
+        with tempfile.TemporaryDirectory(prefix='areir-search-') as folder:
+            path = os.path.join(folder, 'vectors.f32')
+            write_gallery(path, size)
+            rows = {}
             for method in args.methods.split(','):
-                print_row(size, method, path)
-    finally:
-        if not args.folder:
-            shutil.rmtree(folder)
+                rows[METHODS[method]] = common.apart(measure, path, method)
+        print(f'\n{size:,} images')
+        common.print_table(rows)
 
 
 if __name__ == '__main__':

@@ -7,14 +7,11 @@
     python benchmarks/training.py --memory   # what each variant needs: 30 seconds
 
 The second takes 5 minutes; its joint loop needs more than 24 GB, --no_joint omits it.
-Every measurement is a process of its own (with --processes 2, two of torchrun), and the
-ways take turns. Memory is the peak of the process, torch itself included. Bytes are
-counted at the loopback device: what one process sends in a step. Times are estimates
-for 2 cores.
+Every measurement is a process of its own (with --processes 2, two), and the ways take
+turns. Memory is the peak of the process, torch itself included. Bytes are counted at
+the loopback device: what one process sends in a step. Times are estimates for 2 cores.
 """
 
-import argparse
-import json
 import sys
 import time
 from functools import partial
@@ -26,21 +23,23 @@ from torch import nn
 import utils
 from areir import hardware, processes
 from areir.cli import types
-from areir.errors import UserError
-from areir.hardware import available_cores
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
 from model import MODEL_TYPES, EnsembleLoss, EnsembleModel, count_parameters
 
 META_CLASS_SIZE = 12
 LR = 1e-4
-CPU = torch.device('cpu')
+JOINT = 'joint loop, fp32'
 
 
-def cpu_hardware():
-    """Return the Hardware of the CPU, in the precision that train.py chooses."""
-    native = hardware.has_native_bf16(CPU)
-    return hardware.Hardware(CPU, [], 'bf16' if native else 'fp32', native)
+def this_hardware(device):
+    """Return the Hardware of a device, in the precision that train.py chooses."""
+    native = hardware.has_native_bf16(device)
+    gpus = [device.index] if device.type == 'cuda' else []
+    return hardware.Hardware(device, gpus, 'bf16' if native else 'fp32', native)
+
+
+CPU = this_hardware(torch.device('cpu'))
 
 
 # Ways to train; each yields the loss of a step for ever
@@ -69,7 +68,7 @@ def our_steps(args, images, meta_labels):
     model = EnsembleModel(args.model_type, *sizes, members=members)
     model.to(memory_format=torch.channels_last)
     loss = EnsembleLoss(nn.CrossEntropyLoss(), len(members), args.ensemble_size)
-    trainer = Trainer(model, loss, LR, cpu_hardware())
+    trainer = Trainer(model, loss, LR, CPU)
     trainer.begin_epoch(LR)
     share = images[own_share(list(range(len(images))), rank, count)]
     while True:
@@ -100,12 +99,11 @@ def random_batch(args):
     return images, torch.randint(META_CLASS_SIZE, shape, generator=generator)
 
 
-def measure(args):
+def measure(args, train):
     """Train for some steps; return seconds and bytes per step, megabytes, losses.
 
-    All processes of torchrun return the same but the seconds and the bytes.
+    All processes return the same but the seconds and the bytes.
     """
-    train = joint_steps if args.measure == 'joint' else our_steps
     steps = train(args, *random_batch(args))
     losses = [next(steps)]
     started, before = time.perf_counter(), sent_bytes()
@@ -113,6 +111,7 @@ def measure(args):
     seconds = time.perf_counter() - started
     sent = sent_bytes() - before
     peaks = processes.gather(torch.tensor(common.memory('VmHWM')))
+    processes.leave()
     return {
         'seconds': seconds / args.steps,
         'megabytes': max(peak.item() for peak in peaks),
@@ -122,15 +121,10 @@ def measure(args):
 
 
 def measure_way(args, way):
-    """Measure 'joint', or ours with this number of processes, apart."""
-    names = ('model_type', 'ensemble_size', 'batch_size', 'image_size', 'steps')
-    joint = way == 'joint'
-    flags = ['--measure', 'joint' if joint else 'ours']
-    flags += common.flags_of(args, names)
-    try:
-        return common.measure_apart(__file__, flags, 1 if joint else way)
-    except UserError as error:
-        raise UserError(f'{way}: {error}') from error
+    """Measure the JOINT loop, or ours with this number of processes, apart."""
+    if way == JOINT:
+        return common.apart(measure, args, joint_steps)
+    return common.apart(measure, args, our_steps, processes=way)
 
 
 def check_agreement(runs):
@@ -140,27 +134,22 @@ def check_agreement(runs):
         sys.exit(f'the ways do not begin with the same loss: {first}')
 
 
-def print_table(runs):
-    print(
-        f'{"":<22}{"ms a step":>10}{"faster":>8}{"MB":>9}{"memory":>8}{"MB sent":>9}'
-        '   loss'
-    )
-    seconds = common.median_seconds(runs)
-    peaks = {}
+def print_runs(runs):
+    first = next(iter(runs.values()))
+    rows = {}
     for way, results in runs.items():
-        peaks[way] = common.highest(results, 'megabytes')
-    first = next(iter(runs))
-    for way, results in runs.items():
-        name = f'ours, {way} process{"es" if way != 1 else ""}'
-        if way == 'joint':
-            name = 'joint loop, fp32'
-        losses = ' '.join(f'{loss:.3f}' for loss in results[0]['losses'])
-        print(
-            f'{name:<22}{1000 * seconds[way]:>10.0f}'
-            f'{seconds[first] / seconds[way]:>8.2f}{peaks[way]:>9,.0f}'
-            f'{peaks[way] / peaks[first]:>8.2f}'
-            f'{results[0]["sent"] / 1e6:>9.2f}   {losses}'
-        )
+        seconds = common.median_seconds(results)
+        peak = common.highest(results, 'megabytes')
+        name = way if way == JOINT else f'ours, processes: {way}'
+        rows[name] = {
+            'ms a step': f'{1000 * seconds:.0f}',
+            'x faster': f'{common.median_seconds(first) / seconds:.2f}',
+            'MB': f'{peak:,.0f}',
+            'x memory': f'{peak / common.highest(first, "megabytes"):.2f}',
+            'MB sent': f'{results[0]["sent"] / 1e6:.2f}',
+            'losses': ' '.join(f'{loss:.3f}' for loss in results[0]['losses']),
+        }
+    common.print_table(rows)
 
 
 # Memory, computed
@@ -183,13 +172,13 @@ def saved_bytes(module, inputs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = Autocast(module, CPU, cpu_hardware().precision)(inputs)
+        output = Autocast(module, CPU.device, CPU.precision)(inputs)
     sizes = [tensor.untyped_storage().nbytes() for tensor in kept.values()]
     return output, sum(sizes)
 
 
 def memory_of(args, model_type, with_se):
-    """Return the bytes that training takes, beside torch itself.
+    """Return {part: bytes} that training takes, beside torch itself.
 
     These are the weights, both of Adam's moments, the gradient and activations of one
     head, those of the trunk, and all of it per process with 1, 2 and 8 processes.
@@ -208,11 +197,13 @@ def memory_of(args, model_type, with_se):
     shared = features.nbytes * (1 + 4 // features.element_size())
     one_head = head_bytes + 4 * head + shared
     once = one_head + trunk_bytes + 4 * trunk
-    needed = []
-    for count in (1, 2, 8):
+    needed = {'weights': 4 * total, 'moments': 8 * total}
+    needed |= {'one head': one_head, 'trunk': trunk_bytes}
+    names = {1: 'together', 2: 'per process of 2', 8: 'of 8'}
+    for count, name in names.items():
         heads = -(-args.ensemble_size // count)
-        needed.append(12 * (trunk + heads * head) + once)
-    return [4 * total, 8 * total, one_head, trunk_bytes, *needed]
+        needed[name] = 12 * (trunk + heads * head) + once
+    return needed
 
 
 def print_memory(args):
@@ -221,64 +212,43 @@ def print_memory(args):
         f'{args.ensemble_size} heads, batches of {args.batch_size}, '
         f'{args.image_size} px; GiB, beside torch itself'
     )
-    columns = {'weights': 9, 'moments': 9, 'one head': 10, 'trunk': 8}
-    columns |= {'together': 10, 'per process of 2': 18, 'of 8': 7}
-    cells = [f'{name:>{width}}' for name, width in columns.items()]
-    print(f'{"":<20}{"".join(cells)}')
+    rows = {}
     for with_se in (False, True):
         for model_type in MODEL_TYPES:
             needed = memory_of(args, model_type, with_se)
-            cells = [
-                f'{number / 2**30:>{width}.2f}'
-                for number, width in zip(needed, columns.values())
-            ]
-            print(f'{"se-" * with_se + model_type:<20}{"".join(cells)}')
+            row = {name: f'{count / 2**30:.2f}' for name, count in needed.items()}
+            rows['se-' * with_se + model_type] = row
+    common.print_table(rows)
 
 
 def get_args():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = common.make_parser(__doc__)
     add = parser.add_argument
-    default = '[default: %(default)s]'
-    add('--model_type', default='resnet18', choices=MODEL_TYPES)
-    add('--ensemble_size', type=int, default=8, help=f'heads {default}')
-    add('--batch_size', type=int, default=8, help=f'images {default}')
-    add('--image_size', type=int, default=256, help=f'pixels a side {default}')
-    add(
-        '--processes',
-        type=types.integers,
-        default='1',
-        help=f'of ours, for example 1,2 {default}',
-    )
+    add('--model_type', default='resnet18', help='of the backbone')
+    add('--ensemble_size', type=int, default=8, help='heads')
+    add('--batch_size', type=int, default=8, help='images')
+    add('--image_size', type=int, default=256, help='pixels a side')
+    add('--processes', type=types.integers, default='1', help='of ours, such as 1,2')
     add('--no_joint', action='store_true', help='leave out the joint loop')
-    add('--steps', type=int, default=4, help=f'measured in a process {default}')
-    add(
-        '--memory',
-        action='store_true',
-        help='print what each variant needs, computed from its parts',
-    )
-    common.add_rounds(parser)
+    add('--steps', type=int, default=4, help='measured in a process')
+    add('--memory', action='store_true', help='compute what each variant needs')
+    add('--rounds', type=int, default=3, help='measurements, of which the median')
     return parser.parse_args()
 
 
 def main():
     args = get_args()
-    if args.measure:
-        result = measure(args)
-        print(json.dumps(result))  # of rank 0 alone, the others have no stdout
-        processes.leave()
-        return
     if args.memory:
         print_memory(args)
         return
-    ways = args.processes if args.no_joint else ['joint', *args.processes]
+    ways = args.processes if args.no_joint else [JOINT, *args.processes]
     runs = common.take_turns(ways, args.rounds, partial(measure_way, args))
     check_agreement(runs)
-    machine = common.describe_machine(f'{available_cores()} cores')
     print(
-        f'{machine}; se-{args.model_type}, {args.ensemble_size} heads, '
-        f'batches of {args.batch_size}, {args.image_size} px'
+        f'{common.describe_machine()}; se-{args.model_type}, {args.ensemble_size} '
+        f'heads, batches of {args.batch_size}, {args.image_size} px'
     )
-    print_table(runs)
+    print_runs(runs)
 
 
 if __name__ == '__main__':

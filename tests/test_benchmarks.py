@@ -1,85 +1,89 @@
 """Each benchmark with its smallest sizes: it runs, and its figures are plausible."""
 
-import contextlib
-import io
+import functools
 import json
 import os
 import re
 import sys
+from argparse import Namespace
 
-import numpy
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 from trained import MODEL_ARGS, save_database, save_model
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
+import claims
 import common
-import confidence
 import demo
 import embedding
 import evaluation
-import false_matches
-import noise
+import gpu
 import search
 import training
 
-import utils
 from areir import hardware
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.retrieval import evaluate
 from model import TrainedModel
 
-SMALL_NETWORK = ['--ensemble_size', '2', '--image_size', '32', '--rounds', '1']
+SMALL_NETWORK = ['--ensemble_size', 2, '--image_size', 32, '--rounds', 1]
+CPU = torch.device('cpu')
 
 
 def call(module, *flags):
-    """Return the lines that the main function of a benchmark prints."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+    """Call the main function of a benchmark."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', [module.__file__, *map(str, flags)])
+        # it would change how the whole test process allocates
+        patch.setattr(hardware, 'keep_freed_memory', lambda: None)
         module.main()
-    return output.getvalue().splitlines()
-
-
-def measure_here(script, flags, processes=1):
-    """Replace `measure_apart`: measure in this process, which saves its start."""
-    assert processes == 1
-    name = os.path.basename(script).removesuffix('.py')
-    return json.loads(call(sys.modules[name], *flags)[-1])
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    monkeypatch.setattr(common, 'measure_apart', measure_here)
-    # it would change how the whole test process allocates
-    monkeypatch.setattr(utils, 'keep_freed_memory', lambda: None)
+def tables(monkeypatch):
+    """Return a function that calls a benchmark in this process: (module, *flags).
+
+    It returns the rows of all its tables, {name: {column: text}}.
+    """
+    rows = {}
+    monkeypatch.setattr(common, 'print_table', rows.update)
+    monkeypatch.setattr(
+        common, 'apart', lambda function, *arguments, processes=1: function(*arguments)
+    )
+
+    def run(module, *flags):
+        call(module, *flags)
+        return rows
+
+    return run
 
 
-def numbers(line):
-    """Return the numbers of a line that are words of their own."""
-    words = line.replace(',', '').split()
+def numbers(row):
+    """Return the numbers in a row of a table."""
+    words = ' '.join(row.values()).replace(',', '').split()
     return [float(word) for word in words if re.fullmatch(r'-?\d+(\.\d+)?', word)]
 
 
 # What they share
 
 
-def test_a_measurement_apart_returns_its_last_line(tmp_path):
-    script = tmp_path / 'script.py'
-    script.write_text('import sys\nprint("x")\nprint({"1": 2}[sys.argv[1]])')
-    assert common.measure_apart(str(script), [1]) == 2
+def exit_hard():
+    os._exit(9)
 
 
-def test_a_failed_measurement_says_why(tmp_path):
-    script = tmp_path / 'script.py'
-    script.write_text('raise KeyError("faiss")')
-    with pytest.raises(UserError, match='faiss'):
-        common.measure_apart(str(script), [])
-    script.write_text('import os\nos.kill(os.getpid(), 9)')
-    with pytest.raises(UserError, match='-9'):
-        common.measure_apart(str(script), [])
+def test_a_measurement_apart_returns_its_result_or_its_error():
+    assert common.apart(os.getpid) != os.getpid()
+    with pytest.raises(UserError, match=r'broken\.png'):
+        common.apart(raise_error, UserError('broken.png'))
+    with pytest.raises(RuntimeError):
+        common.apart(exit_hard)
+
+
+def raise_error(error):
+    raise error
 
 
 def test_ways_take_turns():
@@ -89,97 +93,100 @@ def test_ways_take_turns():
     assert runs == {'a': [1, 3], 'b': [2, 4]}
 
 
-def test_medians():
-    assert common.median([3, 1, 2]) == 2
-    assert common.median([4, 1, 3, 2]) == 3
-    runs = {'ours': [{'seconds': 2}, {'seconds': 1}, {'seconds': 9}]}
-    assert common.median_seconds(runs) == {'ours': 2}
-
-
 # Training and embedding
 
 
 @pytest.mark.slow
-def test_training(in_process, monkeypatch):
-    """In fp32: one step of bf16 on so few images rounds the losses apart."""
-    monkeypatch.setattr(utils, 'has_native_bf16', lambda device: False)
-    lines = call(training, '--batch_size', 4, '--steps', 1, *SMALL_NETWORK)
-    joint, ours = lines[-2:]
-    assert joint.startswith('joint loop') and ours.startswith('ours, 1 process ')
-    first, second = joint.split()[-2:], ours.split()[-2:]
-    for loss, other in zip(first, second):
-        assert float(loss) == pytest.approx(float(other), rel=0.002)
-    assert numbers(joint)[1] == 1 and numbers(ours)[5] == 0  # faster, MB sent
+def test_training(tables):
+    rows = tables(training, '--batch_size', 4, '--steps', 1, *SMALL_NETWORK)
+    joint, ours = rows.values()
+    assert joint['x faster'] == '1.00' and ours['MB sent'] == '0.00'
+    first, second = (float(row['losses'].split()[0]) for row in (joint, ours))
+    assert first == pytest.approx(second, rel=0.02)
 
 
 @pytest.mark.slow
-def test_two_processes_of_training_send_the_gradient():
-    flags = ['--processes', '1,2', '--no_joint', '--steps', 1, '--batch_size', 4]
-    one, two = call(training, *flags, *SMALL_NETWORK)[-2:]
-    # bf16 rounds differently in two processes
-    tolerance = 0.02 if hardware.has_native_bf16(torch.device('cpu')) else 0
-    losses = [[float(word) for word in line.split()[-2:]] for line in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], abs=tolerance)
+def test_two_processes_of_training_send_the_gradient(capsys):
+    flags = ['--processes', 2, '--no_joint', '--steps', 1, '--batch_size', 4]
+    call(training, *flags, *SMALL_NETWORK)
+    last = capsys.readouterr().out.splitlines()[-1]
     gradient = 4 * 157_504 / 1e6
-    assert numbers(one)[5] == 0 and numbers(two)[5] > 0.9 * gradient
-
-
-def test_ways_of_training_must_begin_with_the_same_loss():
-    runs = {'joint': [{'losses': [2.5]}], 1: [{'losses': [2.6]}]}
-    with pytest.raises(SystemExit, match=r'2\.6'):
-        training.check_agreement(runs)
+    assert float(last.split()[-3]) > 0.9 * gradient
 
 
 @pytest.mark.slow
-def test_memory_of_training(monkeypatch):
+def test_memory_of_training(tables, monkeypatch):
     monkeypatch.setattr(training, 'MODEL_TYPES', ['resnet18'])
-    lines = call(training, '--memory', '--batch_size', 2, *SMALL_NETWORK)[2:]
-    assert [line.split()[0] for line in lines] == ['resnet18', 'se-resnet18']
-    for line in lines:
-        weights, moments, head, trunk, together, of_two, of_eight = numbers(line)
+    rows = tables(training, '--memory', '--batch_size', 2, *SMALL_NETWORK)
+    assert list(rows) == ['resnet18', 'se-resnet18']
+    for row in rows.values():
+        weights, moments, head, trunk, together, of_two, of_eight = numbers(row)
         assert moments == pytest.approx(2 * weights, abs=0.02)
         assert together >= weights + moments + trunk
         assert together >= of_two >= of_eight >= head
 
 
 @pytest.mark.slow
-def test_embedding(in_process):
-    lines = call(embedding, '--images', 4, *SMALL_NETWORK)[2:]
-    assert [line.split()[0] for line in lines] == list(embedding.WAYS)
-    for line in lines:
-        assert numbers(line)[2] > 0.99  # the cosine
+def test_embedding(tables):
+    rows = tables(embedding, '--images', 4, *SMALL_NETWORK)
+    assert all(float(rows[way]['cosine']) > 0.99 for way in embedding.WAYS)
+
+
+# On a GPU
+
+TINY = Namespace(model_type='resnet18', ensemble_size=2, **gpu.TINY)
+
+
+@pytest.mark.slow
+def test_gpu_on_a_cpu(tables, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    rows = tables(gpu, '--tiny', '--parts', 'steps,embedding,evaluation')
+    assert rows['ours, heads compiled'] == {'notes': 'not measured: needs a GPU'}
+    for name in ('joint loop, fp32', 'joint loop, bf16'):
+        *measured, loss = numbers(rows[name])
+        assert min(measured) > 0 and 1.5 < loss < 3.5
+    assert rows['fp32']['notes'] == 'cosine 1.00000'
+    assert min(numbers(rows['matrix product'])) > 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith('0.00e+00')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['joint', 'graphs', 'compiled'])
+def test_all_ways_begin_with_the_same_loss(monkeypatch, way):
+    """Graphs capture nothing here, so that the ways for a GPU run on a CPU."""
+    cpu = hardware.Hardware(CPU, [], 'fp32', False)
+    monkeypatch.setattr(hardware, 'local_device', lambda: CPU)
+    monkeypatch.setattr(gpu, 'this_hardware', lambda device: cpu)
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, 'make_graphed_callables', lambda head, sample, pool: head
+    )
+    eager = functools.partial(torch.compile, backend='eager')
+    monkeypatch.setattr(torch, 'compile', eager)
+    loss, wanted = (gpu.measure_steps(TINY, name)['loss'] for name in (way, 'ours'))
+    assert loss == pytest.approx(wanted, rel=2e-2)  # bf16 rounds
+
+
+@pytest.mark.slow
+def test_precisions_on_the_sample(capsys):
+    call(gpu, '--tiny', '--parts', 'precision')
+    mean = capsys.readouterr().out.splitlines()[-1]
+    assert mean.startswith('mean difference of 1 seeds')
 
 
 # Retrieval
 
 
-def evaluation_rows(methods):
-    flags = ['--sizes', 1200, '--rounds', 1, '--methods', methods]
-    rows = [line.split() for line in call(evaluation, *flags)[2:]]
-    return {row[1]: row[5:] for row in rows}
-
-
 @pytest.mark.slow
-def test_evaluation(in_process):
-    recalls = evaluation_rows('ours,released,topk,product')
-    assert recalls['released'] == recalls['topk'] == recalls['ours']
-    assert recalls['product'] == ['-'] * 4
-    assert 0 < float(recalls['ours'][0]) < float(recalls['ours'][1])
-
-
-@pytest.mark.slow
-def test_evaluation_by_faiss(in_process):
+def test_evaluation(tables):
     pytest.importorskip('faiss')
-    recalls = evaluation_rows('ours,faiss')
-    assert recalls['faiss'] == recalls['ours']
-
-
-@pytest.mark.slow
-def test_evaluation_by_pml(in_process):
     pytest.importorskip('pytorch_metric_learning')
-    pytest.importorskip('faiss')
-    recalls = evaluation_rows('ours,pml')
+    rows = tables(evaluation, '--sizes', 1200, '--rounds', 1)
+    recalls = {method: list(row.values())[3:] for method, row in rows.items()}
+    assert recalls['released'] == recalls['topk'] == recalls['ours']
+    assert recalls['faiss'] == recalls['ours']
     assert recalls['pml'] == [recalls['ours'][0], '-', '-', '-']
+    assert 0 < float(recalls['ours'][0]) < float(recalls['ours'][1])
 
 
 def test_methods_of_evaluation_must_agree():
@@ -190,49 +197,22 @@ def test_methods_of_evaluation_must_agree():
         evaluation.check_agreement(runs, 10_000)
 
 
-def test_evaluation_refuses_unknown_methods(capsys):
-    with pytest.raises(SystemExit):
-        call(evaluation, '--methods', 'ours,magic')
-    assert '--methods' in capsys.readouterr().err
-
-
 @pytest.mark.slow
-def test_evaluation_in_a_process_of_its_own():
-    lines = call(evaluation, '--sizes', 1200, '--rounds', 1, '--methods', 'ours')
-    assert len(lines) == 3 and lines[2].split()[1] == 'ours'
-
-
-@pytest.mark.slow
-def test_search_from_a_file(in_process, tmp_path):
-    flags = ['--sizes', 1000, '--methods', 'exact', '--folder', tmp_path]
-    assert call(search, *flags)[-1].endswith('100.00%  ')
-    assert (tmp_path / 'vectors_1000.f32').exists()
-
-
-@pytest.mark.slow
-def test_search_by_faiss(in_process):
+def test_search(tables):
     pytest.importorskip('faiss')
-    lines = call(search, '--sizes', 1000, '--methods', 'approximate,flat,hnsw')[2:]
-    recalls = [float(re.search(r'([\d.]+)%', line)[1]) for line in lines]
-    assert recalls[0] >= 95 and recalls[1] == 100 and recalls[2] >= 95
+    rows = tables(search, '--sizes', 1000)
+    ours, approximate, flat, hnsw = (float(row['recall'][:-1]) for row in rows.values())
+    assert ours == flat == 100 and min(approximate, hnsw) > 95
+    assert min(map(min, map(numbers, rows.values()))) >= 0
+
+
+# Claims
 
 
 @pytest.mark.slow
-def test_search_goes_on_after_a_failure(tmp_path):
-    """A method whose process fails gets a row that says so."""
-    path = tmp_path / 'vectors_1000.f32'
-    path.write_bytes(b'')
-    (tmp_path / 'vectors_1000.f32.queries.npy').write_bytes(b'')
-    flags = ['--sizes', 1000, '--methods', 'exact', '--folder', tmp_path]
-    assert 'failed: ' in call(search, *flags)[-1]
-
-
-# Noise
-
-
-@pytest.fixture(scope='module')
-def floor():
-    return noise.noise_floor(
+def test_published_reads_the_class_from_the_batch():
+    """Strict reports chance for noise, in any order."""
+    results, chance = claims.noise_floor(
         classes=10,
         images_per_class=24,
         ensemble_size=16,
@@ -240,43 +220,13 @@ def floor():
         image_size=32,
         steps=8,
     )
-
-
-@pytest.mark.slow
-def test_strict_reports_chance(floor):
-    results, chance = floor
-    value, (low, high) = results['strict', 'in class order']
-    assert low <= chance <= high and low <= value <= high
-
-
-@pytest.mark.slow
-def test_the_order_of_images_changes_nothing_in_strict(floor):
-    results, _ = floor
-    in_order, shuffled = (
-        results['strict', order] for order in ('in class order', 'shuffled')
-    )
-    assert in_order[0] == shuffled[0]
-
-
-@pytest.mark.slow
-def test_published_reads_the_class_from_the_batch(floor):
-    results, chance = floor
-    value, (low, _) = results['published', 'in class order']
-    assert low > chance
-    assert value > 1.5 * results['strict', 'in class order'][0]
+    strict, (low, high) = results['strict', 'in class order']
+    assert low <= chance <= high and low <= strict <= high
+    assert results['strict', 'shuffled'][0] == strict
+    published, (low, _) = results['published', 'in class order']
+    assert low > chance and published > 1.5 * strict
     _, (low, high) = results['published', 'shuffled']
     assert low <= chance <= high
-
-
-@pytest.mark.slow
-def test_noise_prints_four_rows():
-    flags = ['--classes', 2, '--images_per_class', 3, '--steps', 1]
-    flags += ['--ensemble_size', 1, '--meta_class_size', 2, '--image_size', 64]
-    lines = call(noise, *flags)
-    assert 'chance 40.0%' in lines[0] and len(lines) == 5
-
-
-# A run
 
 
 @pytest.fixture(scope='module')
@@ -296,9 +246,9 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_demo(run):
-    lines = call(demo, run)
-    assert lines[1].startswith('66 images of 11 classes')
+def test_demo(run, capsys):
+    call(demo, run)
+    lines = capsys.readouterr().out.splitlines()
     recalls = {line[:20].strip(): line.split()[-1] for line in lines[2:]}
     assert list(recalls) == ['raw pixels', 'untrained network', 'trained network']
     assert recalls['untrained network'] == recalls['trained network']
@@ -308,19 +258,10 @@ def test_demo(run):
 
 
 @pytest.mark.slow
-def test_embedding_names_a_file_that_cannot_be_read(tmp_path, run):
-    broken = tmp_path / 'broken.png'
-    broken.write_bytes(b'no image')
-    embedder = TrainedModel(f'{run}_model.pth').embedder(torch.device('cpu'))
-    with pytest.raises(UserError, match=r'broken\.png'):
-        common.embed_all([str(broken)], embedder)
-
-
-@pytest.mark.slow
 def test_new_figures(run):
     trained = TrainedModel(f'{run}_model.pth')
     sizes = {'train_classes': 2, 'test_classes': 1, 'images_per_class': 4}
-    embeddings, labels = false_matches.new_figures(trained, (1, 2), side=32, **sizes)
+    embeddings, labels = claims.new_figures(trained, (1, 2), side=32, **sizes)
     assert embeddings.shape == (24, 6)
     classes = [2, 0, 1, 5, 3, 4]  # the folder test comes before train
     assert labels.tolist() == [label for label in classes for _ in range(4)]
@@ -331,24 +272,23 @@ def test_false_match_rate():
     query = torch.tensor([[1.0, 0], [0, 1]])
     labels = torch.tensor([0, 1])
     gallery = torch.tensor([[1.0, 0], [0.6, 0.8], [0, -1]])
-    rate = false_matches.false_match_rate
     # the best wrong images score 0.6 and 0 for the labels 0, 1, 2
     wrong = torch.tensor([0, 1, 2])
-    assert rate(query, labels, gallery, wrong, 0.5) == 0.5
-    assert rate(query, labels, gallery, wrong, 0.7) == 0
-    assert rate(query, labels, gallery, wrong, -0.5) == 1
+    for threshold, rate in ((0.5, 0.5), (0.7, 0), (-0.5, 1)):
+        found = claims.false_match_rate(query, labels, gallery, wrong, threshold)
+        assert found == rate
 
 
 @pytest.mark.slow
-def test_false_matches(run, monkeypatch):
+def test_false_matches(run, tables, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(60, 6, generator=generator)
     figures = torch.nn.functional.normalize(vectors, dim=1), torch.arange(60) // 5
-    monkeypatch.setattr(false_matches, 'new_figures', lambda trained: figures)
-    monkeypatch.setattr(false_matches, 'DRAWS', 2)
-    lines = call(false_matches, run)
-    assert [line.split()[0] for line in lines[1:]] == ['1%', '5%', '10%']
-    assert all(line.count('±') == 3 for line in lines[1:])
+    monkeypatch.setattr(claims, 'new_figures', lambda trained: figures)
+    monkeypatch.setattr(claims, 'DRAWS', 2)
+    rows = tables(claims, 'false_matches', run)
+    assert list(rows) == ['1%', '5%', '10%']
+    assert all(' '.join(row.values()).count('±') == 3 for row in rows.values())
 
 
 def test_confidence_that_is_kept(seed):
@@ -356,23 +296,20 @@ def test_confidence_that_is_kept(seed):
     generator = torch.Generator().manual_seed(seed)
     confidences = torch.rand(40_000, generator=generator, dtype=torch.float64)
     right = torch.rand(40_000, generator=generator) < confidences
-    lines = confidence.reliability(list(zip(confidences.tolist(), right.tolist())))
-    assert len(lines) == len(confidence.EDGES) - 1
-    for low, high, _, mean, share in lines:
+    bins = claims.reliability(list(zip(confidences.tolist(), right.tolist())))
+    assert len(bins) == len(claims.EDGES) - 1
+    for (low, high), (_, mean, share) in bins.items():
         assert low <= mean <= high and share == pytest.approx(mean, abs=0.04)
 
 
-def test_confidence_of_a_file(tmp_path, capsys, monkeypatch):
+def test_confidence_of_a_file(tmp_path, tables, monkeypatch, capsys):
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(30, 8, generator=generator)
     labels = torch.arange(300) // 10
     vectors = centres[labels] + 0.3 * torch.randn(300, 8, generator=generator)
     path = tmp_path / 'x.npz'
-    numpy.savez(path, embeddings=vectors.numpy(), labels=labels.numpy())
-    monkeypatch.setattr(confidence, 'DRAWS', 3)
-    monkeypatch.setattr(sys, 'argv', ['confidence.py', str(path)])
-    confidence.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert 'queries get a class' in lines[0] and 'are right' in lines[1]
-    assert float(lines[1].split('%')[0]) > 90
-    assert lines[-1].startswith('95% to 100%')
+    np.savez(path, embeddings=vectors.numpy(), labels=labels.numpy())
+    monkeypatch.setattr(claims, 'DRAWS', 3)
+    assert '95% to 100%' in tables(claims, 'confidence', path)
+    right = capsys.readouterr().out.splitlines()[-1]
+    assert right.endswith('are right') and float(right.split('%')[0]) > 90

@@ -1,8 +1,6 @@
-"""benchmarks/quality.py: its parts, its bookkeeping, and a run of the smallest size."""
+"""benchmarks/quality.py and recipe.py: their parts, and runs of the smallest size."""
 
-import contextlib
-import csv
-import io
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -10,59 +8,36 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import REPOSITORY
+from test_benchmarks import call, tables  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
-import common  # noqa: F401
 import lite0
+import methods
 import peers
 import quality
-import quality_results
-import quality_runs
-from quality_results import METHODS, Results
+import recipe
+from quality import METHODS
 
-import utils
-from areir.data.images import load_image, to_pixels
+from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.evaluation.ranked_file import rank_file
-from areir.files import write_tensors
+from areir.networks.projection import fit_projection
+from areir.retrieval import evaluate
 
-FLAGS = ('--image_size', 32, '--seconds', 1, '--seeds', 1)
-SETTINGS = {'data': 'd', 'weights': 'none', 'image_size': 32, 'crop_area': 0.4}
 LABELS = torch.arange(6).repeat_interleave(2)
-PATHS = list('abcdefghijkl')
-
-
-@pytest.fixture(autouse=True)
-def ordinary_memory(monkeypatch):
-    # it would change how the whole test process allocates
-    monkeypatch.setattr(utils, 'keep_freed_memory', lambda: None)
 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """Return a folder of class folders: 6 to train on and 5 to test with."""
+    """Return a folder of class folders: 6 to train on and 6 to test with."""
     folder = tmp_path_factory.mktemp('quality') / 'small'
     draw_sample(
-        str(folder), train_classes=6, test_classes=5, images_per_class=8, side=32
+        str(folder), train_classes=6, test_classes=6, images_per_class=8, side=32
     )
     return folder
-
-
-def call(*flags):
-    """Return the lines that benchmarks/quality.py prints."""
-    output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
-        patch.setattr(sys, 'argv', ['quality.py', *map(str, flags)])
-        quality.main()
-    return output.getvalue().splitlines()
-
-
-def read_rows(path):
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
 
 
 # EfficientNet-Lite0
@@ -77,12 +52,11 @@ def test_stages_of_lite0():
     assert shapes == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (lite0.WIDTH, 2, 2)]
 
 
-@pytest.mark.parametrize('kernel', [3, 5])
 @pytest.mark.parametrize('size', [7, 8])
-def test_padding_is_that_of_tensorflow(kernel, size):
-    convolution = lite0.SameConv2d(1, 1, kernel, 2, bias=False)
+def test_padding_is_that_of_tensorflow(size):
+    convolution = lite0.SameConv2d(1, 1, 5, 2, bias=False)
     images = torch.randn(1, 1, size, size)
-    total = (-(-size // 2) - 1) * 2 + kernel - size  # of the SAME scheme
+    total = (-(-size // 2) - 1) * 2 + 5 - size  # of the SAME scheme
     before, after = total // 2, total - total // 2
     padded = F.pad(images, (before, after, before, after))
     expected = F.conv2d(padded, convolution.weight, stride=2)
@@ -90,161 +64,63 @@ def test_padding_is_that_of_tensorflow(kernel, size):
     assert expected.shape[2] == -(-size // 2)
 
 
-def test_lite0_loads_weights(tmp_path):
+def test_lite0_loads_weights_that_fit(tmp_path):
     state = nn.Sequential(*lite0.build_lite0('none')).state_dict()
     saved = {f'_name{i}': tensor for i, tensor in enumerate(state.values())}
     saved['_fc.weight'] = torch.zeros(3, lite0.WIDTH)
-    path = str(tmp_path / 'weights.pth')
-    write_tensors({path: saved})
+    path, other = str(tmp_path / 'weights.pth'), str(tmp_path / 'other.pth')
+    torch.save(saved, path)
+    torch.save({'weight': torch.zeros(3)}, other)
     loaded = nn.Sequential(*lite0.build_lite0(path)).state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
-
-
-def test_lite0_refuses_other_weights(tmp_path):
-    path = str(tmp_path / 'weights.pth')
-    write_tensors({path: {'weight': torch.zeros(3)}})
-    with pytest.raises(UserError, match=r'weights\.pth'):
-        lite0.build_lite0(path)
-
-
-def test_lite0_loads_the_installed_weights():
-    pytest.importorskip(lite0.PACKAGE)
-    assert len(lite0.build_lite0(lite0.weights_path())) == 4
+    with pytest.raises(UserError, match=r'other\.pth'):
+        lite0.build_lite0(other)
 
 
 # Peers
 
 
-def test_crops_are_within_the_image():
-    boxes = peers.random_boxes(500, 0.4, torch.Generator().manual_seed(0))
-    left, top, right, bottom = boxes.T
-    assert boxes.min() >= 0 and boxes.max() <= 1 + 1e-6
-    area = (right - left) * (bottom - top)
-    assert 0.35 < area.min() < 0.45 and area.max() > 0.9
-    aspect = (right - left) / (bottom - top)
-    assert 0.74 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.34
-
-
-def test_a_crop_of_everything_is_the_test_image(photos):
-    path = str(next(photos.glob('train/*/*')))
-    pixels = peers.crop(path, (0.0, 0.0, 1.0, 1.0000001), 16)
-    assert torch.equal(pixels, to_pixels(load_image(path), 16))
-
-
-def test_random_batches_hold_every_image_once():
-    batches = peers.CropBatches(torch.arange(70), None, 0.4, seed=0)
-    first, second = ([[row for row, _ in batch] for batch in batches] for _ in 'ab')
-    assert len(batches) == 2 and [len(batch) for batch in first] == [32, 32]
-    assert len({row for batch in first for row in batch}) == 64
-    assert first != second
+@pytest.fixture(scope='module')
+def dataset(photos, tmp_path_factory):
+    args = SimpleNamespace(weights='none', image_size=32)
+    root = str(tmp_path_factory.mktemp('prepared'))
+    return methods.open_dataset(args, root, 'whole', str(photos))
 
 
 def test_batches_of_four_images_per_class():
     pytest.importorskip('pytorch_metric_learning')
     labels = torch.arange(60) // 6
-    for batch in peers.CropBatches(labels, 4, 0.4, seed=0):
-        counts = labels[[row for row, _ in batch]].bincount()
+    order = peers.class_order(labels, 32, seed=0)
+    assert order(1).tolist() == order(1).tolist() != order(2).tolist()
+    for batch in order(1).view(-1, 32):
+        counts = labels[batch].bincount()
         assert set(counts.tolist()) <= {0, 4} and counts.sum() == 32
 
 
-def test_schedule():
-    rates = [peers.learning_rate(step, 100) for step in range(100)]
-    assert rates.index(max(rates)) == 5 and max(rates) == 1
-    assert rates[:6] == sorted(rates[:6])
-    assert rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] < 0.01
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', ['multi_similarity', 'proxy_anchor'])
+def test_every_loss_trains_the_network_and_its_own_weights(dataset, loss):
+    pytest.importorskip('pytorch_metric_learning')
+    run = peers.Run(loss, 'none', dataset, lr=1e-3, seed=0, epochs=1)
+    watched = [run.model.heads[0].fc.weight, *run.trainer.loss.parameters()]
+    before = [weights.detach().clone() for weights in watched]
+    assert run.train_epoch(1) > 0
+    for old, weights in zip(before, watched):
+        assert not torch.equal(old, weights)
+    vectors = peers.read(run.model, dataset, 'test', 'logits')
+    assert vectors.shape == (48, peers.DIMENSIONS)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(48), atol=1e-3)
 
 
-def test_whitened_features():
+def test_projection_whitens_what_is_finite():
     features = torch.randn(300, 8) * torch.arange(1, 9)
-    whitened = quality_runs.whiten(features, features)
-    assert torch.allclose(whitened.norm(dim=1), torch.ones(300))
+    whitened = peers.project(features, features, 8, 1)
     covariance = whitened.T.cov(correction=0)
     assert torch.allclose(covariance, torch.eye(8) / 8, atol=0.05)
-
-
-@pytest.mark.parametrize('loss', peers.LOSSES)
-def test_every_loss_can_be_trained(loss):
-    pytest.importorskip('pytorch_metric_learning')
-    labels = torch.arange(16) // 2
-    images = peers.Images([''] * 16, labels, 8, [0.5] * 3, [0.25] * 3)
-    net = peers.PeerNet([nn.Conv2d(3, 4, 3)], 4)
-    trainer = peers.PeerTrainer(net, loss, images, 0.4, seed=0)
-    trainer.begin(lr=1e-3, epochs=2)
-    before = net.linear.weight.clone()
-    pixels = torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8)
-    assert 0 < trainer.step(pixels, labels) < 100
-    assert not torch.equal(net.linear.weight, before)
-    assert net.project(torch.ones(2, 4)).shape == (2, peers.DIMENSIONS)
-
-
-# The results
-
-
-RIGHT = torch.eye(6)[LABELS]  # every image is nearest to its class
-THIRD = torch.eye(6)[[0, 0, 1, 1, 2, 3, 3, 2, 4, 5, 5, 4]]  # those of two classes are
-
-
-def record(results, run, lr, seed, vectors, budget='9'):
-    """Record a final run on the images of LABELS."""
-    images = SimpleNamespace(labels=LABELS, paths=PATHS)
-    key = {'kind': 'final', 'run': run, 'lr': lr, 'seed': seed, 'budget': budget}
-    results.record({**key, 'epochs': 2, 'seconds': 8.5}, 'embedding', vectors, images)
-
-
-@pytest.fixture
-def lines(tmp_path):
-    """Return the Lines of a peer with one seed, of ours with two, and of none."""
-    results = Results(str(tmp_path / 'r.csv'), SETTINGS)
-    record(results, 'cosface', 1e-3, 0, THIRD)
-    record(results, 'current', 5e-4, 0, THIRD)
-    record(results, 'current', 5e-4, 1, RIGHT)
-    # another setting and another learning rate do not count
-    other = Results(results.path, {**SETTINGS, 'image_size': 64})
-    record(other, 'current', 5e-4, 2, THIRD)
-    record(results, 'cosface', 3e-3, 0, RIGHT)
-    record(results, 'cosface', 1e-3, 0, RIGHT, budget='90')
-    chosen = {'cosface': 1e-3, 'ours': 5e-4, 'proxy_anchor': 1e-3}
-    return {
-        name: quality_results.read_line(results, METHODS[name], lr, '9')
-        for name, lr in chosen.items()
-    }
-
-
-def test_another_budget_is_another_run(lines):
-    assert lines['cosface'].mean('recall@1') == pytest.approx(1 / 3)
-
-
-def test_table(lines, capsys):
-    quality_results.print_table(lines)
-    text = capsys.readouterr().out.splitlines()
-    assert text[0].startswith('12 images of 6 classes')
-    rows = {line[:38].strip(): line[38:].split() for line in text}
-    assert 'proxy-anchor' in text  # nothing but its label
-    assert text.index('proxy-anchor') < text.index('Recall@1 of each seed')
-    # the rows of the second table replace those of the first
-    assert rows['CosFace'] == ['33.33'] and rows['ours'] == ['33.33', '100.00']
-    first = next(line for line in text if line.startswith('ours'))
-    assert first.split()[1:6] == ['6', '0.0005', '2', '8', '66.67']
-    low, to, high = first.split()[6:9]
-    assert (low, to, high) == ('50.00', 'to', '91.67')
-
-
-def test_comparison(lines, capsys):
-    quality_results.print_comparison(lines)
-    title, row = capsys.readouterr().out.splitlines()[1:]
-    assert 'best peer, CosFace' in title
-    assert row.split()[:3] == ['ours', 'Recall@1', '+33.33']
-
-
-def test_without_peers_nothing_is_compared(lines, capsys):
-    quality_results.print_comparison({'ours': lines['ours']})
-    assert not capsys.readouterr().out
-
-
-def test_vectors_are_kept_for_evaluate_py(lines, tmp_path):
-    path = str(tmp_path / 'r' / 'current_embedding_0.0005_9s_seed1.npz')
-    ranked = rank_file(path, 'cpu')
-    assert ranked.images == PATHS and ranked.ranks['rank'].tolist() == [1] * 12
+    diverged = torch.full((12, 4), torch.nan)
+    assert peers.project(diverged, diverged, 2, 1) is diverged
+    values = quality.values_per_query(diverged, LABELS)
+    assert values['recall@1'].tolist() == [0] * 12
 
 
 # What is trained, and what is not repeated
@@ -268,7 +144,7 @@ class FakeTrainer:
         vectors = F.one_hot(LABELS, 6).float()
         if lr != 0.2:
             vectors = vectors.flip(0) * torch.tensor([1.0, -1.0] * 6)[:, None]
-        return quality_runs.Trained(epochs / 4, 10, {'embedding': vectors})
+        return methods.Trained(epochs / 4, 10, {'embedding': vectors})
 
 
 @pytest.fixture
@@ -277,120 +153,171 @@ def fake_runs(monkeypatch):
     calls = []
     runs = {method.run for method in METHODS.values()}
     trainers = {run: FakeTrainer(run, calls) for run in runs}
-    for run in ('pixels', 'untrained'):
-        trainers[run].lrs = (None,)
-    images = SimpleNamespace(labels=LABELS, paths=PATHS)
     whole, tuning = (
         SimpleNamespace(
-            images=lambda part: images,
+            labels=lambda part: LABELS,
+            paths=lambda part: list('abcdefghijkl'),
             split=SimpleNamespace(train=range(count)),
         )
         for count in (6, 4)
     )
-    monkeypatch.setattr(quality, 'make_trainers', lambda args: trainers)
+    monkeypatch.setattr(quality, 'make_trainers', lambda weights: trainers)
     monkeypatch.setattr(quality.Experiment, 'whole', whole)
     monkeypatch.setattr(quality.Experiment, 'tuning', tuning)
     return calls
 
 
-def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(fake_runs, tmp_path):
-    path = tmp_path / 'r.csv'
-    flags = ['--data', 'd', '--results', path, '--seconds', 2, '--methods', 'cosface']
-    call(*flags, '--seeds', 1)
+def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
+    fake_runs,
+    tmp_path,
+    tables,  # noqa: F811
+):
+    flags = ['--data', 'd', '--results', tmp_path, '--seconds', 2]
+    flags += ['--methods', 'cosface,ours,ours_no_flag']
+    tables(quality, *flags, '--seeds', 1)
     tuning = [('cosface', lr, 0, 12) for lr in FakeTrainer.lrs]
     expected = [('cosface', 'timing'), *tuning, ('cosface', 0.2, 0, 8)]
-    assert fake_runs == expected
-    call(*flags, '--seeds', 2)
-    assert fake_runs == [*expected, ('cosface', 0.2, 1, 8)]
-    assert [row['kind'] for row in read_rows(path)].count('final') == 2
-    call(*flags, '--seeds', 2, '--tune_seconds', 1)
-    assert fake_runs[6:] == [('cosface', lr, 0, 6) for lr in FakeTrainer.lrs]
-
-
-def test_ours_without_a_flag_shares_the_run_of_its_learning_rate(fake_runs, tmp_path):
-    flags = ['--data', 'd', '--results', tmp_path / 'r.csv', '--seconds', 2]
-    lines = call(*flags, '--seeds', 1, '--methods', 'ours,ours_no_flag,pixels')
+    assert [run for run in fake_runs if run[0] == 'cosface'] == expected
+    # ours without a flag shares the run of its learning rate
     assert fake_runs.count(('current', 0.2, 0, 8)) == 1
-    assert ('pixels', None, 0, 0) in fake_runs
-    rows = {line[:38].strip(): line[38:].split() for line in lines}
-    assert rows['ours'] == rows['ours, no flag']
-
-
-def test_the_table_alone_trains_nothing(fake_runs, tmp_path):
-    lines = call('--data', 'd', '--results', tmp_path / 'r.csv', '--table')
-    assert not fake_runs
-    assert {method.label for method in METHODS.values()} <= set(lines)
-
-
-@pytest.mark.parametrize(
-    'flag', ['--methods=ours,magic', '--seconds=nan', '--data=', '--results=r']
-)
-def test_bad_flags_are_refused(flag, capsys):
-    with pytest.raises(SystemExit):
-        call('--data', 'd', flag)
-    assert flag.partition('=')[0] in capsys.readouterr().err
+    done = len(fake_runs)
+    rows = tables(quality, *flags, '--seeds', 2)
+    assert fake_runs[done:] == [(run, 0.2, 1, 8) for run in ('cosface', 'current')]
+    row = rows['CosFace']
+    assert row['Recall@1'] == '100.00% (100.0 to 100.0)'
+    assert (row['lr'], row['each seed'], row['seconds']) == ('0.2', '100.0, 100.0', '2')
+    difference = rows['ours, no flag']['Recall@1, difference']
+    assert difference == '+0.0 (+0.0 to +0.0)'
+    tables(quality, *flags, '--seeds', 3, '--table')
+    assert len(fake_runs) == done + 2  # it trains nothing
+    ranked = rank_file(
+        str(tmp_path / 'final_current_embedding_0.2_2s_seed1.npz'), 'cpu'
+    )
+    assert ranked.ranks['rank'].tolist() == [1] * 12
 
 
 # Real runs
 
 
 @pytest.mark.slow
-def test_held_out_classes_are_a_third(photos, tmp_path):
-    root = str(tmp_path)
+def test_held_out_classes_are_a_third(dataset, tmp_path):
+    folder = str(tmp_path / 'held_out')
+    methods.link_held_out(dataset.split, folder, seed=0)
     args = SimpleNamespace(weights='none', image_size=32)
-    whole = quality_runs.open_dataset(args, root, 'whole', str(photos))
-    quality_runs.link_held_out(whole.split, str(tmp_path / 'held_out'), seed=0)
-    held_out = str(tmp_path / 'held_out')
-    split = quality_runs.open_dataset(args, root, 'tuning', held_out).split
+    split = methods.open_dataset(args, str(tmp_path), 'tuning', folder).split
     held, kept = split.query.classes, split.train.classes
     assert len(held) == 2 and len(kept) == 4
-    assert sorted([*held, *kept]) == whole.split.train.classes
+    assert sorted([*held, *kept]) == dataset.split.train.classes
 
 
 @pytest.mark.slow
-def test_peers(photos, tmp_path):
+def test_quality(photos, tmp_path, tables):  # noqa: F811
     pytest.importorskip('pytorch_metric_learning')
-    path = tmp_path / 'r.csv'
-    methods = 'pixels,untrained,norm_softmax,norm_softmax_white'
-    flags = ['--data', photos, '--results', path, '--methods', methods]
-    lines = call(*flags, *FLAGS)
-    rows = len(read_rows(path))
-    assert call(*flags, *FLAGS) == lines
-    assert len(read_rows(path)) == rows  # nothing was repeated
-    table = lines[: lines.index('Recall@1 of each seed')]
-    lengths = {line[:38].strip(): line[38:].split()[:1] for line in table}
-    assert lengths['raw pixels'] == [str(3 * 32 * 32)]
-    assert lengths['normalised softmax'] == ['512']
-    assert lengths['normalised softmax, features whitened'] == ['47']
-    assert lengths['ours'] == []
+    methods = 'pixels,untrained,norm_softmax,norm_softmax_white,ours_no_flag'
+    flags = ['--data', photos, '--results', tmp_path, '--methods', methods]
+    rows = tables(quality, *flags, '--image_size', 32, '--seconds', 1, '--seeds', 1)
+    numbers = {label: row['numbers'] for label, row in rows.items()}
+    assert numbers['raw pixels'] == str(3 * 32 * 32)
+    assert numbers['normalised softmax'] == '512'
+    # no more components than images
+    assert numbers['normalised softmax, features whitened'] == '47'
+    assert numbers['ours, no flag'] == '47'
 
 
 @pytest.mark.slow
-def test_ours(photos, tmp_path):
-    path = tmp_path / 'r.csv'
-    flags = ['--data', photos, '--results', path, '--methods', 'ours_no_flag']
-    call(*flags, *FLAGS)
-    final = read_rows(path)[-1]
-    assert final['kind'] == 'final' and final['run'] == 'current'
-    assert float(final['seconds']) > 0 and 0 <= float(final['recall@1']) <= 1
-
-
-@pytest.mark.slow
-def test_costs(photos, monkeypatch):
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+def test_costs(photos, tables):  # noqa: F811
     pytest.importorskip('pytorch_metric_learning')
-    methods = 'untrained,norm_softmax,norm_softmax_ours,ours_no_flag'
+    methods = 'untrained,norm_softmax,ours_no_flag'
     flags = ['--data', photos, '--image_size', 32, '--methods', methods, '--cost']
-    rows = [line[38:].replace(',', '').split() for line in call(*flags)[1:]]
-    backbone, peer, ours = (int(parameters) for parameters, _ in rows)
+    rows = tables(quality, *flags)
+    backbone, peer, ours = (
+        int(row['parameters'].replace(',', '')) for row in rows.values()
+    )
     linear, class_weights = 512 * 512 + 512, 512 * 6
     assert backbone == 11_176_512 < ours
     assert peer == backbone + linear + class_weights
-    assert all(int(megabytes) > 0 for _, megabytes in rows)
 
 
-def test_a_diverged_training_finds_nothing():
-    vectors = torch.full((12, 4), torch.nan)
-    assert quality_runs.whiten(vectors, vectors).isnan().all()
-    values = quality_results.values_per_query(vectors, LABELS)
-    assert values['recall@1'].tolist() == [0] * 12
+# The recipe
+
+
+@pytest.mark.parametrize('from_scratch', [True, False])
+def test_every_change_differs_from_the_recipe(from_scratch):
+    flags = {**RECIPES['current'], 'meta_class_size': 40, 'with_se': 'yes'}
+    if from_scratch:
+        flags |= FROM_SCRATCH
+    changes = recipe.get_changes(40, from_scratch)
+    assert changes.pop(recipe.RECIPE) == {}
+    for changed in changes.values():
+        assert all(flags[name] != value for name, value in changed.items())
+
+
+def test_difference_is_paired(tables, monkeypatch):  # noqa: F811
+    labels = torch.arange(12).repeat_interleave(2)
+    right = (torch.arange(24) % 3 > 0).double()
+    better = right.clone()
+    better[:12] = 1
+    results = {
+        recipe.RECIPE: [(10, {'recall@1': right, 'map@r': right})] * 2,
+        'other': [
+            (20, {'recall@1': better, 'map@r': right}),
+            (30, {'recall@1': right, 'map@r': right}),
+        ],
+    }
+    rows = {}
+    monkeypatch.setattr(recipe.common, 'print_table', rows.update)
+    recipe.print_parts(results, labels)
+    assert rows[recipe.RECIPE]['Recall@1'] == '66.67%'
+    # 4 of the 24 queries are right in one of two seeds
+    assert rows['other']['Recall@1'] == '75.00%'
+    assert rows['other']['Recall@1, difference'].startswith('+8.3 (')
+    assert rows['other']['MAP@R, difference'] == '+0.0 (+0.0 to +0.0)'
+
+
+@pytest.mark.slow
+def test_parts_of_the_recipe(photos, tables, monkeypatch):  # noqa: F811
+    changes = {recipe.RECIPE: {}, '1 head': {'ensemble_size': 1}}
+    monkeypatch.setattr(recipe, 'get_changes', lambda *_: changes)
+    flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 2]
+    rows = tables(recipe, *flags)
+    assert list(rows) == list(changes)
+    assert all(0 < float(row['Recall@1'][:-1]) <= 100 for row in rows.values())
+
+
+# Dimensions and whitening
+
+
+def write_run(root, whitening=0.75):
+    """Write the files of a run; return (its name, fitted and test vectors, labels)."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.linspace(3, 0.1, 40)
+    fitted, vectors = spread * torch.randn(2, 120, 40, generator=generator) + 0.5
+    labels = torch.arange(120) % 5
+    vectors[:, 30:] += 0.2 * torch.randn(5, 10, generator=generator)[labels]
+    projection = fit_projection(fitted, 4096, whitening)
+    run = str(root / 'small')
+    torch.save({'projection': projection.to_state()}, f'{run}_model.pth')
+    database = {'embeddings': projection(vectors), 'labels': labels}
+    torch.save(database, f'{run}_data_base.pth')
+    with open(f'{run}_run.json', 'w') as file:
+        json.dump({'arguments': {'whitening': whitening}}, file)
+    return run, fitted, vectors, labels
+
+
+def test_metrics_are_those_of_projections_that_were_fitted(tmp_path, tables):  # noqa: F811
+    run, fitted, vectors, labels = write_run(tmp_path)
+    found = recipe.measure_dimensions(run)
+    assert list(found) == [16, 32, 40]
+    for length, metrics in found.items():
+        for whitening in recipe.WHITENINGS:
+            projection = fit_projection(fitted, length, whitening)
+            expected = evaluate(projection(vectors), labels, [1])
+            assert metrics[whitening] == expected
+    rows = tables(recipe, '--run', run)
+    assert list(rows) == [16, 32, 40]
+
+
+def test_deviations_are_lost_without_whitening(tmp_path):
+    run, *_ = write_run(tmp_path, whitening=0)
+    with pytest.raises(UserError, match='--whitening above 0'):
+        recipe.measure_dimensions(run)

@@ -1,0 +1,269 @@
+"""What benchmarks/quality.py trains: ours, peers, and what needs no training.
+
+Each has lrs, its learning rates to choose from; time_epoch(dataset), the seconds that
+a run takes beside its epochs and those of an epoch; and
+train(dataset, lr, seed, epochs), which returns a Trained.
+"""
+
+import contextlib
+import glob
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+from dataclasses import dataclass
+
+import common
+import lite0
+import pandas as pd
+import peers
+import torch
+from demo import RawPixels
+
+import data_utils
+import train
+from areir import hardware
+from areir.cli import recipes, types
+from areir.data.crops import link_images
+from areir.data.loading import Embedder
+from areir.data.splits import load_split
+from areir.files import load_tensors
+
+PIXELS = 64  # per side, at most, of the images whose pixels are compared
+HELD_OUT = 1 / 3  # share of the training classes that choose a learning rate
+
+# learning rates to choose from: without and with weights
+PEER_LRS = (3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3)
+LRS_OF_2019 = (2.5e-4, 5e-4, 1e-3), (5e-5, 1e-4, 2e-4)
+FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
+
+
+# Data
+
+
+def add_data_flags(parser):
+    """Add the flags of data, weights and image size."""
+    add = parser.add_argument
+    add('--data', type=types.path, help='folder of train/<class> and test/<class>')
+    add(
+        '--weights',
+        default='none',
+        help='none: resnet18 from scratch; FILE: EfficientNet-Lite0 with the weights '
+        f'in it; lite0: those of the installed package {lite0.PACKAGE}',
+    )
+    add('--image_size', type=types.image_size, help='default: 64, 128 with weights')
+
+
+def fill_in_data_flags(args):
+    """Set the path of the weights and the default image size."""
+    if args.weights == 'lite0':
+        args.weights = lite0.weights_path()
+    if args.image_size is None:
+        args.image_size = 64 if args.weights == 'none' else 128
+
+
+class Dataset:
+    """A prepared dataset, and how its images become vectors."""
+
+    def __init__(self, root, name, image_size, weights):
+        self.root, self.name, self.image_size = root, name, image_size
+        self.split = load_split(root, name)
+        info = self.split.info
+        self.normalisation = info['mean'], info['std']
+        if weights != 'none':
+            self.normalisation = lite0.MEAN, lite0.STD
+
+    def paths(self, part):
+        """Return the paths of the images of 'train' or 'test'."""
+        images = self.split.parts[part].images
+        return [os.path.join(self.split.folder, image) for image in images]
+
+    def labels(self, part):
+        """Return the labels (N,) of the images of 'train' or 'test'."""
+        return self.split.parts[part].labels
+
+    def embed(self, part, net, image_size=None):
+        """Return the vectors (N, D) of net.embed for the images of a part."""
+        size = image_size or self.image_size
+        device = hardware.local_device()
+        embedder = Embedder(net, *self.normalisation, size, device)
+        return common.embed_all(self.paths(part), embedder)
+
+
+def open_dataset(args, root, name, folder):
+    """Prepare the images of a folder, laid out as --data, and return the Dataset.
+
+    args: has the flags of `add_data_flags`; root, name: where the Dataset is written.
+    """
+    workers = min(8, hardware.available_cores())
+    with contextlib.redirect_stdout(sys.stderr):  # stdout has the tables alone
+        data_utils.prepare(root, name, folder, args.image_size, num_workers=workers)
+    return Dataset(root, name, args.image_size, args.weights)
+
+
+def link_held_out(split, folder, seed):
+    """Link to the training images of a split, a third of their classes as test.
+
+    The classes are drawn from the seed.
+    """
+    classes = list(split.train.classes)
+    random.Random(seed).shuffle(classes)
+    held = set(classes[: max(2, round(HELD_OUT * len(classes)))])
+    jobs = []
+    labels = split.train.labels.tolist()
+    for number, (image, label) in enumerate(zip(split.train.images, labels)):
+        name = split.train.classes[label]
+        part = 'test' if name in held else 'train'
+        link = f'{number}_{os.path.basename(image)}'
+        source = os.path.join(split.folder, image)
+        jobs.append((source, os.path.join(folder, part, str(name), link)))
+    link_images(jobs)
+
+
+@dataclass
+class Trained:
+    """What a training took and what it gave.
+
+    seconds: of training; parameters: of the network and its loss; outputs: {name:
+    vectors (N, D) of the test images}.
+    """
+
+    seconds: float
+    parameters: int
+    outputs: dict
+
+
+# Without training, and peers
+
+
+class Pixels:
+    """The pixels of small images."""
+
+    lrs = (None,)
+
+    def train(self, dataset, lr, seed, epochs):
+        side = min(PIXELS, dataset.image_size)
+        return Trained(0, 0, {'pixels': dataset.embed('test', RawPixels(), side)})
+
+
+class Untrained:
+    """The backbone as it is before training."""
+
+    lrs = (None,)
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def train(self, dataset, lr, seed, epochs):
+        model = peers.build_model(self.weights, seed)
+        weights = dict(model.named_parameters())
+        count = sum(w.numel() for name, w in weights.items() if '.fc.' not in name)
+        return Trained(0, count, peers.read_features(model, dataset))
+
+
+class Peer:
+    """A loss of pytorch-metric-learning."""
+
+    def __init__(self, loss, weights):
+        self.loss, self.weights = loss, weights
+        self.lrs = PEER_LRS[weights != 'none']
+
+    def time_epoch(self, dataset):
+        run = peers.Run(self.loss, self.weights, dataset, self.lrs[0], 0, epochs=2)
+        run.train_epoch(1)  # the first is slower
+        return 0, run.train_epoch(2)
+
+    def train(self, dataset, lr, seed, epochs):
+        run = peers.Run(self.loss, self.weights, dataset, lr, seed, epochs)
+        seconds = sum(run.train_epoch(epoch) for epoch in range(1, epochs + 1))
+        model = run.model
+        outputs = {'embedding': peers.read(model, dataset, 'test', 'logits')}
+        if self.loss == peers.WHITENED_LOSS:
+            outputs |= peers.read_features(model, dataset)
+        modules = model, run.trainer.loss
+        count = sum(w.numel() for module in modules for w in module.parameters())
+        return Trained(seconds, count, outputs)
+
+
+# Ours
+
+
+class Ours:
+    """A recipe of train.py: 'current' or '2019'.
+
+    changes: {flag: value} to use instead of the recipe's, even of --lr.
+    """
+
+    def __init__(self, recipe, weights, changes=None):
+        self.recipe, self.weights = recipe, weights
+        self.changes = changes or {}
+        values = dict(recipes.RECIPES[recipe])
+        if recipe == 'current' and weights == 'none':
+            values |= recipes.FROM_SCRATCH
+        self.default_lr = values['lr']
+        self.lrs = tuple(self.default_lr * factor for factor in FACTORS)
+        if recipe == '2019':
+            self.lrs = LRS_OF_2019[weights != 'none']
+
+    def arguments(self, dataset, results_root, lr, seed, epochs):
+        """Return the arguments of train.py."""
+        flags = {
+            'data_name': dataset.name,
+            'data_root': dataset.root,
+            'results_root': results_root,
+            'image_size': dataset.image_size,
+            'weights': 'none',
+            'recipe': self.recipe,
+            'recalls': 1,
+            'test_every': epochs,
+            'lr': lr,
+            'seed': seed,
+            'num_epochs': epochs,
+        }
+        if self.recipe == '2019':
+            # few heads, because each of many would hardly train in minutes
+            classes = len(dataset.split.train.classes)
+            flags |= {'ensemble_size': 2, 'batch_size': 32}
+            flags['meta_class_size'] = max(2, classes // 2)
+        flags |= self.changes
+        return train.get_args([f'--{name}={value}' for name, value in flags.items()])
+
+    def run(self, dataset, lr, seed, epochs):
+        """Return (the CSV of a run, its Trained)."""
+        extra = {}
+        if self.weights != 'none':
+            extra['stages'] = lite0.build_lite0(self.weights)
+            extra['normalisation'] = dataset.normalisation
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.redirect_stdout(sys.stderr):
+                train.main(self.arguments(dataset, folder, lr, seed, epochs), **extra)
+            table = pd.read_csv(find(folder, 'results.csv'))
+            database = load_tensors(find(folder, 'data_base.pth'))
+            with open(find(folder, 'run.json'), encoding='utf-8') as file:
+                parameters = json.load(file)['parameters']
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # train.py has installed its own
+        assert torch.equal(database['labels'], dataset.labels('test'))
+        outputs = {'embedding': database['embeddings'].float()}
+        seconds = table['train_seconds'].iloc[-1]
+        return table, Trained(seconds, parameters, outputs)
+
+    def time_epoch(self, dataset):
+        table, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
+        seconds = table['train_seconds']
+        # before the first epoch: the features of a frozen trunk
+        fixed = seconds[0] if table['epoch'][0] == 0 else 0
+        return fixed, (seconds.iloc[-1] - fixed) / 2
+
+    def train(self, dataset, lr, seed, epochs):
+        return self.run(dataset, lr, seed, epochs)[1]
+
+
+def find(folder, ending):
+    """Return the path of a run's file, the only one with this ending."""
+    (path,) = glob.glob(os.path.join(glob.escape(folder), f'*_{ending}'))
+    return path
