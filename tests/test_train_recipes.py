@@ -133,7 +133,7 @@ def test_a_frozen_trunk_stays_and_its_features_are_kept(
 
     monkeypatch.setattr(trunk_features, 'write_views', count_and_write)
     output = train(slim, tmp_path, *flags)
-    assert 'trunk frozen, batch norm frozen' in output
+    assert 'freeze_trunk yes, freeze_bn yes' in output
     saved, state = read(tmp_path, 'model', RUN), load_tensors(str(weights))
     for name, value in state.items():
         if name.startswith(('conv1', 'bn1', 'layer1', 'layer2', 'layer3')):

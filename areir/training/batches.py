@@ -25,7 +25,7 @@ FIT_IMAGES = 4096  # training images at most that a projection is fitted to
 def load_data(args):
     """Return the Split of the dataset, with classes held out for --select val.
 
-    Raises UserError if too few images are held out, or too few classes left to train.
+    Raises UserError if too few classes are left to train.
     """
     prepared = prepared_names(args.data_root).get(args.data_name)
     if args.crop_type == 'cropped' and prepared == ['uncropped']:
@@ -38,10 +38,6 @@ def load_data(args):
     held_out = ''
     if args.select == 'val':
         split = hold_out(split, args.seed)
-        if len(split.parts['val'].images) < 2:
-            raise UserError(
-                '--select val: the held-out classes have fewer than two images'
-            )
         held_out = ' beside those that --select val holds out'
     classes = len(split.train.classes)
     if classes < 2:

@@ -12,11 +12,13 @@ from importlib.metadata import version
 
 import torch
 
+from areir.cli.recipes import RECIPES
 from areir.evaluation.intervals import describe_interval, nan_to_none
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
 
 PACKAGES = 'torchvision', 'pillow', 'numpy', 'scipy', 'pandas'
+RECIPE_FLAGS = list(RECIPES['2019'])[3:]  # those before have lines of their own
 # which epoch is kept, for each --select
 KEPT_EPOCH = {
     'last': 'the last epoch',
@@ -179,6 +181,7 @@ def opening_lines(experiment, run_name, sampler):
     more = f' and {len(hardware.gpus) - 1} more' if len(hardware.gpus) > 1 else ''
     world = f', {experiment.world} processes' if experiment.world > 1 else ''
     native = '' if hardware.native_bf16 else 'not '
+    recipe = ', '.join(f'{flag} {getattr(args, flag)}' for flag in RECIPE_FLAGS)
     held = f'; {len(parts["val"].classes)} classes held out' if 'val' in parts else ''
     strict = args.protocol == 'strict'
     return [
@@ -190,30 +193,12 @@ def opening_lines(experiment, run_name, sampler):
         f'weights: {args.weights}',
         f'device     {hardware.name}{more}{world}, {hardware.precision} '
         f'(bf16 is {native}native here)',
-        f'recipe     {args.recipe}: {recipe_text(args)}',
+        f'recipe     {args.recipe}: {recipe}',
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
         f'{sampler.batch_size}, lr {args.lr}{held}',
         f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
         + ('' if strict else '; not comparable with strict figures'),
     ]
-
-
-def recipe_text(args):
-    """Return the flags of a recipe in words, without those that change nothing."""
-    words = [f'{args.schedule} schedule', f'{args.shared_stages} shared stages']
-    if args.freeze_trunk == 'yes':
-        words.append('trunk frozen')
-    if args.freeze_bn == 'yes':
-        words.append('batch norm frozen')
-    if args.crop_area < 1:
-        words.append(f'crops of at least {args.crop_area:.0%} of the area')
-    if args.label_smoothing:
-        words.append(f'label smoothing {args.label_smoothing}')
-    mirror = ' and mirror image' if args.mirror == 'yes' else ''
-    words.append(f'embedding by {args.embedding}{mirror}')
-    if args.dimensions:
-        words += [f'{args.dimensions} components', f'whitening {args.whitening}']
-    return ', '.join(words)
 
 
 def epoch_line(experiment, row, result):

@@ -16,9 +16,6 @@ from areir.training import record
 from areir.training.batches import to_images, whole_batches
 from areir.training.checkpoints import model_weights
 
-PRINTED = 5  # seconds of PCA from which its time is printed
-
-
 # Embeddings
 
 
@@ -35,7 +32,7 @@ def embed_parts(net, loaders, args, info, signals):
             net, loaders['fit'], info, torch.float32, signals, 'embedding for PCA'
         )
         if is_first():
-            projection = fit_and_print(vectors, args.dimensions, args.whitening)
+            projection = fit_projection(vectors, args.dimensions, args.whitening)
         del vectors  # they may be long
     embeddings = {
         name: embed_part(
@@ -45,20 +42,6 @@ def embed_parts(net, loaders, args, info, signals):
         if name not in ('train', 'fit')
     }
     return embeddings, projection
-
-
-def fit_and_print(vectors, dimensions, whitening):
-    """Fit a Projection to vectors (N, L); print its time if it is long."""
-    started = time.perf_counter()
-    projection = fit_projection(vectors, dimensions, whitening)
-    seconds = time.perf_counter() - started
-    if seconds >= PRINTED:
-        images, length = vectors.shape
-        print(
-            f'PCA        {projection.matrix.shape[1]} components of {length:,} numbers '
-            f'by {images:,} images: {seconds:.0f} s, {vectors.nbytes / 1e9:.1f} GB'
-        )
-    return projection
 
 
 def embed_part(net, loader, info, dtype, signals, description, projection=None):

@@ -127,34 +127,33 @@ class Trainer:
         self.seed, self.step_place = seed, (0, 0)
         self.noise = None  # the generator of the published protocol
         self.frozen_heads = len(model.heads) - len(loss.criteria)
-        self.parts = {'trunk': model.trunk}
+        self.parts, self.criteria, self.optimizers = {'trunk': model.trunk}, {}, {}
         for member, head in zip(model.members, model.heads):
             self.parts[head_name(member)] = head
-        trained = list(self.parts)[1 + self.frozen_heads :]
-        self.criteria = dict(zip(trained, loss.criteria))
-        self.optimizers = {}
-        for name, part in self.parts.items():
+        numbers = [0, *(member + 1 for member in model.members)]
+        none = [nn.Identity()] * (1 + self.frozen_heads)
+        criteria, runners = [*none, *loss.criteria], []
+        for number, criterion, (name, part) in zip(
+            numbers, criteria, self.parts.items()
+        ):
+            self.criteria[name] = criterion
             groups = [{'params': list(part.parameters())}]
-            weights = list(self.criteria[name].parameters()) if name in trained else []
-            if weights:
+            if weights := list(criterion.parameters()):
                 options = {'weight_decay': 0, 'rate': criterion_rate}
                 groups.append({'params': weights, **options})
             self.optimizers[name] = optimizer(groups, lr=lr)
-        runners = [
-            Autocast(part, self.device, self.precision) for part in self.parts.values()
-        ]
-        if len(hardware.gpus) > 1:
-            runners = [nn.DataParallel(part, hardware.gpus) for part in runners]
-        numbers = [0, *(member + 1 for member in model.members)]
-        for number, part, runner in zip(numbers, self.parts.values(), runners):
+            runner = Autocast(part, self.device, self.precision)
+            if len(hardware.gpus) > 1:
+                runner = nn.DataParallel(runner, hardware.gpus)
             if drops_by_chance(part):
                 runner.register_forward_pre_hook(partial(self.seed_part, number))
+            runners.append(runner)
         self.trunk, *heads = runners
         self.heads = heads[self.frozen_heads :]
 
     def begin_epoch(self, lr):
         """Set the learning rate, and batch norm to training where weights train."""
-        self.set_lr(lr)
+        self.begin_step(lr, *self.step_place)
         for part in self.parts.values():
             part.train(is_trained(part))
             if self.freeze_bn:
@@ -162,22 +161,14 @@ class Trainer:
 
     def begin_step(self, lr, epoch, batch):
         """Set the learning rate, and which step of the run is next."""
-        self.set_lr(lr)
         self.step_place = epoch, batch
-
-    def seed_part(self, number, runner, inputs):
-        """Let what a part drops depend on the seed, the step and its number alone."""
-        torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
-
-    def set_lr(self, lr):
-        """Set the learning rate of every optimizer."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group['lr'] = lr * group.get('rate', 1)
 
-    def skip_trunk(self):
-        """Take the trunk's features instead of images from now on."""
-        self.trunk = nn.Identity()
+    def seed_part(self, number, runner, inputs):
+        """Let what a part drops depend on the seed, the step and its number alone."""
+        torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
 
     def step(self, images, meta_labels):
         """Train on images (N, 3, H, W) with the meta_labels (N, heads here)."""
@@ -190,15 +181,14 @@ class Trainer:
 
     def checkpoint(self):
         """Return {part: weights, state of the optimizer, weights of the criterion}."""
-        files = {}
-        for name, part in self.parts.items():
-            criterion = self.criteria.get(name)
-            files[name] = {
+        return {
+            name: {
                 'weights': part.state_dict(),
                 'optimizer': self.optimizers[name].state_dict(),
-                'criterion': criterion.state_dict() if criterion else {},
+                'criterion': self.criteria[name].state_dict(),
             }
-        return files
+            for name, part in self.parts.items()
+        }
 
     def restore(self, folder):
         """Load this process's parts from a checkpoint.
@@ -209,8 +199,7 @@ class Trainer:
             saved = read(folder, name)
             part.load_state_dict(saved['weights'])
             self.optimizers[name].load_state_dict(saved['optimizer'])
-            if name in self.criteria:
-                self.criteria[name].load_state_dict(saved['criterion'])
+            self.criteria[name].load_state_dict(saved['criterion'])
 
 
 def learning_rate(schedule, lr, num_epochs, warmup, epochs):

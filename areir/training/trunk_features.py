@@ -19,6 +19,7 @@ from itertools import chain
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from areir import processes
@@ -57,7 +58,7 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
         transform=dataset.transform,
     )
     ensure_features(path, loader, trainer, info, signals)
-    trainer.skip_trunk()
+    trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
     return partial(feature_batches, np.load(path, mmap_mode='r'))
 

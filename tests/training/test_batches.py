@@ -289,19 +289,6 @@ def test_a_single_class_teaches_nothing(monkeypatch, select, classes, message):
         load_data(arguments(select=select))
 
 
-def test_too_few_images_to_validate_are_refused(monkeypatch):
-    part = Part(['1.png', '2.png'], torch.tensor([2, 2]), ['a', 'b', 'c'])
-    few = Split('photos', INFO, 'abc', {'train': part, 'test': part})
-    monkeypatch.setattr(batches, 'load_split', lambda *names: few)
-    monkeypatch.setattr(
-        batches,
-        'hold_out',
-        lambda split, seed: Split('', INFO, '', {'val': part.of_classes(['a'])}),
-    )
-    with pytest.raises(UserError, match='--select val'):
-        load_data(arguments(select='val'))
-
-
 def test_training_images_are_drawn_and_the_others_in_order(split):
     made = make_loaders(split, arguments(), CPU)
     assert list(made) == ['train', 'test']

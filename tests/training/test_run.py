@@ -212,16 +212,6 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
         run.check_start(resume=True)
 
 
-@pytest.mark.parametrize('name', ['results.csv', 'model.pth', 'data_base.pth'])
-def test_results_without_a_run_json_are_not_overwritten(tmp_path, name):
-    run = make_run(tmp_path)
-    with open(run.path(name), 'w') as file:
-        file.write('a')
-    with pytest.raises(UserError, match=name):
-        run.check_start(resume=True)
-    assert run.check_start(resume=False)
-
-
 @pytest.mark.parametrize('text', ['', '[]', '{"arguments": ', 'PK\x03\x04\x00'])
 def test_a_damaged_run_json_is_named(tmp_path, text):
     run = make_run(tmp_path)
@@ -232,14 +222,14 @@ def test_a_damaged_run_json_is_named(tmp_path, text):
         run.check_start(resume=True)
 
 
-def test_results_without_their_checkpoints_are_not_overwritten(tmp_path):
-    """The run did not end, and its checkpoints were removed."""
+def test_a_run_whose_checkpoints_were_removed_begins_again(tmp_path, capsys):
+    """It did not end, so its run.json does not say that it is finished."""
     run = make_run(tmp_path)
     finish(run)
     record = read_run_json(run.path('run.json'))
     write_json(run.path('run.json'), {**record, 'finished': False})
-    with pytest.raises(UserError, match=r'run\.json.*--resume'):
-        run.check_start(resume=True)
+    assert run.check_start(resume=True)
+    assert 'training begins' in capsys.readouterr().out
 
 
 def test_a_run_json_may_hold_names_that_are_not_unicode(tmp_path):
