@@ -156,7 +156,6 @@ def open_faiss(index, clock):
     with clock('approximate index'):
         if processes.is_first():
             approximate = open_approximate(index)
-            print(approximate.describe())
         processes.wait_for_all()
 
     def search(queries, k, exclude):

@@ -5,23 +5,19 @@ images that it finds are scored with the original vectors. So scores are exact, 
 image may be missed. How often that happens is measured against exact search.
 """
 
-import math
-
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from areir.errors import UserError
-from areir.evaluation.scores import CACHED, pair_scores, tolerance
+from areir.evaluation.scores import CACHED
 from areir.files import atomic_path
 from areir.gallery.index import locked, read_state, write_state
-from areir.gallery.vectors import LARGEST_NORM, file_crc
+from areir.gallery.vectors import file_crc
 
 LINKS, CONSTRUCTION = 16, 80  # M and efConstruction of HNSW
 RECALL = 0.95  # share of the exact nearest images that is to be found
-SAMPLE, NEAREST = 256, 8  # queries that measure the recall, and images of each
-WIDEST = 1024  # largest efSearch; exact search is then as fast
-ADDED = 16384  # vectors added to faiss at a time
+WIDTHS = 8, 16, 32, 64, 128, 256, 512, 1024  # efSearch: tried until that is reached
+SAMPLE, NEAREST = 256, 8  # queries that measure it, and images of each
 
 
 def load_faiss():
@@ -30,128 +26,94 @@ def load_faiss():
         import faiss
     except ImportError as error:
         raise UserError(
-            '--index faiss: faiss is not installed: pip install faiss-cpu, or leave '
-            '--index out for exact search'
+            '--index faiss: faiss is not installed: pip install faiss-cpu'
         ) from error
     return faiss
 
 
 class ApproximateIndex:
-    """A faiss index, and the VectorsFile that it was built from.
+    """A faiss index of vectors (N, D), a plain array: a memmap is indexed slowly."""
 
-    measured: {efSearch, recall, nearest, queries}, as `measure` found them.
-    """
-
-    def __init__(self, faiss_index, vectors, measured):
-        self.faiss_index, self.vectors, self.measured = faiss_index, vectors, measured
-        self.array = vectors.mapped.numpy()  # indexed faster than a memmap
+    def __init__(self, faiss_index, vectors):
+        self.faiss_index, self.vectors = faiss_index, vectors
 
     def search(self, query, k, exclude=None):
         """Search as `VectorsFile.search` does, among what faiss finds.
 
-        A query for which it finds fewer than k has scores of -inf and indices of -1
-        last. NumPy does the work: a whole search may take less than 100 microseconds.
+        If that is fewer than k images, scores of -inf and indices of -1 are last. NumPy
+        does the work, because its calls take less time than those of torch.
         """
         query = query.numpy()
         found = self.faiss_index.search(query, k + 1)[1]
         if exclude is not None:
             found[found == exclude.numpy()[:, None]] = -1  # as faiss marks missing ones
-            last = (found < 0).argsort(axis=1, kind='stable')
-            found = np.take_along_axis(found, last, axis=1)
-        found = found[:, :k]
         scores = np.empty(found.shape, np.float32)
-        step = max(1, CACHED // (k * query.shape[1]))
+        step = max(1, CACHED // found[0].size // query.shape[1])
         for start in range(0, len(query), step):
             part = slice(start, start + step)
-            scores[part] = self.score(query[part].astype(np.float64), found[part])
-        order = np.lexsort((found, -scores))  # by score, then by index
+            images = self.vectors.take(found[part], axis=0, mode='clip')
+            scores[part] = add_up(images.astype(np.float64) * query[part, None])
+        scores[found < 0] = -np.inf
+        order = np.lexsort((found, -scores))[:, :k]  # by score, then by index
         places = np.arange(len(query))[:, None], order
         return torch.from_numpy(scores[places]), torch.from_numpy(found[places])
 
-    def score(self, query, found):
-        """Return the scores (Q, k), float32, of images (Q, k); -inf for an image of -1.
 
-        query: float64 (Q, D). As in `scores.round_products`, `pair_scores` computes the
-        scores whose rounding the products leave open.
-        """
-        rows = self.array.take(found, axis=0, mode='clip').astype(np.float64)
-        total = (rows @ query[:, :, None])[:, :, 0]
-        norm = math.sqrt(np.vdot(query, query))  # at least that of each query
-        error = tolerance(query.shape[1], norm * LARGEST_NORM, torch.float64)
-        scores = (total - error).astype(np.float32)
-        unsure = scores != (total + error).astype(np.float32)
-        if unsure.any():  # it seldom is
-            i, j = unsure.nonzero()
-            pairs = torch.from_numpy(query[i]), torch.from_numpy(rows[i, j])
-            own = torch.arange(len(i))
-            scores[unsure] = pair_scores(*pairs, own, own)
-        scores[found < 0] = -np.inf
-        return scores
-
-    def describe(self):
-        """Return a sentence about how well the index searches."""
-        return (
-            'approximate index: it finds {recall:.2%} of the exact {nearest} nearest '
-            'of {queries} images (efSearch {efSearch})'.format(**self.measured)
-        )
+def add_up(terms):
+    """Return the sums (Q, k) of terms (Q, k, D), added as in `scores.pair_scores`."""
+    while terms.shape[2] > 1:
+        half = (terms.shape[2] + 1) // 2
+        terms[:, :, : terms.shape[2] - half] += terms[:, :, half:]
+        terms = terms[:, :, :half]
+    return terms[:, :, 0]
 
 
 def open_approximate(index):
-    """Return the ApproximateIndex of an Index; build it if there is none yet."""
+    """Return the ApproximateIndex of an Index, or build it; print how well it finds."""
     faiss, path = load_faiss(), index.vectors.path.removesuffix('.f32') + '.faiss'
     with locked(index.folder) as database:
         state = read_state(database)
-        measured = state.approximate
-        if measured and file_crc(path) == measured['checksum']:
-            return ApproximateIndex(faiss.read_index(path), index.vectors, measured)
-        built = build(index.vectors)
-        with atomic_path(path) as temporary:
-            faiss.write_index(built.faiss_index, temporary)
-        built.measured['checksum'] = file_crc(path)
-        state.approximate = built.measured
-        with database:
-            write_state(database, state)
-        return built
+        measured, rows = state.approximate, index.vectors.mapped.numpy()
+        if measured and measured['checksum'] == file_crc(path):
+            approximate = ApproximateIndex(faiss.read_index(path), rows)
+        else:
+            print('building the approximate index: minutes for a million images')
+            approximate, measured = build(index.vectors)
+            with atomic_path(path) as temporary:
+                faiss.write_index(approximate.faiss_index, temporary)
+            state.approximate = {**measured, 'checksum': file_crc(path)}
+            with database:
+                write_state(database, state)
+    print(
+        'approximate index: it finds {recall:.2%} of the exact {nearest} nearest of '
+        '{queries} images (efSearch {efSearch})'.format(**measured)
+    )
+    return approximate
 
 
 def build(vectors):
-    """Return the ApproximateIndex of a VectorsFile; choose its efSearch by the recall.
+    """Return an ApproximateIndex, and {efSearch, recall, nearest, queries}.
 
-    measured: efSearch, and the share found of the `nearest` exact nearest images,
-    averaged over `queries` images.
+    recall: the share of the `nearest` exact nearest of `queries` images that it finds.
     """
     faiss, rows = load_faiss(), vectors.mapped.numpy()
     kind = faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT
     faiss_index = faiss.IndexHNSWSQ(vectors.dimensions, *kind)
     faiss_index.hnsw.efConstruction = CONSTRUCTION
-    faiss_index.train(rows[:: math.ceil(len(rows) / ADDED)])
-    with tqdm(total=len(rows), desc='faiss', unit='img', delay=3) as bar:
-        for start in range(0, len(rows), ADDED):
-            faiss_index.add(rows[start : start + ADDED])
-            bar.update(ADDED)
-    index = ApproximateIndex(faiss_index, vectors, {})
+    faiss_index.train(rows)
+    faiss_index.add(rows)
+    index = ApproximateIndex(faiss_index, rows)
     own = np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
     query, own = torch.from_numpy(rows[own]), torch.from_numpy(own)
-    if len(rows) == 1:
-        own = torch.tensor([-1])  # the only image can find only itself
-    nearest = min(NEAREST, max(1, len(rows) - 1))
-    # only rank 0 builds an index
-    exact = vectors.search(query, nearest, own, shared=False)[1]
-    width, recall = NEAREST / 2, 0
-    while recall < RECALL and width < WIDEST:
-        width = int(2 * width)
+    nearest = min(NEAREST, len(rows) - 1)
+    if not nearest:
+        nearest, own = 1, None  # the only image can find only itself
+    exact = vectors.search(query, nearest, own, shared=False)[1]  # rank 0 is alone
+    for width in WIDTHS:
         faiss_index.hnsw.efSearch = width
-        recall = measure_recall(index, query, own, exact)
-    index.measured = {
-        'efSearch': width,
-        'recall': recall,
-        'nearest': nearest,
-        'queries': len(own),
-    }
-    return index
-
-
-def measure_recall(index, query, own, exact):
-    """Return the share of the exact nearest images (Q, k) that the index finds."""
-    indices = index.search(query, exact.shape[1], own)[1]
-    return (indices[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
+        found = index.search(query, nearest, own)[1]
+        recall = (found[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
+        if recall >= RECALL:
+            break
+    counts = {'nearest': nearest, 'queries': len(query)}
+    return index, {'efSearch': width, 'recall': recall, **counts}

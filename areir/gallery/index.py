@@ -37,22 +37,31 @@ from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
 from areir.files import WriteError, cut_name, refuse_special
-from areir.gallery import vectors as vectors_file
 from areir.gallery.folders import scan
-from areir.gallery.vectors import VectorsFile, codes_path
+from areir.gallery.vectors import (
+    VectorsFile,
+    append_vectors,
+    codes_path,
+    file_crc,
+    write_blocks,
+    write_codes,
+)
 from areir.networks.projection import Projection, fit_projection
 
 FORMAT = 1  # of the database and the files beside it
-SCHEMA = (
-    'CREATE TABLE images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, '
-    'problem BLOB, row INTEGER, checksum INTEGER) WITHOUT ROWID;'
-    'CREATE TABLE state (content BLOB, components BLOB, checksum INTEGER);'
-)
+TABLES = """
+    BEGIN;
+    CREATE TABLE IF NOT EXISTS images (
+        path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, problem BLOB,
+        row INTEGER, checksum INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS state (content BLOB, components BLOB, checksum INTEGER);
+    COMMIT;
+"""
 
 # The vectors of a network that was not trained on such images are shortened by the
 # principal components of the folder; docs/search.md has the figures.
-DIMENSIONS = 256
-WHITENING = 0.75
+DIMENSIONS, WHITENING = 256, 0.75
 LEAST_IMAGES = 1000
 MOST_IMAGES = 16384  # that components are fitted to
 
@@ -137,7 +146,7 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
 
 
 def embed_shares(folder, paths, image_size, embed):
-    """Embed images in all processes; each yields the batches of all processes.
+    """Embed images, each process its share; all processes yield all batches.
 
     A batch is (paths, their vectors (n, D), {path: why it cannot be read}).
     """
@@ -145,19 +154,17 @@ def embed_shares(folder, paths, image_size, embed):
     share = paths[rank::count]
     files = [os.path.join(folder, path) for path in share]
     batches = embed_files(files, image_size, embed, 'indexing')
-    is_any_left = True
-    while is_any_left:
+    results = [()]
+    while any(result is not None for result in results):
         batch = next(batches, None)
         if batch:
             indices, vectors, problems = batch
             if indices:
                 check_embeddings('vectors', vectors)
-            embedded = [share[index] for index in indices]
             problems = {share[index]: problem for index, problem in problems.items()}
-            batch = embedded, vectors.numpy(), problems
+            batch = [share[index] for index in indices], vectors.numpy(), problems
         results = processes.gather_objects(batch)
         yield from filter(None, results)
-        is_any_left = any(results)
 
 
 class Update:
@@ -188,31 +195,20 @@ class Update:
                 f'notice: {len(others):,} files of {self.folder} are not images and '
                 f'are skipped, such as {printable(min(others))}'
             )
-        self.state = read_state(self.database)
-        why = stale_because(self.state, settings) if self.state else ''
-        if why:
-            print(
-                f'notice: the index of {self.folder} is stale, so all images are '
-                f'embedded again: {why}'
-            )
-        if why or not self.state:
+        self.state = read_state(self.database, settings)
+        kept = self.check_images() if self.state else []
+        if not kept:
             self.state = State(settings, secrets.token_hex(8))
-            kept = []
-        else:
-            kept = self.check_images()
-        known = {os.fsdecode(path) for path, *_ in kept}
-        todo = [path for path in self.images if path not in known]
+        stored = list(self.database.execute('SELECT count(*) FROM images'))
+        if not kept or stored != [(len(kept),)]:
+            self.replace_images(kept)
         waiting = sum(
             row is not None and row >= self.state.count for *_, row, _ in kept
         )
+        known = {os.fsdecode(path) for path, *_ in kept}
+        todo = [path for path in self.images if path not in known]
         if todo and waiting:
             print(f'notice: continuing from {waiting:,} images of an interrupted build')
-        (stored,) = self.database.execute('SELECT count(*) FROM images').fetchone()
-        if len(kept) != stored or not kept:
-            with self.database:
-                self.database.execute('DELETE FROM images')
-                self.add_rows(kept)
-                write_state(self.database, self.state)
         return todo
 
     def check_images(self):
@@ -244,28 +240,36 @@ class Update:
             )
         return kept
 
+    def replace_images(self, images):
+        """Replace all rows of the database, and the State."""
+        with self.database:
+            self.database.execute('DELETE FROM images')
+            self.add_images(images)
+            write_state(self.database, self.state)
+
+    def add_images(self, images):
+        command = 'INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)'
+        self.database.executemany(command, images)
+
     def add(self, paths, vectors, problems):
         """Store vectors (n, D) of images, and why others cannot be read."""
-        rows, first = [], 0
-        is_first = not self.state.dimensions
+        images, row = [], None
         if paths:
-            self.state.dimensions = vectors.shape[1]
-            first = vectors_file.append(self.vectors_path, vectors)
-        for row, (path, vector) in enumerate(zip(paths, vectors), first):
+            row = append_vectors(self.vectors_path, vectors)
+        for path, vector in zip(paths, vectors):
             values = [os.fsencode(path), *self.images[path], None]
-            rows.append([*values, row, checksum_of(values, vector.tobytes())])
+            images.append([*values, row, checksum_of(values, vector.tobytes())])
+            row += 1
         for path, problem in problems.items():
             if problem != GONE:
                 values = [os.fsencode(path), *self.images[path], os.fsencode(problem)]
-                rows.append([*values, None, checksum_of(values)])
+                images.append([*values, None, checksum_of(values)])
         with self.database:
-            self.add_rows(rows)
-            if is_first:
+            self.add_images(images)
+            if paths and not self.state.dimensions:
+                self.state.dimensions = vectors.shape[1]
                 write_state(self.database, self.state)
         self.embedded += len(paths)
-
-    def add_rows(self, rows):
-        self.database.executemany('INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)', rows)
 
     def finish(self, shortened):
         """Write vectors and derived files if the index has changed; return the Index.
@@ -277,115 +281,76 @@ class Update:
                 f'{self.folder} vanished while it was read; what was embedded is kept, '
                 'and the same command continues'
             )
-        found, rows = {}, []
+        state, found, others = self.state, [], []
+        for image in self.database.execute('SELECT * FROM images ORDER BY 1'):
+            (others if image[4] is None else found).append(image)
+        paths = [os.fsdecode(image[0]) for image in found]
         self.problems |= dict.fromkeys(self.images, 'gone while it was read')
-        for path, size, problem, row in self.database.execute(
-            'SELECT path, size, problem, row FROM images ORDER BY path'
-        ):
-            path = os.fsdecode(path)
-            if problem:
-                self.problems[path] = os.fsdecode(problem)
-            else:
-                found[path] = size
-                rows.append(row)
-                del self.problems[path]
-        if not found:
+        for path, *_, problem, _, _ in others:
+            self.problems[os.fsdecode(path)] = os.fsdecode(problem)
+        for path in paths:
+            del self.problems[path]
+        if not paths:
             raise UserError(
                 f'--gallery {self.folder}: none of its {len(self.images):,} images can '
                 f'be read, such as {min(self.images)}'
             )
-        moved = rows != list(range(self.state.count))
-        if moved:
-            self.write_vectors(rows)
-            if shortened:
-                self.fit_components()
-        if moved or self.are_derived_damaged():
+        rows = [image[4] for image in found]
+        size = 4 * state.dimensions * len(rows)
+        if rows != list(range(state.count)) or size != os.path.getsize(
+            self.vectors_path
+        ):
+            earlier = VectorsFile(self.vectors_path, state.dimensions)
+            state.token, state.count = secrets.token_hex(8), len(rows)
+            write_blocks(self.vectors_path, earlier.blocks(rows))
+            if shortened and state.count >= max(LEAST_IMAGES, 2 * state.fitted):
+                fit_components(state, VectorsFile(self.vectors_path, state.dimensions))
+            state.checksums = {}
+            found = [(*image[:4], row, image[5]) for row, image in enumerate(found)]
+        if not self.is_derived_whole():
             self.write_derived()
-            with self.database:
-                places = ((row, os.fsencode(path)) for row, path in enumerate(found))
-                self.database.executemany(
-                    'UPDATE images SET row = ? WHERE path = ?', places
-                )
-                write_state(self.database, self.state)
+            self.replace_images(found + others)
         self.remove_old_files()
         return Index(
             folder=self.index_folder,
-            paths=list(found),
-            sizes=list(found.values()),
+            paths=paths,
+            sizes=[image[1] for image in found],
             problems=self.problems,
             embedded=self.embedded,
             removed=self.removed,
-            components=self.state.components,
-            calibration=self.state.calibration,
+            components=state.components,
+            calibration=state.calibration,
             vectors=self.searched_vectors(),
         )
 
-    def write_vectors(self, rows):
-        """Write the vectors of these rows to a new file."""
-        earlier = VectorsFile(self.vectors_path, self.state.dimensions)
-        self.state.token, self.state.count = secrets.token_hex(8), len(rows)
-        vectors_file.write_blocks(self.vectors_path, earlier.blocks(rows))
-
-    def fit_components(self):
-        """Fit the components if there are enough images.
-
-        Scores change, so the threshold is dropped. A notice says what has changed.
-        """
-        state = self.state
-        count = state.count
-        if count < max(LEAST_IMAGES, 2 * state.fitted):
-            return
-        vectors = VectorsFile(self.vectors_path, state.dimensions)
-        step = math.ceil(count / MOST_IMAGES)
-        sample = torch.from_numpy(np.array(vectors.rows()[::step]))
-        try:
-            projection = fit_projection(sample, DIMENSIONS, WHITENING)
-        except UserError as error:
-            print(f'notice: no principal components: {error}')
-            return
-        lost = ''
-        if state.calibration:
-            lost = '; the threshold no longer holds: run --calibrate again'
-        if state.components:
-            print(
-                f'notice: the folder has grown from {state.fitted:,} to {count:,} '
-                f'images, so the principal components are fitted again{lost}'
-            )
-        elif lost:
-            print(f'notice: {count:,} images: vectors are shortened now{lost}')
-        state.components, state.fitted = projection.to_state(), count
-        state.calibration = None
-
-    def are_derived_damaged(self):
-        """Whether shortened vectors or codes are damaged; a notice says so."""
+    def is_derived_whole(self):
+        """Whether shortened vectors and codes are there; a notice says what is not."""
         for name, checksum in self.state.checksums.items():
-            path = self.path_of(name)
-            if vectors_file.file_crc(path) != checksum:
-                print(f'notice: {path} is damaged: it is written again')
-                return True
-        return False
+            if file_crc(self.path_of(name)) != checksum:
+                print(f'notice: {self.path_of(name)} is damaged: it is written again')
+                return False
+        return bool(self.state.checksums)
 
     def write_derived(self):
         """Write the shortened vectors, if any, and the codes of those to search."""
         state, checksums = self.state, {}
         if state.components:
-            vectors = VectorsFile(self.vectors_path, state.dimensions, state.count)
+            vectors = VectorsFile(self.vectors_path, state.dimensions)
             projection = Projection(**state.components)
             blocks = (
                 projection(torch.from_numpy(rows)).numpy() for rows in vectors.blocks()
             )
             path = self.path_of(state.searched)
-            checksums[state.searched] = vectors_file.write_blocks(path, blocks)
-        searched = VectorsFile(*self.searched_vectors())
-        checksums[codes_path(state.searched)] = vectors_file.write_codes(searched)
-        state.checksums = checksums
+            checksums[state.searched] = write_blocks(path, blocks)
+        codes = write_codes(VectorsFile(*self.searched_vectors()))
+        state.checksums = {**checksums, codes_path(state.searched): codes}
 
     def searched_vectors(self):
         """Return the arguments of VectorsFile for the vectors to search."""
         state, dimensions = self.state, self.state.dimensions
         if state.components:
             dimensions = state.components['matrix'].shape[1]
-        return self.path_of(state.searched), dimensions, state.count
+        return self.path_of(state.searched), dimensions
 
     def remove_old_files(self):
         """Remove leftovers, and the files of earlier indexes."""
@@ -397,13 +362,25 @@ class Update:
                     os.remove(self.path_of(name))
 
 
-def stale_because(state, settings):
-    """Return why a State does not fit these settings, or ''."""
-    return ', '.join(
-        f'{name} was {state.settings.get(name)} and is {value}'
-        for name, value in settings.items()
-        if state.settings.get(name) != value
-    )
+def fit_components(state, vectors):
+    """Fit the components of a State to its vectors.
+
+    Scores change, so the threshold is dropped. A notice says so.
+    """
+    count = len(vectors)
+    step = math.ceil(count / MOST_IMAGES)
+    sample = torch.from_numpy(np.array(vectors.rows()[::step]))
+    try:
+        projection = fit_projection(sample, DIMENSIONS, WHITENING)
+    except UserError as error:
+        print(f'notice: no principal components: {error}')
+        return
+    if state.fitted:
+        print(f'notice: principal components are fitted again, to {count:,} images')
+    if state.calibration:
+        print('notice: the threshold no longer holds: run --calibrate again')
+    state.components, state.fitted = projection.to_state(), count
+    state.calibration = None
 
 
 def store_calibration(index, calibration):
@@ -442,8 +419,6 @@ def locked(index_folder):
                 raise  # it cannot be created
             print(f'notice: {path} is damaged: the index is built again')
             os.remove(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(f'{path}-journal')
             database = open_database(path)
         with contextlib.closing(database):
             yield database
@@ -457,42 +432,37 @@ def open_database(path):
     Raises sqlite3.Error if it is damaged, of another version, or cannot be written.
     """
     # SQLite's default journal mode, DELETE, works on network shares too
-    with contextlib.ExitStack() as stack:
-        database = sqlite3.connect(path, timeout=0)
-        stack.enter_context(contextlib.closing(database))
-        database.text_factory = bytes  # a damaged text may not be UTF-8
+    database = sqlite3.connect(path, timeout=0)
+    database.text_factory = bytes  # a damaged text may not be UTF-8
+    try:
         lock(database, path)
         ((version,),) = database.execute('PRAGMA user_version')
-        tables = b''.join(
-            sql + b';' for (sql,) in database.execute('SELECT sql FROM sqlite_master')
-        )
-        if not version and not tables:
-            database.executescript(
-                f'BEGIN; {SCHEMA} PRAGMA user_version = {FORMAT}; COMMIT'
-            )
-        elif (version, tables) != (FORMAT, SCHEMA.encode()):
-            raise sqlite3.DatabaseError('other tables')
-        if database.execute('PRAGMA quick_check').fetchall() != [(b'ok',)]:
-            raise sqlite3.DatabaseError('damaged')
-        stack.pop_all()
+        checks = database.execute('PRAGMA quick_check').fetchall()
+        if version not in (0, FORMAT) or checks != [(b'ok',)]:
+            raise sqlite3.DatabaseError('damaged, or of another version')
+        database.executescript(TABLES)
+        if not version:
+            database.execute(f'PRAGMA user_version = {FORMAT}')
+    except sqlite3.Error:
+        database.close()
+        raise
     return database
 
 
 def lock(database, path):
     """Lock a database until it is closed; wait while another process holds it."""
     is_told = False
-    while True:
+    while not database.in_transaction:
         try:
             database.execute('BEGIN EXCLUSIVE')
-            break
         except sqlite3.OperationalError as error:
             if 'locked' not in str(error):
                 raise
-        if not is_told:
-            folder = os.path.dirname(path)
-            print(f'another process is updating {folder}: waiting for it', flush=True)
+            if not is_told:
+                folder = os.path.dirname(path)
+                print(f'another process is updating {folder}: waiting', flush=True)
             is_told = True
-        time.sleep(0.1)
+            time.sleep(0.1)
     database.execute('PRAGMA locking_mode = EXCLUSIVE')  # beyond this transaction
     database.commit()
 
@@ -511,18 +481,30 @@ def write_state(database, state):
     database.execute('INSERT INTO state VALUES (?, ?, ?)', [*row, checksum_of(row)])
 
 
-def read_state(database):
+def read_state(database, settings=None):
     """Return the State in the database, or None if there is none.
 
-    If it is damaged, a notice says so.
+    If it is damaged or has other settings, a notice says so, and it counts as none.
     """
-    row = database.execute('SELECT * FROM state').fetchone()
-    if not row:
+    stored = database.execute('SELECT * FROM state').fetchall()
+    if not stored:
         return None
-    *row, checksum = row
+    *row, checksum = stored[0]
     if checksum != checksum_of(row):
         print('notice: the index is damaged, so all images are embedded again')
         return None
     values, arrays = json.loads(row[0]), np.load(io.BytesIO(row[1]))
     components = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return State(**values, components=components or None)
+    state = State(**values, components=components or None)
+    changes = [
+        f'{name} was {state.settings.get(name)} and is {value}'
+        for name, value in (settings or state.settings).items()
+        if state.settings.get(name) != value
+    ]
+    if changes:
+        print(
+            'notice: the index is stale, so all images are embedded again: '
+            + ', '.join(changes)
+        )
+        return None
+    return state

@@ -17,7 +17,7 @@ import torch
 
 from areir.evaluation.ranking import CodePass, begin_search, encode, has_fast_codes
 from areir.evaluation.scores import TILE, to_indices, to_scores
-from areir.files import WriteError, atomic_path, file_checksum
+from areir.files import WriteError, atomic_path, file_checksum, refuse_special
 from areir.processes import gather, rank_and_count
 
 BLOCK_ROWS = 4096  # vectors read or written at once
@@ -25,16 +25,14 @@ LARGEST_NORM = 1.01  # of a unit vector, with its rounding
 
 
 class VectorsFile:
-    """The first `count` vectors (count, dimensions) of a file, by default all of them.
+    """A file of float32 vectors (count, dimensions), mapped from disk.
 
-    They are mapped from disk, and can still be read after another process has replaced
-    the file. Raises OSError or ValueError if the file is missing or too short.
+    They can still be read after another process has replaced the file.
     """
 
-    def __init__(self, path, dimensions, count=None):
-        if count is None:
-            count = os.path.getsize(path) // (4 * dimensions)
+    def __init__(self, path, dimensions):
         self.path, self.dimensions = path, dimensions
+        count = os.path.getsize(path) // (4 * dimensions)
         # torch warns about read-only memory, so the file is mapped copy-on-write ('c')
         self.array = np.memmap(path, '<f4', 'c', shape=(count, dimensions))
         self.mapped = torch.from_numpy(self.array)
@@ -110,8 +108,7 @@ def code_blocks(vectors):
         yield codes.numpy()
         all_scales.append(scales.numpy())
         largest_error = torch.maximum(largest_error, errors.max())
-    yield from all_scales
-    yield largest_error.numpy()
+    yield from (*all_scales, largest_error.numpy())
 
 
 def write_blocks(path, blocks):
@@ -125,11 +122,12 @@ def write_blocks(path, blocks):
     return checksum
 
 
-def append(path, vectors):
+def append_vectors(path, vectors):
     """Append vectors (n, D) to a file, and return the row of the first.
 
     What a kill or a full disk has left of a row is removed before. Raises WriteError.
     """
+    refuse_special(path)
     try:
         with open(path, 'ab') as file:
             row = file.tell() // vectors[0].nbytes

@@ -27,7 +27,6 @@ from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import WriteError
 from areir.gallery import index as index_module
-from areir.gallery import vectors as vectors_file
 from areir.gallery.index import Update, index_path, locked
 from areir.gallery.vectors import codes_path
 
@@ -178,8 +177,8 @@ def update_until(photos, index_folder, point):
     """Update an index, but end the process at a point, as a kill does."""
     owner, name, before = {
         'an empty database': (index_module, 'write_state', True),
-        'vectors without rows': (vectors_file, 'append', False),
-        'all rows': (vectors_file, 'write_blocks', True),
+        'vectors without rows': (index_module, 'append_vectors', False),
+        'all rows': (index_module, 'write_blocks', True),
         'a file without name': (Update, 'write_derived', False),
         'the old file': (Update, 'remove_old_files', True),
     }[point]
@@ -430,7 +429,9 @@ def test_a_damaged_database_is_built_again(photos, tmp_path, capsys, damage):
         database.close()
     index = update(photos, tmp_path / 'index')
     assert index.embedded == 7
-    assert ('is damaged' in capsys.readouterr().out) == (damage != 'empty')
+    assert ('is damaged' in capsys.readouterr().out) == (
+        damage not in ('empty', 'table')
+    )
     assert_same(index, update(photos, tmp_path / 'new'))
     assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 

@@ -75,7 +75,7 @@ def test_components_stay_until_the_images_have_doubled(update, photos, capsys):
     add_photos(photos, [20])
     third = update()
     output = capsys.readouterr().out
-    assert 'from 7 to 14 images' in output and 'threshold' not in output
+    assert 'fitted again, to 14 images' in output and 'threshold' not in output
     assert not torch.equal(first.components['matrix'], third.components['matrix'])
     fresh = update('another')
     np.testing.assert_allclose(third.vectors.rows(), fresh.vectors.rows(), atol=1e-6)

@@ -14,7 +14,7 @@ from areir.errors import UserError
 from areir.evaluation.ranking import has_fast_codes
 from areir.files import WriteError
 from areir.gallery import vectors as vectors_file
-from areir.gallery.vectors import VectorsFile, append, write_blocks, write_codes
+from areir.gallery.vectors import VectorsFile, append_vectors, write_blocks, write_codes
 from areir.retrieval import search
 
 
@@ -80,14 +80,13 @@ def test_blocks_of_rows_in_an_order(tmp_path, monkeypatch):
     copied = VectorsFile(str(tmp_path / 'copy.f32'), 6)
     assert np.array_equal(copied.rows(), vectors[order])
     assert np.array_equal(np.concatenate([*copied.blocks()]), vectors[order])
-    assert len(VectorsFile(copied.path, 6, 2)) == 2
 
 
 def test_vectors_are_appended_after_the_last_whole_row(tmp_path):
     stored, vectors = random_vectors(tmp_path, 3)
     with open(stored.path, 'ab') as file:
         file.write(b'cut')
-    assert append(stored.path, 2 * vectors.numpy()) == 3
+    assert append_vectors(stored.path, 2 * vectors.numpy()) == 3
     expected = torch.cat([vectors, 2 * vectors])
     assert np.array_equal(VectorsFile(stored.path, 6).rows(), expected)
 
@@ -97,7 +96,7 @@ def test_vectors_that_cannot_be_written_are_an_error_that_names_the_file(tmp_pat
     with pytest.raises(WriteError, match=r'copy\.f32'):
         write_blocks(path, [np.zeros(3)])
     with pytest.raises(WriteError, match=r'copy\.f32'):
-        append(path, np.zeros((1, 6)))
+        append_vectors(path, np.zeros((1, 6)))
 
 
 SEARCH = """
