@@ -50,20 +50,21 @@ def save_half(value, file):
     raise KeyboardInterrupt
 
 
-def test_links_show_the_original_bytes(root):
-    write_car_folder(root)
-    prepare(root, 'car')
-    for name, _, _ in CARS:
-        link = root / 'car/uncropped' / name
-        original = root / 'car/car_ims' / name
-        assert link.is_symlink() and not os.path.isabs(os.readlink(link))
-        assert link.read_bytes() == original.read_bytes()
+def interrupt(root, monkeypatch, module=crops, name='write_crop', do=crop_or_interrupt):
+    """Prepare cars and be interrupted."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, name, do)
+        prepare(root, 'car')
 
 
 def test_a_second_run_writes_nothing_until_something_changes(root, capsys):
     rows = [(name.replace('jpg', 'png'), box, label) for name, box, label in CARS]
     write_car_folder(root, rows)
     prepare(root, 'car')
+    for name, _, _ in rows:
+        link = root / 'car/uncropped' / name
+        assert link.is_symlink() and not os.path.isabs(os.readlink(link))
+        assert link.samefile(root / 'car/car_ims' / name)
     before = tree(root)
     capsys.readouterr()
     prepare(root, 'car')
@@ -72,7 +73,6 @@ def test_a_second_run_writes_nothing_until_something_changes(root, capsys):
 
     write_image(root / 'car/car_ims/000004.png', noise(seed=99))
     prepare(root, 'car')
-    assert 'nothing changed' not in capsys.readouterr().out
     expected = to_pixels(noise(seed=99))[2:15, 1:20]
     assert (to_pixels(root / 'car/cropped/000004.png') == expected).all()
 
@@ -85,15 +85,14 @@ def test_a_second_run_writes_nothing_until_something_changes(root, capsys):
     assert image_size(root / 'car/cropped/000001.png') == (10, 8)
 
 
-@pytest.mark.parametrize(('where', 'complete'), [('cropping', 18), ('saving', 22)])
-def test_an_interrupted_run_goes_on(root, monkeypatch, where, complete):
+@pytest.mark.parametrize(
+    ('how', 'complete'),
+    [((crops, 'write_crop', crop_or_interrupt), 18), ((torch, 'save', save_half), 22)],
+    ids=['cropping', 'saving'],
+)
+def test_an_interrupted_run_goes_on(root, monkeypatch, how, complete):
     write_car_folder(root, many_cars(22))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        if where == 'cropping':
-            patch.setattr(crops, 'write_crop', crop_or_interrupt)
-        else:
-            patch.setattr(torch, 'save', save_half)
-        prepare(root, 'car')
+    interrupt(root, monkeypatch, *how)
     assert not list((root / 'car').glob('*_data_dicts.pth'))
     entries = tree(root / 'car/cropped').items()
     kept = {path: entry for path, entry in entries if path.endswith('.jpg')}
@@ -111,16 +110,14 @@ def test_crops_of_earlier_boxes_do_not_survive_an_interrupted_run(root, monkeypa
     write_car_folder(root, many_cars(22))
     prepare(root, 'car')
     write_car_folder(root, many_cars(22, box=(2, 2, 14, 12)))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(crops, 'write_crop', crop_or_interrupt)
-        prepare(root, 'car')
+    interrupt(root, monkeypatch)
     prepare(root, 'car')
     parts = load_split(root, 'car', 'cropped').parts.values()
     images = [image for part in parts for image in part.images]
     assert {image_size(root / 'car' / image) for image in images} == {(13, 11)}
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'png', 'bmp', 'tif', 'webp'])
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif'])
 def test_a_crop_that_is_cut_short_is_not_kept(tmp_path, suffix):
     """pillow does not notice that a disk took only a part of a JPEG, BMP or TIFF."""
     image, target = tmp_path / 'it.png', tmp_path / f'crop.{suffix}'
@@ -144,8 +141,7 @@ def test_a_full_disk_is_reported_with_the_crop_it_hit(root, monkeypatch):
 
 @pytest.mark.parametrize('mine', ['uncropped/000001.jpg', 'cropped/000001.jpg'])
 def test_files_in_the_way_are_not_touched(root, mine):
-    rows = [('000001.jpg', (1, 1, 9, 9), 98), ('000002.jpg', (1, 1, 9, 9), 99)]
-    write_car_folder(root, rows)
+    write_car_folder(root)
     write_image(root / 'car' / mine)
     before = tree(root)
     with pytest.raises(UserError, match=mine.split('/')[0]):
@@ -157,14 +153,14 @@ def test_what_a_killed_process_left_is_not_in_the_way(root):
     write_car_folder(root)
     crop_folder = root / 'car/cropped'
     crop_folder.mkdir()
-    leftovers = ['..fingerprint.0123456789ab.part', '.000001.jpg.0123456789ab.part']
-    (crop_folder / leftovers[0]).write_text('half')
+    (crop_folder / '..fingerprint.0123456789ab.part').write_text('half')
     prepare(root, 'car')
-    (crop_folder / leftovers[1]).write_text('half')
-    os.utime(crop_folder / leftovers[1], (0, 0))  # long ago
+    leftover = crop_folder / '.000001.jpg.0123456789ab.part'
+    leftover.write_text('half')
+    os.utime(leftover, (0, 0))  # long ago
     (crop_folder / '000001.jpg').unlink()
     prepare(root, 'car')
-    assert not (crop_folder / leftovers[1]).exists()
+    assert not leftover.exists()
     assert image_size(crop_folder / '000001.jpg') == (10, 8)
 
 
@@ -175,13 +171,9 @@ def test_a_link_to_a_folder_is_relative_if_both_move_together(tmp_path, inside):
     photos.mkdir(parents=True)
     link = data / 'shoes/images'
     link.parent.mkdir(parents=True)
-    link.symlink_to('elsewhere')  # of an earlier run
-    for _ in range(2):
+    for earlier in ('elsewhere', tmp_path):  # one that is gone, one that is there
+        link.symlink_to(earlier)
         crops.link_source(str(photos), str(link), str(data))
-        expected = '../photos' if inside else str(photos)
-        assert os.readlink(link) == expected
-    link.unlink()
-    link.symlink_to(tmp_path)  # a folder that is there
-    crops.link_source(str(photos), str(link), str(data))
-    assert link.resolve() == photos.resolve()
-    assert os.listdir(link.parent) == ['images']
+        assert os.readlink(link) == ('../photos' if inside else str(photos))
+        link.unlink()
+    assert os.listdir(link.parent) == []

@@ -7,20 +7,13 @@ import pytest
 from official import to_pixels
 
 from areir.data import sample
-from areir.data.sample import draw_sample
 from areir.errors import UserError
 
 
 def drawn(folder, **options):
     """Draw 3 + 2 classes of 2 images of 16 pixels; return {path: pixels}."""
-    draw_sample(
-        str(folder),
-        train_classes=3,
-        test_classes=2,
-        images_per_class=2,
-        side=16,
-        **options,
-    )
+    sizes = {'train_classes': 3, 'test_classes': 2, 'images_per_class': 2, 'side': 16}
+    sample.draw_sample(str(folder), **sizes, **options)
     paths = sorted(folder.rglob('*.png'))
     return {str(path.relative_to(folder)): to_pixels(path) for path in paths}
 
@@ -32,23 +25,13 @@ def test_the_seed_decides_every_pixel(tmp_path):
     assert all((first[name] == second[name]).all() for name in first)
     assert all((first[name] != other[name]).any() for name in first)
     assert len({image.tobytes() for image in first.values()}) == 10
-
-
-def test_training_and_test_share_no_class(tmp_path):
-    names = drawn(tmp_path / 'a')
-    classes = {'train': set(), 'test': set()}
-    for name in names:
-        part, label, _ = name.split('/')
-        classes[part].add(label)
-    assert (len(classes['train']), len(classes['test'])) == (3, 2)
-    assert not classes['train'] & classes['test']
-
-
-def test_pictures_are_those_of_earlier_versions(tmp_path):
-    """Published scores on the sample depend on every pixel."""
-    pixels = drawn(tmp_path / 'a')['train/figure_1/figure_1_01.png']
-    assert pixels[8, 8].tolist() == [122, 47, 20]
-    assert pixels.sum() == 95581
+    classes = {os.path.dirname(name) for name in first}
+    assert classes == {f'train/figure_{n}' for n in (1, 2, 3)} | {
+        f'test/figure_{n}' for n in (4, 5)
+    }
+    # published scores on the sample depend on every pixel
+    pixels = first['train/figure_1/figure_1_01.png']
+    assert pixels[8, 8].tolist() == [122, 47, 20] and pixels.sum() == 95581
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
@@ -65,9 +48,5 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / 'sample').exists()
     assert len(drawn(tmp_path / 'sample')) == 10
     assert os.listdir(tmp_path) == ['sample']
-
-
-def test_a_folder_that_is_there_is_not_replaced(tmp_path):
-    (tmp_path / 'mine').mkdir()
-    with pytest.raises(UserError, match='mine'):
-        drawn(tmp_path / 'mine')
+    with pytest.raises(UserError, match='sample'):  # it is not replaced
+        drawn(tmp_path / 'sample')

@@ -1,7 +1,10 @@
-"""Any folder of class folders is a dataset, wherever it is."""
+"""Where a dataset is, which name it has, and when it has changed."""
+
+import os
 
 import pytest
-from official import tree, write_classes, write_image, write_lines
+from official import tree, write_classes, write_image
+from test_own_images import ROWS, write_table
 
 from areir.data.source import read_source
 from areir.data.splits import load_split
@@ -12,78 +15,6 @@ from data_utils import prepare
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / 'data'
-
-
-def classes_of(dataset, split):
-    return {record.label for record in dataset.records if record.part == split}
-
-
-def test_classes_are_split_in_half_by_the_seed(root, tmp_path):
-    photos = tmp_path / 'photos'
-    classes = ['a', 'b', 'c d', 'Übergröße', '日本', 'f', 'g']
-    write_classes(photos, classes)
-    write_image(photos / '._a/0.png')
-    for name in ('a/._0.png', 'a/.DS_Store', 'a/notes.txt'):
-        write_lines(photos / name, ['not an image'])
-    before = tree(photos)
-    dataset = read_source(root, 'shoes', photos)
-    train, test = classes_of(dataset, 'train'), classes_of(dataset, 'test')
-    assert (len(train), len(test)) == (4, 3)
-    assert sorted([*train, *test]) == sorted(classes)
-    expected = {f'images/{name}/{n}.png' for name in classes for n in (0, 1)}
-    assert set(dataset.names('uncropped')) == expected
-    assert dataset.left_out == ['a/notes.txt']
-    assert tree(photos) == before
-
-    assert classes_of(read_source(root, 'same', photos), 'train') == train
-    halves = set()
-    for seed in range(5):
-        other = read_source(root, 'other', photos, seed)
-        halves.add(frozenset(classes_of(other, 'train')))
-    assert len(halves) > 1
-
-
-@pytest.mark.parametrize('parts', [('train', 'test'), ('train', 'query', 'gallery')])
-def test_folders_of_splits_are_used(root, parts):
-    for part in parts:
-        classes = ['x', 'y'] if part == 'train' else ['z']
-        write_classes(root / 'shoes' / part, classes)
-    dataset = read_source(root, 'shoes')
-    assert list(dataset.counts) == list(parts)
-    assert classes_of(dataset, 'train') == {'x', 'y'}
-    assert 'train/x/0.png' in dataset.names('uncropped')
-    for part in parts[1:]:
-        images = [record for record in dataset.records if record.part == part]
-        paths = [record.path for record in images]
-        assert paths == [f'{part}/z/0.png', f'{part}/z/1.png']
-        assert {record.label for record in images} == {'z'}
-
-
-def test_linked_classes_are_read_and_circles_are_not(root, tmp_path):
-    photos = tmp_path / 'photos'
-    write_classes(photos, ['a', 'b'])
-    write_classes(tmp_path / 'elsewhere', ['c'])
-    (photos / 'c').symlink_to(tmp_path / 'elsewhere/c')
-    (photos / 'a/top').symlink_to('..')
-    (photos / 'b/self').symlink_to('self')
-    (photos / 'b/gone').symlink_to('gone_since')
-    names = read_source(root, 'shoes', photos).names('uncropped')
-    assert sorted(names) == [f'images/{name}/{n}.png' for name in 'abc' for n in (0, 1)]
-
-
-@pytest.mark.parametrize('classes', [[], ['a']])
-def test_fewer_than_two_classes_are_refused(root, classes):
-    (root / 'shoes').mkdir(parents=True)
-    write_classes(root / 'shoes', classes)
-    with pytest.raises(UserError, match='shoes'):
-        read_source(root, 'shoes')
-
-
-def test_a_folder_with_training_images_alone_is_refused(root):
-    write_classes(root / 'shoes/train', ['a', 'b'])
-    write_lines(root / 'shoes/test/a.png', ['no class folder'])
-    with pytest.raises(UserError, match=r'shoes: train'):
-        read_source(root, 'shoes')
 
 
 def test_an_absent_folder_is_refused(root):
@@ -116,3 +47,47 @@ def test_the_fingerprint_depends_on_images_and_settings(root):
     assert fingerprint(seed=1) != first
     write_image(root / 'shoes/a/0.png')
     assert fingerprint() != first
+
+
+def test_folders_whose_names_are_not_utf_8(root, tmp_path):
+    photos = tmp_path / 'photos'
+    write_classes(photos)
+    (photos / 'c').rename(photos / os.fsdecode(b'caf\xe9'))
+    prepare(root, 'shop', photos, image_size=8)
+    assert len(read_source(root, 'shop').records) == 8
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_table_is_prepared_and_remembered(root, tmp_path, capsys, inside):
+    folder = root / 'shop' if inside else tmp_path / 'photos'
+    prepare(root, 'shop', table=write_table(folder, ROWS))
+    split = load_split(root, 'shop')
+    assert split.train.classes == ['3', '7']
+    prefix = '' if inside else 'images/'
+    assert split.query.images[0] == f'{prefix}c/1.png'
+    capsys.readouterr()
+    prepare(root, 'shop')
+    assert 'nothing changed' in capsys.readouterr().out
+    write_table(folder, ROWS[1:])  # a row less
+    prepare(root, 'shop')
+    assert len(load_split(root, 'shop').train) == 3
+
+
+def test_a_name_stays_with_its_table(root, tmp_path):
+    table = write_table(tmp_path / 'photos', ROWS)
+    prepare(root, 'shop', table=table)
+    for options in (
+        {'table': write_table(tmp_path / 'others', ROWS)},
+        {'data_path': str(tmp_path / 'photos')},
+    ):
+        with pytest.raises(UserError, match='shop is already the name of'):
+            prepare(root, 'shop', **options)
+    os.remove(table)
+    with pytest.raises(UserError, match=r'table\.csv: no such file'):
+        prepare(root, 'shop')
+
+
+def test_training_and_test_images_are_needed(root, tmp_path):
+    table = write_table(tmp_path, ROWS[:4])
+    with pytest.raises(UserError, match='train images found'):
+        prepare(root, 'shop', table=table)

@@ -1,0 +1,157 @@
+"""Damaged lists of a dataset: one line names the file and the line in it."""
+
+import pytest
+from official import (
+    CAR_FIELDS,
+    CARS,
+    write_car_csv,
+    write_car_folder,
+    write_cub,
+    write_isc,
+    write_lines,
+    write_mat,
+    write_sop,
+)
+
+from areir.data.source import read_source
+from areir.errors import UserError
+from data_utils import prepare
+
+WRITE = {'cub': write_cub, 'sop': write_sop, 'isc': write_isc}
+LISTS = {
+    'images.txt': 'cub',
+    'image_class_labels.txt': 'cub',
+    'bounding_boxes.txt': 'cub',
+    'Ebay_train.txt': 'sop',
+    'Ebay_test.txt': 'sop',
+    'Eval/list_eval_partition.txt': 'isc',
+    'anno_train.csv': 'car',
+    'anno_test.csv': 'car',
+    'names.csv': 'car',
+}
+
+
+def write(root, file):
+    """Write the dataset of a list below root; return (its name, the list)."""
+    name = LISTS[file]
+    if name == 'car':
+        write_car_csv(root)
+    else:
+        WRITE[name](root / name)
+    return name, root / name / file
+
+
+def refusal(root, name):
+    """Return the one line that refuses to read a dataset."""
+    with pytest.raises(UserError) as refused:
+        read_source(str(root), name)
+    line = str(refused.value)
+    assert '\n' not in line and len(line) < 1000
+    return line
+
+
+def edit(path, number, line):
+    """Replace a line of a file, counted from 1; None removes it."""
+    lines = path.read_text().splitlines()
+    lines[number - 1 : number] = [] if line is None else [line]
+    write_lines(path, lines)
+
+
+@pytest.mark.parametrize('file', LISTS)
+def test_a_list_that_is_empty_or_not_utf_8(tmp_path, file):
+    name, path = write(tmp_path, file)
+    text = path.read_text()
+    path.write_bytes(text.encode('utf-16'))
+    assert f'{path}, line 1: not text in UTF-8' in refusal(tmp_path, name)
+    first, second, rest = text.encode().split(b'\n', 2)
+    path.write_bytes(b'\n'.join([first, second + b'\xe9', rest]))
+    assert f'{path}, line 2: not text in UTF-8' in refusal(tmp_path, name)
+    path.write_text('')
+    assert file in refusal(tmp_path, name)
+
+
+SOP = 'bicycle_final/111085122871_0.JPG'
+ISC = 'Eval/list_eval_partition.txt'
+
+
+# list, line, what it becomes, what the message says
+@pytest.mark.parametrize(
+    ('file', 'number', 'line', 'expected'),
+    [
+        ('images.txt', 2, '1 a.jpg', "line 2: image '1' is in .*line 1, too"),
+        ('images.txt', 2, '2', 'line 2: 2 fields expected'),
+        ('image_class_labels.txt', 2, None, r'images\.txt, line 2: image 2 is not in'),
+        ('image_class_labels.txt', 2, '2 220', "line 2: class '220'"),
+        ('bounding_boxes.txt', 2, None, r'images\.txt, line 2: image 2 is not in'),
+        ('bounding_boxes.txt', 2, '2 0 0 nan 9', 'line 2: box '),
+        ('bounding_boxes.txt', 2, '2 0 0 -9 9', 'line 2: box '),
+        ('Ebay_train.txt', 3, f'2 11319 1 {SOP}', "line 3: class '11319'"),
+        ('Ebay_train.txt', 3, '2 1', 'line 3: 4 fields expected'),
+        ('Ebay_train.txt', 3, f'2 1 1 {SOP}', 'line 3: image .* is in .*line 2, too'),
+        (ISC, 4, None, "line 1: '5' images, but 4 lines"),
+        (ISC, 1, None, 'line 1: '),
+        (ISC, 4, 'img/x/id_2/1.jpg id_2 val', "line 4: status 'val'"),
+        ('anno_train.csv', 1, '00001.jpg,3,2,12,9,abc', "line 1: class 'abc'"),
+        ('anno_train.csv', 1, '00001.jpg,3,2,1,9,1', 'line 1: box '),
+        ('anno_train.csv', 1, '00001.jpg,3,2', 'line 1: 6 cells expected'),
+        ('anno_train.csv', 1, '"00001.jpg,3,2,9,9,1', 'line 1: no row of a CSV'),
+        ('names.csv', 7, None, '195 classes, not 196'),
+    ],
+)
+def test_a_damaged_line_is_named(tmp_path, file, number, line, expected):
+    name, path = write(tmp_path, file)
+    edit(path, number, line)
+    with pytest.raises(UserError, match=expected):
+        read_source(str(tmp_path), name)
+
+
+@pytest.mark.parametrize('file', ['names.csv', 'anno_test.csv'])
+def test_a_missing_table_of_cars_is_named(tmp_path, file):
+    name, path = write(tmp_path, file)
+    path.unlink()
+    assert file in refusal(tmp_path, name)
+
+
+def test_an_image_that_its_list_lacks_is_named(tmp_path, capsys):
+    name, path = write(tmp_path, 'Ebay_train.txt')
+    prepare(str(tmp_path), name)
+    assert 'left out' not in capsys.readouterr().out
+    edit(path, 4, None)
+    prepare(str(tmp_path), name)
+    lines = capsys.readouterr().out.splitlines()
+    (notice,) = [line for line in lines if 'left out 1 images' in line]
+    assert 'Ebay_train.txt' in notice and notice.endswith('111085122871_0.JPG')
+
+
+@pytest.mark.parametrize(
+    ('row', 'expected'),
+    [
+        (('000002.jpg', (1, 1, 24, 18), 197), 'row 2: class 197'),
+        (('000002.jpg', (9, 1, 7, 18), 5), 'row 2: box '),
+        (('000002.jpg', (1, 1, 24, 'x'), 5), 'row 2: box '),
+        (('000001.jpg', (1, 1, 24, 18), 5), "row 2: image 'car_ims/000001.jpg'"),
+    ],
+)
+def test_a_damaged_row_of_a_mat_file_is_named(tmp_path, row, expected):
+    write_car_folder(tmp_path)
+    write_car_folder(tmp_path, [CARS[0], row, *CARS[2:]])
+    assert expected in refusal(tmp_path, 'car')
+
+
+@pytest.mark.parametrize('field', ['relative_im_path', 'bbox_y2', 'class'])
+def test_a_mat_file_without_a_field_is_named(tmp_path, field):
+    write_car_folder(tmp_path)
+    fields = [name.replace(field, 'x') for name in CAR_FIELDS]
+    write_mat(tmp_path / 'car/cars_annos.mat', fields, [('a.jpg', *range(6))] * 2)
+    assert f'cars_annos.mat: annotations has no field {field}' in refusal(
+        tmp_path, 'car'
+    )
+
+
+def test_a_mat_file_that_is_cut_short_is_named(tmp_path):
+    write_car_folder(tmp_path)
+    path = tmp_path / 'car/cars_annos.mat'
+    content = path.read_bytes()
+    for size in range(0, len(content), 50):
+        path.write_bytes(content[:size])
+        assert 'cars_annos.mat' in refusal(tmp_path, 'car')
