@@ -1,10 +1,15 @@
 """Every process knows the batches of an epoch and decodes its share of each."""
 
+import os
+
 import pytest
 import torch
+from conftest import REPOSITORY
 from experiments import INFO, arguments, draw_split, pixels_of
 from PIL import Image
+from torchvision.transforms import v2
 
+from areir import seeds
 from areir.data.images import load_image, normalise, to_pixels
 from areir.data.loading import ImageDataset, make_loader
 from areir.data.sample import draw_sample
@@ -348,3 +353,18 @@ def test_images_and_meta_labels_of_a_batch_belong_together(split, start):
         assert torch.equal(labels, meta_labels[row])
         items = [loader.dataset[index, 2][0] for index in row.tolist()]
         assert torch.equal(images, normalise(torch.stack(items), *MEAN_STD))
+
+
+def test_a_transform_of_torchvision_is_one_with_a_seed(paths):
+    """As docs/training.md shows it."""
+    with open(os.path.join(REPOSITORY, 'docs/training.md'), encoding='utf-8') as file:
+        source = file.read().split('```python\n')[2].split('```')[0]
+    names = {**vars(seeds), 'v2': v2}
+    exec(source, names)
+    one, other = names['Augment'](seed=1, side=8), names['Augment'](seed=1, side=8)
+    image = load_image(paths[0])
+    first = one(image, 3, 1)
+    assert first.shape == (3, 8, 8) and first.dtype == torch.uint8
+    one(image, 4, 1)
+    assert torch.equal(other(image, 3, 1), first)
+    assert not torch.equal(other(image, 3, 2), first)
