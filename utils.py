@@ -59,54 +59,50 @@ def run_script(main):
     for stream in (sys.stdout, sys.stderr):  # file names may hold any bytes
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
-    line, code = outcome(main)
+    line, code = '', None
+    refusal = io.StringIO()  # of argparse
+    try:
+        with contextlib.redirect_stderr(sys.stderr if is_first() else refusal):
+            main()
+    except SystemExit as error:
+        line, code = refusal.getvalue().strip(), error.code
+    except BaseException as error:
+        if os.environ.get('AREIR_DEBUG') == '1':
+            raise
+        line, code = explain(error)
     if code and not is_first():  # torchrun ends this process if rank 0 has failed, too
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(10)
     broken = flush_stdout()
     if broken and not code and not isinstance(broken, BrokenPipeError):
-        line, code = f'{script()}: error: printing: {broken}', 2
+        line, code = explain(broken)
     if line:
         print(line, file=sys.stderr)
     if code is not None:
         sys.exit(code)
 
 
-def outcome(main):
-    """Call main(); return (line, exit code) of its failure, or ('', None)."""
-    written = io.StringIO()  # by argparse, whose message is the line
-    try:
-        with contextlib.redirect_stderr(sys.stderr if is_first() else written):
-            main()
-    except SystemExit as error:
-        return written.getvalue().strip(), error.code
-    except BaseException as error:
-        if os.environ.get('AREIR_DEBUG') == '1':
-            raise
-        text, code = explain(error)
-        return f'{script()}: {text}', code
-    return '', None
-
-
 def explain(error):
     """Return (line, exit code) for an exception; print the traceback of a bug."""
-    text = str(error)
+    text, code = str(error), 2
     if isinstance(error, KeyboardInterrupt):
-        return f'interrupted; {text or "what was finished before is kept"}', 130
-    if isinstance(error, BrokenPipeError):
-        return 'interrupted; nothing reads what it prints any more', 141
-    if type(error).__name__ == 'OutOfMemoryError':  # of torch
-        return f'error: {GPU_MEMORY}', 2
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return f'error: {MEMORY}', 2
-    if isinstance(error, (UserError, OSError)):
-        lines = text.strip().split('\n  ')  # a listing, see areir/data/lists.py
-        return 'error: ' + '\n  '.join(map(printable, lines)), 2
-    if 'DataLoader worker' in text:
+        line, code = f'interrupted; {text or "what was finished before is kept"}', 130
+    elif isinstance(error, BrokenPipeError):
+        line, code = 'interrupted; nothing reads what it prints any more', 141
+    elif type(error).__name__ == 'OutOfMemoryError':  # of torch
+        line = f'error: {GPU_MEMORY}'
+    elif isinstance(error, MemoryError) or "can't allocate memory" in text:
+        line = f'error: {MEMORY}'
+    elif isinstance(error, (UserError, OSError)):
+        lines = text.strip().split('\n  ')  # a listing, see data/lists.py
+        line = 'error: ' + '\n  '.join(map(printable, lines))
+    elif 'DataLoader worker' in text:
         reason = text.splitlines()[0]
-        return f'error: is the memory full? An image reader was killed: {reason}', 2
-    traceback.print_exception(error)
-    return f'error: {BUG}', 1
+        line = f'error: is the memory full? An image reader was killed: {reason}'
+    else:
+        traceback.print_exception(error)
+        line, code = f'error: {BUG}', 1
+    return f'{script()}: {line}', code
 
 
 def is_first():

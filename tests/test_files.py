@@ -37,16 +37,6 @@ def leftover(folder, name, age):
 # Names
 
 
-def test_leftovers_of_one_name_are_removed_after_their_time(tmp_path):
-    old = leftover(tmp_path, 'a.csv', files.ABANDONED + 1)
-    young = leftover(tmp_path, 'a.csv', files.ABANDONED - 60)
-    of_another = leftover(tmp_path, 'ba.csv', files.ABANDONED + 1)
-    files.remove_leftovers(str(tmp_path), 'a.csv')
-    assert not old.exists() and young.exists() and of_another.exists()
-    files.remove_leftovers(str(tmp_path), older_than=0)
-    assert os.listdir(tmp_path) == []
-
-
 def test_leftover_folders_are_removed_and_links_are_not_followed(tmp_path):
     mine = touch(tmp_path / 'mine.txt')
     folder = tmp_path / os.path.basename(files.temporary_name('a'))
@@ -165,10 +155,9 @@ def test_tensors_that_cannot_be_written_leave_the_earlier_files(tmp_path, monkey
 
 
 def test_equal_tensors_are_equal_bytes(tmp_path):
-    values = {'weights': torch.arange(5.0), 'names': ['a', 'b']}
-    first, second = tmp_path / 'first.pth', tmp_path / 'second.pth'
-    files.write_tensors({str(first): values, str(second): values})
-    assert first.read_bytes() == second.read_bytes()
+    paths = [tmp_path / name for name in ('first.pth', 'second.pth')]
+    files.write_tensors({str(path): {'weights': torch.arange(5.0)} for path in paths})
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 # Folders
@@ -207,12 +196,6 @@ def test_what_others_wrote_is_refused(tmp_path, kind):
         write_folder(path)
     assert sorted(os.listdir(tmp_path)) == before
     assert not path.is_dir() or 'new' not in os.listdir(path) or kind == 'link'
-
-
-def test_a_folder_without_a_mark_is_written_once(tmp_path):
-    write_folder(tmp_path / 'folder', mark=None)
-    with pytest.raises(UserError, match='folder'):
-        write_folder(tmp_path / 'folder', mark=None)
 
 
 # Loading
@@ -277,12 +260,9 @@ def test_files_of_the_legacy_format_have_no_checksums_and_are_read(tmp_path):
 
 def test_pickled_objects_are_refused_and_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with open('plain.pth', 'wb') as file:
-        pickle.dump({'state_dict': RunsWhenUnpickled()}, file)
-    torch.save({'calibration': RunsWhenUnpickled()}, 'torch.pth')
-    for name in ('plain.pth', 'torch.pth'):
-        with pytest.raises(UserError, match=name):
-            files.load_tensors(name)
+    torch.save({'calibration': RunsWhenUnpickled()}, 'a.pth')
+    with pytest.raises(UserError, match=r'a\.pth'):
+        files.load_tensors('a.pth')
     assert not os.path.exists('executed')
 
 

@@ -96,32 +96,8 @@ def test_precision_follows_the_cpu(
     assert str(torch.get_num_threads()) in found.name
 
 
-def test_data_parallel_is_announced(machine, capsys):
-    machine(gpus=2)
-    assert hardware.choose_hardware([0, 1], 'auto').gpus == [0, 1]
-    assert 'torchrun' in capsys.readouterr().out
-
-
 def test_the_local_device(machine):
     machine(gpus=0, processes=2, rank=1)
     assert hardware.local_device() == torch.device('cpu')
     machine(gpus=2, processes=4, rank=3)
     assert hardware.local_device() == torch.device('cuda', 1)
-
-
-def test_memory_is_kept_where_there_is_glibc_and_nothing_fails_elsewhere(monkeypatch):
-    calls = []
-
-    class Library:
-        def mallopt(self, parameter, value):
-            calls.append((parameter, value))
-
-    monkeypatch.setattr(hardware.ctypes, 'CDLL', lambda name: Library())
-    hardware.keep_freed_memory()
-    assert sorted(calls) == [(-4, 0), (-2, 2**26), (-1, 2**31 - 1)]
-
-    def absent(name):
-        raise OSError(f'{name}: cannot open shared object file')
-
-    monkeypatch.setattr(hardware.ctypes, 'CDLL', absent)
-    hardware.keep_freed_memory()
