@@ -44,7 +44,9 @@ def write_report(results_root, database_path, database, folder):
         raise UserError(
             f'{database_path}: it holds a single image, which has nothing to retrieve'
         )
-    record, record_problem = read_record(f'{beside}_run.json')
+    record, record_problem = read(read_run_json, f'{beside}_run.json')
+    rows, curves_problem = read(read_results, f'{beside}_results.csv')
+    curves = {} if curves_problem else describe_curves(rows, database['epoch'])
     page = {
         'run': run,
         'database': database,
@@ -52,7 +54,8 @@ def write_report(results_root, database_path, database, folder):
         'calibration': database['calibration'],
         'record': record,
         'record_problem': record_problem,
-        **describe_curves(f'{beside}_results.csv', database['epoch']),
+        'curves_problem': curves_problem,
+        **curves,
         **describe_results(images, database, folder),
     }
     path = os.path.join(results_root, f'{run}_report.html')
@@ -82,27 +85,22 @@ def render(page):
 # The files beside the database
 
 
-def read_record(path):
-    """Return (the dict of a run.json, None), or ({}, why it cannot be read)."""
+def read(reader, path):
+    """Return (reader(path), None), or (None, why the file cannot be read)."""
     try:
-        return read_run_json(path), None
+        return reader(path), None
     except FileNotFoundError:
-        return {}, f'{os.path.basename(path)} is missing'
+        return None, f'{os.path.basename(path)} is missing'
     except (UserError, OSError):
-        return {}, f'{os.path.basename(path)} is damaged'
+        return None, f'{os.path.basename(path)} is damaged'
 
 
-def describe_curves(path, kept):
-    """Return what the page shows of a run's CSV: charts and a table.
+def describe_curves(rows, kept):
+    """Return what the page shows of the rows of a run's CSV: charts and a table.
 
     kept: the epoch that the database holds.
     """
-    try:
-        rows = read_results(path)
-    except FileNotFoundError:
-        return {'curves_problem': f'{os.path.basename(path)} is missing'}
-    except (UserError, OSError):
-        return {'curves_problem': f'{os.path.basename(path)} is damaged'}
+    rows = rows.replace([math.inf, -math.inf], math.nan)
     panels = charts.curve_panels(rows)
     table = {'Epoch': rows['epoch'].map('{:g}'.format)}
     for panel in panels:
@@ -110,7 +108,6 @@ def describe_curves(path, kept):
             texts = rows[column].map(panel.write, na_action='ignore')
             table[label or panel.title] = texts.fillna('')
     return {
-        'curves_problem': None,
         'curves': [charts.curve_chart(panel, rows, kept) for panel in panels],
         'curve_table': table,
         'is_marked': kept < rows['epoch'].max(),

@@ -25,7 +25,7 @@ from model import EnsembleModel
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]  # another for each channel
 PATHS = ['a/1.png', 'b/caf\udce9.png', '3.png']
-FAMILIES = 'resnet18', 'convnext_tiny', 'efficientnet_b0', 'swin_t'
+FAMILIES = 'efficientnet_b0', 'swin_t'  # convolutions, attention
 EMBEDDINGS = [  # embedding, with_se, mirror, projected
     ('logits', True, False, False),
     ('logits', False, True, True),
