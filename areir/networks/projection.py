@@ -5,7 +5,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.schemas import find_problem, is_floats, is_matrix
 
 LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
 LEAST_SPREAD = 1e-12  # the same, of the mean squared norm
@@ -28,22 +27,9 @@ class Projection(nn.Module):
         """Return unit vectors (N, D) for vectors (N, L)."""
         return F.normalize((vectors.float() - self.mean) @ self.matrix, dim=1)
 
-    def check(self, length):
-        """Raise ValueError unless it maps vectors of this length to some numbers."""
-        if self.mean.shape != (length,) or self.matrix.shape[:-1] != (length,):
-            raise ValueError('the principal components do not fit')
-        if not self.matrix.shape[1]:
-            raise ValueError('no principal components')
-
     def to_state(self):
         """Return the tensors that rebuild it: Projection(**state)."""
         return {'mean': self.mean, 'matrix': self.matrix}
-
-
-def is_state(value):
-    """Whether a value is the mean and the matrix of a Projection, or None."""
-    schema = {'mean': is_floats, 'matrix': is_matrix}
-    return value is None or find_problem(value, schema) is None
 
 
 def fit_projection(vectors, dimensions, whitening):
