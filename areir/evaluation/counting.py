@@ -14,6 +14,7 @@ from areir.evaluation import scores as exact
 from areir.evaluation.scores import (
     CHUNK,
     LAST,
+    by_row,
     products,
     round_products,
     rows_at_once,
@@ -75,12 +76,9 @@ def positive_keys(images, first, positives):
             scores = round_products(
                 total[i, j], query, gallery, rows[i], others[j], error
             )
-            place = right.cumsum(dim=1)[i, j] - 1
-            most = int(place.max()) + 1
-            part_keys = torch.full((len(part), most), LAST, device=keys.device)
-            part_keys[i, place] = to_keys(scores, others[j])
-            part_keys = part_keys.sort(dim=1).values
-            keys[slot[queries[part[i]]] + place] = part_keys[i, place]
+            unsorted, place = by_row(i, to_keys(scores, others[j]), len(part))
+            in_order = unsorted.sort(dim=1).values
+            keys[slot[queries[part[i]]] + place] = in_order[i, place]
     return keys
 
 
@@ -208,12 +206,8 @@ class AheadCounter:
 
         Equal queries are side by side.
         """
-        own, i, count = queries.unique_consecutive(
-            return_inverse=True, return_counts=True
-        )
-        column = torch.arange(len(i), device=i.device) - (count.cumsum(0) - count)[i]
-        wanted = torch.full((len(own), int(count.max())), LAST, device=i.device)
-        wanted[i, column] = keys
+        own, i = queries.unique_consecutive(return_inverse=True)
+        wanted, column = by_row(i, keys, len(own))
         number, slot = self.live_slots(own)
         live_keys = self.keys[slot]
         live_keys.masked_fill_(number >= self.live[own, None], LAST)

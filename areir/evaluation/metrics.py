@@ -116,7 +116,7 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
         raise UserError('gallery and gallery_labels are given together or not at all')
     if leave_one_out:
         gallery, gallery_labels = query, query_labels
-    bound = check_pair(query, gallery, tile)
+    bound = check_pair(query, gallery)
     query_labels = check_labels('query', query_labels, query)
     gallery_labels = check_labels('gallery', gallery_labels, gallery)
     labels = torch.cat([query_labels, gallery_labels])

@@ -9,6 +9,7 @@ from areir.errors import UserError
 from areir.evaluation.scores import (
     LAST,
     TILE,
+    by_row,
     check_pair,
     full_precision,
     products,
@@ -42,19 +43,23 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     by gallery index. Raises UserError for embeddings that are not finite or do not
     fit, and for a k below 1 or beyond the images that can be retrieved.
     """
-    best = begin_search(query, gallery, k, exclude, tile, norm)
+    best = begin_search(query, gallery, k, exclude, norm)
     best.add_tiles(best.tiles(tile))
     return to_scores(best.keys), to_indices(best.keys)
 
 
-def begin_search(query, gallery, k, exclude, tile, norm, codes=None):
+def begin_search(query, gallery, k, exclude, norm, codes=None):
     """Check the arguments of `search`; return its BestImages, without any tile yet.
 
     codes: the CodesFile of the gallery, for a faster first pass; it needs `norm`.
     """
-    bound = check_pair(query, gallery, tile, norm)
+    bound = check_pair(query, gallery, norm)
     exclude = check_exclude(exclude, query, gallery)
-    check_k(k, len(gallery) - int((exclude >= 0).any()))
+    available = len(gallery) - int((exclude >= 0).any())
+    if not isinstance(k, Integral) or not 1 <= k <= available:
+        raise UserError(
+            f'k = {k}: choose from 1 to {available}, the images that can be retrieved'
+        )
     if codes:
         first_pass = codes.first_pass(query, norm)
     else:
@@ -77,42 +82,32 @@ def check_exclude(exclude, query, gallery):
     return exclude
 
 
-def check_k(k, available):
-    """Raise UserError unless k is an integer from 1 to `available`."""
-    if not isinstance(k, Integral) or not 1 <= k <= available:
-        raise UserError(
-            f'k = {k}: choose from 1 to {available}, the images that can be retrieved'
-        )
-
-
-def cut(start, size, images):
-    """Return the slice of at most `size` images from start."""
-    return slice(start, min(start + size, len(images)))
-
-
 class BestImages:
     """The k best images of each query in the tiles given to `add_tiles`.
 
     query, gallery, k, exclude: see `search`; bound: the largest product of a query's
-    and an image's norm; first_pass: computes approximate scores, see first_pass.py.
+    and an image's norm; first_pass: computes approximate scores, FloatPass or CodePass.
     keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
     """
 
     def __init__(self, query, gallery, k, exclude, bound, first_pass):
         self.query, self.gallery, self.k, self.exclude = query, gallery, k, exclude
         self.first_pass, self.slack = first_pass, first_pass.slack
-        self.excludes = bool((exclude >= 0).any())
         self.error = tolerance(query.shape[1], bound, torch.float64)
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 
     def tiles(self, tile):
         """Divide all pairs into tiles (rows, columns); the fewer rows, the wider."""
-        height = min(tile, rows_at_once(self.k), len(self.query))
+        queries, images = len(self.query), len(self.gallery)
+        height = min(tile, rows_at_once(self.k), queries)
         width = tile * min(WIDEST, max(NARROWEST, tile // height))
         return [
-            (cut(row, height, self.query), cut(column, width, self.gallery))
-            for column in range(0, len(self.gallery), width)
-            for row in range(0, len(self.query), height)
+            (
+                slice(row, min(row + height, queries)),
+                slice(column, min(column + width, images)),
+            )
+            for column in range(0, images, width)
+            for row in range(0, queries, height)
         ]
 
     def add_tiles(self, tiles, silent=False):
@@ -124,20 +119,14 @@ class BestImages:
         with full_precision(self.query.device):
             for rows, columns in bar:
                 approximate = self.first_pass(rows, columns)
-                self.hide_excluded(approximate, rows, columns)
+                exclude = self.exclude[rows]
+                inside = (exclude >= columns.start) & (exclude < columns.stop)
+                inside = inside.nonzero().flatten()
+                approximate[inside, exclude[inside] - columns.start] = -torch.inf
                 floor = self.floor(approximate, rows)
                 i, j = (approximate >= floor[:, None]).nonzero(as_tuple=True)
                 if len(i):
                     self.add_pairs(i, j, rows, columns)
-
-    def hide_excluded(self, approximate, rows, columns):
-        """Set the approximate scores of excluded images in a tile to -inf."""
-        if not self.excludes:
-            return
-        exclude = self.exclude[rows]
-        inside = (exclude >= columns.start) & (exclude < columns.stop)
-        inside = inside.nonzero().flatten()
-        approximate[inside, exclude[inside] - columns.start] = -torch.inf
 
     def floor(self, approximate, rows):
         """Return the lowest approximate score (n,) that one of the k best can have.
@@ -161,10 +150,7 @@ class BestImages:
         rows = torch.arange(rows.start, rows.stop, device=device)
         columns = torch.arange(columns.start, columns.stop, device=device)
         scores = tile_scores(self.query, self.gallery, rows, columns, i, j, self.error)
-        count = torch.bincount(i, minlength=len(rows))
-        place = torch.arange(len(i), device=device) - (count.cumsum(0) - count)[i]
-        keys = torch.full((len(rows), int(count.max())), LAST, device=device)
-        keys[i, place] = to_keys(scores, columns[j])
+        keys, _ = by_row(i, to_keys(scores, columns[j]), len(rows))
         merged = torch.cat([self.keys[rows], keys], dim=1).sort(dim=1).values
         self.keys[rows] = merged[:, : self.k]
 
@@ -242,6 +228,4 @@ def has_fast_codes(dimensions):
     sum exceeds 32 bits. Without INSTRUCTIONS, oneDNN adds pairs of products in 16 bits,
     which can overflow: https://uxlfoundation.github.io/oneDNN/dev_guide_int8_computations.html
     """
-    if not 1 < dimensions < MOST_CODES:
-        return False
-    return cpu_has_any(*INSTRUCTIONS)
+    return 1 < dimensions < MOST_CODES and cpu_has_any(*INSTRUCTIONS)

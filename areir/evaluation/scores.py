@@ -12,7 +12,6 @@ computed.
 
 import math
 from contextlib import contextmanager
-from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -36,8 +35,7 @@ def check_embeddings(name, embeddings):
     name: what the message calls them. It lists the first rows that are not finite.
     """
     if not isinstance(embeddings, torch.Tensor):
-        kind = type(embeddings).__name__
-        raise UserError(f'{name} must be a tensor, not {kind}')
+        raise UserError(f'{name} must be a tensor, not {type(embeddings).__name__}')
     if embeddings.dim() != 2 or not embeddings.numel():
         shape = tuple(embeddings.shape)
         raise UserError(
@@ -53,8 +51,8 @@ def check_embeddings(name, embeddings):
         raise UserError(f'{name} holds NaN or infinity in {len(bad)} images: {rows}')
 
 
-def check_pair(query, gallery, tile, norm=None):
-    """Check that query and gallery fit together and that tile is valid.
+def check_pair(query, gallery, norm=None):
+    """Check that query and gallery fit together.
 
     norm: an upper bound on the gallery's norms. If given, the gallery is not scanned.
     Returns the largest product of a query's and a gallery image's norm, which bounds
@@ -66,8 +64,6 @@ def check_pair(query, gallery, tile, norm=None):
     if norm is None:
         check_embeddings('gallery', gallery)
         norm = largest_norm(gallery)
-    if not isinstance(tile, Integral) or tile < 1:
-        raise UserError(f'tile = {tile}: choose an integer of at least 1')
     if query.shape[1] != gallery.shape[1]:
         raise UserError(
             f'query has {query.shape[1]} dimensions, gallery {gallery.shape[1]}'
@@ -82,8 +78,8 @@ def check_pair(query, gallery, tile, norm=None):
 def largest_norm(embeddings):
     """Return the largest norm of a row, computed in float64."""
     blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
-    norms = [torch.linalg.vector_norm(block.double(), dim=1) for block in blocks]
-    return max(norm.max().item() for norm in norms)
+    norms = [torch.linalg.vector_norm(block.double(), dim=1).max() for block in blocks]
+    return max(norms).item()
 
 
 # Scores
@@ -107,6 +103,11 @@ def full_precision(device):
 def rows_at_once(numbers):
     """Return how many rows of this length may be widened at a time."""
     return max(1, WORKSPACE // max(1, numbers))
+
+
+def pairs_at_once(query):
+    """Return how many pairs of embeddings may be widened at a time."""
+    return max(1, CACHED // query.shape[1])
 
 
 def chunk_count(dimensions):
@@ -156,7 +157,7 @@ def pair_scores(query, gallery, rows, columns):
     """
     scores = torch.empty(len(rows), dtype=torch.float32, device=query.device)
     pairs = torch.arange(len(rows), device=query.device)
-    for batch in pairs.split(max(1, CACHED // query.shape[1])):
+    for batch in pairs.split(pairs_at_once(query)):
         terms = query[rows[batch]].float().double()
         terms.mul_(gallery[columns[batch]].float().double())
         while terms.shape[1] > 1:
@@ -165,19 +166,6 @@ def pair_scores(query, gallery, rows, columns):
             terms = terms[:, :half]
         scores[batch] = terms[:, 0].float()
     return scores
-
-
-def pair_products(query, gallery, rows, columns):
-    """Return the dot products (n,) of the pairs query[rows], gallery[columns], float64.
-
-    The last bits may differ between machines.
-    """
-    batch = max(1, CACHED // query.shape[1])
-    totals = [
-        torch.linalg.vecdot(query[i].float().double(), gallery[j].float().double())
-        for i, j in zip(rows.split(batch), columns.split(batch))
-    ]
-    return torch.cat(totals)
 
 
 def round_products(total, query, gallery, rows, columns, error):
@@ -200,17 +188,16 @@ def tile_scores(query, gallery, rows, columns, i, j, error):
 
     error: the tolerance of float64 products, as in `round_products`.
     """
-    few = len(i) * 100 < len(rows) * len(columns)
-    if few:
-        return fast_pair_scores(query, gallery, rows[i], columns[j], error)
-    total = products(query, gallery, rows, columns, torch.float64)[i, j]
+    if len(i) * 100 < len(rows) * len(columns):  # few
+        totals = []
+        for own in torch.arange(len(i), device=i.device).split(pairs_at_once(query)):
+            left = query[rows[i[own]]].float().double()
+            right = gallery[columns[j[own]]].float().double()
+            totals.append(torch.linalg.vecdot(left, right))
+        total = torch.cat(totals)
+    else:
+        total = products(query, gallery, rows, columns, torch.float64)[i, j]
     return round_products(total, query, gallery, rows[i], columns[j], error)
-
-
-def fast_pair_scores(query, gallery, rows, columns, error):
-    """Return what `pair_scores` does, in less time; error: see `round_products`."""
-    total = pair_products(query, gallery, rows, columns)
-    return round_products(total, query, gallery, rows, columns, error)
 
 
 # Keys: a score and an index in one integer
@@ -239,20 +226,32 @@ def to_indices(keys):
     return keys & (2**31 - 1)
 
 
+def by_row(i, keys, rows):
+    """Return (matrix (rows, m), column (n,)) of keys (n,): key n is in row i[n].
+
+    i (n,): ascending. Rows with fewer keys than m end with LAST.
+    """
+    count = torch.bincount(i, minlength=rows)
+    column = torch.arange(len(i), device=i.device) - (count.cumsum(0) - count)[i]
+    matrix = torch.full((rows, int(count.max())), LAST, device=i.device)
+    matrix[i, column] = keys
+    return matrix, column
+
+
 # Each query's best right and best wrong image
 
 
 class ScoreBlock(NamedTuple):
     """The scores of n queries with all N images of a gallery.
 
-    rows (n,): indices of the queries; scores (n, N): float32; right (n, N), wrong
-    (n, N): bool, which images are right or wrong for the query.
+    An image is right for a query if it has the same label and is not the query itself,
+    and wrong if it has another label.
     """
 
-    rows: torch.Tensor
-    scores: torch.Tensor
-    right: torch.Tensor
-    wrong: torch.Tensor
+    rows: torch.Tensor  # (n,) indices of the queries
+    scores: torch.Tensor  # (n, N) float32
+    right: torch.Tensor  # (n, N) bool
+    wrong: torch.Tensor  # (n, N) bool
 
 
 def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
@@ -262,9 +261,8 @@ def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
     own (Q,): each query's index in the gallery, or -1. All are on one device.
     """
     images = gallery.float().T
-    device = query.device
-    for rows in torch.arange(len(query), device=device).split(block):
-        with full_precision(device):
+    for rows in torch.arange(len(query), device=query.device).split(block):
+        with full_precision(query.device):
             scores = query[rows].float() @ images
         wrong = query_labels[rows, None] != gallery_labels
         right = ~wrong
@@ -274,29 +272,22 @@ def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
 
 
 class BestScores:
-    """Collects each query's best scores from the blocks given to `add`.
+    """Collects each query's best scores from the ScoreBlocks given to `add`.
 
     best_right, best_wrong (Q,): the highest score of a right and of a wrong image,
     -inf where there is none. nearest_right (Q,): the index of the former, 0 where
     there is none.
     """
 
-    def __init__(self, count, device='cpu'):
-        """count: Q; device: of the results; blocks may be on another one."""
-        self.device = device
-        none = torch.full((count,), -torch.inf, device=device)
-        self.best_right = none
-        self.best_wrong = none.clone()
-        self.nearest_right = torch.zeros_like(none, dtype=torch.int64)
+    def __init__(self, count):
+        self.best_right = torch.full((count,), -torch.inf)
+        self.best_wrong = self.best_right.clone()
+        self.nearest_right = torch.zeros(count, dtype=torch.int64)
 
     def add(self, block):
-        """Take over the best scores of a ScoreBlock."""
-        rows = block.rows.to(self.device)
-        scores = block.scores
-        right = torch.where(block.right, scores, -torch.inf)
-        best, nearest = right.max(dim=1)
-        self.best_right[rows] = best.to(self.device)
-        self.nearest_right[rows] = nearest.to(self.device)
-        wrong = torch.where(block.wrong, scores, -torch.inf)
-        best = wrong.amax(dim=1)
-        self.best_wrong[rows] = best.to(self.device)
+        """Take over the best scores of a block, which may be on another device."""
+        rows = block.rows.cpu()
+        best, nearest = torch.where(block.right, block.scores, -torch.inf).max(dim=1)
+        self.best_right[rows], self.nearest_right[rows] = best.cpu(), nearest.cpu()
+        wrong = torch.where(block.wrong, block.scores, -torch.inf)
+        self.best_wrong[rows] = wrong.amax(dim=1).cpu()

@@ -66,9 +66,7 @@ class VectorsFile:
         with the same queries, so that each searches its share of the tiles. If not,
         this process searches all of them.
         """
-        best = begin_search(
-            query, self.mapped, k, exclude, TILE, LARGEST_NORM, self.codes
-        )
+        best = begin_search(query, self.mapped, k, exclude, LARGEST_NORM, self.codes)
         rank, processes = rank_and_count() if shared else (0, 1)
         best.add_tiles(best.tiles(TILE)[rank::processes], silent=rank > 0)
         keys = best.keys

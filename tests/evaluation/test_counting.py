@@ -84,7 +84,7 @@ def test_duplicated_images_far_apart(tile):
 def images():
     query, gallery = torch.tensor([[1.0], [-1.0]]), torch.arange(6.0)[:, None]
     gallery_class = torch.tensor([0, 1, 1, 0, 2, 0])
-    bound = scores.check_pair(query, gallery, 1)
+    bound = scores.check_pair(query, gallery)
     return LabelledImages(
         query, gallery, torch.tensor([0, 1]), gallery_class, False, bound
     )

@@ -65,7 +65,7 @@ def test_products_stay_within_the_tolerance(dimensions, dtype, seed):
     query = normal(30, dimensions, seed=seed)
     every = slice(None)
     found = scores.products(query, query, every, every, dtype).double()
-    bound = scores.check_pair(query, query, 1)
+    bound = scores.check_pair(query, query)
     difference = (found - defined_scores(query, query)).abs().max().item()
     rounding = bound * 2**-24 if dtype == torch.float64 else 0  # of the score itself
     assert difference <= scores.tolerance(dimensions, bound, dtype) + rounding
