@@ -180,11 +180,3 @@ def test_search_refuses(k, exclude, offender):
 def test_search_refuses_embeddings(query, gallery, offender):
     with pytest.raises(UserError, match=offender):
         search(query, gallery, 1)
-
-
-@pytest.mark.parametrize('tile', [0, -1, 2.5])
-def test_a_tile_is_a_size(tile):
-    with pytest.raises(UserError, match='tile = '):
-        search(vectors(6), vectors(6), 1, tile=tile)
-    with pytest.raises(UserError, match='tile = '):
-        evaluate(vectors(6), [0] * 6, [1], tile=tile)
