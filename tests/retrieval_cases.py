@@ -7,16 +7,16 @@ from torch.nn import functional as F
 from areir.evaluation import counting, metrics, ranking, scores
 
 N = 22
-TILES = [1, 2, 5, N - 1, N, N + 1, 1024]
+TILES = [1, 5, N - 1, N, 1024]
 CONSTANTS = {
-    f'{module.__name__.split(".")[-1]}.{name}={value}': (module, name, value)
-    for module, name in [
-        (scores, 'CHUNK'),
-        (scores, 'WORKSPACE'),
-        (scores, 'CACHED'),
-        (metrics, 'SLOTS'),
+    f'{module.__name__.split(".")[-1]}.{name}': (module, name, value)
+    for module, name, value in [
+        (scores, 'CHUNK', 3),
+        (scores, 'WORKSPACE', 50),
+        (scores, 'CACHED', 1),
+        (metrics, 'SLOTS', 3),
+        (counting, 'BLOCK', 1),
     ]
-    for value in (1, 3, 50)
 }
 
 
@@ -38,15 +38,6 @@ def labels_of(count, classes, seed=0):
     return torch.randint(0, classes, (count,), generator=generator(seed))
 
 
-def uneven_labels(count, seed=0):
-    """One class of a third of the images, many of one image, and some between."""
-    third = count // 3
-    random = torch.rand(count - third, generator=generator(seed))
-    rest = (random**2 * count / 3).long() + 1
-    labels = torch.cat([torch.zeros(third, dtype=torch.long), rest])
-    return labels[torch.randperm(count, generator=generator(seed))]
-
-
 def duplicates(count, copies, dimensions=6, seed=0):
     return F.normalize(normal(count, dimensions, seed=seed), dim=1).repeat(copies, 1)
 
@@ -65,12 +56,8 @@ def make_embeddings(kind, seed=0):
         return torch.ones(N, 6) / 3
     if kind == 'collapsed':
         return 1 + 1e-4 * random
-    if kind == 'one-hot':
-        return torch.eye(6)[labels_of(N, 6, seed)]
     if kind == 'zero':
         return random * (torch.arange(N) % 3 > 0)[:, None]
-    if kind == 'quantised':
-        return (random * 2).round() / 2
     if kind == 'wide':
         powers = torch.randint(-12, 12, (N, 1), generator=generator(seed))
         return random * 10.0**powers
@@ -81,31 +68,16 @@ def make_embeddings(kind, seed=0):
     return random
 
 
+FEW_KINDS = ['random', 'ties', 'collapsed', 'wide']
 KINDS = [
-    'random',
-    'ties',
-    'negative',
-    'duplicates',
-    'equal',
-    'collapsed',
-    'one-hot',
-    'zero',
-    'quantised',
-    'wide',
-    'subnormal',
-    'one dimension',
+    *(*FEW_KINDS, 'negative', 'duplicates', 'equal', 'zero'),
+    *('subnormal', 'one dimension'),
 ]
 
 
 def bad_row(value, dtype=torch.float32):
     embeddings = vectors(6).to(dtype)
     embeddings[4, 2] = value
-    return embeddings
-
-
-def bad_rows(count):
-    embeddings = normal(count + 3, 2)
-    embeddings[3:, 1] = torch.nan
     return embeddings
 
 

