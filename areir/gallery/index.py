@@ -13,7 +13,7 @@ images that are there are written to a new file, and one transaction names it. I
 nothing has changed, nothing is written.
 
 The row of an image has the CRC-32 of its values and of its vector, so only a damaged
-image is embedded again. Shortened vectors and codes are written again if damaged.
+image is embedded again. If another file is damaged, all are written again.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ import sqlite3
 import time
 import zlib
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ TABLES = """
     BEGIN;
     CREATE TABLE IF NOT EXISTS images (
         path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, problem BLOB,
-        row INTEGER, checksum INTEGER
+        place INTEGER, checksum INTEGER
     ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS state (content BLOB, components BLOB, checksum INTEGER);
     COMMIT;
@@ -81,6 +82,17 @@ class Index:
     vectors: VectorsFile  # to search: the shortened ones, if any
 
 
+class Row(NamedTuple):
+    """The row of an image in the database."""
+
+    path: bytes  # any bytes but 0
+    size: int
+    mtime_ns: int
+    problem: bytes | None  # why it cannot be read
+    place: int | None  # the row of its vector
+    checksum: int
+
+
 @dataclass
 class State:
     """What the database has besides the images."""
@@ -99,6 +111,12 @@ class State:
     def searched(self):
         """The name of the file that is searched."""
         return f'{"shortened" if self.components else "vectors"}_{self.token}.f32'
+
+    @property
+    def searched_dimensions(self):
+        return (
+            self.components['matrix'].shape[1] if self.components else self.dimensions
+        )
 
 
 def index_path(folder, model_path, results_root):
@@ -196,41 +214,37 @@ class Update:
                 f'are skipped, such as {printable(min(others))}'
             )
         self.state = read_state(self.database, settings)
-        kept = self.check_images() if self.state else []
+        kept = self.check_rows() if self.state else []
         if not kept:
             self.state = State(settings, secrets.token_hex(8))
-        stored = list(self.database.execute('SELECT count(*) FROM images'))
-        if not kept or stored != [(len(kept),)]:
-            self.replace_images(kept)
-        waiting = sum(
-            row is not None and row >= self.state.count for *_, row, _ in kept
-        )
-        known = {os.fsdecode(path) for path, *_ in kept}
+        if not kept or len(kept) < len(self.read_rows()):
+            self.replace_rows(kept)
+        known = {os.fsdecode(row.path) for row in kept}
         todo = [path for path in self.images if path not in known]
+        places = [row.place for row in kept if row.place is not None]
+        waiting = sum(place >= self.state.count for place in places)
         if todo and waiting:
             print(f'notice: continuing from {waiting:,} images of an interrupted build')
         return todo
 
-    def check_images(self):
-        """Return the rows of the database that fit the folder and their vectors."""
+    def check_rows(self):
+        """Return the Rows that fit the folder and their vectors."""
         kept, damaged = [], 0
         vectors, width = b'', 4 * self.state.dimensions
         if os.path.isfile(self.vectors_path) and os.path.getsize(self.vectors_path):
             vectors = memoryview(np.memmap(self.vectors_path, np.uint8, 'r'))
-        for image in self.database.execute('SELECT * FROM images'):
-            *values, row, checksum = image
+        for row in self.read_rows():
             vector = b''
-            if isinstance(row, int):
-                vector = vectors[width * row : width * (row + 1)]
-            if checksum != checksum_of(values, vector):
+            if isinstance(row.place, int):
+                vector = vectors[width * row.place : width * (row.place + 1)]
+            if row.checksum != checksum_of(row[:4], vector):
                 damaged += 1
                 continue
-            path, *seen, problem = values
-            path = os.fsdecode(path)
+            path, seen = os.fsdecode(row.path), [row.size, row.mtime_ns]
             # a package installed since then may be able to read the image
-            outdated = problem and is_outdated(os.fsdecode(problem))
+            outdated = row.problem and is_outdated(os.fsdecode(row.problem))
             if self.images.get(path) == seen and not outdated:
-                kept.append(image)
+                kept.append(row)
             elif path not in self.images and vector:
                 self.removed += 1
         if damaged:
@@ -240,32 +254,37 @@ class Update:
             )
         return kept
 
-    def replace_images(self, images):
-        """Replace all rows of the database, and the State."""
+    def read_rows(self):
+        """Return the Rows of the database in the order of their paths."""
+        rows = self.database.execute('SELECT * FROM images ORDER BY 1')
+        return list(map(Row._make, rows))
+
+    def add_rows(self, rows):
+        command = 'INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)'
+        self.database.executemany(command, rows)
+
+    def replace_rows(self, rows):
+        """Replace all Rows, and the State, in one transaction."""
         with self.database:
             self.database.execute('DELETE FROM images')
-            self.add_images(images)
+            self.add_rows(rows)
             write_state(self.database, self.state)
-
-    def add_images(self, images):
-        command = 'INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)'
-        self.database.executemany(command, images)
 
     def add(self, paths, vectors, problems):
         """Store vectors (n, D) of images, and why others cannot be read."""
-        images, row = [], None
+        rows, place = [], None
         if paths:
-            row = append_vectors(self.vectors_path, vectors)
+            place = append_vectors(self.vectors_path, vectors)
         for path, vector in zip(paths, vectors):
-            values = [os.fsencode(path), *self.images[path], None]
-            images.append([*values, row, checksum_of(values, vector.tobytes())])
-            row += 1
+            values = os.fsencode(path), *self.images[path], None
+            rows.append(Row(*values, place, checksum_of(values, vector.tobytes())))
+            place += 1
         for path, problem in problems.items():
             if problem != GONE:
-                values = [os.fsencode(path), *self.images[path], os.fsencode(problem)]
-                images.append([*values, None, checksum_of(values)])
+                values = os.fsencode(path), *self.images[path], os.fsencode(problem)
+                rows.append(Row(*values, None, checksum_of(values)))
         with self.database:
-            self.add_images(images)
+            self.add_rows(rows)
             if paths and not self.state.dimensions:
                 self.state.dimensions = vectors.shape[1]
                 write_state(self.database, self.state)
@@ -281,76 +300,69 @@ class Update:
                 f'{self.folder} vanished while it was read; what was embedded is kept, '
                 'and the same command continues'
             )
-        state, found, others = self.state, [], []
-        for image in self.database.execute('SELECT * FROM images ORDER BY 1'):
-            (others if image[4] is None else found).append(image)
-        paths = [os.fsdecode(image[0]) for image in found]
-        self.problems |= dict.fromkeys(self.images, 'gone while it was read')
-        for path, *_, problem, _, _ in others:
-            self.problems[os.fsdecode(path)] = os.fsdecode(problem)
-        for path in paths:
-            del self.problems[path]
-        if not paths:
+        state, rows = self.state, self.read_rows()
+        found = [row for row in rows if not row.problem]
+        unreadable = [row for row in rows if row.problem]
+        if not found:
             raise UserError(
                 f'--gallery {self.folder}: none of its {len(self.images):,} images can '
                 f'be read, such as {min(self.images)}'
             )
-        rows = [image[4] for image in found]
-        size = 4 * state.dimensions * len(rows)
-        if rows != list(range(state.count)) or size != os.path.getsize(
-            self.vectors_path
-        ):
-            earlier = VectorsFile(self.vectors_path, state.dimensions)
-            state.token, state.count = secrets.token_hex(8), len(rows)
-            write_blocks(self.vectors_path, earlier.blocks(rows))
-            if shortened and state.count >= max(LEAST_IMAGES, 2 * state.fitted):
-                fit_components(state, VectorsFile(self.vectors_path, state.dimensions))
-            state.checksums = {}
-            found = [(*image[:4], row, image[5]) for row, image in enumerate(found)]
-        if not self.is_derived_whole():
-            self.write_derived()
-            self.replace_images(found + others)
+        paths = [os.fsdecode(row.path) for row in found]
+        for row in unreadable:
+            self.problems[os.fsdecode(row.path)] = os.fsdecode(row.problem)
+        for path in self.images.keys() - self.problems.keys() - set(paths):
+            self.problems[path] = 'gone while it was read'
+        places = [row.place for row in found]
+        if places != list(range(state.count)) or self.is_damaged():
+            self.write_files(places, shortened)
+            found = [row._replace(place=place) for place, row in enumerate(found)]
+            self.replace_rows(found + unreadable)
         self.remove_old_files()
         return Index(
             folder=self.index_folder,
             paths=paths,
-            sizes=[image[1] for image in found],
+            sizes=[row.size for row in found],
             problems=self.problems,
             embedded=self.embedded,
             removed=self.removed,
             components=state.components,
             calibration=state.calibration,
-            vectors=self.searched_vectors(),
+            vectors=(self.path_of(state.searched), state.searched_dimensions),
         )
 
-    def is_derived_whole(self):
-        """Whether shortened vectors and codes are there; a notice says what is not."""
-        for name, checksum in self.state.checksums.items():
+    def is_damaged(self):
+        """Whether a file does not have its size or checksum; a notice says so."""
+        state, damaged = self.state, ''
+        size = 4 * state.dimensions * state.count
+        if os.path.getsize(self.vectors_path) != size:
+            damaged = self.vectors_path
+        for name, checksum in state.checksums.items():
             if file_crc(self.path_of(name)) != checksum:
-                print(f'notice: {self.path_of(name)} is damaged: it is written again')
-                return False
-        return bool(self.state.checksums)
+                damaged = self.path_of(name)
+        if damaged:
+            print(f'notice: {damaged} is damaged: it is written again')
+        return bool(damaged)
 
-    def write_derived(self):
-        """Write the shortened vectors, if any, and the codes of those to search."""
-        state, checksums = self.state, {}
+    def write_files(self, places, shortened):
+        """Write the vectors of these places, and what is derived from them, anew."""
+        state = self.state
+        earlier = VectorsFile(self.vectors_path, state.dimensions)
+        state.token, state.count = secrets.token_hex(8), len(places)
+        write_blocks(self.vectors_path, earlier.blocks(places))
+        vectors = VectorsFile(self.vectors_path, state.dimensions)
+        if shortened and state.count >= max(LEAST_IMAGES, 2 * state.fitted):
+            fit_components(state, vectors)
+        state.checksums = {}
         if state.components:
-            vectors = VectorsFile(self.vectors_path, state.dimensions)
             projection = Projection(**state.components)
             blocks = (
                 projection(torch.from_numpy(rows)).numpy() for rows in vectors.blocks()
             )
             path = self.path_of(state.searched)
-            checksums[state.searched] = write_blocks(path, blocks)
-        codes = write_codes(VectorsFile(*self.searched_vectors()))
-        state.checksums = {**checksums, codes_path(state.searched): codes}
-
-    def searched_vectors(self):
-        """Return the arguments of VectorsFile for the vectors to search."""
-        state, dimensions = self.state, self.state.dimensions
-        if state.components:
-            dimensions = state.components['matrix'].shape[1]
-        return self.path_of(state.searched), dimensions
+            state.checksums[state.searched] = write_blocks(path, blocks)
+            vectors = VectorsFile(path, state.searched_dimensions)
+        state.checksums[codes_path(state.searched)] = write_codes(vectors)
 
     def remove_old_files(self):
         """Remove leftovers, and the files of earlier indexes."""
