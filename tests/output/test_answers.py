@@ -55,11 +55,7 @@ def frame_colour(path):
     """Return which of COLOURS the frame of an image has: True, False or None."""
     with Image.open(path) as image:
         pixel = image.getpixel((1, 1))
-    return min(COLOURS, key=lambda right: distance(COLOURS[right], pixel))
-
-
-def distance(colour, other):
-    return sum(abs(one - two) for one, two in zip(colour, other))
+    return min(COLOURS, key=lambda right: math.dist(COLOURS[right], pixel))
 
 
 # The table and the verdict

@@ -18,11 +18,10 @@ STEP_X, STEP_Y = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
 
 
 @pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1), (300, 200)])
-@pytest.mark.parametrize('right', COLOURS)
-def test_images_of_any_shape_fit_into_a_thumbnail(size, right):
-    image = thumbnail(Image.new('RGB', size, 'blue'), COLOURS[right], 5)
+def test_images_of_any_shape_fit_into_a_thumbnail(size):
+    image = thumbnail(Image.new('RGB', size, 'blue'), COLOURS[True], 5)
     assert image.size == (THUMBNAIL, THUMBNAIL)
-    assert image.getpixel((1, 1)) == COLOURS[right]
+    assert image.getpixel((1, 1)) == COLOURS[True]
     colours = {colour for _, colour in image.getcolors()}
     assert (0, 0, 255) in colours
 
