@@ -35,14 +35,23 @@ def command(project, results, *flags, processes=1):
     return [str(word) for word in words]
 
 
-def start(project, results, *flags, processes=1):
-    """Start a run in a group of processes of its own."""
+def start(project, results, *flags, processes=1, stop_at=None):
+    """Start a run in a group of processes of its own.
+
+    stop_at: a number of batches; after its checkpoint the first process stops.
+    """
+    environment = dict(os.environ)
+    if stop_at:
+        epoch, batch = divmod(stop_at - 1, BATCHES)
+        name = f'epoch_{epoch + 1:04d}_batch_{batch + 1:06d}'
+        environment['AREIR_STOP_AT'] = name
     return subprocess.Popen(
         command(project, results, *flags, processes=processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=environment,
     )
 
 
@@ -73,14 +82,16 @@ def batches_done(folder):
 
 
 def wait_for_checkpoint(process, results, batches=1):
-    """Return the first checkpoint of a run after at least `batches` batches."""
-    for _ in range(6000):
+    """Return the first checkpoint of a run after at least `batches` batches.
+
+    It stays if the run was to stop at it.
+    """
+    while True:
         folders = checkpoints(results)
         if folders and batches_done(folders[0]) >= batches:
             return folders[0]
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    raise AssertionError('no checkpoint')
 
 
 def wait_for_first_batch(process):
