@@ -11,7 +11,7 @@ from areir.data.images import (
 )
 
 # inference.py writes one of these into each of its folders
-OWN_FILES = ('retrieved.csv', 'pairs.csv', 'index.sqlite')
+OWN_FILES = ('/retrieved.csv', '/pairs.csv', '/index.sqlite')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
@@ -23,17 +23,12 @@ def list_user_files(folder, problems):
     be read.
     """
     files = list_files(folder, problems=problems)
-    own = {os.path.dirname(path) for path in files if is_own_file(path)} - {''}
+    own = {os.path.dirname(path) for path in files if path.endswith(OWN_FILES)}
     files = [path for path in files if os.path.dirname(path) not in own]
     unreadable = set(unreadable_heic(files))
     if unreadable:
         print(f'notice: {len(unreadable):,} HEIC files are left out: {HEIC_ADVICE}')
     return [path for path in files if path not in unreadable]
-
-
-def is_own_file(path):
-    """Whether a file shows that inference.py has written its folder."""
-    return os.path.basename(path) in OWN_FILES
 
 
 def scan(folder):
