@@ -289,7 +289,7 @@ def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, s
     write_classes(photos, ['a', 'b'], images=200)
     flags = ['--data_root', root, '--data_name', 'shoes', '--data_path', photos]
     process = start(
-        *(*flags, '--num_workers', 1, '--image_size', 2048),
+        *(*flags, '--num_workers', 1, '--image_size', 1024),
         start_new_session=True,
         # a shell ignores SIGINT in what it starts in the background
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
