@@ -114,17 +114,7 @@ def load_model(args, clock):
 
 def open_folder(args, trained, embedder, clock):
     """Bring the index of --gallery up to date and return its collection."""
-    index = open_index(args, trained, embedder, clock)
-    if index.components:
-        trained = trained.shortened(Projection(**index.components))
-        embedder = trained.embedder(hardware.local_device())
-    search = open_faiss(index, clock) if args.index == 'faiss' else None
-    return FolderCollection(args.gallery, index, trained, embedder, search)
-
-
-def open_index(args, trained, embedder, clock):
-    """Bring the index of --gallery up to date and return it."""
-    folder = index_path(args.gallery, trained.path, args.results_root)
+    path = index_path(args.gallery, trained.path, args.results_root)
     settings = {
         'model': str(trained.version),
         'image_size': trained.image_size,
@@ -133,19 +123,23 @@ def open_index(args, trained, embedder, clock):
     with clock('index'):
         index = update_index(
             args.gallery,
-            folder,
+            path,
             settings,
             trained.image_size,
             embedder,
             shortened=isinstance(trained, PretrainedModel),
         )
     problems = sorted(index.problems.items())
-    report_problems({os.path.join(args.gallery, path): why for path, why in problems})
+    report_problems({os.path.join(args.gallery, image): why for image, why in problems})
     print(
-        f'index {folder}: {len(index.paths):,} images, {index.embedded:,} embedded '
-        f'now, {index.removed:,} gone, {len(index.problems):,} left out'
+        f'index {path}: {len(index.paths):,} images, {index.embedded:,} embedded '
+        f'now, {index.removed:,} gone, {len(problems):,} left out'
     )
-    return index
+    if index.components:
+        trained = trained.shortened(Projection(**index.components))
+        embedder = trained.embedder(hardware.local_device())
+    search = open_faiss(index, clock) if args.index == 'faiss' else None
+    return FolderCollection(args.gallery, index, trained, embedder, search)
 
 
 def open_faiss(index, clock):
