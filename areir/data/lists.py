@@ -110,16 +110,12 @@ def parse_rows(path, rows, parse):
     if len(problems) == 1:
         raise UserError(f'{path}, {problems[0]}')
     if problems:
-        raise UserError(f'{path}: {len(problems)} bad rows{listing(problems)}')
+        listed = problems[:SHOWN]
+        if len(problems) > SHOWN:
+            listed.append(f'and {len(problems) - SHOWN} more')
+        text = '\n  '.join([f'{path}: {len(problems)} bad rows:', *listed])
+        raise UserError(text)
     return parsed
-
-
-def listing(problems, most=SHOWN):
-    """Return the end of a message: at most `most` problems, each on its line."""
-    listed = problems[:most]
-    if len(problems) > most:
-        listed.append(f'and {len(problems) - most} more')
-    return ':\n  ' + '\n  '.join(listed)
 
 
 def refuse_repeats(rows):
@@ -200,7 +196,7 @@ def check_roles(rows):
 
 def find_file(files, name):
     """Return the shortest path that is `name` or ends with it, or None."""
-    paths = [path for path in files if ends_with(path, name)]
+    paths = [path for path in files if f'/{path}'.endswith(f'/{name}')]
     return min(paths, key=len, default=None)
 
 
@@ -210,11 +206,6 @@ def need_file(root, files, name, dataset):
     if path is None:
         raise UserError(f'{root}: {name} is missing; extract {dataset} there')
     return path
-
-
-def ends_with(path, name):
-    """Whether a path is `name` or has it as its last components."""
-    return path == name or path.endswith('/' + name)
 
 
 def locate(files, rows, source):
@@ -228,7 +219,7 @@ def locate(files, rows, source):
     wanted = [record.path for _, record in rows]
     prefixes = set()
     for probe in wanted[:: max(1, len(wanted) // 8)]:
-        paths = [path for path in files if ends_with(path, probe)]
+        paths = [path for path in files if f'/{path}'.endswith(f'/{probe}')]
         prefixes |= {path.removesuffix(probe) for path in paths}
     if not prefixes:
         raise UserError(

@@ -104,8 +104,7 @@ def find_source(data_root, name, data_path=None, table=None):
     """
     folder = os.path.join(data_root, name)
     table_link, link = os.path.join(folder, TABLE), os.path.join(folder, 'images')
-    if data_path and os.path.lexists(table_link):
-        raise name_taken(name, table_link)
+    owner = table_link if data_path and os.path.lexists(table_link) else None
     if not table and os.path.lexists(table_link):
         table = table_link
     if table:
@@ -117,19 +116,14 @@ def find_source(data_root, name, data_path=None, table=None):
         folder = link
     in_use = os.path.isdir(folder) and os.listdir(folder)
     if data_path and in_use and not os.path.samefile(folder, data_path):
-        raise name_taken(name, folder)
+        owner = folder
+    if owner:
+        owner = os.path.realpath(owner)
+        raise UserError(f'{name} is the name of {owner}: choose another --data_name')
     source = data_path or folder
     if not os.path.isdir(source):
         raise UserError(f'{source}: no such folder')
     return source, table
-
-
-def name_taken(name, path):
-    """Return the error for a name that belongs to another folder or CSV."""
-    return UserError(
-        f'{name} is already the name of {os.path.realpath(path)}: choose another '
-        '--data_name'
-    )
 
 
 def read_source(data_root, name, data_path=None, seed=0, table=None):

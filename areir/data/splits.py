@@ -33,14 +33,11 @@ class Part:
 
     def of_classes(self, classes):
         """Return the Part of only these classes, renumbered by their position."""
-        position = {label: index for index, label in enumerate(classes)}
-        images, labels = [], []
+        images_of = {label: [] for label in classes}
         for image, index in zip(self.images, self.labels.tolist()):
-            label = self.classes[index]
-            if label in position:
-                images.append(image)
-                labels.append(position[label])
-        return Part(images, torch.tensor(labels, dtype=torch.int64), classes)
+            if self.classes[index] in images_of:
+                images_of[self.classes[index]].append(image)
+        return make_part(images_of, classes)
 
 
 @dataclass

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from areir.data.images import load_image, to_pixels
 from areir.data.layouts import KNOWN_DATASETS
-from areir.data.lists import listing
 from areir.data.loading import end_with_parent
 from areir.errors import UserError
 
@@ -83,8 +82,8 @@ def verify_images(pool, name, images, records):
     if problems:
         raise UserError(
             f'{name}: {len(problems):,} of {len(jobs):,} images cannot be read, so '
-            'nothing was written; replace these files and run again'
-            + listing(problems, most=len(problems))
+            'nothing was written; replace these files and run again:\n  '
+            + '\n  '.join(problems)
         )
     return [record for (_, beyond), record in zip(results, records) if beyond]
 

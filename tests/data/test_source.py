@@ -80,7 +80,7 @@ def test_a_name_stays_with_its_table(root, tmp_path):
         {'table': write_table(tmp_path / 'others', ROWS)},
         {'data_path': str(tmp_path / 'photos')},
     ):
-        with pytest.raises(UserError, match='shop is already the name of'):
+        with pytest.raises(UserError, match='shop is the name of'):
             prepare(root, 'shop', **options)
     os.remove(table)
     with pytest.raises(UserError, match=r'table\.csv: no such file'):
