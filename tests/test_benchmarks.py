@@ -25,7 +25,6 @@ import training
 
 from areir import hardware
 from areir.data.sample import draw_sample
-from areir.errors import UserError
 from areir.retrieval import evaluate
 from model import TrainedModel
 
@@ -70,27 +69,11 @@ def numbers(row):
 # What they share
 
 
-def exit_hard():
-    os._exit(9)
-
-
-def test_a_measurement_apart_returns_its_result_or_its_error():
-    assert common.apart(os.getpid) != os.getpid()
-    with pytest.raises(UserError, match=r'broken\.png'):
-        common.apart(raise_error, UserError('broken.png'))
-    with pytest.raises(RuntimeError):
-        common.apart(exit_hard)
-
-
-def raise_error(error):
-    raise error
-
-
-def test_ways_take_turns():
-    calls = []
-    runs = common.take_turns('ab', 2, lambda way: calls.append(way) or len(calls))
-    assert calls == ['a', 'b', 'a', 'b']
-    assert runs == {'a': [1, 3], 'b': [2, 4]}
+def test_a_measurement_apart_that_fails():
+    with pytest.raises(KeyError, match='VmNone'):
+        common.apart(common.memory, 'VmNone')
+    with pytest.raises(RuntimeError):  # as if killed for its memory
+        common.apart(os._exit, 9)
 
 
 # Training and embedding
@@ -168,7 +151,7 @@ def test_all_ways_begin_with_the_same_loss(monkeypatch, way):
 
 
 @pytest.mark.slow
-def test_precisions_on_the_sample(capsys):
+def test_precisions_on_the_sample(capsys, slim_backbone):
     call(gpu, '--tiny', '--parts', 'precision')
     mean = capsys.readouterr().out.splitlines()[-1]
     assert mean.startswith('mean difference of 1 seeds')
@@ -210,7 +193,7 @@ def test_search(tables):
 
 
 @pytest.mark.slow
-def test_published_reads_the_class_from_the_batch():
+def test_published_reads_the_class_from_the_batch(slim_backbone):
     """Strict reports chance for noise, in any order."""
     results, chance = claims.noise_floor(
         classes=10,

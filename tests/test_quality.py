@@ -99,7 +99,7 @@ def test_batches_of_four_images_per_class():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('loss', ['multi_similarity', 'proxy_anchor'])
-def test_every_loss_trains_the_network_and_its_own_weights(dataset, loss):
+def test_losses_train_the_network_and_their_own_weights(dataset, loss, slim_backbone):
     pytest.importorskip('pytorch_metric_learning')
     run = peers.Run(loss, 'none', dataset, lr=1e-3, seed=0, epochs=1)
     watched = [run.model.heads[0].fc.weight, *run.trainer.loss.parameters()]
@@ -112,11 +112,7 @@ def test_every_loss_trains_the_network_and_its_own_weights(dataset, loss):
     assert torch.allclose(vectors.norm(dim=1), torch.ones(48), atol=1e-3)
 
 
-def test_projection_whitens_what_is_finite():
-    features = torch.randn(300, 8) * torch.arange(1, 9)
-    whitened = peers.project(features, features, 8, 1)
-    covariance = whitened.T.cov(correction=0)
-    assert torch.allclose(covariance, torch.eye(8) / 8, atol=0.05)
+def test_a_diverged_training_finds_nothing():
     diverged = torch.full((12, 4), torch.nan)
     assert peers.project(diverged, diverged, 2, 1) is diverged
     values = quality.values_per_query(diverged, LABELS)
@@ -211,21 +207,20 @@ def test_held_out_classes_are_a_third(dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_quality(photos, tmp_path, tables):  # noqa: F811
+def test_quality(photos, tmp_path, tables, slim_backbone):  # noqa: F811
     pytest.importorskip('pytorch_metric_learning')
     methods = 'pixels,untrained,norm_softmax,norm_softmax_white,ours_no_flag'
     flags = ['--data', photos, '--results', tmp_path, '--methods', methods]
-    rows = tables(quality, *flags, '--image_size', 32, '--seconds', 1, '--seeds', 1)
+    rows = tables(quality, *flags, '--image_size', 32, '--seconds', 0.1, '--seeds', 1)
     numbers = {label: row['numbers'] for label, row in rows.items()}
     assert numbers['raw pixels'] == str(3 * 32 * 32)
     assert numbers['normalised softmax'] == '512'
-    # no more components than images
-    assert numbers['normalised softmax, features whitened'] == '47'
-    assert numbers['ours, no flag'] == '47'
+    assert int(numbers['normalised softmax, features whitened']) <= 32  # the width
+    assert numbers['ours, no flag'] == '47'  # fewer than images
 
 
 @pytest.mark.slow
-def test_costs(photos, tables):  # noqa: F811
+def test_costs(photos, tables, slim_backbone):  # noqa: F811
     pytest.importorskip('pytorch_metric_learning')
     methods = 'untrained,norm_softmax,ours_no_flag'
     flags = ['--data', photos, '--image_size', 32, '--methods', methods, '--cost']
@@ -233,9 +228,9 @@ def test_costs(photos, tables):  # noqa: F811
     backbone, peer, ours = (
         int(row['parameters'].replace(',', '')) for row in rows.values()
     )
-    linear, class_weights = 512 * 512 + 512, 512 * 6
-    assert backbone == 11_176_512 < ours
+    linear, class_weights = 32 * 512 + 512, 512 * 6
     assert peer == backbone + linear + class_weights
+    assert ours > backbone
 
 
 # The recipe
@@ -252,7 +247,7 @@ def test_every_change_differs_from_the_recipe(from_scratch):
         assert all(flags[name] != value for name, value in changed.items())
 
 
-def test_difference_is_paired(tables, monkeypatch):  # noqa: F811
+def test_difference_is_paired(monkeypatch):
     labels = torch.arange(12).repeat_interleave(2)
     right = (torch.arange(24) % 3 > 0).double()
     better = right.clone()
@@ -275,10 +270,10 @@ def test_difference_is_paired(tables, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_parts_of_the_recipe(photos, tables, monkeypatch):  # noqa: F811
+def test_parts_of_the_recipe(photos, tables, monkeypatch, slim_backbone):  # noqa: F811
     changes = {recipe.RECIPE: {}, '1 head': {'ensemble_size': 1}}
     monkeypatch.setattr(recipe, 'get_changes', lambda *_: changes)
-    flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 2]
+    flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 1]
     rows = tables(recipe, *flags)
     assert list(rows) == list(changes)
     assert all(0 < float(row['Recall@1'][:-1]) <= 100 for row in rows.values())
