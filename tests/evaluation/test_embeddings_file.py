@@ -1,7 +1,7 @@
-"""Files of embeddings: what is read, and what is refused."""
+"""Other programs' embeddings: what is read, and what is refused."""
 
+import csv
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from embedding_files import (
     save,
     save_plain,
 )
+from torch.nn import functional as F
 
 from areir.errors import UserError
 from areir.evaluation.embeddings_file import read_embeddings
@@ -24,9 +25,6 @@ from areir.evaluation.ranked_file import rank_file
 from areir.retrieval import evaluate
 
 both_formats = pytest.mark.parametrize('name', ['file.pt', 'file.npz'])
-both_labels = pytest.mark.parametrize(
-    'labels', [LABELS, TEXTS], ids=['integers', 'texts']
-)
 
 
 class RunsWhenUnpickled:
@@ -39,13 +37,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def metrics_of(path, ks):
-    return summary(rank_file(path, 'cpu').ranks, ks)
+def metrics_of(path, ks=(1, 4), heads=None, labels_csv=None):
+    return summary(rank_file(path, 'cpu', heads, labels_csv).ranks, ks)
 
 
-def refusal(path, function=rank_file, *arguments):
+def refusal(path, *arguments, **keywords):
     with pytest.raises(UserError) as error:
-        function(path, *arguments or ['cpu'])
+        rank_file(path, 'cpu', *arguments, **keywords)
     line = str(error.value)
     assert len(line.splitlines()) == 1
     return line
@@ -54,11 +52,13 @@ def refusal(path, function=rank_file, *arguments):
 # Reading
 
 
-@pytest.mark.parametrize('name', ['file.npz', 'file.pt', 'file.pth'])
-@both_labels
+@both_formats
+@pytest.mark.parametrize(
+    'labels', [LABELS, TEXTS, LABELS.byte()], ids=['integers', 'texts', 'bytes']
+)
 def test_each_image_queries_all_others(name, labels):
     path = save(name, embeddings=EMBEDDINGS, labels=labels)
-    assert metrics_of(path, [1, 4, 23]) == evaluate(EMBEDDINGS, LABELS, [1, 4, 23])
+    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
     result = rank_file(path, 'cpu')
     assert (len(result.labels), result.dimensions, result.available) == (COUNT, 6, 23)
     assert not result.has_gallery
@@ -68,13 +68,12 @@ def test_each_image_queries_all_others(name, labels):
 @pytest.mark.parametrize(
     ('query', 'gallery'), [('query_', ''), ('query_', 'gallery_'), ('', 'gallery_')]
 )
-@both_labels
-def test_queries_with_a_gallery(name, query, gallery, labels):
+def test_queries_with_a_gallery(name, query, gallery):
     entries = {
         query + 'embeddings': EMBEDDINGS[:9],
-        query + 'labels': labels[:9],
+        query + 'labels': TEXTS[:9],
         gallery + 'embeddings': EMBEDDINGS[9:],
-        gallery + 'labels': labels[9:],
+        gallery + 'labels': TEXTS[9:],
     }
     path = save(name, **entries)
     apart = EMBEDDINGS[9:], LABELS[9:]
@@ -84,25 +83,17 @@ def test_queries_with_a_gallery(name, query, gallery, labels):
     assert (len(result.labels), result.available) == (9, 15)
 
 
-def test_texts_are_numbered_alike_in_queries_and_gallery():
-    query = {'query_embeddings': np.eye(2), 'query_labels': ['b', 'c']}
-    path = save('file.npz', **query, embeddings=np.eye(2), labels=['a', 'b'])
-    metrics = metrics_of(path, [1, 2])
-    assert (metrics['recall@1'], metrics['recall@2']) == (0, 0.5)
-    assert metrics['queries_without_positive'] == 1
-
-
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.uint32, np.int8, np.int32])
-def test_labels_of_any_integer_type(dtype):
-    path = save_plain('file.npz', labels=LABELS.numpy().astype(dtype))
-    assert metrics_of(path, [1]) == evaluate(EMBEDDINGS, LABELS, [1])
-
-
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_embeddings_of_any_float_type(dtype):
-    embeddings = EMBEDDINGS.to(dtype)
+@pytest.mark.parametrize(
+    'embeddings',
+    [
+        *(EMBEDDINGS.bfloat16(), EMBEDDINGS.double(), EMBEDDINGS.to_sparse()),
+        EMBEDDINGS.clone().requires_grad_(),
+    ],
+)
+def test_embeddings_of_any_float_type(embeddings):
     path = save('file.pt', embeddings=embeddings, labels=LABELS.tolist())
-    assert metrics_of(path, [1]) == evaluate(embeddings.float(), LABELS, [1])
+    plain = embeddings.detach().to_dense().float()
+    assert metrics_of(path) == evaluate(plain, LABELS, [1, 4])
 
 
 @both_formats
@@ -113,8 +104,6 @@ def test_what_a_file_holds(name):
     )
     file = read_embeddings(path)
     assert (file.path, file.ensemble_size, file.notes) == (path, 3, notes)
-    assert file.query.names.labels == 'query_labels'
-    assert file.gallery.names.labels == 'labels'
     assert file.query.images == IMAGES[:9] and file.gallery.images is None
     assert torch.equal(file.gallery.embeddings, EMBEDDINGS)
     plain = read_embeddings(save_plain('plain.pt'))
@@ -124,74 +113,46 @@ def test_what_a_file_holds(name):
 def test_recall_of_the_first_heads():
     path = save_plain('file.pt', ensemble_size=3)
     for heads in (1, 2, 3):
-        ranks = rank_file(path, 'cpu', heads).ranks
         expected = evaluate(EMBEDDINGS[:, : 2 * heads], LABELS, [1])
-        assert summary(ranks, [1]) == expected
-    assert 'file.pt has 3 heads' in refusal(path, rank_file, 'cpu', 4)
-    foreign = save_plain('foreign.npz')
-    assert 'foreign.npz has an unknown' in refusal(foreign, rank_file, 'cpu', 1)
+        assert metrics_of(path, [1], heads) == expected
+    assert 'file.pt has 3 heads' in refusal(path, 4)
+    assert 'foreign.npz has an unknown' in refusal(save_plain('foreign.npz'), 1)
 
 
 # Files that are refused
 
 
-@pytest.mark.parametrize('name', ['missing.pt', 'missing.npz', 'folder/missing.pt', ''])
+@pytest.mark.parametrize('name', ['missing.pt', 'missing.npz', ''])
 def test_missing_file(name):
-    assert refusal(name).startswith(f'{name}: no such file')
-
-
-@pytest.mark.parametrize('name', ['folder.pt', 'folder.npz'])
-def test_folder(name):
-    os.mkdir(name)
-    assert refusal(name) == f'{name}: a folder'
-
-
-@both_formats
-@pytest.mark.parametrize('share', [0, 0.3, 0.9])
-def test_damaged_file(name, share):
-    save_plain(name)
-    with open(name, 'rb+') as file:
-        file.truncate(int(os.path.getsize(name) * share))
-    assert f'{name}: damaged' in refusal(name)
-
-
-@both_formats
-def test_file_of_something_else(name):
-    Path(name).write_text('id,x,y\n1,2,3\n' * 100)
     assert refusal(name).startswith(f'{name}: ')
 
 
-@pytest.mark.parametrize('key', ['embeddings', 'labels', 'images'])
-def test_objects_in_an_npz_are_refused(key):
+@both_formats
+@pytest.mark.parametrize('share', [0, 0.9, 'text', 'folder'])
+def test_damaged_file(name, share):
+    if share == 'folder':
+        os.mkdir(name)
+    elif share == 'text':
+        with open(name, 'w') as file:
+            file.write('id,x,y\n1,2,3\n' * 100)
+    else:
+        save_plain(name)
+        os.truncate(name, int(os.path.getsize(name) * share))
+    assert refusal(name).startswith(f'{name}: ')
+
+
+def test_objects_are_not_executed():
     objects = np.array([RunsWhenUnpickled()] * COUNT, dtype=object)
-    path = save_plain('file.npz', **{key: objects})
-    assert refusal(path).startswith('file.npz: ')
-    assert not os.path.exists('executed')
-
-
-def test_objects_that_are_not_needed_are_not_read():
-    objects = np.array([RunsWhenUnpickled()], dtype=object)
-    rank_file(save_plain('file.npz', comments=objects), 'cpu')
-    assert not os.path.exists('executed')
-
-
-def test_arrays_in_a_pt_are_refused_with_advice():
-    path = save_plain('file.pt', embeddings=EMBEDDINGS.numpy())
-    assert 'torch.save' in refusal(path)
-
-
-def test_objects_in_a_pt_are_not_executed():
+    for key in ('embeddings', 'labels', 'images'):
+        path = save_plain('file.npz', **{key: objects})
+        assert refusal(path).startswith('file.npz: ')
+    rank_file(save_plain('file.npz', comments=objects), 'cpu')  # not needed
     path = save_plain('file.pt', extra=RunsWhenUnpickled())
     assert refusal(path).startswith('file.pt: ')
-    assert not os.path.exists('executed')
-
-
-def test_a_file_that_is_no_dict():
+    assert 'torch.save' in refusal(save_plain('file.pt', labels=LABELS.numpy()))
     torch.save(EMBEDDINGS, 'file.pt')
-    assert 'file.pt: not a dict' in refusal('file.pt')
-    np.save('file', EMBEDDINGS.numpy())
-    os.rename('file.npy', 'file.npz')
-    assert refusal('file.npz').startswith('file.npz: ')
+    assert refusal('file.pt').startswith('file.pt: ')
+    assert not os.path.exists('executed')
 
 
 # Contents that are refused
@@ -200,9 +161,7 @@ def test_a_file_that_is_no_dict():
 @pytest.mark.parametrize(
     ('present', 'missing'),
     [
-        ('embeddings', 'labels not in it, only embeddings'),
         ('labels', 'embeddings not in it, only labels'),
-        ('', 'embeddings, labels not in it'),
         ('query_embeddings query_labels', 'embeddings, labels not in it'),
         ('query_embeddings embeddings labels', 'query_labels not in it'),
         (
@@ -228,19 +187,19 @@ def with_bad_row(value):
 @pytest.mark.parametrize(
     ('contents', 'offender'),
     [
-        ({'embeddings': with_bad_row(torch.nan)}, 'embeddings holds NaN'),
         ({'embeddings': with_bad_row(torch.inf)}, '1 images: 7'),
         ({'embeddings': with_bad_row(1e30)}, 'normalise'),
-        ({'embeddings': [TEXTS] * COUNT}, 'embeddings'),
         ({'embeddings': TEXTS}, 'embeddings'),
         ({'embeddings': LABELS[:, None]}, 'floating point'),
         ({'embeddings': EMBEDDINGS[0]}, ': embeddings must be'),
         ({'embeddings': EMBEDDINGS[:0]}, 'non-empty'),
-        ({'labels': LABELS[1:]}, ': labels must be one per image'),
-        ({'labels': TEXTS[1:]}, 'one per image'),
+        ({'labels': TEXTS[1:]}, ': labels must be one per image'),
         ({'labels': LABELS.float()}, ': labels must be integers'),
-        ({'labels': LABELS[:, None]}, 'one per image'),
         ({'labels': 'text'}, 'labels'),
+        ({'embeddings': EMBEDDINGS[:1], 'labels': LABELS[:1]}, 'a single image'),
+        ({'images': IMAGES[1:]}, 'images must'),
+        ({'images': [['a', 'b']] * COUNT}, 'images must'),
+        ({'ensemble_size': 4}, 'ensemble_size'),
     ],
 )
 @both_formats
@@ -264,10 +223,10 @@ def test_the_entry_at_fault_is_named():
         {'embeddings': None},
         {'labels': None},
         {'embeddings': {'a': EMBEDDINGS}},
-        {'labels': {'a': 1}},
-        {'embeddings': [[1.0], [1.0, 2.0]]},
         {'labels': [[1], [1, 2]]},
         {'embeddings': [*EMBEDDINGS.tolist()[:-1], [1.0]]},
+        {'images': [['a', 'b'], ['c']] * 12},
+        {'ensemble_size': 'three'},
     ],
 )
 def test_contents_that_are_no_arrays(contents):
@@ -275,18 +234,127 @@ def test_contents_that_are_no_arrays(contents):
     assert refusal(path).startswith('file.pt: ')
 
 
-def test_a_single_image_has_nothing_to_retrieve():
-    path = save('file.pt', embeddings=EMBEDDINGS[:1], labels=LABELS[:1])
-    assert 'file.pt: a single image' in refusal(path)
+# A .npy file with the CSV of its labels
+
+ROWS = [{'label': text} for text in TEXTS]
 
 
-TABLE, RAGGED = [['a', 'b']] * COUNT, [['a', 'b'], ['c']] * 12
+def write_rows(rows, array=EMBEDDINGS):
+    np.save('vectors.npy', np.asarray(array))
+    with open('labels.csv', 'w', newline='', encoding='utf-8') as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+
+
+def test_labels_of_a_csv():
+    write_rows([{**row, 'path': name, 'size': 9} for row, name in zip(ROWS, IMAGES)])
+    result = rank_file('vectors.npy', 'cpu', labels_csv='labels.csv')
+    assert summary(result.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+    assert (result.images, result.has_gallery) == (IMAGES, False)
+    assert '--labels' in refusal('vectors.npy')
+
+
+@pytest.mark.parametrize(('yes', 'no'), [('True', 'False'), ('1', '')])
+def test_roles_of_a_csv(yes, no):
+    is_query = torch.arange(COUNT) % 3 == 0  # not in order
+    rows = [
+        {**row, 'is_query': yes if query else no, 'is_gallery': no if query else yes}
+        for row, query in zip(ROWS, is_query)
+    ]
+    write_rows(rows)
+    apart = EMBEDDINGS[~is_query], LABELS[~is_query]
+    expected = evaluate(EMBEDDINGS[is_query], LABELS[is_query], [1, 4], *apart)
+    assert metrics_of('vectors.npy', labels_csv='labels.csv') == expected
 
 
 @pytest.mark.parametrize(
-    'images',
-    [IMAGES[:-1], [*IMAGES, 'more.png'], 5, TABLE, RAGGED],
-    ids=['few', 'many', 'number', 'table', 'ragged'],
+    ('rows', 'offender'),
+    [
+        (ROWS[1:], f'labels.csv has {COUNT - 1} rows'),
+        ([{'name': text} for text in TEXTS], 'labels.csv: no column label or class'),
+        ([*ROWS[1:], {'label': ''}], 'line 25: no label'),
+        ([{**row, 'is_query': row is ROWS[0]} for row in ROWS], 'is_query'),
+    ],
+    ids=['rows', 'no column', 'no label', 'mixed roles'],
 )
-def test_image_names_that_do_not_fit(images):
-    assert 'file.pt: images must' in refusal(save_plain('file.pt', images=images))
+def test_a_csv_that_does_not_fit(rows, offender):
+    write_rows(rows)
+    assert offender in refusal('vectors.npy', labels_csv='labels.csv')
+
+
+def test_a_npy_file_that_does_not_fit():
+    for array in (np.ones((COUNT, 2, 2)), np.array([{}] * COUNT)):
+        write_rows(ROWS, array)
+        assert 'vectors.npy: ' in refusal('vectors.npy', labels_csv='labels.csv')
+
+
+# Databases of the original code
+
+HEADS = 3
+RANDOM = torch.randn(COUNT, HEADS, 4, generator=torch.Generator().manual_seed(0))
+BY_HEAD = F.normalize(RANDOM, dim=-1)  # (N, heads, D)
+FEATURES = BY_HEAD[:, 0]
+TEST = {'test_features': FEATURES, 'test_labels': LABELS.tolist()}
+
+
+def original_recall(features, k, gallery_from=0):
+    """Return Recall@k from the mean of the heads' products; features (N, heads, D)."""
+    scores = torch.einsum('qhd,ghd->qgh', features.double(), features.double())
+    scores = scores.mean(dim=2).fill_diagonal_(-torch.inf)
+    queries = slice(0, gallery_from or None)
+    nearest = scores[queries, gallery_from:].topk(k).indices + gallery_from
+    hits = (LABELS[nearest] == LABELS[queries, None]).any(dim=1)
+    return pytest.approx(hits.double().mean().item())
+
+
+@pytest.mark.parametrize(
+    'features',
+    [FEATURES, list(FEATURES), list(FEATURES.split(7)), FEATURES.tolist()],
+    ids=['tensor', 'image by image', 'batches', 'numbers'],
+)
+def test_forms_of_original_features(features):
+    path = save('old.pth', **{**TEST, 'test_features': features}, test_images=IMAGES)
+    assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
+    assert rank_file(path, 'cpu').images == IMAGES
+
+
+@pytest.mark.parametrize('features', [BY_HEAD, list(BY_HEAD.split(5))])
+def test_heads_are_scored_by_their_mean_product(features):
+    path = save('old.pth', **{**TEST, 'test_features': features})
+    assert metrics_of(path)['recall@4'] == original_recall(BY_HEAD, 4)
+    expected = original_recall(BY_HEAD[:, :2], 1)
+    assert metrics_of(path, [1], heads=2)['recall@1'] == expected
+    parts = {'test_features': BY_HEAD[:9], 'gallery_features': BY_HEAD[9:]}
+    parts |= {'test_labels': LABELS[:9], 'gallery_labels': LABELS[9:]}
+    expected = original_recall(BY_HEAD, 4, gallery_from=9)
+    assert metrics_of(save('old.pth', **parts))['recall@4'] == expected
+
+
+def test_a_gallery_that_repeats_the_test_images_is_none():
+    """Otherwise each query would find itself, and recall would be 100 %."""
+    gallery = {'gallery_features': FEATURES.clone(), 'gallery_labels': LABELS}
+    path = save('old.pth', **TEST, **gallery)
+    assert not rank_file(path, 'cpu').has_gallery
+    assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
+
+
+def test_current_names_come_first():
+    path = save('old.pth', **TEST, embeddings=-FEATURES[:9], labels=LABELS[:9])
+    assert len(rank_file(path, 'cpu').labels) == 9
+
+
+@pytest.mark.parametrize(
+    ('changed', 'offender'),
+    [
+        ({'test_labels': LABELS[1:]}, 'test_labels must be one per image'),
+        ({'test_images': IMAGES[1:]}, 'test_images must be one name per image'),
+        ({'test_features': FEATURES * torch.nan}, 'test_features holds NaN'),
+        ({'test_features': []}, 'test_features must be'),
+        ({'test_features': [FEATURES, BY_HEAD]}, 'test_features must be'),
+        ({'gallery_features': FEATURES[1:]}, 'gallery_labels not in it'),
+    ],
+)
+def test_what_is_at_fault_has_its_old_name(changed, offender):
+    line = refusal(save('old.pth', **{**TEST, **changed}))
+    assert line.startswith('old.pth: ') and offender in line

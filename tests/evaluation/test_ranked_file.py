@@ -68,13 +68,11 @@ def test_queries_with_a_gallery_are_matched_by_their_own_names():
     [
         {'images': [*IMAGES[1:], 'another.png']},
         {'embeddings': EMBEDDINGS[1:], 'labels': LABELS[1:], 'images': IMAGES[1:]},
-        {'embeddings': EMBEDDINGS[1:], 'labels': LABELS[1:], 'images': None},
-        {'labels': LABELS.roll(1)},
         {'labels': LABELS.roll(1), 'images': None},
         {'labels': LABELS.clamp(max=3)},
         {'labels': torch.arange(COUNT)},
     ],
-    ids=['name', 'count', 'count only', 'labels', 'labels only', 'merged', 'divided'],
+    ids=['name', 'count', 'labels', 'merged', 'divided'],
 )
 def test_other_images_do_not_match(changed):
     save_plain('file.pt', images=IMAGES)

@@ -1,11 +1,11 @@
 """Scores: exact, and independent of the caller's settings."""
 
+import math
+
 import pytest
 import torch
 from retrieval_cases import (
     N,
-    bad_row,
-    bad_rows,
     defined_scores,
     labels_of,
     normal,
@@ -13,10 +13,12 @@ from retrieval_cases import (
     same_search,
     vectors,
 )
+from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation import metrics, ranking, scores
+from areir.evaluation import metrics, scores
 from areir.evaluation.metrics import rank_positives
+from areir.evaluation.scores import BestScores, score_blocks
 from areir.retrieval import evaluate, search
 
 
@@ -82,18 +84,10 @@ def test_keys_are_in_the_order_of_retrieval(seed):
     assert keys.max() < scores.LAST
 
 
-@pytest.mark.parametrize(
-    ('embeddings', 'offender'),
-    [
-        (bad_row(torch.nan), 'photos .* 1 images: 4$'),
-        (bad_rows(12), 'photos .* 12 images: 3, 4, 5, 6, 7, 8, 9, 10, 11, 12$'),
-        (vectors(6)[0], 'photos must'),
-        (vectors(6).long(), 'photos must .*int64'),
-        ([[1.0]], 'photos must be a tensor, not list'),
-    ],
-)
-def test_embeddings_at_fault_are_named(embeddings, offender):
-    with pytest.raises(UserError, match=offender):
+def test_images_at_fault_are_named():
+    embeddings = normal(15, 2)
+    embeddings[3:, 1] = torch.nan
+    with pytest.raises(UserError, match=r'photos .* 12 images: 3, 4, 5, .*, 11, 12$'):
         scores.check_embeddings('photos', embeddings)
 
 
@@ -120,21 +114,8 @@ def keep_precision():
     torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize('precision', ['high', 'medium'])
-def test_matmul_precision_has_no_influence_and_stays(precision, keep_precision):
-    expected = results_under_settings()
-    torch.set_float32_matmul_precision(precision)
-    before = precisions()
-    assert results_under_settings() == expected
-    assert torch.get_float32_matmul_precision() == precision
-    assert precisions() == before
-    with pytest.raises(UserError, match='k = 0'):
-        search(torch.ones(2, 2), torch.ones(2, 2), 0)
-    assert torch.get_float32_matmul_precision() == precision
-
-
 def test_products_are_computed_in_full_precision(monkeypatch, keep_precision):
-    products, seen = scores.products, set()
+    expected, products, seen = results_under_settings(), scores.products, set()
 
     def watched(*arguments):
         seen.add((*precisions(), torch.is_autocast_enabled('cpu')))
@@ -142,28 +123,15 @@ def test_products_are_computed_in_full_precision(monkeypatch, keep_precision):
 
     patch_products(monkeypatch, watched)
     torch.set_float32_matmul_precision('medium')
-    with torch.autocast('cpu', torch.bfloat16):
-        results_under_settings()
-    assert seen == {('ieee', 'ieee', False)}
-
-
-def test_precision_is_restored_after_an_interruption(monkeypatch, keep_precision):
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ranking, 'products', interrupt)
-    torch.set_float32_matmul_precision('medium')
-    with pytest.raises(KeyboardInterrupt):
-        search(torch.ones(2, 2), torch.ones(2, 2), 1)
-    assert torch.backends.mkldnn.matmul.fp32_precision == 'bf16'
-
-
-def test_autocast_has_no_influence_and_stays():
-    expected = results_under_settings()
+    before = precisions()
     with torch.autocast('cpu', torch.bfloat16):
         assert results_under_settings() == expected
         assert torch.is_autocast_enabled('cpu')
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert seen == {('ieee', 'ieee', False)}
+    patch_products(monkeypatch, None)
+    with pytest.raises(TypeError):
+        results_under_settings()
+    assert precisions() == before
 
 
 def test_number_of_threads_has_no_influence():
@@ -177,18 +145,6 @@ def test_number_of_threads_has_no_influence():
         torch.set_num_threads(before)
 
 
-def test_default_type_has_no_influence():
-    expected = results_under_settings()
-    query, labels = 1 + 1e-3 * normal(90, 64), labels_of(90, 7)
-    torch.set_default_dtype(torch.float64)
-    try:
-        found = search(query, query[:50], 10, tile=32)
-        result = evaluate(query, labels, [1, 5], tile=32)
-        assert (result, [x.tolist() for x in found]) == expected
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad])
 def test_embeddings_with_gradients(mode):
     query, labels = normal(40, 6), labels_of(40, 7)
@@ -198,16 +154,54 @@ def test_embeddings_with_gradients(mode):
         assert evaluate(tracked, labels, [1, 5]) == expected
 
 
-def test_inference_mode():
-    query, labels = normal(40, 6), labels_of(40, 7)
-    expected = evaluate(query, labels, [1, 5])
-    with torch.inference_mode():
-        assert evaluate(query.clone(), labels, [1, 5]) == expected
+# Each query's best right and best wrong image
 
 
-def test_arguments_stay_as_they_are():
-    query, labels = normal(40, 6), labels_of(40, 7)
-    before = query.clone(), labels.clone()
-    evaluate(query, labels, [1], tile=7)
-    search(query, query, 3, exclude=torch.arange(40), tile=7)
-    assert torch.equal(query, before[0]) and torch.equal(labels, before[1])
+def collect(query, query_labels, gallery, gallery_labels, own, block=128):
+    best = BestScores(len(query))
+    arguments = (query, query_labels, gallery, gallery_labels, own)
+    for found in score_blocks(*arguments, block):
+        best.add(found)
+    return best
+
+
+def test_hand_made_vectors():
+    gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
+    labels = torch.tensor([0, 1, 1, 0])
+    best = collect(gallery, labels, gallery, labels, torch.arange(4))
+    assert best.best_right.tolist() == pytest.approx([0.6, 0, 0, 0.6])
+    assert best.nearest_right.tolist() == [3, 2, 1, 0]
+    assert best.best_wrong.tolist() == pytest.approx([0, 0.8, -0.6, 0.8])
+
+
+def test_queries_without_a_right_or_a_wrong_image():
+    query, gallery = torch.eye(2), torch.eye(2)
+    none = torch.full((2,), -1)
+    best = collect(query, torch.tensor([5, 6]), gallery, torch.tensor([6, 6]), none)
+    assert best.best_right.tolist() == [-math.inf, 1]
+    assert best.best_wrong.tolist() == [1, -math.inf]
+
+
+def test_the_query_itself_is_neither_right_nor_wrong():
+    images, labels = torch.eye(3), torch.tensor([0, 0, 1])
+    own = torch.tensor([0, -1, 2])
+    (block,) = score_blocks(images, labels, images, labels, own, 10)
+    assert block.rows.tolist() == [0, 1, 2]
+    assert block.right.int().tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert block.wrong.int().tolist() == [[0, 0, 1], [0, 0, 1], [1, 1, 0]]
+    assert torch.equal(block.scores, torch.eye(3))
+
+
+def test_the_nearest_image_is_that_of_search(seed):
+    embeddings = F.normalize(normal(60, 8, seed=seed), dim=1)
+    labels, own = labels_of(60, 9, seed), torch.arange(60)
+    best = collect(embeddings, labels, embeddings, labels, own)
+    scores, indices = search(embeddings, embeddings, 1, own)
+    right = labels[indices[:, 0]] == labels
+    nearest = torch.where(right, best.best_right, best.best_wrong)
+    assert torch.allclose(nearest, scores[:, 0], atol=1e-6)
+    assert torch.equal(best.nearest_right[right], indices[right, 0])
+    blocks = collect(embeddings, labels, embeddings, labels, own, 7)
+    assert torch.equal(best.nearest_right, blocks.nearest_right)
+    assert torch.allclose(best.best_right, blocks.best_right)
+    assert torch.allclose(best.best_wrong, blocks.best_wrong)
