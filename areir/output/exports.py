@@ -72,13 +72,13 @@ def export_network(trained, path):
     missing, or if there are more weights than the file can hold.
     """
     ending = os.path.splitext(path)[1].lower()
-    if ending not in ('.onnx', '.pt2'):
+    converters = {'.onnx': to_onnx, '.pt2': to_pt2}
+    if ending not in converters:
         raise UserError(
             f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
         )
     if ending == '.onnx':
         check_onnx(trained.model, path)
-    convert = to_onnx if ending == '.onnx' else to_pt2
     about = {
         'model': os.path.basename(getattr(trained, 'path', '')),
         'image_size': str(trained.image_size),
@@ -88,7 +88,7 @@ def export_network(trained, path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's, about its own code
-        content, run = convert(trace(trained), about)
+        content, run = converters[ending](trace(trained), about)
         cosine = lowest_cosine(run, trained)
     if not cosine >= LEAST_COSINE:  # true for NaN, too
         raise UserError(

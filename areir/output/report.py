@@ -73,7 +73,6 @@ def render(page):
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
     writers = {'share': wording.share, 'number': wording.number}
     environment.filters.update(writers, quote=shlex.quote, count='{:,}'.format)

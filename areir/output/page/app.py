@@ -13,16 +13,9 @@ from areir.errors import UserError
 from areir.gallery.queries import Query, stored_query
 from areir.output import wording
 from areir.output.answers import verdict
-from areir.output.page.folder import (
-    MOST,
-    SIDES,
-    NoSuchImage,
-    OldPage,
-    PictureMaker,
-    draw_pair,
-    make_tiles,
-)
+from areir.output.page.folder import SIDES, NoSuchImage, PictureMaker, draw_pair
 
+MOST = 100  # images that the page shows at most
 HERE = os.path.dirname(os.path.abspath(__file__))
 # base.css is shared with the page of a run
 TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')]
@@ -37,7 +30,6 @@ SENTENCES = {
     413: TOO_LARGE,
     500: 'The search failed. The terminal of inference.py says why.',
 }
-STATUS = {OldPage: 410, NoSuchImage: 404}  # 400 for any other UserError
 LOCAL_ADDRESS = re.compile(r'(127\.0\.0\.1|localhost|\[::1\])(:\d+)?')
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -63,7 +55,8 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
-    app.jinja_env.filters.update(share=wording.share, number=wording.number)
+    writers = {'share': wording.share, 'number': wording.number}
+    app.jinja_env.filters.update(writers, basename=os.path.basename)
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
     if is_local:
         app.before_request(check_host)
@@ -77,9 +70,8 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.add_url_rule('/heat_map', view_func=views.heat_map, methods=['POST'])
     app.add_url_rule('/read_again', view_func=views.read_again, methods=['POST'])
     app.add_url_rule('/images/<token>/<int:index>/<size>', view_func=views.picture)
-    app.register_error_handler(UserError, error_reply)
-    app.register_error_handler(OSError, error_reply)
-    app.register_error_handler(HTTPException, http_error_reply)
+    for kind in (UserError, OSError, HTTPException):
+        app.register_error_handler(kind, error_reply)
     return app
 
 
@@ -147,13 +139,13 @@ class Views:
         generation = self.folder.current
         with sent_query(generation, self.uploads) as query:
             answer, indices = self.folder.find(query, number, generation.collection)
-        has_threshold = generation.collection.calibration is not None
         html = render_template(
             'answer.html.jinja',
             answer=answer,
-            tiles=make_tiles(answer, indices),
+            images=list(zip(indices, answer.table.itertuples(), answer.labels)),
             token=generation.token,
-            verdict=verdict(answer, generation.collection) if has_threshold else None,
+            has_threshold=generation.collection.calibration is not None,
+            verdict=verdict(answer, generation.collection),
         )
         return wording.valid_unicode(html)
 
@@ -225,20 +217,11 @@ def sent_index(generation, field):
     return generation.check(request.form.get('token'), index)
 
 
-# Errors
-
-
 def error_reply(error):
-    """Reply with the message of a UserError or OSError."""
-    status = 500 if isinstance(error, OSError) else STATUS.get(type(error), 400)
-    return text_reply(str(error), status)
-
-
-def http_error_reply(error):
-    """Reply to an HTTP error with a sentence."""
-    return text_reply(SENTENCES.get(error.code, error.description), error.code)
-
-
-def text_reply(text, status):
-    """Return a reply of plain text."""
+    """Reply to an HTTPException, UserError or OSError with a sentence."""
+    if isinstance(error, HTTPException):
+        status, text = error.code, SENTENCES.get(error.code, error.description)
+    else:
+        unexpected = 500 if isinstance(error, OSError) else 400
+        status, text = getattr(error, 'status', unexpected), str(error)
     return Response(wording.valid_unicode(text), status, mimetype='text/plain')

@@ -1,4 +1,4 @@
-"""The folder that the page searches, its answers and pictures; all threads share it."""
+"""The folder that the page searches, and its pictures; all threads share them."""
 
 import functools
 import io
@@ -19,7 +19,6 @@ from areir.output.answers import make_answer
 from areir.output.heat_maps import overlay, pair_heat
 from areir.output.wording import counted
 
-MOST = 100  # images that the page shows at most
 SIDES = {'small': 320, 'large': 1600}  # pixels
 CACHED = 500  # small pictures kept, about 10 MB
 GAP = 8  # pixels between a pair
@@ -28,9 +27,13 @@ GAP = 8  # pixels between a pair
 class OldPage(UserError):
     """The page or link was made before the folder was read again."""
 
+    status = 410  # of the HTTP reply
+
 
 class NoSuchImage(UserError):
     """No image of the folder has the number of a request."""
+
+    status = 404
 
 
 class Generation(NamedTuple):
@@ -133,29 +136,6 @@ def describe_changes(earlier, later):
             '--calibrate.'
         )
     return text
-
-
-# Answers
-
-
-class Tile(NamedTuple):
-    """An image that was retrieved."""
-
-    index: int  # its number in the collection
-    rank: int
-    score: float
-    label: str | None
-    name: str  # of its file
-    matched: bool | None  # None without a threshold
-
-
-def make_tiles(answer, indices):
-    """Return the Tiles of an Answer; indices: the numbers of its images."""
-    table = answer.table
-    names = table['path'].map(os.path.basename)
-    matches = table['match'] if 'match' in table else [None] * len(table)
-    columns = table['rank'], table['score'], answer.labels, names, matches
-    return [Tile(*values) for values in zip(indices, *columns)]
 
 
 # Pictures
