@@ -240,7 +240,7 @@ def main():
         except (UserError, OSError) as error:  # the other datasets are still prepared
             if os.environ.get('AREIR_DEBUG') == '1':
                 raise
-            print(f'data_utils.py: {utils.explain(error)[0]}', file=sys.stderr)
+            print(utils.explain(error)[0], file=sys.stderr)
             failed = True
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None
