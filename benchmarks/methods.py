@@ -145,7 +145,7 @@ class Pixels:
 
     def train(self, dataset, lr, seed, epochs):
         side = min(PIXELS, dataset.image_size)
-        return Trained(0, 0, {'pixels': dataset.embed('test', RawPixels(), side)})
+        return Trained(0, 0, {'embedding': dataset.embed('test', RawPixels(), side)})
 
 
 class Untrained:

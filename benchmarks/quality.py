@@ -53,7 +53,7 @@ class Method:
 
 
 METHODS = {
-    'pixels': Method('raw pixels', 'pixels', 'pixels', 'untrained'),
+    'pixels': Method('raw pixels', 'pixels', group='untrained'),
     'untrained': Method('the weights, untrained', 'untrained', 'pooled', 'untrained'),
     'untrained_white': Method(
         'untrained, features whitened', 'untrained', 'whitened', 'untrained'

@@ -84,8 +84,8 @@ def test_training(tables):
     rows = tables(training, '--batch_size', 4, '--steps', 1, *SMALL_NETWORK)
     joint, ours = rows.values()
     assert joint['x faster'] == '1.00' and ours['MB sent'] == '0.00'
-    first, second = (float(row['losses'].split()[0]) for row in (joint, ours))
-    assert first == pytest.approx(second, rel=0.02)
+    losses = [float(row['losses'].split()[0]) for row in (joint, ours)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 @pytest.mark.slow
@@ -153,8 +153,7 @@ def test_all_ways_begin_with_the_same_loss(monkeypatch, way):
 @pytest.mark.slow
 def test_precisions_on_the_sample(capsys, slim_backbone):
     call(gpu, '--tiny', '--parts', 'precision')
-    mean = capsys.readouterr().out.splitlines()[-1]
-    assert mean.startswith('mean difference of 1 seeds')
+    assert 'mean difference of 1 seeds' in capsys.readouterr().out
 
 
 # Retrieval
@@ -172,21 +171,12 @@ def test_evaluation(tables):
     assert 0 < float(recalls['ours'][0]) < float(recalls['ours'][1])
 
 
-def test_methods_of_evaluation_must_agree():
-    runs = {'ours': [{'metrics': {'recall@1': 0.5, 'map@r': 0.1}}]}
-    runs['faiss'] = [{'metrics': {'recall@1': 0.501}}]
-    evaluation.check_agreement(runs, 1000)
-    with pytest.raises(SystemExit, match='faiss'):
-        evaluation.check_agreement(runs, 10_000)
-
-
 @pytest.mark.slow
 def test_search(tables):
     pytest.importorskip('faiss')
     rows = tables(search, '--sizes', 1000)
     ours, approximate, flat, hnsw = (float(row['recall'][:-1]) for row in rows.values())
     assert ours == flat == 100 and min(approximate, hnsw) > 95
-    assert min(map(min, map(numbers, rows.values()))) >= 0
 
 
 # Claims
@@ -252,8 +242,7 @@ def test_new_figures(run):
 
 
 def test_false_match_rate():
-    query = torch.tensor([[1.0, 0], [0, 1]])
-    labels = torch.tensor([0, 1])
+    query, labels = torch.eye(2), torch.tensor([0, 1])
     gallery = torch.tensor([[1.0, 0], [0.6, 0.8], [0, -1]])
     # the best wrong images score 0.6 and 0 for the labels 0, 1, 2
     wrong = torch.tensor([0, 1, 2])
