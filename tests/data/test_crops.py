@@ -1,6 +1,5 @@
 """Links and crops are atomic, kept while they are right, and never replace a user's."""
 
-import errno
 import os
 
 import pytest
@@ -35,14 +34,6 @@ def crop_or_interrupt(job):
     if '000019' in job[0]:
         raise KeyboardInterrupt
     REAL_CROP(job)
-
-
-def crop_on_a_full_disk(job):
-    """write_crop that fails as on a full disk at the third car."""
-    if '000003' not in job[0]:
-        return REAL_CROP(job)
-    with crops.atomic_path(job[1]):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def save_half(value, file):
@@ -125,18 +116,6 @@ def test_a_crop_that_is_cut_short_is_not_kept(tmp_path, suffix):
     with largest_file(1000), pytest.raises(OSError, match=f'crop.{suffix} cannot be'):
         crops.write_crop((image, str(target), (0, 0, 60, 60)))
     assert not target.exists()
-
-
-def test_a_full_disk_is_reported_with_the_crop_it_hit(root, monkeypatch):
-    write_car_folder(root)
-    with monkeypatch.context() as patch:
-        patch.setattr(crops, 'write_crop', crop_on_a_full_disk)
-        with pytest.raises(OSError, match=r'cropped/000003\.jpg .*written'):
-            prepare(root, 'car')
-    assert not (root / 'car/cropped/000003.jpg').exists()
-    assert not list(root.rglob('.*.part'))
-    prepare(root, 'car')
-    assert len(load_split(root, 'car', 'cropped').train) == 2
 
 
 @pytest.mark.parametrize('mine', ['uncropped/000001.jpg', 'cropped/000001.jpg'])
