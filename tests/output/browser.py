@@ -14,16 +14,7 @@ BROWSERS = 'chromium', 'chromium-browser', 'google-chrome'
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 TAB, ENTER, SPACE, ESCAPE = '\ue004', '\ue007', ' ', '\ue00c'
 DRIVER = shutil.which('chromedriver')
-FLAGS = [
-    '--headless',
-    '--no-sandbox',
-    '--disable-gpu',
-    '--disable-quic',
-    '--no-first-run',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-]
+FLAGS = '--headless', '--no-sandbox', '--disable-background-networking'
 # the least contrast between a text and what is behind it, as WCAG 2.1 defines it
 CONTRAST = """
 const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255)
@@ -98,9 +89,9 @@ class Session:
         with self.opener.open(request, timeout=60) as answer:
             return json.load(answer)['value']
 
-    def emulate(self, command, **parameters):
-        command = f'Emulation.{command}'
-        self.call('/goog/cdp/execute', cmd=command, params=parameters)
+    def command(self, name, **parameters):
+        """Give a command of the DevTools protocol."""
+        self.call('/goog/cdp/execute', cmd=name, params=parameters)
 
     def run(self, script):
         """Return what a script returns that runs in the page."""
@@ -119,17 +110,13 @@ class Session:
 
     def resize(self, width, theme='light'):
         """Set the width of the screen, and light or dark."""
-        self.emulate(
-            'setDeviceMetricsOverride',
-            width=width,
-            height=800,
-            deviceScaleFactor=1,
-            mobile=width == 360,
-        )
+        screen = {'width': width, 'height': 800, 'deviceScaleFactor': 1}
+        screen['mobile'] = width == 360
+        self.command('Emulation.setDeviceMetricsOverride', **screen)
         feature = {'name': 'prefers-color-scheme', 'value': theme}
-        self.emulate('setEmulatedMedia', features=[feature])
+        self.command('Emulation.setEmulatedMedia', features=[feature])
 
-    def wait_for(self, condition, seconds=30):
+    def wait_for(self, condition, seconds=120):
         """Wait until an expression of the page is true and return its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(f'return {condition}')):
