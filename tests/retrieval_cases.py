@@ -81,6 +81,13 @@ def bad_row(value, dtype=torch.float32):
     return embeddings
 
 
+def bad_rows(count):
+    """Return embeddings of which all but three are not finite."""
+    embeddings = normal(count + 3, 2)
+    embeddings[3:, 1] = torch.nan
+    return embeddings
+
+
 def patch_products(monkeypatch, function):
     """Replace `products` wherever it is called."""
     for module in (scores, ranking, counting):
