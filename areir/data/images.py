@@ -117,22 +117,15 @@ def load_image(path, box=None, least=None):
             image.load()
             file_format = image.format
             if file_format == 'PNG':
-                verify_png(path)
+                # pillow does not look at checksums of pixels as it decodes them
+                with Image.open(path, formats=['PNG']) as stored:
+                    stored.verify()
             if box:
                 image = image.crop(clamp_box(box, image.size))
             ImageOps.exif_transpose(image, in_place=True)
             return to_rgb(image, file_format)
     except Exception as error:  # decoders raise many kinds
         raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
-
-
-def verify_png(path):
-    """Raise SyntaxError if a part of a PNG does not have its checksum.
-
-    pillow does not look at those of the pixels as it decodes them.
-    """
-    with open_image(path) as image:
-        image.verify()
 
 
 def to_rgb(image, file_format=None):

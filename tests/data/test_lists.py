@@ -1,5 +1,7 @@
 """Damaged lists of a dataset: one line names the file and the line in it."""
 
+import os
+
 import pytest
 from official import (
     CAR_FIELDS,
@@ -13,6 +15,7 @@ from official import (
     write_sop,
 )
 
+from areir.data.lists import read_csv
 from areir.data.source import read_source
 from areir.errors import UserError
 from data_utils import prepare
@@ -68,6 +71,12 @@ def test_a_list_that_is_empty_or_not_utf_8(tmp_path, file):
     assert f'{path}, line 2: not text in UTF-8' in refusal(tmp_path, name)
     path.write_text('')
     assert file in refusal(tmp_path, name)
+
+
+def test_names_of_files_in_a_csv_need_not_be_utf_8(tmp_path):
+    (tmp_path / 'images.csv').write_bytes(b'path,class\ncaf\xe9.png,a\n')
+    ((line, cells),) = read_csv(tmp_path / 'images.csv', [['class']], any_bytes=True)
+    assert line == 'line 2' and os.fsencode(cells['path']) == b'caf\xe9.png'
 
 
 SOP = 'bicycle_final/111085122871_0.JPG'
