@@ -180,7 +180,7 @@ def check_roles(rows):
     because each of those would have to be left out of its own gallery, or if one has
     neither.
     """
-    separate = any(roles != (True, True) for _, roles in rows[:1])
+    separate = bool(rows) and rows[0][1] != (True, True)
     for origin, (is_query, is_gallery) in rows:
         both, neither = is_query and is_gallery, not is_query and not is_gallery
         if neither or both == separate:
