@@ -5,19 +5,20 @@ A checkpoint of real heads holds hundreds of megabytes, one of these some kiloby
 
 import os
 import signal
+import time
+from functools import partial
 
 from torch import nn
 
 import model
-from areir import processes
-from areir.training import checkpoints
 
 OVERRIDE = """
 
 import sys
 sys.path.append({tests!r})
-from slim import build_backbone, stop_when_asked
-stop_when_asked()
+import slim
+from slim import build_backbone
+slim.pause_training()
 """
 
 
@@ -47,23 +48,41 @@ def build_backbone(model_type, num_classes):
     return SlimBackbone(num_classes)
 
 
-def stop_when_asked():
-    """Let a run stop, as by SIGSTOP, at the checkpoint AREIR_STOP_AT or the next one.
-
-    So a test finds this checkpoint there, however busy the machine is.
-    """
-    write, name = checkpoints.write, os.environ.get('AREIR_STOP_AT')
-
-    def write_and_stop(*arguments):
-        folder = write(*arguments)
-        if processes.is_first() and os.path.basename(folder) >= name:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return folder
-
-    if name:
-        checkpoints.write = write_and_stop
-
-
 def use_slim_backbone(patch):
     """Make models of this process slim; patch: a MonkeyPatch."""
     patch.setattr(model, 'build_backbone', build_backbone)
+
+
+def note(arrived, handler, number, frame):
+    """Handle a signal as before, and note that it has arrived."""
+    arrived.append(number)
+    if callable(handler):
+        handler(number, frame)
+
+
+def pause_training():
+    """Let a run wait for a signal before its batch number PAUSE_AT, if that is set.
+
+    It writes 'paused' to stderr first. SIGCONT only lets it go on.
+    """
+    if 'PAUSE_AT' not in os.environ:
+        return
+    from areir.training.trainer import Trainer
+
+    def wait_for_signal():
+        arrived = []
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            signal.signal(number, partial(note, arrived, signal.getsignal(number)))
+        os.write(2, b'paused\n')  # sys.stderr is shown of rank 0 alone
+        while not arrived:
+            time.sleep(0.01)
+
+    step, batches = Trainer.step, []
+
+    def pause_and_step(trainer, *arguments):
+        batches.append(1)
+        if len(batches) == int(os.environ['PAUSE_AT']):
+            wait_for_signal()
+        return step(trainer, *arguments)
+
+    Trainer.step = pause_and_step

@@ -14,7 +14,7 @@ import train as train_module
 from areir.cli.recipes import fill_in_defaults
 from areir.data.images import load_image, normalise, to_pixels
 from areir.retrieval import evaluate
-from areir.training.trainer import Trainer, learning_rate
+from areir.training.trainer import Trainer
 from model import EnsembleModel
 
 SHORT = ['--num_epochs', 2, '--num_workers', 0]
@@ -217,18 +217,6 @@ def test_queries_search_the_gallery(slim, slim_backbone, tmp_path):
     again = evaluate(query, query_labels, [1], gallery, labels)
     recall = read_table(tmp_path, run)['test_recall@1'].iloc[-1]
     assert recall == pytest.approx(again['recall@1'])
-
-
-def test_the_learning_rate_is_that_of_multi_step_lr():
-    for num_epochs in (1, 2, 3, 5, 10, 20, 30):
-        milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
-        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-        for epoch in range(1, num_epochs + 1):
-            rate = learning_rate('step', 1e-4, num_epochs, 0, epoch - 0.5)
-            assert rate == pytest.approx(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
 
 
 # More heads

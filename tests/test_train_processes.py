@@ -11,7 +11,6 @@ from train_runs import (
     EVERY_BATCH,
     RUN,
     assert_almost_same_run,
-    batches_done,
     checkpoints,
     children,
     finish,
@@ -19,7 +18,6 @@ from train_runs import (
     read_table,
     start,
     train,
-    wait_for_checkpoint,
 )
 
 pytestmark = pytest.mark.slow
@@ -58,23 +56,21 @@ def test_a_process_that_dies_ends_the_run_and_others_resume_it(
 ):
     """Two begin, of which one dies; three continue and are killed; one ends."""
     flags = [*GENTLE, '--resume', *EVERY_BATCH]
-    process = start(slim, tmp_path, *flags, processes=2, stop_at=2)
-    wait_for_checkpoint(process, tmp_path, 2)
-    first, second = children(process)
-    os.kill(second, signal.SIGKILL)
-    os.kill(first, signal.SIGCONT)
+    process = start(slim, tmp_path, *flags, processes=2, pause_at=3)
+    os.kill(children(process)[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)  # it ends at once
     assert process.returncode != 0
     lines = own_lines(errors)
     assert len(lines) <= 1  # torchrun may end the other one before it can speak
     assert all('another process' in line and '--resume' in line for line in lines)
 
-    batches = batches_done(checkpoints(tmp_path)[0]) + 2
-    process = start(slim, tmp_path, *flags, processes=3, stop_at=batches)
-    folder = wait_for_checkpoint(process, tmp_path, batches)
+    process = start(slim, tmp_path, *flags, processes=3, pause_at=3)
     kill_run(process)
+    newest, older = map(os.path.basename, checkpoints(tmp_path))
+    assert (newest, older) == ('epoch_0001_batch_000004', 'epoch_0001_batch_000003')
     names = ['head_000', 'head_001', 'head_002', 'state', 'trunk']
-    assert sorted(os.listdir(folder)) == [f'{name}.pth' for name in names]
+    files = sorted(os.listdir(checkpoints(tmp_path)[0]))
+    assert files == [f'{name}.pth' for name in names]
     output = train(slim, tmp_path, *GENTLE, '--resume', '--num_workers', 0)
     assert 'resumed    epoch' in output
     assert_almost_same_run(gentle, tmp_path)

@@ -1,9 +1,8 @@
-"""Runs of every recipe that die at any moment and go on.
+"""Runs of the current recipe that die at any moment and go on; the frozen trunk.
 
 The network is slim, and runs die in this process; see test_train_interrupted.
 """
 
-import json
 import os
 import random
 import shutil
@@ -15,10 +14,11 @@ from slim import build_backbone, use_slim_backbone
 from test_train_interrupted import Killed, die_at_batch, kill_after_move
 from torch import nn
 from torchvision.ops import StochasticDepth
-from train_runs import EVERY_BATCH, assert_same_run
+from train_runs import EVERY_BATCH, assert_same_run, read
 
 import model
 from areir import processes
+from areir.files import load_tensors
 from areir.training import trunk_features
 
 SHORT = [
@@ -27,17 +27,15 @@ SHORT = [
     *('--recalls', '1,2', '--precision', 'fp32'),
 ]
 RUN = 'small_uncropped_resnet18_2_3'
-MOVING = ['--freeze_trunk', 'no', '--freeze_bn', 'no']
+FROZEN = ['--freeze_trunk', 'yes']
 KINDS = {
-    'current': [],
-    'all that is trained': MOVING,
-    'two stages shared': ['--shared_stages', 2],
-    'long features': [*MOVING, '--dimensions', 0, '--embedding', 'features'],
-    'no mirror': ['--mirror', 'no'],
-    'schedule': ['--schedule', 'cosine', '--warmup', 0.4, '--label_smoothing', 0.2],
-    'crops': [*MOVING, '--crop_area', 0.3, '--schedule', 'step', '--warmup', 0],
-    'frozen': ['--freeze_trunk', 'yes', '--shared_stages', 3],
-    'frozen statistics': ['--freeze_trunk', 'no', '--freeze_bn', 'yes'],
+    'as it is': [],
+    'all that is trained': ['--freeze_bn', 'no', '--dimensions', 0, '--mirror', 'no'],
+    'other choices': [
+        *('--shared_stages', 2, '--schedule', 'step', '--warmup', 0),
+        *('--embedding', 'logits', '--test_every', 2),
+    ],
+    'frozen': FROZEN,
 }
 
 
@@ -92,74 +90,80 @@ def test_a_run_that_dies_between_files_goes_on(train, kind, tmp_path, seed):
         assert code == 0 or 'Killed' in errors
     succeed(train, tmp_path, *flags, '--resume')
     assert_same_run(whole, tmp_path, RUN)
-
-
-def test_the_results_have_no_leftovers(kind):
-    _, whole = kind
     names = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
-    record = json.loads((whole / f'{RUN}_run.json').read_text())
-    if record['arguments']['freeze_trunk'] == 'yes':
-        names.append('trunk_features')
-        (file,) = os.listdir(whole / f'{RUN}_trunk_features')
-        assert file.endswith('.npy') and not file.startswith('.')
-    assert sorted(os.listdir(whole)) == [f'{RUN}_{name}' for name in names]
+    names += ['trunk_features'] if flags == FROZEN else []
+    assert sorted(os.listdir(tmp_path)) == [f'{RUN}_{name}' for name in names]
+
+
+# The frozen trunk
+
+
+def test_a_frozen_trunk_stays_and_its_features_are_kept(
+    train, slim, weights, tmp_path, monkeypatch
+):
+    root = tmp_path / 'data'
+    shutil.copytree(slim.root / 'data', root, symlinks=True)
+    written, write = [], trunk_features.write_views
+
+    def count_and_write(*arguments):
+        written.append(1)
+        write(*arguments)
+
+    monkeypatch.setattr(trunk_features, 'write_views', count_and_write)
+    flags = [*FROZEN, '--data_root', root]
+    succeed(train, tmp_path, *flags)
+    saved, state = read(tmp_path, 'model', RUN), load_tensors(str(weights))
+    for name, value in state.items():
+        if name.startswith(('conv1', 'bn1', 'layer1', 'layer2', 'layer3')):
+            assert torch.equal(saved['state_dict'][f'trunk.{name}'], value), name
+    for name in ('layer4.0.weight', 'layer4.1.running_mean'):
+        same = torch.equal(saved['state_dict'][f'heads.0.{name}'], state[name])
+        assert same == ('running' in name)  # batch norm keeps its statistics
+    succeed(train, tmp_path, *flags)
+    assert len(written) == 1
+    images = sorted(path for path in root.rglob('*.png') if 'train' in str(path))
+    os.utime(images[0], (1, 1))
+    succeed(train, tmp_path, *flags)
+    assert len(written) == 2
 
 
 def test_a_run_that_dies_while_it_computes_features_goes_on(train, tmp_path):
     """What it had written is removed."""
-    flags = KINDS['frozen']
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    succeed(train, whole, *flags)
+    succeed(train, whole, *FROZEN)
     view_features = trunk_features.view_features
 
-    def die_after_two(*arguments):
-        features = view_features(*arguments)
-        yield next(features)
-        yield next(features)
+    def die_after_one(*arguments):
+        yield next(view_features(*arguments))
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trunk_features, 'view_features', die_after_two)
-        code, _, errors = train(stopped, *flags)
+        patch.setattr(trunk_features, 'view_features', die_after_one)
+        code, _, errors = train(stopped, *FROZEN)
     assert code == 1 and 'Killed' in errors
     assert not any(stopped.rglob('*.npy'))
-    succeed(train, stopped, *flags, '--resume')
-    assert len(list((stopped / f'{RUN}_trunk_features').iterdir())) == 1
+    succeed(train, stopped, *FROZEN, '--resume')
     assert_same_run(whole, stopped, RUN)
 
 
-def test_features_that_are_lost_are_computed_again(train, tmp_path):
-    flags = KINDS['frozen']
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    succeed(train, whole, *flags)
-    with pytest.MonkeyPatch.context() as patch:
-        die_at_batch(patch, 6)
-        train(stopped, *flags, *EVERY_BATCH)
-    shutil.rmtree(stopped / f'{RUN}_trunk_features')
-    succeed(train, stopped, *flags, '--resume')
-    assert_same_run(whole, stopped, RUN)
-
-
-@pytest.mark.parametrize('number', [1, 3])
-def test_a_signal_stops_while_features_are_computed(train, tmp_path, number):
+def test_a_signal_stops_while_features_are_computed(train, tmp_path):
     """The run need not compute those of all images first."""
-    flags, signals, batches = KINDS['frozen'], [], []
+    signals, batches = [], []
     view_features = trunk_features.view_features
 
-    def stop_after(*arguments):
+    def stop_at_once(*arguments):
         for features in view_features(*arguments):
             batches.append(1)
-            if len(batches) == number:
-                signals.append(signal.SIGTERM)
+            signals.append(signal.SIGTERM)
             yield features
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trunk_features, 'view_features', stop_after)
+        patch.setattr(trunk_features, 'view_features', stop_at_once)
         patch.setattr(processes, 'catch_signals', lambda: signals)
         patch.setattr(trunk_features, 'BATCH', 4)
-        code, _, errors = train(tmp_path, *flags)
+        code, _, errors = train(tmp_path, *FROZEN)
     assert code == 130 and '--resume' in errors.splitlines()[-1]
-    assert len(batches) <= number + 1
+    assert len(batches) <= 2
 
 
 # Networks that drop branches by chance
@@ -173,31 +177,14 @@ def build_dropping(model_type, num_classes):
     return network
 
 
-@pytest.fixture
-def dropping(train, monkeypatch):
+def test_stochastic_depth_depends_on_the_seed_alone(train, tmp_path, monkeypatch):
+    """So a run that dies goes on as it was."""
     monkeypatch.setattr(model, 'build_backbone', build_dropping)
-
-
-FROM_SCRATCH = ['--weights', 'none', '--ensemble_size', 3]
-DROPPING_RUN = 'small_uncropped_resnet18_3_3'
-
-
-def test_stochastic_depth_depends_on_the_seed_alone(train, dropping, tmp_path):
-    for name in ('one', 'two'):
-        succeed(train, tmp_path / name, *FROM_SCRATCH)
-        torch.rand(5)
-    assert_same_run(tmp_path / 'one', tmp_path / 'two', DROPPING_RUN)
-
-
-@pytest.mark.parametrize('batch', [3, 6])
-def test_stochastic_depth_goes_on_as_it_was(train, dropping, tmp_path, batch):
+    flags = ['--weights', 'none', '--ensemble_size', 3]
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    torch.manual_seed(0)  # as in two processes, which begin with the same state
-    succeed(train, whole, *FROM_SCRATCH)
-    torch.manual_seed(0)
+    succeed(train, whole, *flags)
     with pytest.MonkeyPatch.context() as patch:
-        die_at_batch(patch, batch)
-        train(stopped, *FROM_SCRATCH, *EVERY_BATCH)
-    torch.manual_seed(0)
-    succeed(train, stopped, *FROM_SCRATCH, '--resume')
-    assert_same_run(whole, stopped, DROPPING_RUN)
+        die_at_batch(patch, 6)
+        train(stopped, *flags, *EVERY_BATCH)
+    succeed(train, stopped, *flags, '--resume')
+    assert_same_run(whole, stopped, 'small_uncropped_resnet18_3_3')

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import torch
@@ -20,7 +19,6 @@ FLAGS = [
     *('--precision', 'fp32', '--recipe', '2019'),
 ]
 RUN = 'small_uncropped_resnet18_3_3_2019'
-BATCHES = 4  # of an epoch
 EVERY_BATCH = ['--checkpoint_minutes', '1e-9']
 TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
 
@@ -35,17 +33,14 @@ def command(project, results, *flags, processes=1):
     return [str(word) for word in words]
 
 
-def start(project, results, *flags, processes=1, stop_at=None):
+def start(project, results, *flags, processes=1, pause_at=None):
     """Start a run in a group of processes of its own.
 
-    stop_at: a number of batches; after its checkpoint the first process stops.
+    pause_at: the number of the batch before which each process waits for a signal. The
+    project is slim, and this returns when all wait.
     """
-    environment = dict(os.environ)
-    if stop_at:
-        epoch, batch = divmod(stop_at - 1, BATCHES)
-        name = f'epoch_{epoch + 1:04d}_batch_{batch + 1:06d}'
-        environment['AREIR_STOP_AT'] = name
-    return subprocess.Popen(
+    environment = {**os.environ, 'PAUSE_AT': str(pause_at)} if pause_at else None
+    process = subprocess.Popen(
         command(project, results, *flags, processes=processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -53,6 +48,12 @@ def start(project, results, *flags, processes=1, stop_at=None):
         start_new_session=True,
         env=environment,
     )
+    text = ''
+    while pause_at and text.count('paused') < processes:
+        piece = os.read(process.stderr.fileno(), 10_000).decode()
+        assert piece, text
+        text += piece
+    return process
 
 
 def finish(process):
@@ -73,35 +74,6 @@ def train(project, results, *flags):
 def checkpoints(results, run=RUN):
     """Return the checkpoints of a run, the newest first."""
     return list_checkpoints(str(results / f'{run}_checkpoint'))
-
-
-def batches_done(folder):
-    """Return how many batches a run had trained on when it wrote a checkpoint."""
-    _, epoch, _, batch = os.path.basename(folder).split('_')
-    return (int(epoch) - 1) * BATCHES + int(batch)
-
-
-def wait_for_checkpoint(process, results, batches=1):
-    """Return the first checkpoint of a run after at least `batches` batches.
-
-    It stays if the run was to stop at it.
-    """
-    while True:
-        folders = checkpoints(results)
-        if folders and batches_done(folders[0]) >= batches:
-            return folders[0]
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-
-
-def wait_for_first_batch(process):
-    """Return what a run writes to stderr until it has trained on a batch."""
-    text = ''
-    while 'loss=' not in text:
-        piece = os.read(process.stderr.fileno(), 10_000).decode()
-        assert piece, text
-        text += piece
-    return text
 
 
 def children(process):

@@ -1,20 +1,17 @@
 """Recipes: what they set, crops, views and the learning rate."""
 
 import argparse
-from itertools import pairwise
 
 import pytest
 
 import train
 from areir.cli.recipes import (
     FROM_SCRATCH,
-    META_CLASSES,
     RECIPES,
     default_meta_classes,
     fill_in_defaults,
 )
 from areir.errors import UserError
-from areir.training.trainer import learning_rate
 
 
 def completed(*flags, classes=98, weights='none'):
@@ -59,18 +56,12 @@ def test_flags_that_are_given_stay():
 @pytest.mark.parametrize(
     ('name', 'size'), [('car', 12), ('cub', 12), ('sop', 500), ('isc', 192)]
 )
-def test_published_datasets_have_their_own_sizes(name, size):
-    args = train.get_args(['--data_name', name])
-    fill_in_defaults(args, 11318, from_scratch=False)
-    assert (args.recipe, args.meta_class_size) == ('2019', size)
-    assert (args.ensemble_size, args.batch_size, args.lr) == (48, 8, 1e-4)
-
-
-@pytest.mark.parametrize('name', ['car', 'cub', 'sop', 'isc'])
-def test_the_recipe_of_2019_is_that_of_the_tables(name):
+def test_the_recipe_of_2019_is_that_of_the_tables(name, size):
     args = train.get_args(['--data_name', name])
     fill_in_defaults(args, 11318, from_scratch=False)
     wanted = {
+        'recipe': '2019',
+        'meta_class_size': size,
         'ensemble_size': 48,
         'batch_size': 8,
         'lr': 1e-4,
@@ -119,16 +110,6 @@ def test_meta_classes_of_other_data(recipe, wanted):
     assert default_meta_classes(args, 2) == 2
 
 
-@pytest.mark.parametrize('name', ['car', 'sop'])
-def test_published_data_by_the_current_recipe(name):
-    """Their meta-classes are those of the tables."""
-    args = train.get_args(['--data_name', name, '--recipe', 'current'])
-    fill_in_defaults(args, 11318, from_scratch=False)
-    assert args.meta_class_size == META_CLASSES[name]
-    wanted = RECIPES['current']
-    assert {flag: getattr(args, flag) for flag in wanted} == wanted
-
-
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_meta_classes_are_never_more_than_classes(recipe):
     args = argparse.Namespace(data_name='shop', recipe=recipe)
@@ -167,41 +148,3 @@ def test_bad_values_are_refused(capsys, flag, value):
 def test_random_weights_are_not_frozen(flag):
     with pytest.raises(UserError, match=flag):
         completed(flag, 'yes')
-
-
-# The learning rate
-
-
-def test_the_cosine_schedule_by_hand():
-    def rate(done, warmup=0.0):
-        return learning_rate('cosine', 2.0, 10, warmup, done)
-
-    assert rate(0) == pytest.approx(2)
-    assert rate(5) == pytest.approx(1)
-    assert rate(10) == pytest.approx(0)
-    assert rate(0.5, warmup=0.1) == pytest.approx(1)
-    assert rate(1, warmup=0.1) == pytest.approx(2)
-    assert rate(5.5, warmup=0.1) == pytest.approx(1)
-
-
-def test_the_rate_rises_and_falls_within_an_epoch():
-    done = [number / 10 for number in range(101)]
-    rates = [learning_rate('cosine', 2.0, 10, 0.2, share) for share in done]
-    assert rates[0] == 0 and max(rates) == rates[20] == 2
-    pairs = list(pairwise(rates))
-    assert all(one < other for one, other in pairs[:20])
-    assert all(one > other for one, other in pairs[20:])
-    assert rates[60] == pytest.approx(1)  # the middle of the fall
-    assert rates[40] == pytest.approx(1 + 0.5**0.5)  # a quarter: cos(45 degrees)
-
-
-def test_the_step_schedule_changes_between_epochs_only():
-    for num_epochs in (1, 2, 3, 7, 20):
-        for epoch in range(1, num_epochs + 1):
-            rates = {
-                learning_rate('step', 1.0, num_epochs, 0.05, epoch - 1 + share)
-                for share in (0.001, 0.3, 0.999)
-            }
-            assert len(rates) == 1
-    rates = [learning_rate('step', 1.0, 20, 0, epoch) for epoch in (9.9, 10, 13.9, 14)]
-    assert rates == [1, 0.1, 0.1, 0.01]

@@ -24,7 +24,6 @@ from areir.training.batches import (
     load_data,
     make_loaders,
     own_share,
-    to_images,
     training_batches,
     whole_batches,
 )
@@ -327,18 +326,6 @@ def test_many_images_are_drawn_once_for_a_seed(split, monkeypatch):
         drawn.append(make_loaders(split, args, CPU)['fit'].dataset.paths)
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 4 and drawn[0] == sorted(drawn[0])
-
-
-def test_a_batch_is_at_most_the_training_images(split):
-    made = make_loaders(split, arguments(batch_size=64), CPU)
-    assert len(next(iter(made['train'].batch_sampler))) == 10
-
-
-def test_images_are_normalised_for_convolutions(split):
-    pixels = pixels_of(split, 'test')
-    images = to_images(pixels, INFO)
-    assert torch.equal(images, normalise(pixels, *MEAN_STD))
-    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize('start', [0, 1])

@@ -202,20 +202,6 @@ def test_the_recipe_by_its_flags():
         assert part in line
 
 
-def test_what_will_run_on_several_gpus_by_the_published_protocol(monkeypatch):
-    experiment = make_experiment(protocol='published', with_se='no')
-    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'H100')
-    hardware = experiment.hardware
-    experiment.hardware = hardware._replace(gpus=[0, 1, 2], native_bf16=True)
-    experiment.world = 4
-    sampler = EpochSampler(12, 4, seed=0)
-    lines = record.opening_lines(experiment, 'the_run', sampler)
-    text = '\n'.join(lines)
-    assert 'H100 and 2 more, 4 processes, fp32 (bf16 is native here)' in text
-    assert ' resnet18,' in text and 'se-' not in text
-    assert 'protocol published' in text and 'not comparable' in text
-
-
 def test_the_line_of_an_epoch(epoch):
     experiment, result, progress = epoch
     row = record.csv_row(experiment, progress, result, 1e-5, 12.4)
@@ -226,18 +212,6 @@ def test_the_line_of_an_epoch(epoch):
     assert ', 12 s, 25.0% of training waiting for images' in line
     held = f'held out R@1 {result.score:.2%}'
     assert (held in line) == (experiment.args.select == 'val')
-
-
-def test_the_line_of_the_epoch_that_is_kept(epoch):
-    _, result, _ = epoch
-    line = record.kept_line(result)
-    low, high = result.intervals['recall@1']
-    assert line.startswith(f'kept epoch 2, {KEPT[result.select]}: ')
-    for value in (result.metrics['recall@1'], low, high):
-        assert f'{value:.2%}' in line
-    result.intervals = dict.fromkeys(result.intervals, (math.nan, math.nan))
-    line = record.kept_line(result)
-    assert line.endswith(', no interval below 6 classes')
 
 
 def rows_of(*recalls, first=0):

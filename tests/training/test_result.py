@@ -1,7 +1,5 @@
 """What an epoch reaches: its metrics, its score, its intervals, its threshold."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from experiments import (
@@ -15,8 +13,6 @@ from experiments import (
 from torch.nn import functional as F
 
 from areir.data.images import normalise
-from areir.data.splits import Part, Split
-from areir.errors import UserError
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
@@ -59,11 +55,6 @@ def test_queries_search_a_gallery_of_its_own():
     wanted = evaluate(*arguments, embeddings['gallery'], gallery.labels)
     del wanted['queries_without_positive']
     assert result.metrics == pytest.approx(wanted)
-
-
-@pytest.mark.parametrize(('protocol', 'epoch'), [('strict', 2), ('strict', 7)])
-def test_the_last_epoch_has_the_highest_score(protocol, epoch):
-    assert result_of(epoch, protocol=protocol)[0].score == epoch
 
 
 def test_the_score_of_the_test_classes():
@@ -144,30 +135,9 @@ def test_all_images_are_embedded_in_their_order(net, split):
     assert torch.equal(half, embeddings.half())
 
 
-def test_embeddings_are_projected(net, split):
-    long = embed(net, split)
-    projection = fit_projection(long, 3, 0.5)
-    loader = make_loaders(split, arguments(dimensions=0), CPU)['test']
-    short = embed_part(net, loader, INFO, torch.float16, [], 'test', projection)
-    assert short.dtype == torch.float16
-    torch.testing.assert_close(short.float(), projection(long), rtol=1e-3, atol=1e-3)
-
-
 def test_a_signal_stops_embedding(net, split):
     with pytest.raises(KeyboardInterrupt, match='--resume'):
         embed(net, split, signals=[15])
-
-
-def test_an_image_that_is_gone_is_named(net, split):
-    part = Part(['train/gone.png'], torch.tensor([0]), ['a', 'b'])
-    gone = Split(split.folder, INFO, 'abc', {'test': part})
-    with pytest.raises(UserError, match=r'gone\.png'):
-        embed(net, gone)
-
-
-def test_other_processes_return_no_embeddings(net, split, monkeypatch):
-    monkeypatch.setattr(module, 'is_first', lambda: False)
-    assert len(embed(net, split)) == 0
 
 
 @pytest.mark.parametrize('embedding', ['logits', 'features'])
@@ -224,15 +194,6 @@ def embedded(monkeypatch):
 
     monkeypatch.setattr(module, 'embed_part', embed_part)
     return calls
-
-
-def test_without_components_the_parts_are_embedded(embedded):
-    args = arguments(dimensions=0, store='fp16')
-    parts = {name: value for name, value in PARTS.items() if name != 'fit'}
-    embeddings, projection = embed_parts('net', parts, args, INFO, [])
-    assert projection is None and list(embeddings) == ['query', 'gallery']
-    assert torch.equal(embeddings['gallery'], PARTS['gallery'].half())
-    assert [dtype for _, dtype in embedded] == [torch.float16] * 2
 
 
 def test_components_are_fitted_first_in_float32(embedded):
@@ -293,18 +254,3 @@ def test_the_best_epoch_is_kept_even_the_one_before_training(
     assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT_EPOCH[select]}')
     output = capsys.readouterr().out.splitlines()
     assert [line[:15] for line in output[:2]] == ['before training', 'epoch 1/3: loss']
-
-
-def test_an_epoch_takes_the_seconds_of_training_and_of_its_test(monkeypatch):
-    monkeypatch.setattr(module, 'model_weights', lambda folder, size: {})
-    clock = SimpleNamespace(perf_counter=lambda: 107.0)
-    monkeypatch.setattr(module, 'time', clock)
-    experiment = make_experiment(recipe='current')
-    embeddings = make_embeddings(experiment)
-    progress, files = Progress(), Files()
-    progress.seconds = 5.0  # of the features of a frozen trunk
-    for epoch in (0, 1):
-        result = Result(experiment, epoch, embeddings)
-        record_epoch(experiment, files, progress, result, 'folder', 1e-3, 100.0)
-    assert [row['seconds'] for row in files.rows] == [7, 12]
-    assert [row['train_seconds'] for row in files.rows] == [5, 5]

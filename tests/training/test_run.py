@@ -1,16 +1,14 @@
 """A run: its name, its settings, its lock, how it resumes, and what it refuses."""
 
 import argparse
-import json
 import os
 import signal
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 import torch
-from small import SETTINGS, equal_weights, interrupt, make_run, make_trainer, train
+from small import equal_weights, interrupt, make_run, make_trainer, train
 
 from areir.errors import UserError
 from areir.files import temporary_name, write_json
@@ -251,12 +249,6 @@ def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
             read_results(str(path))
 
 
-def test_the_csv_of_a_run(tmp_path):
-    run = make_run(tmp_path)
-    finish(run)
-    assert pd.read_csv(run.path('results.csv'))['loss'].tolist() == [0.5, 0.2]
-
-
 # The lock
 
 HOLD = """
@@ -326,11 +318,3 @@ def test_where_there_are_no_locks_the_run_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('filelock.FileLock.acquire', refuse)
     make_run(tmp_path).take_lock()
     assert 'small.lock' in capsys.readouterr().err
-
-
-def test_settings_of_a_checkpoint_are_plain(interrupted):
-    run, _ = interrupted
-    path = os.path.join(run.checkpoints()[0], 'state.pth')
-    saved = torch.load(path, weights_only=True)
-    assert saved['settings'] == SETTINGS
-    json.dumps(saved['progress'])

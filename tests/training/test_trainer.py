@@ -10,9 +10,13 @@ from torch import nn
 
 from areir.files import save_tensors
 from areir.hardware import Hardware
-from areir.training import trainer as trainer_module
 from areir.training.run import Progress
-from areir.training.trainer import Autocast, Trainer, sum_gradients, train_step
+from areir.training.trainer import (
+    Autocast,
+    Trainer,
+    learning_rate,
+    train_step,
+)
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
@@ -154,23 +158,6 @@ def test_one_head_of_activations_is_alive_at_a_time():
     assert joint.alive == ours.alive == 0
 
 
-def test_gradients_of_a_head_are_freed_before_the_next(slim_backbone):
-    model = EnsembleModel('resnet18', 3, 4).train()
-
-    class Counting(torch.optim.SGD):
-        def step(self):
-            heads = [head.fc.weight.grad is not None for head in model.heads]
-            counts.append(sum(heads))
-            super().step()
-
-    counts = []
-    optimizers = [Counting(part.parameters(), lr=0.1) for part in parts_of(model)]
-    train_step(
-        model.trunk, model.heads, loss_of(3), optimizers, random_images(), META_LABELS
-    )
-    assert counts == [1, 1, 1, 0]  # of the three heads, then of the trunk
-
-
 @pytest.mark.parametrize('processes', [2, 3])
 def test_heads_of_several_processes_sum_to_the_same_gradient(
     slim_backbone, monkeypatch, processes
@@ -197,17 +184,6 @@ def test_heads_of_several_processes_sum_to_the_same_gradient(
     assert result_sum.tolist() == pytest.approx(whole_result.tolist())
 
 
-def test_the_summed_gradient_is_put_back_in_place(slim_backbone, monkeypatch):
-    trunk = EnsembleModel('resnet18', 1, 4).trunk
-    for number, parameter in enumerate(trunk.parameters()):
-        parameter.grad = torch.full_like(parameter, number)
-    monkeypatch.setattr(trainer_module.distributed, 'is_initialized', lambda: True)
-    monkeypatch.setattr(trainer_module, 'sum_over_all', lambda flat: 2 * flat)
-    sum_gradients(trunk)
-    for number, parameter in enumerate(trunk.parameters()):
-        assert (parameter.grad == 2 * number).all()
-
-
 # Precision and DataParallel
 
 
@@ -220,21 +196,6 @@ def test_bf16_runs_the_part_in_bfloat16_and_trains_float32(slim_backbone):
     assert 0.5 < loss < 3 and 0 <= accuracy <= 1
     for name, value in trainer.model.state_dict().items():
         assert value.dtype in (torch.float32, torch.int64), name
-
-
-def test_data_parallel_on_a_cpu_is_the_module():
-    """As far as a CPU can run it: without GPUs nn.DataParallel calls its module."""
-    model = EnsembleModel('resnet18', 2, 4).train()
-    plain = copy.deepcopy(model)
-    wrapped = [
-        nn.DataParallel(Autocast(part, torch.device('cpu'), 'fp32'))
-        for part in parts_of(model)
-    ]
-    labels = META_LABELS[:, :2]
-    for net, (trunk, *heads) in ((model, wrapped), (plain, parts_of(plain))):
-        sgd = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts_of(net)]
-        train_step(trunk, heads, loss_of(2), sgd, random_images(), labels)
-    assert_equal_weights(model, plain)
 
 
 def test_several_gpus_are_data_parallel(slim_backbone):
@@ -305,16 +266,6 @@ def test_any_number_of_processes_reads_the_parts(slim_backbone, tmp_path):
     first = own.optimizers['head_001'].state_dict()['state'][0]
     wanted = whole.optimizers['head_001'].state_dict()['state'][0]
     assert torch.equal(first['exp_avg'], wanted['exp_avg'])
-
-
-def test_an_epoch_sets_the_rate_of_every_optimizer(slim_backbone):
-    trainer = make_trainer()
-    trainer.model.eval()
-    trainer.begin_epoch(0.5)
-    for optimizer in trainer.optimizers.values():
-        assert [group['lr'] for group in optimizer.param_groups] == [0.5]
-    assert all(module.training for module in trainer.parts['trunk'].modules())
-    assert all(module.training for module in trainer.parts['head_002'].modules())
 
 
 @pytest.mark.parametrize('members', [None, [0, 2], [2]])
@@ -443,3 +394,29 @@ def test_a_loss_of_pytorch_metric_learning_is_a_criterion():
     assert trainer.step(*batch[0])[0] < first
     decay = [g['weight_decay'] for g in trainer.optimizers['head_000'].param_groups]
     assert decay == [1e-2, 0]
+
+
+# The learning rate
+
+
+def test_the_step_schedule_is_that_of_multi_step_lr():
+    for num_epochs in (1, 3, 20):
+        milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
+        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+        for epoch in range(1, num_epochs + 1):
+            for share in (0.001, 0.5, 0.999):
+                rate = learning_rate('step', 1e-4, num_epochs, 0, epoch - share)
+                assert rate == pytest.approx(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+
+
+def test_the_cosine_schedule_by_hand():
+    def rate(done, warmup=0.0):
+        return learning_rate('cosine', 2.0, 10, warmup, done)
+
+    assert [rate(done) for done in (0, 5, 10)] == pytest.approx([2, 1, 0])
+    done = (0, 0.5, 1, 5.5, 10)
+    assert [rate(part, 0.1) for part in done] == pytest.approx([0, 1, 2, 1, 0])
+    assert rate(4, 0.2) == pytest.approx(1 + 0.5**0.5)  # a quarter: cos(45 degrees)

@@ -152,19 +152,6 @@ def test_a_base_of_other_settings_is_refused_by_flag(base, flag, value):
         extend(base, **{flag: value})
 
 
-@pytest.mark.parametrize('ensemble_size', [2, 3])
-def test_a_base_of_as_many_heads_is_refused(base, ensemble_size):
-    with pytest.raises(UserError, match=r'--extend .*base_model\.pth: .*3 heads'):
-        extend(base, ensemble_size=ensemble_size)
-
-
-def test_a_base_of_another_seed_or_other_classes_is_refused(base):
-    with pytest.raises(UserError, match=r'base_model\.pth: .*--seed'):
-        extend(base, seed=2)
-    with pytest.raises(UserError, match=r'base_model\.pth: .*classes'):
-        extend(base, classes=CLASSES[::-1])
-
-
 NO_BASES = [
     {'state_dict': {}},
     {name: value for name, value in BASE.items() if name != 'partition'},
