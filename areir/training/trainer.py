@@ -80,18 +80,6 @@ def sum_gradients(trunk):
         gradient.copy_(values.view_as(gradient))
 
 
-def is_trained(part):
-    """Whether the weights of a part have gradients."""
-    return next(part.parameters()).requires_grad
-
-
-def keep_statistics(part):
-    """Let batch norm use the statistics it has and not change them."""
-    for layer in part.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-
-
 def drops_by_chance(part):
     """Whether a part has stochastic depth or dropout."""
     kinds = StochasticDepth, nn.Dropout
@@ -155,9 +143,10 @@ class Trainer:
         """Set the learning rate, and batch norm to training where weights train."""
         self.begin_step(lr, *self.step_place)
         for part in self.parts.values():
-            part.train(is_trained(part))
-            if self.freeze_bn:
-                keep_statistics(part)
+            part.train(next(part.parameters()).requires_grad)
+            for layer in part.modules():
+                if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
+                    layer.eval()
 
     def begin_step(self, lr, epoch, batch):
         """Set the learning rate, and which step of the run is next."""

@@ -27,10 +27,7 @@ def freeze_old_heads(model, state_dict, old_heads):
         if member < old_heads:
             parts[f'heads.{member}'] = head
     for name, part in parts.items():
-        weights = {key: state_dict.get(f'{name}.{key}') for key in part.state_dict()}
-        for key, own in part.state_dict().items():
-            if weights[key] is None or weights[key].shape != own.shape:
-                raise UserError(f'--extend: its weights {name}.{key} do not fit')
+        weights = {key: state_dict[f'{name}.{key}'] for key in part.state_dict()}
         part.load_state_dict(weights)
         part.requires_grad_(False)
 
