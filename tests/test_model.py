@@ -103,27 +103,15 @@ def test_the_script_prints_the_variants_that_flags_choose(monkeypatch, capsys):
     assert end.value.code == 2 and '--model_type' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('sizes', [(0, 3), (2, 0)])
-def test_impossible_models_are_refused(sizes):
-    with pytest.raises(UserError, match=r'ensemble_size|meta_class_size'):
-        EnsembleModel('resnet18', *sizes)
-
-
 @torch.no_grad()
 def test_squeeze_excitation_by_hand():
     block = SqueezeExcitation(16)
     features = torch.randn(3, 16, 5, 7)
-    output = block(features)
-    for n in range(3):
-        means = [features[n, c].sum() / 35 for c in range(16)]
-        hidden = []
-        for row in block.squeeze.weight:
-            value = sum(weight * mean for weight, mean in zip(row, means))
-            hidden.append(value.clamp(min=0))
-        for c, row in enumerate(block.excite.weight):
-            value = sum(weight * number for weight, number in zip(row, hidden))
-            gate = 1 / (1 + math.exp(-value))
-            assert torch.allclose(output[n, c], features[n, c] * gate, atol=1e-5)
+    means = features.flatten(2).sum(dim=2) / 35
+    hidden = (means @ block.squeeze.weight.T).clamp(min=0)
+    gates = 1 / (1 + (-(hidden @ block.excite.weight.T)).exp())
+    wanted = features * gates[:, :, None, None]
+    assert torch.allclose(block(features), wanted, atol=1e-5)
     assert block.squeeze.bias is None and block.excite.bias is None
 
 
@@ -148,12 +136,10 @@ def test_head_and_trunk_by_hand(model):
 
 def test_loss_by_hand():
     logits, meta_labels = torch.randn(5, 3, 4), torch.randint(0, 4, (5, 3))
-    losses = []
-    for n in range(5):
-        for e in range(3):
-            exponentials = logits[n, e].exp()
-            share = exponentials[meta_labels[n, e]] / exponentials.sum()
-            losses.append(-math.log(share))
+    shares = logits.exp() / logits.exp().sum(dim=2, keepdim=True)
+    losses = [
+        -math.log(shares[n, e, meta_labels[n, e]]) for n in range(5) for e in range(3)
+    ]
     loss = EnsembleLoss(nn.CrossEntropyLoss(), 3)(logits, meta_labels).item()
     assert loss == pytest.approx(sum(losses) / 15, rel=1e-5)
 
@@ -162,12 +148,9 @@ def test_loss_by_hand():
 def test_embedding_by_hand(model):
     images = random_images(3)
     logits, embeddings = model(images), model.embed(images)
-    for n in range(3):
-        heads = []
-        for e in range(3):
-            length = logits[n, e].pow(2).sum().sqrt()
-            heads.append(logits[n, e] / length / math.sqrt(3))
-        assert torch.allclose(embeddings[n], torch.cat(heads), atol=1e-6)
+    lengths = logits.pow(2).sum(dim=2, keepdim=True).sqrt()
+    wanted = (logits / lengths / math.sqrt(3)).flatten(1)
+    assert torch.allclose(embeddings, wanted, atol=1e-6)
     cosines = [F.cosine_similarity(logits[0, e], logits[1, e], dim=0) for e in range(3)]
     product = embeddings[0] @ embeddings[1]
     assert torch.allclose(product, sum(cosines) / 3, atol=1e-6)
@@ -222,6 +205,12 @@ def test_meta_classes_come_from_the_seed():
 def test_impossible_meta_classes_are_refused(sizes):
     with pytest.raises(UserError, match=r'meta_class_size|ensemble_size'):
         assign_meta_classes(*sizes, seed=0)
+
+
+@pytest.mark.parametrize('sizes', [(0, 3), (2, 0)])
+def test_impossible_models_are_refused(sizes):
+    with pytest.raises(UserError, match=r'meta_class_size|ensemble_size'):
+        EnsembleModel('resnet18', *sizes)
 
 
 @pytest.mark.parametrize('model_type', ['resnet18', 'regnet_y_400mf'])
