@@ -9,14 +9,12 @@ import numpy as np
 import torch
 
 from areir.errors import UserError
-from areir.evaluation.scores import CACHED
+from areir.evaluation.scores import CACHED, pair_scores, tolerance
 from areir.files import atomic_path
 from areir.gallery.index import locked, read_state, write_state
-from areir.gallery.vectors import file_crc
+from areir.gallery.vectors import LARGEST_NORM, file_crc
 
-LINKS, CONSTRUCTION = 16, 80  # M and efConstruction of HNSW
 RECALL = 0.95  # share of the exact nearest images that is to be found
-WIDTHS = 8, 16, 32, 64, 128, 256, 512, 1024  # efSearch: tried until that is reached
 SAMPLE, NEAREST = 256, 8  # queries that measure it, and images of each
 
 
@@ -25,9 +23,7 @@ def load_faiss():
     try:
         import faiss
     except ImportError as error:
-        raise UserError(
-            '--index faiss: faiss is not installed: pip install faiss-cpu'
-        ) from error
+        raise UserError('--index faiss: first pip install faiss-cpu') from error
     return faiss
 
 
@@ -51,21 +47,25 @@ class ApproximateIndex:
         step = max(1, CACHED // found[0].size // query.shape[1])
         for start in range(0, len(query), step):
             part = slice(start, start + step)
-            images = self.vectors.take(found[part], axis=0, mode='clip')
-            scores[part] = add_up(images.astype(np.float64) * query[part, None])
-        scores[found < 0] = -np.inf
+            scores[part] = score(query[part], self.vectors, found[part])
         order = np.lexsort((found, -scores))[:, :k]  # by score, then by index
         places = np.arange(len(query))[:, None], order
         return torch.from_numpy(scores[places]), torch.from_numpy(found[places])
 
 
-def add_up(terms):
-    """Return the sums (Q, k) of terms (Q, k, D), added as in `scores.pair_scores`."""
-    while terms.shape[2] > 1:
-        half = (terms.shape[2] + 1) // 2
-        terms[:, :, : terms.shape[2] - half] += terms[:, :, half:]
-        terms = terms[:, :, :half]
-    return terms[:, :, 0]
+def score(query, vectors, found):
+    """Return the exact scores (Q, n) of queries (Q, D) and the vectors found (Q, n)."""
+    images = vectors.take(found, axis=0, mode='clip').astype(np.float64)
+    total = (images @ query.astype(np.float64)[:, :, None])[:, :, 0]
+    bound = np.linalg.norm(query) * LARGEST_NORM
+    error = tolerance(query.shape[1], bound, torch.float64)
+    scores = (total - error).astype(np.float32)
+    unsure = scores != (total + error).astype(np.float32)  # seldom
+    if unsure.any():
+        pairs = query, vectors, unsure.nonzero()[0], found[unsure].clip(0)
+        scores[unsure] = pair_scores(*map(torch.from_numpy, pairs))
+    scores[found < 0] = -np.inf
+    return scores
 
 
 def open_approximate(index):
@@ -97,9 +97,9 @@ def build(vectors):
     recall: the share of the `nearest` exact nearest of `queries` images that it finds.
     """
     faiss, rows = load_faiss(), vectors.mapped.numpy()
-    kind = faiss.ScalarQuantizer.QT_8bit, LINKS, faiss.METRIC_INNER_PRODUCT
+    kind = faiss.ScalarQuantizer.QT_8bit, 16, faiss.METRIC_INNER_PRODUCT
     faiss_index = faiss.IndexHNSWSQ(vectors.dimensions, *kind)
-    faiss_index.hnsw.efConstruction = CONSTRUCTION
+    faiss_index.hnsw.efConstruction = 80
     faiss_index.train(rows)
     faiss_index.add(rows)
     index = ApproximateIndex(faiss_index, rows)
@@ -109,7 +109,7 @@ def build(vectors):
     if not nearest:
         nearest, own = 1, None  # the only image can find only itself
     exact = vectors.search(query, nearest, own, shared=False)[1]  # rank 0 is alone
-    for width in WIDTHS:
+    for width in (8, 16, 32, 64, 128, 256, 512, 1024):
         faiss_index.hnsw.efSearch = width
         found = index.search(query, nearest, own)[1]
         recall = (found[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
