@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from areir.files import atomic_path
-from areir.output.wording import number, share
 
+# how values are written, on the page of a run, too
+share, number = '{:.2%}'.format, '{:.3f}'.format
 WIDTH, HEIGHT = 2.25, 1.9  # of a chart in inches
 COLOURS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'
 RIGHT, WRONG, *_ = COLOURS

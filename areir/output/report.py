@@ -19,10 +19,12 @@ from PIL import Image
 
 from areir.data.images import load_image
 from areir.errors import UserError
+from areir.evaluation.intervals import describe_interval
 from areir.evaluation.metrics import measures
 from areir.evaluation.ranking import search
 from areir.files import write_text
-from areir.output import charts, run_statistics, wording
+from areir.output import charts, run_statistics
+from areir.output.charts import number, share
 from areir.training.run import read_results, read_run_json
 
 NEIGHBOURS = 8  # nearest images that are shown of a query
@@ -74,11 +76,11 @@ def render(page):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    writers = {'share': wording.share, 'number': wording.number}
-    environment.filters.update(writers, quote=shlex.quote, count='{:,}'.format)
-    environment.globals.update(writers, interval=wording.interval, zip=zip)
+    writers = {'share': share, 'number': number, 'count': '{:,}'.format}
+    environment.filters.update(writers, quote=shlex.quote)
+    environment.globals.update(interval=describe_interval, zip=zip)
     html = environment.get_template('report.html.jinja').render(page)
-    return wording.valid_unicode(html)
+    return html.encode(errors='replace').decode()  # names of files hold any bytes
 
 
 # The files beside the database
@@ -163,7 +165,7 @@ def score_rows(*histograms):
     rows = []
     for low, high, *shares in zip(edges, edges[1:], *histograms):
         if any(shares):
-            rows.append([f'{low:.2f} to {high:.2f}', *map(wording.share, shares)])
+            rows.append([f'{low:.2f} to {high:.2f}', *map(share, shares)])
     return rows
 
 
@@ -229,7 +231,7 @@ class TileMaker:
         elif margin == math.inf:
             note = 'there is no wrong image'
         else:
-            note = f'{wording.number(margin)} above every wrong image'
+            note = f'{number(margin)} above every wrong image'
         return self.query(query), note, answers
 
 

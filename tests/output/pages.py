@@ -11,7 +11,6 @@ from areir.output.report import write_report
 
 RUN = 'small_uncropped_resnet18_3_4'
 HOSTILE = '<script>alert("1")</script>\'"&<img src=x onerror=alert(2)>'
-SPACE = '\N{NO-BREAK SPACE}'
 CSV = (
     'epoch,train_loss,train_accuracy,test_recall@1,test_recall@2,test_map@r,protocol\n'
     '1,2.5,0.25,0.5,0.75,0.125,strict\n'
@@ -113,8 +112,7 @@ class Outline(html.parser.HTMLParser):
 
     def visible(self):
         """Return the whole text; runs of blanks and line ends are one space."""
-        words = ''.join(self.text).replace(SPACE, '\0').split()
-        return ' '.join(words).replace('\0', SPACE)
+        return ' '.join(''.join(self.text).split())
 
     def all(self, attribute, *tags):
         """Return the values of an attribute, of all tags or of some kinds."""

@@ -10,11 +10,16 @@ import pytest
 from trained import CALIBRATION
 
 from areir.output import charts
-from areir.output.charts import Panel, curve_chart, curve_panels, draw_curves
+from areir.output.charts import (
+    Panel,
+    curve_chart,
+    curve_panels,
+    draw_curves,
+    number,
+    share,
+)
 from areir.output.run_statistics import SCORE_BINS, Estimate
-from areir.output.wording import interval, number, share
 
-SPACE = '\N{NO-BREAK SPACE}'
 ROWS = pd.DataFrame(
     {
         'epoch': [1, 2, 3],
@@ -45,20 +50,6 @@ def histogram(places):
     shares = np.zeros(SCORE_BINS)
     shares[list(places)] = list(places.values())
     return shares
-
-
-# Wording
-
-
-def test_numbers_and_shares():
-    assert number(0.12345) == '0.123' and number(3.0, None) == '3'
-    assert share(0.12345) == f'12.35{SPACE}%' and share(0.3, None) == f'30{SPACE}%'
-
-
-def test_intervals():
-    assert interval(0.1, 0.2).endswith(f'10.00{SPACE}% to 20.00{SPACE}%')
-    assert interval(0.1, 0.2, number).endswith('0.100 to 0.200')
-    assert interval(None, None) == interval(math.nan, math.nan)
 
 
 # Curves

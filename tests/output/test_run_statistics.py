@@ -6,8 +6,8 @@ import pytest
 import torch
 from pages import make_database
 
+from areir.evaluation.metrics import evaluate
 from areir.output import run_statistics
-from areir.retrieval import evaluate
 
 
 @pytest.fixture(scope='module')

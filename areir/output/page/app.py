@@ -11,7 +11,6 @@ from werkzeug.exceptions import HTTPException
 
 from areir.errors import UserError
 from areir.gallery.queries import Query, stored_query
-from areir.output import wording
 from areir.output.answers import verdict
 from areir.output.page.folder import SIDES, NoSuchImage, PictureMaker, draw_pair
 
@@ -55,8 +54,7 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
-    writers = {'share': wording.share, 'number': wording.number}
-    app.jinja_env.filters.update(writers, basename=os.path.basename)
+    app.jinja_env.filters['basename'] = os.path.basename
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
     if is_local:
         app.before_request(check_host)
@@ -126,7 +124,7 @@ class Views:
             largest=LARGEST_UPLOAD,
             too_large=TOO_LARGE,
         )
-        return wording.valid_unicode(html)
+        return to_utf8(html)
 
     def style(self):
         """Return the style sheet."""
@@ -147,7 +145,7 @@ class Views:
             has_threshold=generation.collection.calibration is not None,
             verdict=verdict(answer, generation.collection),
         )
-        return wording.valid_unicode(html)
+        return to_utf8(html)
 
     def heat_map(self):
         """Return the query and one image side by side, under their heat maps."""
@@ -224,4 +222,9 @@ def error_reply(error):
     else:
         unexpected = 500 if isinstance(error, OSError) else 400
         status, text = getattr(error, 'status', unexpected), str(error)
-    return Response(wording.valid_unicode(text), status, mimetype='text/plain')
+    return Response(to_utf8(text), status, mimetype='text/plain')
+
+
+def to_utf8(text):
+    """Encode a text; names of files may hold any bytes."""
+    return text.encode(errors='replace')

@@ -17,7 +17,6 @@ from areir.hardware import available_cores
 from areir.matching.votes import images_to_find
 from areir.output.answers import make_answer
 from areir.output.heat_maps import overlay, pair_heat
-from areir.output.wording import counted
 
 SIDES = {'small': 320, 'large': 1600}  # pixels
 CACHED = 500  # small pictures kept, about 10 MB
@@ -136,6 +135,11 @@ def describe_changes(earlier, later):
             '--calibrate.'
         )
     return text
+
+
+def counted(count, noun):
+    """Write a count with its noun: '1 image', '2,000 images'."""
+    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
 
 
 # Pictures
