@@ -21,7 +21,6 @@ is_gallery.
 
 import os
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,19 +36,11 @@ USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
 LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 
 
-class Names(NamedTuple):
-    """What a file calls the entries of its queries or of its gallery."""
-
-    embeddings: str
-    labels: str
-    images: str
-
-
 @dataclass
 class ImageSet:
     """The queries or the gallery of a file."""
 
-    names: Names
+    names: tuple  # of the entries of its embeddings, labels and images
     embeddings: torch.Tensor  # (N, D)
     labels: torch.Tensor  # (N,)
     images: list | None  # (N,) names
@@ -92,14 +83,15 @@ def read_embeddings(path, labels_csv=None):
     """
     entries = load_entries(path, labels_csv)
     names = find_names(path, entries)
-    vectors = [to_vectors(path, each.embeddings, entries) for each in names]
-    labels = number_labels(path, [entries[each.labels] for each in names])
-    sides = []
-    for each, tensor, numbers in zip(names, vectors, labels):
-        images = read_images(path, each.images, entries, len(numbers))
-        sides.append(ImageSet(each, tensor, numbers, images))
+    vectors = [to_vectors(path, each[0], entries) for each in names]
+    labels = number_labels(path, [entries[each[1]] for each in names])
+    images = [
+        read_images(path, each[2], entries, len(numbers))
+        for each, numbers in zip(names, labels)
+    ]
+    sides = [ImageSet(*values) for values in zip(names, vectors, labels, images)]
     heads = plain(entries.get('ensemble_size'))
-    if names[0].embeddings == 'test_features':
+    if names[0][0] == 'test_features':
         # for data without a gallery, the original code wrote the test images twice
         if len(sides) == 2 and torch.equal(*vectors):
             del sides[1]
@@ -107,7 +99,11 @@ def read_embeddings(path, labels_csv=None):
             heads = vectors[0].shape[1]
             for side in sides:
                 side.embeddings = side.embeddings.flatten(1)
-    check_heads(path, heads, sides[0].embeddings)
+    dimensions = sides[0].embeddings.shape[-1:].numel()
+    if heads is not None and (
+        type(heads) is not int or heads < 1 or dimensions % heads
+    ):
+        raise UserError(f'{path}: ensemble_size does not fit the embeddings')
     notes = {name: plain(entries.get(name)) for name in NOTES}
     return EmbeddingsFile(
         path=path,
@@ -132,7 +128,11 @@ def load_entries(path, labels_csv=None):
     if suffix == '.npy' and labels_csv is None:
         raise UserError(f'{path}: give its labels with --labels FILE.csv')
     try:
-        entries = {'.npz': load_npz, '.npy': load_npy}.get(suffix, load_tensors)(path)
+        if suffix == '.npy':
+            with open(path, 'rb') as file:
+                entries = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            entries = load_npz(path) if suffix == '.npz' else load_tensors(path)
     except PermissionError:
         raise
     except Exception as error:  # numpy raises many kinds for a damaged file
@@ -152,14 +152,6 @@ def load_npz(path):
     used = {*NOTES, 'ensemble_size', *USED}
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] if name in used else None for name in file.files}
-
-
-def load_npy(path):
-    """Return the array of a .npy file."""
-    array = np.load(path, allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise ValueError('an archive of several arrays')
-    return array
 
 
 # Labels in a CSV
@@ -209,7 +201,7 @@ def read_row(cells):
 
 
 def find_names(path, entries):
-    """Return the Names of the queries and, if it is separate, of the gallery.
+    """Return the `names` of the queries and, if it is separate, of the gallery.
 
     Raises UserError unless each has embeddings and labels.
     """
@@ -222,7 +214,8 @@ def find_names(path, entries):
         field, prefixes = 'embeddings', ['query_', 'gallery_']
         prefixes = [prefix if prefix + field in entries else '' for prefix in prefixes]
     names = [
-        Names(p + field, p + 'labels', p + 'images') for p in dict.fromkeys(prefixes)
+        (prefix + field, prefix + 'labels', prefix + 'images')
+        for prefix in dict.fromkeys(prefixes)
     ]
     needed = [name for each in names for name in each[:2]]
     missing = [name for name in needed if name not in entries]
@@ -274,14 +267,6 @@ def read_images(path, name, entries, count):
     if images.shape != (count,):
         raise UserError(f'{path}: {name} must be one name per image ({count})')
     return images.astype(str).tolist()
-
-
-def check_heads(path, heads, embeddings):
-    """Raise UserError unless a number of heads, if known, divides the dimensions."""
-    if heads is None:
-        return
-    if type(heads) is not int or heads < 1 or embeddings.shape[-1:].numel() % heads:
-        raise UserError(f'{path}: ensemble_size does not fit the embeddings')
 
 
 def plain(value):

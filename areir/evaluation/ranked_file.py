@@ -39,8 +39,7 @@ def rank_file(path, device, heads=None, labels_csv=None):
     arguments, names = [], {}
     for argument, side in sides.items():
         arguments += [side.embeddings.to(device), side.labels.to(device)]
-        names[argument] = side.names.embeddings
-        names[f'{argument}_labels'] = side.names.labels
+        names[argument], names[f'{argument}_labels'], _ = side.names
     try:
         ranks = rank_positives(*arguments)
     except (ValueError, RuntimeError) as error:
