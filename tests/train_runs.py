@@ -1,7 +1,9 @@
 """Runs of train.py in processes of their own, and the comparison of two runs."""
 
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
+import areir.processes
 from areir.files import load_tensors
 from areir.training.checkpoints import list_checkpoints
 
@@ -69,6 +72,34 @@ def train(project, results, *flags):
     code, output, errors = project.call('train.py', *flags)
     assert code == 0, errors
     return output
+
+
+def train_together(project, results, *flags, processes):
+    """Train in processes forked from this one; return the stdout of the first.
+
+    They need not import torch, which takes torchrun's seconds.
+    """
+    context = multiprocessing.get_context('fork')
+    outputs = context.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
+    place |= {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes)}
+
+    def train_one(rank):
+        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+        areir.processes.available_cores = lambda: 1  # threads do not survive a fork
+        output = train(project, results, *flags, '--num_workers', 0)
+        if rank == 0:
+            outputs.put(output)
+
+    ranks = [context.Process(target=train_one, args=[n]) for n in range(processes)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0] * processes
+    return outputs.get()
 
 
 def checkpoints(results, run=RUN):
