@@ -99,6 +99,7 @@ def test_an_updated_index_equals_a_new_one(photos, tmp_path, seed, repetition):
 
 def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
     (photos / 'a/broken.png').write_text('no image')
+    (photos / 'a/no\nte.txt').write_text('text')
     index, counting = tmp_path / 'index', Counting()
     assert update(photos, index, embed=counting).embedded == counting.images == 7
     before = {path: os.stat(path).st_mtime_ns for path in index.iterdir()}
@@ -113,7 +114,8 @@ def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
     assert counting.images == 9 and (changed.embedded, changed.removed) == (2, 1)
     os.utime(photos / 'a/2.png')
     assert update(photos, index, embed=counting).embedded == 1
-    assert 'notice' not in capsys.readouterr().out
+    for line in capsys.readouterr().out.splitlines():
+        assert line.startswith('notice: 1 files') and r'a/no\nte.txt' in line
 
 
 def test_equal_scores_are_ordered_by_path(photos, tmp_path):
@@ -127,14 +129,11 @@ def test_equal_scores_are_ordered_by_path(photos, tmp_path):
     assert paths == ['0.png', 'a/0.png', 'a/z.png', 'b/0.png']
 
 
-@pytest.mark.parametrize(('setting', 'value'), [('model', 'b'), ('preprocessing', 'x')])
-def test_other_settings_make_it_stale(photos, tmp_path, capsys, setting, value):
+def test_other_settings_make_it_stale(photos, tmp_path, capsys):
     update(photos, tmp_path / 'index')
-    other = {**SETTINGS, setting: value}
+    other = {**SETTINGS, 'model': 'b'}
     assert update(photos, tmp_path / 'index', other).embedded == 7
-    output = capsys.readouterr().out
-    was = SETTINGS.get(setting)
-    assert 'stale' in output and f'{setting} was {was} and is {value}' in output
+    assert 'model was a and is b' in capsys.readouterr().out
     assert update(photos, tmp_path / 'index', other).embedded == 0
     assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 
@@ -149,13 +148,6 @@ def test_files_of_inference_are_not_indexed(photos, tmp_path):
         index = update(photos, photos / 'results/index')
         assert_same(index, new)
     assert index.embedded == 0
-
-
-def test_files_that_are_not_images_are_pointed_out(photos, tmp_path, capsys):
-    (photos / 'a/no\nte.txt').write_text('text')
-    update(photos, tmp_path / 'index')
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith('notice: 1 files') and r'a/no\nte.txt' in line
 
 
 def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
@@ -382,12 +374,9 @@ def test_vectors_of_another_size_are_embedded_again(photos, tmp_path, capsys, le
     assert_same(again, update(photos, tmp_path / 'new'))
 
 
-@pytest.mark.parametrize('place', [0, 167])
-def test_only_the_image_of_a_flipped_bit_is_embedded_again(
-    photos, tmp_path, capsys, place
-):
+def test_only_the_image_of_a_flipped_bit_is_embedded_again(photos, tmp_path, capsys):
     index = update(photos, tmp_path / 'index')
-    flip_bit(index.vectors.path, place)
+    flip_bit(index.vectors.path, 167)
     counting = Counting()
     again = update(photos, tmp_path / 'index', embed=counting)
     assert counting.images == 1

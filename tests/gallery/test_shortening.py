@@ -81,20 +81,6 @@ def test_components_stay_until_the_images_have_doubled(update, photos, capsys):
     np.testing.assert_allclose(third.vectors.rows(), fresh.vectors.rows(), atol=1e-6)
 
 
-def test_components_stay_when_images_go(update, photos):
-    first = update()
-    shutil.rmtree(photos / 'b')
-    second = update()
-    assert len(second.vectors) == 4
-    assert torch.equal(first.components['matrix'], second.components['matrix'])
-
-
-def test_an_unchanged_folder_keeps_its_files(update):
-    first, second = update(), update()
-    assert first.vectors.path == second.vectors.path
-    assert second.embedded == 0
-
-
 def test_old_files_are_removed(update, photos, tmp_path):
     update()
     add_photos(photos, [30])
@@ -123,9 +109,12 @@ def test_equal_images_have_no_components(update, photos, capsys):
 
 
 def test_a_threshold_stays_with_the_components(update, photos):
+    """But not with another network."""
     store_calibration(update(), CALIBRATION)
     add_photos(photos, [40])
+    shutil.rmtree(photos / 'b')
     assert update().calibration == CALIBRATION
+    assert update(settings={**SETTINGS, 'model': 'b'}).calibration is None
 
 
 def test_a_threshold_goes_with_the_components(update, photos, capsys):
@@ -143,11 +132,6 @@ def test_a_threshold_of_whole_vectors_goes_when_they_are_shortened(
     draw(photos / 'a/0.png', 0)
     assert update().calibration is None
     assert 'run --calibrate again' in capsys.readouterr().out
-
-
-def test_another_network_loses_the_threshold(update):
-    store_calibration(update(), CALIBRATION)
-    assert update(settings={**SETTINGS, 'model': 'b'}).calibration is None
 
 
 def test_an_index_that_has_changed_is_not_calibrated(update, photos):
