@@ -60,11 +60,6 @@ def refusal(monkeypatch, capsys):
     return refused
 
 
-def run(*flags, **keywords):
-    command = [sys.executable, SCRIPT, *flags]
-    return subprocess.run(command, capture_output=True, text=True, **keywords)
-
-
 # Printing
 
 
@@ -156,13 +151,6 @@ def test_lone_queries_are_left_out_as_well(save, call):
     assert row == ['recall@1', f'{without["metrics"]["recall@1"]:.2%}']
 
 
-def test_only_lone_queries(save, call):
-    save('file.pt', labels=torch.arange(COUNT))
-    without = json.loads(call('file.pt', '--json'))['without_lone_queries']
-    assert without['queries'] == 0 and set(without['metrics'].values()) == {None}
-    assert 'without the 24 lone queries' in call('file.pt')
-
-
 # Labels in a CSV
 
 
@@ -246,15 +234,6 @@ def test_cuda_without_a_gpu(save, refusal):
 
 
 # In a process
-
-
-@pytest.mark.slow
-def test_the_command_from_another_folder(save):
-    save('file.npz', labels=TEXTS)
-    result = run('file.npz', '--json', '--recalls', '1,23')
-    assert result.returncode == 0 and not result.stderr
-    metrics = json.loads(result.stdout)['metrics']
-    assert metrics == retrieval.evaluate(EMBEDDINGS, LABELS, [1, 23])
 
 
 @pytest.mark.slow

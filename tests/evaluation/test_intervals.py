@@ -12,7 +12,6 @@ from areir.evaluation.intervals import (
     compare,
     confidence_intervals,
     describe_interval,
-    nan_to_none,
 )
 
 
@@ -89,22 +88,12 @@ def test_intervals_of_a_dozen_classes_hold_the_true_value(classes):
     assert 270 <= held <= 295
 
 
-def test_a_difference_on_one_class_has_no_interval():
-    zeros, ones = {'map@r': torch.zeros(9)}, {'map@r': torch.ones(9)}
-    difference, low, high, p = compare(zeros, ones, [4] * 9)['map@r']
-    assert difference == -1 and math.isnan(low) and math.isnan(high) and p == 1
-
-
 def test_intervals_in_words():
     assert describe_interval(0.5, 0.625) == '95 % interval 50.00% to 62.50%'
     assert describe_interval(0.5, 0.625, '{:.1f}') == '95 % interval 0.5 to 0.6'
     for unknown in (None, math.nan):
         text = describe_interval(unknown, unknown)
         assert text == 'no interval below 6 classes'
-
-
-def test_numbers_in_json():
-    assert nan_to_none((0.5, math.nan, np.float64(1))) == [0.5, None, 1.0]
 
 
 def test_identical_results_do_not_differ():

@@ -145,15 +145,6 @@ def test_number_of_threads_has_no_influence():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad])
-def test_embeddings_with_gradients(mode):
-    query, labels = normal(40, 6), labels_of(40, 7)
-    expected = evaluate(query, labels, [1, 5])
-    with mode():
-        tracked = query.clone().requires_grad_(mode is torch.enable_grad)
-        assert evaluate(tracked, labels, [1, 5]) == expected
-
-
 # Each query's best right and best wrong image
 
 
