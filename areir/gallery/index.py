@@ -213,9 +213,10 @@ class Update:
                 f'notice: {len(others):,} files of {self.folder} are not images and '
                 f'are skipped, such as {printable(min(others))}'
             )
-        self.state = read_state(self.database, settings)
-        kept = self.check_rows() if self.state else []
-        if not kept:
+        kept, self.state = [], read_state(self.database, settings)
+        if self.state:
+            kept = self.check_rows()
+        else:
             self.state = State(settings, secrets.token_hex(8))
         if not kept or len(kept) < len(self.read_rows()):
             self.replace_rows(kept)

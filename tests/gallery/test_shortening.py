@@ -114,6 +114,10 @@ def test_a_threshold_stays_with_the_components(update, photos):
     add_photos(photos, [40])
     shutil.rmtree(photos / 'b')
     assert update().calibration == CALIBRATION
+    for path in photos.glob('*/*.png'):
+        os.utime(path)
+    again = update()
+    assert again.embedded == 5 and again.calibration == CALIBRATION
     assert update(settings={**SETTINGS, 'model': 'b'}).calibration is None
 
 
