@@ -72,14 +72,6 @@ def test_no_more_false_matches_than_asked_for(trained_sample):
     assert (wrong >= calibration['threshold']).double().mean() < 0.06
 
 
-def test_metrics_lie_in_their_intervals(trained_sample):
-    path = trained_sample.root / f'results/{SAMPLE_RUN}_run.json'
-    run = json.loads(path.read_text())
-    assert 'recall@1' in run['intervals'] and 'map@r' in run['intervals']
-    for name, (low, high) in run['intervals'].items():
-        assert low <= run['metrics'][name] <= high
-
-
 def recall(results):
     table = pd.read_csv(results / f'{SAMPLE_RUN}_results.csv')
     return table['test_recall@1'].iloc[-1]

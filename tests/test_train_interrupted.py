@@ -115,25 +115,6 @@ def kill_after_move(patch, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed_of_moments', range(2))
-def test_a_death_between_any_two_files(
-    slim, slim_backbone, uninterrupted, tmp_path, seed, seed_of_moments
-):
-    """The run dies in turn before it moves this or that file to its name."""
-    moments = random.Random(seed + seed_of_moments)
-    flags = [*FLAGS, '--results_root', tmp_path, '--resume', *EVERY_BATCH]
-    for _ in range(4):
-        with pytest.MonkeyPatch.context() as patch:
-            kill_after_move(patch, moments.randint(1, 12))
-            code, _, errors = slim.call('train.py', *flags, '--num_workers', 0)
-        if code == 0:  # it had fewer files left to move
-            break
-        assert 'Killed' in errors
-    train(slim, tmp_path, '--resume', *EVERY_BATCH)
-    assert_same_run(uninterrupted, tmp_path)
-
-
-@pytest.mark.slow
 def test_signals_save_first(slim, slim_backbone, uninterrupted, tmp_path):
     """SIGTERM and Ctrl-C; the workers that decode images get them, too."""
     for number in (signal.SIGTERM, signal.SIGINT):

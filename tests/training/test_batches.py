@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from areir import seeds
 from areir.data.images import load_image, normalise, to_pixels
-from areir.data.loading import ImageDataset, make_loader
+from areir.data.loading import make_loader
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.errors import UserError
@@ -64,14 +64,6 @@ def test_a_sampler_takes_another_order():
     sampler = EpochSampler(6, 4, seed=3, order=lambda epoch: torch.arange(9) + epoch)
     assert sampler.remaining.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert next(iter(sampler)) == [(1, 1), (2, 1), (3, 1), (4, 1)]
-
-
-@pytest.mark.parametrize('processes', [1, 3, 11])
-def test_shares_make_up_the_batch(processes):
-    batch = list(range(40, 48))
-    shares = [own_share(batch, rank, processes) for rank in range(processes)]
-    assert len({len(share) for share in shares}) == 1
-    assert [image for share in shares for image in share][:8] == batch
 
 
 @pytest.mark.parametrize('start', [0, 1])
@@ -228,12 +220,6 @@ def constant(image, index, epoch):
     return torch.full((3, 8, 8), 10 * index + epoch, dtype=torch.uint8)
 
 
-def test_an_image_that_is_gone_is_not_transformed():
-    dataset = ImageDataset(['absent.png'], 8, constant)
-    blank, _, problem = dataset[0, 1]
-    assert problem == 'gone' and blank.shape == (3, 8, 8) and not blank.any()
-
-
 # Which images
 
 
@@ -291,22 +277,6 @@ def test_a_single_class_teaches_nothing(monkeypatch, select, classes, message):
     monkeypatch.setattr(batches, 'load_split', lambda *names: split)
     with pytest.raises(UserError, match=f'shoes: training needs .* {message}'):
         load_data(arguments(select=select))
-
-
-def test_training_images_are_drawn_and_the_others_in_order(split):
-    made = make_loaders(split, arguments(), CPU)
-    assert list(made) == ['train', 'test']
-    sampler = made['train'].batch_sampler
-    assert isinstance(sampler, EpochSampler)
-    assert made['test'].batch_sampler.remaining[0].tolist() == list(range(10))
-    images = [images for images, _, _ in made['test']]
-    assert torch.equal(torch.cat(images), pixels_of(split, 'test'))
-
-
-def test_the_published_protocol_embeds_8_images_at_a_time(split):
-    made = make_loaders(split, arguments(protocol='published'), CPU)
-    sizes = [len(batch) for batch in made['test'].batch_sampler.remaining]
-    assert sizes == [8, 2]
 
 
 def test_components_come_from_training_images_as_they_are(split):

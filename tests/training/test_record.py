@@ -55,11 +55,6 @@ def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
     assert record.git_commit() == commit + '+changes'
 
 
-def test_without_git_there_is_no_commit(monkeypatch):
-    monkeypatch.setenv('PATH', '')
-    assert record.git_commit() is None
-
-
 # What is written
 
 

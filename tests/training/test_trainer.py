@@ -8,7 +8,6 @@ import small
 import torch
 from torch import nn
 
-from areir.files import save_tensors
 from areir.hardware import Hardware
 from areir.training.run import Progress
 from areir.training.trainer import (
@@ -220,16 +219,6 @@ def make_trainer(seed=1, extended=0, members=None, lr=1e-3):
     return Trainer(model, loss_of(trained, 3 - extended), lr, CPU)
 
 
-def train_batches(trainer, numbers):
-    for number in numbers:
-        trainer.step(random_images(seed=number), META_LABELS.roll(number, 0))
-
-
-def save(trainer, folder):
-    for name, value in trainer.checkpoint().items():
-        save_tensors(value, folder / f'{name}.pth')
-
-
 def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
     trainer = make_trainer()
     plain = copy.deepcopy(trainer.model).train()
@@ -241,31 +230,6 @@ def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
     )
     assert torch.equal(result, wanted)
     assert_equal_weights(plain, trainer.model)
-
-
-def test_a_resumed_trainer_equals_an_uninterrupted_one(slim_backbone, tmp_path):
-    whole, killed, resumed = make_trainer(), make_trainer(), make_trainer(seed=9)
-    for trainer in (whole, killed, resumed):
-        trainer.begin_epoch(1e-3)
-    train_batches(whole, range(6))
-    train_batches(killed, range(3))
-    save(killed, tmp_path)
-    resumed.restore(str(tmp_path))
-    train_batches(resumed, range(3, 6))
-    assert_equal_weights(whole.model, resumed.model)
-
-
-def test_any_number_of_processes_reads_the_parts(slim_backbone, tmp_path):
-    whole = make_trainer()
-    train_batches(whole, range(2))
-    save(whole, tmp_path)
-    own = make_trainer(seed=9, members=[1])
-    own.restore(str(tmp_path))
-    assert list(own.parts) == ['trunk', 'head_001']
-    assert_equal_weights(own.model.heads[0], whole.model.heads[1])
-    first = own.optimizers['head_001'].state_dict()['state'][0]
-    wanted = whole.optimizers['head_001'].state_dict()['state'][0]
-    assert torch.equal(first['exp_avg'], wanted['exp_avg'])
 
 
 @pytest.mark.parametrize('members', [None, [0, 2], [2]])
