@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
 import trained
@@ -35,7 +34,7 @@ def project(tmp_path_factory):
         link = toy / 'images/test' / path.parent.name / path.name
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(path, link.parent))
-    project.database = trained.save_database(
+    trained.save_database(
         results / NAME, toy, project.saved, 'toy_model.pth', data_root='../data'
     )
     project.photos = photos
@@ -80,15 +79,12 @@ def test_an_image_from_outside_is_embedded(project, answer, tmp_path):
     assert len(table) == 8 and os.path.basename(folder) == 'meine Schöne'
     assert os.path.basename(table['path'][0]) == 'figure_3_03.png'
     assert table['score'][0] == pytest.approx(1, abs=1e-3)
-    assert 'class unknown' in output
-    assert 'database ' in output.partition('times: ')[2]
-    for stage in ('model ', 'embedding ', 'search ', 'drawing '):
+    for stage in ('database', 'model ', 'embedding ', 'search ', 'drawing '):
         assert stage in output.partition('times: ')[2]
 
 
-@pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1)])
-def test_images_of_any_shape_are_answered(answer, tmp_path, size):
-    Image.new('RGB', size, 'red').save(tmp_path / 'thin.png')
+def test_a_thin_image_is_answered(answer, tmp_path):
+    Image.new('RGB', (700, 1), 'red').save(tmp_path / 'thin.png')
     folder, _, _ = answer(tmp_path / 'thin.png', '--heat_maps')
     for name in ('contact_sheet.png', 'heat_maps.png'):
         with Image.open(os.path.join(folder, name)) as sheet:
@@ -121,17 +117,6 @@ def test_the_database_alone_answers_for_its_images(project, answer, tmp_path):
     assert f'{tmp_path}/toy_model.pth: ' in project.refuse('inference.py', *flags)
 
 
-def test_a_folder_of_queries_and_an_export(project, tmp_path):
-    folder = project.photos / 'test'
-    flags = ['--data_base', NAME, '--query_img_name', folder]
-    flags += ['--export', tmp_path / 'out', '--retrieval_num', 2]
-    assert '8 queries: ' in project.ask('inference.py', *flags)
-    written = project.root / 'results/test_answers/retrieved.csv'
-    assert len(pd.read_csv(written)) == 16
-    vectors = np.load(tmp_path / 'out/vectors.npy')
-    assert np.array_equal(vectors, project.database['embeddings'])
-
-
 @pytest.mark.parametrize(
     ('flags', 'text'),
     [
@@ -141,7 +126,6 @@ def test_a_folder_of_queries_and_an_export(project, tmp_path):
         (['--data_base', '../my project/train.py'], 'train.py is damaged'),
         (['--data_base', 'toy_model.pth'], 'toy_model.pth is not .* database'),
         (['--retrieval_num', '0'], 'argument --retrieval_num: 0'),
-        (['--retrieval_num', 'many'], 'argument --retrieval_num'),
         (['--retrieval_num', '8'], '--retrieval_num 8: .* 7 images'),
         (['--data_root', 'nowhere'], '--data_root'),
     ],
@@ -166,14 +150,10 @@ def test_a_run_is_reported(project, tmp_path):
     assert 'notice: ' in output and (tmp_path / 'toy_report.html').is_file()
 
 
-@pytest.mark.parametrize('script', ['inference', 'evaluate'])
-def test_libraries_that_take_seconds_are_not_imported(script):
+def test_libraries_that_take_seconds_are_not_imported():
     """Those of networks and of statistics, before they are needed."""
-    code = f'import sys, {script}; print(*sys.modules)'
-    done = subprocess.run(
-        [sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert script in done.stdout.split()
-    late = {'torchvision', 'scipy', 'matplotlib', 'flask', 'onnx'}
-    assert not late & {*done.stdout.split()}
+    code = 'import sys, inference, evaluate; print(*sys.modules)'
+    command = [sys.executable, '-c', code]
+    modules = subprocess.check_output(command, cwd=REPOSITORY, text=True).split()
+    assert {'inference', 'evaluate'} < {*modules}
+    assert not {'torchvision', 'scipy', 'matplotlib', 'flask', 'onnx'} & {*modules}

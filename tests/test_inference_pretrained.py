@@ -12,8 +12,7 @@ from areir.data.images import load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
-from areir.networks.pretrained import preprocessing
-from model import PretrainedModel, open_model
+from model import PretrainedModel
 
 CLASSES, IMAGES = 6, 5
 
@@ -51,12 +50,6 @@ def ask(project, network, tmp_path):
     return called
 
 
-@pytest.fixture
-def components(monkeypatch):
-    """Let the folder have enough images for principal components."""
-    monkeypatch.setattr(index, 'LEAST_IMAGES', 20)
-
-
 def embed_by_hand(network, path):
     """Return the normalised features of the last two stages, one after the other."""
     trained = PretrainedModel(str(network))
@@ -69,23 +62,13 @@ def embed_by_hand(network, path):
     return torch.cat(parts, dim=1)[0] / 2**0.5
 
 
-def test_an_image_is_described_by_the_last_two_stages(network, project):
-    trained = open_model(str(network))
-    assert isinstance(trained, PretrainedModel)
-    assert (trained.mean, trained.std, trained.image_size) == preprocessing('resnet18')
-    assert trained.dimensions == 16 + 32 and trained.calibration is None
-    pixels = to_pixels(load_image(project.query), 224)[None]
-    vector = trained.embedder(torch.device('cpu'))(pixels)[0]
-    expected = embed_by_hand(network, project.query)
-    assert torch.dot(vector, expected) > 0.999  # bf16 where it is native
-
-
 def test_a_folder_is_searched(ask, project, network, tmp_path):
     output = ask('--query_img_name', project.query)
     assert f'model {network}' in output and '30 embedded now' in output
     assert 'no threshold' in output and '--calibrate' in output
     table = pd.read_csv(tmp_path / f'results/{project.query.stem}/retrieved.csv')
     expected = embed_by_hand(network, project.query)
+    assert len(expected) == 16 + 32
     for path, score in zip(table['path'], table['score']):
         cosine = torch.dot(embed_by_hand(network, path), expected).item()
         assert cosine == pytest.approx(score, abs=0.01)
@@ -114,9 +97,9 @@ def test_offline_without_weights_it_is_one_line(project, tmp_path, monkeypatch):
     assert '--model FILE' in line and '--weights' not in line
 
 
-@pytest.mark.usefixtures('components')
-def test_many_images_are_shortened(ask, project, tmp_path):
+def test_many_images_are_shortened(ask, project, tmp_path, monkeypatch):
     """Their principal components are part of the exported network."""
+    monkeypatch.setattr(index, 'LEAST_IMAGES', 20)
     path = tmp_path / 'network.pt2'
     ask('--export', tmp_path / 'out', '--export_model', path)
     vectors = np.load(tmp_path / 'out/vectors.npy')
@@ -129,15 +112,6 @@ def test_many_images_are_shortened(ask, project, tmp_path):
     cosines = (found * torch.from_numpy(vectors[:3])).sum(dim=1)
     # where bf16 is native, vectors are rounded, and whitening amplifies that
     assert cosines.min() > 0.98
-
-
-@pytest.mark.usefixtures('components')
-def test_faiss_in_all_modes(ask, project):
-    pytest.importorskip('faiss')
-    question = ['--index', 'faiss', '--query_img_name']
-    assert 'heat_maps.png' in ask(*question, project.query, '--heat_maps')
-    assert 'pairs.csv' in ask(*question, project.photos)
-    assert '_answers' in ask(*question, project.photos.parent / 'test')
 
 
 def test_calibrate_sets_a_threshold_and_stores_it(ask, project, tmp_path):
@@ -157,7 +131,6 @@ def test_calibrate_sets_a_threshold_and_stores_it(ask, project, tmp_path):
     [
         ('--calibrate', '--calibrate: works for --gallery only'),
         ('--false_match_rate 0.1', 'works with --calibrate only'),
-        ('--gallery x --calibrate --false_match_rate 1', 'must be between 0 and 1'),
         ('--gallery figure_01 --calibrate', 'a folder for each class'),
         ('--gallery figure_01 --model resnet19', 'no network that'),
         ('--gallery figure_01 --model mine.pth', 'resnet18-mine.pth'),

@@ -63,10 +63,6 @@ def test_few_equal_votes_do_not_make_it_certain(right, wanted):
     assert confidence_of(votes[0], curve) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_without_votes_there_is_no_confidence():
-    assert fit_confidence([], []) is None
-
-
 # On embeddings
 
 

@@ -8,14 +8,13 @@ import pytest
 from PIL import Image
 from special import largest_file
 from toy import ToyCollection, draw_noise, on_circle
-from trained import CALIBRATION, save_model
+from trained import CALIBRATION
 
 from areir.errors import UserError
 from areir.gallery.queries import Query, find_queries, search_queries
 from areir.matching.thresholds import threshold_of
 from areir.output import answers
 from areir.output.sheets import COLOURS
-from model import TrainedModel
 
 PATHS = ['a/1.png', 'a/2.png', 'b/1.png', 'b/4.png', '5.png']
 CLASSES = ['a', 'a', 'b', 'b', None]
@@ -146,13 +145,6 @@ def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
     assert '\nmatch: ' in output and table['path'][0] in output
 
 
-def test_ranks_in_names_have_as_many_digits_as_they_need(tmp_path):
-    paths = [f'{number}.png' for number in range(12)]
-    collection = ToyCollection(tmp_path / 'photos', paths, on_circle(*range(12)))
-    sheet = write(answer_to('0.png', collection, 11), collection, tmp_path)
-    assert any(name.startswith('01_') for name in os.listdir(os.path.dirname(sheet)))
-
-
 def test_a_shorter_answer_replaces_the_longer(collection, tmp_path):
     for number in (4, 2):
         answer = answer_to('a/1.png', collection, number)
@@ -177,17 +169,6 @@ def test_images_beyond_what_jpeg_holds_are_reduced(tmp_path):
     write(answer_to('wide.png', collection, 1), collection, tmp_path)
     with Image.open(tmp_path / 'results/wide/query.jpg') as image:
         assert image.width == 60_000
-
-
-def test_heat_maps_are_drawn(collection, tmp_path, capsys):
-    save_model(tmp_path / 'toy_model.pth')
-    trained = TrainedModel(str(tmp_path / 'toy_model.pth'))
-    collection.load_model = lambda: trained
-    write(answer_to('a/1.png', collection, 2), collection, tmp_path, heat_maps=True)
-    path = tmp_path / 'results/a_1/heat_maps.png'
-    with Image.open(path) as image:
-        assert image.width > 4 * 192 > 2 * image.height > 2 * 192
-    assert str(path) in capsys.readouterr().out
 
 
 # The class

@@ -5,12 +5,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from trained import save_model
 
 from areir.networks.projection import fit_projection
-from areir.output.heat_maps import draw_heat_maps, overlay, similarity_maps
-from areir.output.sheets import THUMBNAIL
-from model import EnsembleModel, TrainedModel
+from areir.output.heat_maps import overlay, similarity_maps
+from model import EnsembleModel
 
 
 @pytest.mark.parametrize(
@@ -19,9 +17,7 @@ from model import EnsembleModel, TrainedModel
         (1, 'logits', 64, 8),  # of layer2
         (1, 'logits', 256, 8),  # of layer4
         (1, 'logits', 16, 4),  # of the trunk: no stage has enough
-        (3, 'features', 64, 4),
         (3, 'features', 256, 8),
-        (2, 'features', 128, 8),
     ],
 )
 def test_heat_has_the_cells_of_the_last_stage_with_enough(
@@ -83,12 +79,3 @@ def test_an_overlay_dims_what_is_cold():
     colours = np.asarray(overlay(image, heat), int)
     cold, hot = colours[20, 2], colours[20, 37]
     assert cold.max() < 80 and hot[0] > 130 and hot[2] < hot[0] - 30
-
-
-def test_a_sheet_of_pairs(tmp_path):
-    save_model(tmp_path / 'toy_model.pth')
-    trained = TrainedModel(str(tmp_path / 'toy_model.pth'))
-    images = [Image.effect_noise((50, 40), 90).convert('RGB') for _ in range(4)]
-    captions = [(f'{rank}: 0.5', 'name') for rank in (1, 2, 3)]
-    picture = draw_heat_maps(images, captions, trained)
-    assert picture.width > 4 * THUMBNAIL and picture.height > 2 * THUMBNAIL
