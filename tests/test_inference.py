@@ -71,14 +71,11 @@ def test_a_query_from_outside(project, photos, tmp_path, ask):
     output = ask(*question)
     assert '\nmatch: the nearest scores 1.000' in output
     assert '16 images, 16 embedded now' in output
-    (times,) = [line for line in output.splitlines() if line.startswith('times: ')]
-    for stage in ('model', 'index', 'embedding', 'search', 'drawing'):
-        assert f'{stage} ' in times
     last = output.splitlines()[-1]
     assert last == f'wrote {tmp_path}/results/own/contact_sheet.png'
     assert os.path.isfile(last.removeprefix('wrote '))
     table = retrieved(tmp_path, 'own')
-    assert table['rank'].tolist() == list(range(1, 17)) and table['class'].isna().all()
+    assert len(table) == 16 and table['class'].isna().all()
     assert table['path'][0] == str(photos / 'figure_1_01.png')
 
     # brute force; bf16 where the hardware has it, so scores are near

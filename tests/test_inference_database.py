@@ -59,9 +59,9 @@ def test_a_database_image_is_answered(project, answer, tmp_path):
     query = f'../{project.root.name}/data/toy/images/test/figure_3/figure_3_03.png'
     folder, table, output = answer(query, '--retrieval_num', 7)
     assert os.path.basename(folder) == 'figure_3_03'
-    assert table['rank'].tolist() == list(range(1, 8))
-    assert table['score'].is_monotonic_decreasing and table['path'].nunique() == 7
-    assert 'figure_3_03.png' not in [os.path.basename(path) for path in table['path']]
+    assert table['score'].is_monotonic_decreasing
+    names = {os.path.basename(path) for path in table['path']}
+    assert len(names) == 7 and 'figure_3_03.png' not in names
     assert (table['class'] == 'figure_3').sum() == 3
     assert 'model' not in output.partition('times: ')[2]  # it is not loaded
     assert os.path.isfile(os.path.join(project.elsewhere, table['path'][0]))

@@ -38,15 +38,12 @@ def answer_to(name, collection, k=4):
     return answer
 
 
-def outside(tmp_path, degrees, name='own.png'):
-    """Return the Query of an image outside the collection."""
-    draw_noise(tmp_path / name, 99)
-    path = str(tmp_path / name)
-    return Query(file=path, name=path, embedding=on_circle(degrees)[0])
-
-
-def answer_outside(query, collection, k=4):
-    ((_, row),) = search_queries([query], collection, k)
+def answer_outside(collection, tmp_path, degrees, k=4):
+    """Return the Answer to an image outside the collection."""
+    path = str(tmp_path / 'own.png')
+    draw_noise(tmp_path / 'own.png', 99)
+    query = Query(file=path, name=path, embedding=on_circle(degrees)[0])
+    ((_, row),) = search_queries([query], collection, 4)
     return answers.make_answer(query, *row, collection, k)
 
 
@@ -79,13 +76,11 @@ def test_an_answer_is_a_table_in_the_order_of_scores(collection, tmp_path):
 def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
     threshold = f'{threshold_of(collection).score:.3f}'
     text = answers.verdict(answer_to('a/1.png', collection), collection)
-    assert text.startswith('match: ') and '0.985' in text and threshold in text
-    assert '1.00%' in text and 'among 5 images' in text
-    query = outside(tmp_path, 170)
-    answer = answer_outside(query, collection)
-    text = answers.verdict(answer, collection)
-    assert text.startswith('no match: ') and not answer.matched
+    for part in ('match: ', '0.985', threshold, '1.00%', 'among 5 images'):
+        assert part in text
+    answer = answer_outside(collection, tmp_path, 170)
     assert answer.rights() == [None] * 4 and not answer.table['match'].any()
+    assert answers.verdict(answer, collection).startswith('no match: ')
     collection.calibration = {**CALIBRATION, 'sizes': [1, 3]}
     assert 'calibrated for at most 3' in answers.verdict(answer, collection)
 
@@ -112,20 +107,19 @@ def test_missing_images_are_left_out(collection):
     assert len(answers.make_answer(query, *row, collection, 4).table) == 1
 
 
-def test_the_folder_is_named_after_the_query(collection, tmp_path):
+def test_the_folder_is_named_after_the_query(collection):
     """With its folders, if other images of the collection have the same name."""
     for name, expected in (('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')):
         (query,) = find_queries(name, collection)
         assert answers.answer_name(query, collection) == expected
-    assert answers.answer_name(outside(tmp_path, 3, '1.png'), collection) == '1'
+    assert answers.answer_name(Query('/x/1.png', '/x/1.png'), collection) == '1'
 
 
 # The files
 
 
-def write(answer, collection, tmp_path, heat_maps=False):
-    results = str(tmp_path / 'results')
-    return answers.write_answer(answer, collection, results, heat_maps)
+def write(answer, collection, tmp_path):
+    return answers.write_answer(answer, collection, str(tmp_path / 'results'))
 
 
 def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
@@ -177,7 +171,7 @@ def test_images_beyond_what_jpeg_holds_are_reduced(tmp_path):
 def test_the_nearest_images_vote_for_the_class(collection, tmp_path, capsys):
     """Images at 0, 10, 20, 40 degrees; the threshold of 0.64 lets 50 degrees pass."""
     collection.calibration = {**CALIBRATION, 'confidence': [-1.0, 3.0, 2.0]}
-    answer = answer_outside(outside(tmp_path, 5), collection)
+    answer = answer_outside(collection, tmp_path, 5)
     cosines = [math.cos(math.radians(angle)) for angle in (5, 5, 15, 35)]
     share = sum(cosines[:2]) / sum(cosines)
     assert answer.predicted_class == 'a'
@@ -193,30 +187,22 @@ def test_the_nearest_images_vote_for_the_class(collection, tmp_path, capsys):
 
 def test_images_that_are_not_shown_vote(collection, tmp_path):
     """The nearest image is of class b, the next two are of class a."""
-    query = outside(tmp_path, 32)
     collection.embeddings = on_circle(20, 15, 31, 110, 150)
-    ((_, row),) = search_queries([query], collection, 4)
-    answer = answers.make_answer(query, *row, collection, 1)
+    answer = answer_outside(collection, tmp_path, 32, k=1)
     assert len(answer.table) == 1 and answer.labels == ['b']
     assert answer.predicted_class == 'a'
 
 
-def test_below_the_threshold_there_is_no_class(collection, tmp_path, capsys):
-    answer = answer_outside(outside(tmp_path, 200), collection)
+def test_below_the_threshold_there_is_no_class(collection, tmp_path):
+    answer = answer_outside(collection, tmp_path, 200)
     assert not answer.matched and answer.predicted_class is None
     assert set(answer.table['predicted_class']) == {'no match'}
     assert answer.table['confidence'].isna().all()
-    answers.print_answer(answer, collection)
-    assert 'class:' not in capsys.readouterr().out
 
 
-def test_a_class_without_confidence_and_none_without_class_folders(
-    collection, tmp_path
-):
-    answer = answer_outside(outside(tmp_path, 0), collection)
-    assert answer.predicted_class == 'a' and answer.confidence is None
+def test_without_class_folders_there_is_no_class(collection, tmp_path):
     collection.classes = [None] * 5
-    answer = answer_outside(outside(tmp_path, 0), collection)
+    answer = answer_outside(collection, tmp_path, 0)
     assert answer.matched and answer.predicted_class is None
     assert 'predicted_class' not in answer.table
 
@@ -232,9 +218,6 @@ def test_many_answers_share_a_table(collection, tmp_path, capsys, monkeypatch):
     path = answers.write_answers(many, collection, str(folder), results)
     assert path == f'{results}/photos_answers/retrieved.csv'
     table = pd.read_csv(path)
-    columns = ['query', 'rank', 'path', 'class', 'score', 'match']
-    columns += ['predicted_class', 'confidence']
-    assert list(table) == columns and len(table) == 10
     queries = [f'{folder}/{name}' for name in sorted(PATHS)]
     assert table['query'].tolist() == [name for name in queries for _ in range(2)]
     sheets = sorted(name for name in os.listdir(os.path.dirname(path)) if 'png' in name)
