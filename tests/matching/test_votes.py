@@ -94,11 +94,3 @@ def test_confidence_of_embeddings_equals_brute_force(seed):
     curve = calibrate_confidence(images, best_right, 0.3)
     wanted = fit_confidence(*brute_force(vectors, labels, 0.3))
     assert curve == pytest.approx(wanted, rel=1e-3)
-
-
-def test_a_gallery_of_one_image_calibrates():
-    query = torch.eye(4)
-    images = LabelledVectors(
-        query, torch.arange(4), query[:1], torch.zeros(1).long(), torch.full((4,), -1)
-    )
-    assert calibrate_confidence(images, torch.zeros(4), 0.5) is not None
