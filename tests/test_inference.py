@@ -211,15 +211,6 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     assert all(name.endswith('_index') for name in left)
 
 
-def test_names_of_any_bytes(photos, tmp_path, ask):
-    raw = os.path.join(os.fsencode(photos), b'caf\xe9 <b>.png')
-    query = photos / 'figure_1_01.png'
-    shutil.copy(os.fsencode(query), raw)
-    ask('--gallery', photos, '--query_img_name', query)
-    table = (tmp_path / 'results/figure_1_01/retrieved.csv').read_bytes()
-    assert b'caf\xe9 <b>.png' in table  # as the file system has it
-
-
 def test_without_a_gallery_only_the_network_is_written(project, tmp_path, ask):
     path = tmp_path / 'network.pt2'
     model, written = ask('--export_model', path).splitlines()

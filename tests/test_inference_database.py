@@ -82,21 +82,6 @@ def test_an_image_from_outside_is_embedded(project, answer, tmp_path):
         assert stage in output.partition('times: ')[2]
 
 
-def test_a_moved_project_still_answers(project, answer):
-    moved = project.root.parent / 'moved project'
-    project.root.rename(moved)
-    original, project.root = project.root, moved
-    try:
-        query = moved / 'data/toy/images/test/figure_3/figure_3_03.png'
-        _, table, _ = answer(query)
-        assert len(table) == 7
-        for path in table['path']:
-            assert os.path.isfile(project.elsewhere / path)
-    finally:
-        project.root = original
-        moved.rename(original)
-
-
 def test_the_database_alone_answers_for_its_images(project, answer, tmp_path):
     alone = tmp_path / 'alone_data_base.pth'
     shutil.copy(project.root / 'results' / NAME, alone)

@@ -65,9 +65,8 @@ def test_heat_by_hand(slim_backbone, embedding):
     torch.testing.assert_close(heat, wanted, atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize('model_type', ['convnext_tiny', 'swin_t'])
-def test_heat_of_other_families(model_type):
-    model = EnsembleModel(model_type, 1, 3, shared_stages=3, embedding='features')
+def test_heat_of_a_transformer():
+    model = EnsembleModel('swin_t', 1, 3, shared_stages=3, embedding='features')
     heat = similarity_maps(model, torch.randn(2, 3, 128, 128))
     assert heat.shape == (2, 8, 8) and heat.max() == 1
 
