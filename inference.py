@@ -229,12 +229,12 @@ def compare_folder(collection, args, clock):
     if not collection.calibration:
         print('notice: the model has no threshold, so only duplicates are reported')
     table = pairs.pairs_table(scores, kinds, collection)
-    target = pairs.pairs_folder(collection, args.results_root)
-    if processes.is_first():
-        with clock('drawing'):
-            pairs.write_pairs(table, target)
+    if not processes.is_first():
+        return ''
+    with clock('drawing'):
+        path = pairs.write_pairs(table, collection, args.results_root)
     pairs.print_pairs(table, collection)
-    return f'wrote {os.path.join(target, pairs.MARK)}'
+    return f'wrote {path}'
 
 
 # What else is written
@@ -266,15 +266,6 @@ def export_model(trained, args):
         export_network(trained, args.export_model)
 
 
-def calibrate(collection, args, clock):
-    """Set the threshold by the class folders of --gallery and print it."""
-    from areir.matching.calibration import calibrate_folder
-
-    with clock('calibration'):
-        calibrate_folder(collection, args.false_match_rate)
-    print(*threshold_lines(collection.calibration), sep='\n')
-
-
 def main():
     args = get_args()
     processes.join()
@@ -299,7 +290,11 @@ def main():
     processes.check_shared_folder(args.results_root)
 
     if args.calibrate:
-        calibrate(collection, args, clock)
+        from areir.matching.calibration import calibrate_folder
+
+        with clock('calibration'):
+            calibrate_folder(collection, args.false_match_rate)
+        print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
         from areir.output.exports import export_vectors
 

@@ -117,16 +117,6 @@ def test_every_image_against_the_rest(photos, tmp_path, ask):
     pairs = pd.read_csv(path)
     assert pairs['kind'][0] == 'identical' and path.with_name('pairs.png').is_file()
 
-    # every pair that reaches the threshold
-    ask('--gallery', photos, '--export', tmp_path / 'out')
-    vectors = np.load(tmp_path / 'out/vectors.npy')
-    images = pd.read_csv(tmp_path / 'out/images.csv')['path']
-    threshold = 0.5 + 0.4 * np.log(17) / np.log(100)
-    near = np.argwhere(np.triu(vectors @ vectors.T, 1) >= threshold)
-    expected = {frozenset(f'{photos}/{images[i]}' for i in pair) for pair in near}
-    assert set(map(frozenset, pairs[['path', 'other_path']].values)) == expected
-    assert len(pairs) == len(expected)
-
 
 def test_class_folders_are_the_classes(project, tmp_path, ask):
     figures = project.root / 'figures'

@@ -49,18 +49,15 @@ def draw_pairs(table):
     return sheet(tiles, captions, min(len(tiles), COLUMNS))
 
 
-def pairs_folder(collection, results_root):
-    """Return where the pairs of a folder are written."""
+def write_pairs(table, collection, results_root):
+    """Write the table and the picture of its first pairs; return the table's path."""
     name = cut_name(os.path.basename(os.path.abspath(collection.folder)))
-    return os.path.join(results_root, f'{name}_pairs')
-
-
-def write_pairs(table, target):
-    """Write the table and the picture of its first pairs to the folder `target`."""
+    target = os.path.join(results_root, f'{name}_pairs')
     with atomic_folder(target, MARK) as folder:
         if len(table):
             draw_pairs(table).save(os.path.join(folder, 'pairs.png'))
         write_table(os.path.join(folder, MARK), table)
+    return os.path.join(target, MARK)
 
 
 def print_pairs(table, collection):

@@ -42,15 +42,16 @@ def test_without_a_threshold_only_duplicates_are_reported(collection, capsys):
 
 def test_the_pairs_are_written(collection, tmp_path, capsys):
     table = table_of(collection)
-    target = pairs.pairs_folder(collection, str(tmp_path / 'results'))
-    assert target == f'{tmp_path}/results/photos_pairs'
+    results = str(tmp_path / 'results')
+    target = f'{results}/photos_pairs'
     for _ in range(2):  # an earlier one is replaced
-        pairs.write_pairs(table, target)
+        path = pairs.write_pairs(table, collection, results)
+        assert path == f'{target}/pairs.csv'
     written = pd.read_csv(f'{target}/pairs.csv')
     assert written['path'].tolist() == table['path'].tolist()
     with Image.open(f'{target}/pairs.png') as image:
         assert image.width > 8 * 192 and image.height > 2 * 192
-    pairs.write_pairs(table[:0], target)
+    pairs.write_pairs(table[:0], collection, results)
     assert len(pd.read_csv(f'{target}/pairs.csv')) == 0
     pairs.print_pairs(table, collection)
     assert '3 same item pairs; 0 of 6 images' in capsys.readouterr().out
