@@ -76,6 +76,7 @@ def test_a_query_from_outside(project, photos, tmp_path, ask):
     assert os.path.isfile(last.removeprefix('wrote '))
     table = retrieved(tmp_path, 'own')
     assert len(table) == 16 and table['class'].isna().all()
+    assert 'predicted_class' not in table
     assert table['path'][0] == str(photos / 'figure_1_01.png')
 
     # brute force; bf16 where the hardware has it, so scores are near

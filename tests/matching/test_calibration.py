@@ -129,16 +129,6 @@ def test_few_classes(count):
         assert (result[name] is None) == (count < 6)
 
 
-def test_a_sample_of_many_queries(monkeypatch):
-    images = clusters(60, 8)
-    whole = calibrate(*images, false_match_rate=0.1)
-    monkeypatch.setattr(calibration, 'MOST_QUERIES', 240)
-    drawn = calibrate(*images, false_match_rate=0.1)
-    assert drawn['queries'] == 240
-    assert drawn['gallery_size'] == whole['gallery_size']
-    assert drawn['threshold'] == pytest.approx(whole['threshold'], abs=0.05)
-
-
 def test_identical_images_of_several_classes_are_admitted():
     embeddings, labels = clusters(20, 5)
     embeddings[::5] = embeddings[0]
