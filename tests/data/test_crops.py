@@ -108,12 +108,11 @@ def test_crops_of_earlier_boxes_do_not_survive_an_interrupted_run(root, monkeypa
     assert {image_size(root / 'car' / image) for image in images} == {(13, 11)}
 
 
-@pytest.mark.parametrize('suffix', ['jpg', 'png', 'tif'])
-def test_a_crop_that_is_cut_short_is_not_kept(tmp_path, suffix):
-    """pillow does not notice that a disk took only a part of a JPEG, BMP or TIFF."""
-    image, target = tmp_path / 'it.png', tmp_path / f'crop.{suffix}'
+def test_a_crop_that_is_cut_short_is_not_kept(tmp_path):
+    """pillow does not notice that a disk took only a part of a JPEG."""
+    image, target = tmp_path / 'it.png', tmp_path / 'crop.jpg'
     write_image(image, noise((64, 64)))
-    with largest_file(1000), pytest.raises(OSError, match=f'crop.{suffix} cannot be'):
+    with largest_file(1000), pytest.raises(OSError, match=r'crop\.jpg cannot be'):
         crops.write_crop((image, str(target), (0, 0, 60, 60)))
     assert not target.exists()
 
@@ -141,18 +140,3 @@ def test_what_a_killed_process_left_is_not_in_the_way(root):
     prepare(root, 'car')
     assert not leftover.exists()
     assert image_size(crop_folder / '000001.jpg') == (10, 8)
-
-
-@pytest.mark.parametrize('inside', [True, False])
-def test_a_link_to_a_folder_is_relative_if_both_move_together(tmp_path, inside):
-    data = tmp_path / 'data'
-    photos = (data if inside else tmp_path) / 'photos'
-    photos.mkdir(parents=True)
-    link = data / 'shoes/images'
-    link.parent.mkdir(parents=True)
-    for earlier in ('elsewhere', tmp_path):  # one that is gone, one that is there
-        link.symlink_to(earlier)
-        crops.link_source(str(photos), str(link), str(data))
-        assert os.readlink(link) == ('../photos' if inside else str(photos))
-        link.unlink()
-    assert os.listdir(link.parent) == []

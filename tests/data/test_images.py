@@ -9,7 +9,7 @@ import torch
 from official import noise, to_pixels, write_classes, write_image, write_lines
 from PIL import Image
 
-from areir.data.images import clamp_box, is_image, list_files, load_image, normalise
+from areir.data.images import is_image, list_files, load_image, normalise
 from areir.data.images import to_pixels as to_tensor
 from areir.errors import UserError
 
@@ -127,13 +127,11 @@ def test_a_damaged_png_is_refused_although_it_can_be_decoded(tmp_path):
     assert decoded
 
 
-@pytest.mark.parametrize('size', [(100, 60), (400, 240), (1000, 600)])
-def test_a_jpeg_may_be_decoded_smaller_but_not_too_small(tmp_path, size):
+def test_a_jpeg_may_be_decoded_smaller_but_not_too_small(tmp_path):
     path = tmp_path / 'it.jpg'
-    Image.linear_gradient('L').resize(size).rotate(90).save(path, quality=95)
+    Image.linear_gradient('L').resize((400, 240)).rotate(90).save(path, quality=95)
     whole, small = load_image(path), load_image(path, least=50)
-    assert whole.size == size and min(small.size) >= min(50, *size)
-    assert small.width <= max(100, size[0] // 4)
+    assert (whole.size, small.size) == ((400, 240), (100, 60))
     again = small.resize((10, 6), Image.Resampling.BOX)
     expected = whole.resize((10, 6), Image.Resampling.BOX)
     assert np.abs(np.subtract(again, expected, dtype=float)).max() < 12
@@ -154,13 +152,6 @@ def test_pillow_does_not_warn_about_large_images(tmp_path, monkeypatch):
         warnings.simplefilter('always')
         assert load_image(tmp_path / 'large.png').size == (30, 30)
     assert not warned
-
-
-def test_boxes_are_clamped_to_the_image():
-    assert clamp_box((2, 3, 10, 9), (24, 18)) == (2, 3, 10, 9)
-    assert clamp_box((-1, -2, 30, 40), (24, 18)) == (0, 0, 24, 18)
-    with pytest.raises(UserError, match='box'):
-        clamp_box((24, 0, 30, 9), (24, 18))
 
 
 def test_pixels_are_squashed_to_a_square_and_normalised():

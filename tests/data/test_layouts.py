@@ -194,8 +194,6 @@ def test_cub(root, folder):
     grey = to_pixels(load_image(root / 'cub' / load(root, 'cub')['test'][200][0]))
     assert grey.shape == (18, 24, 3)
     assert (grey == grey[..., :1]).all()
-    assert split['info']['mean'] == (0.4707, 0.4601, 0.4549)
-    assert split['info']['std'] == (0.2767, 0.2760, 0.2850)
 
 
 def test_cub_with_its_images_elsewhere(root, tmp_path):
@@ -223,8 +221,6 @@ def test_sop(root, folder):
         assert (stored.format, stored.mode) == ('GIF', 'P')
     gif = load_image(root / 'sop' / lamp)
     assert gif.mode == 'RGB' and gif.getpixel((5, 5)) == (200, 30, 60)
-    assert split['info']['mean'] == (0.5807, 0.5396, 0.5044)
-    assert split['info']['std'] == (0.2901, 0.2974, 0.3095)
     assert not (root / 'sop/uncropped').exists()  # 120,053 files stay where they are
 
 
@@ -248,8 +244,6 @@ def test_isc(root, folder, table, images):
     assert split['gallery'] == {'id_00000007': paths[3:]}
     query, gallery = (to_pixels(root / 'isc' / path) for path in paths[2:4])
     assert (query != gallery).any()
-    assert split['info']['mean'] == (0.8324, 0.8109, 0.8041)
-    assert split['info']['std'] == (0.2206, 0.2378, 0.2444)
     counts = {'train': (2, 2), 'query': (1, 1), 'gallery': (2, 1)}
     assert split['info']['counts'] == counts
 

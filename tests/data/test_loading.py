@@ -5,14 +5,8 @@ import torch
 from official import noise, write_image
 
 from areir.data import loading
-from areir.data.images import load_image, normalise, to_pixels
-from areir.data.loading import (
-    Embedder,
-    ImageDataset,
-    embed_batches,
-    embed_files,
-    make_loader,
-)
+from areir.data.images import load_image, to_pixels
+from areir.data.loading import ImageDataset, embed_batches, embed_files, make_loader
 
 SIDE = 8
 
@@ -101,29 +95,9 @@ def test_unreadable_and_vanished_files_cost_no_others(paths, small_batches, tmp_
         torch.testing.assert_close(vectors[index], wanted[index])
 
 
-def test_no_files_are_no_batches(small_batches):
-    assert list(embed_files([], SIDE, embed, 'embedding')) == []
-
-
 def test_worker_processes_yield_the_same(paths, small_batches):
     loader = make_loader(paths, SIDE, num_workers=2)
     vectors, problems = collect(embed_batches(loader, embed, len(paths), 'embedding'))
     here, _ = collect(embed_files(paths, SIDE, embed, 'embedding'))
     assert not problems and list(vectors) == list(here)
     assert all(torch.equal(vectors[index], here[index]) for index in here)
-
-
-def test_a_loader_takes_the_batches_it_is_given(paths):
-    loader = make_loader(paths, SIDE, batches=[[4, 0], [2]], num_workers=0)
-    assert [indices.tolist() for _, indices, _ in loader] == [[4, 0], [2]]
-
-
-def test_the_embedder_normalises_what_the_network_gets():
-    class Net:
-        def embed(self, images):
-            return images.mean((2, 3))
-
-    mean, std = (0.5, 0.1, 0.25), (0.25, 0.2, 0.5)
-    pixels = torch.full((2, 3, SIDE, SIDE), 51, dtype=torch.uint8)
-    expected = normalise(pixels, mean, std).mean((2, 3))
-    torch.testing.assert_close(Embedder(Net(), mean, std, SIDE)(pixels), expected)

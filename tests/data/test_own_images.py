@@ -1,4 +1,6 @@
-"""Your own images: folders of classes, and CSVs with open-metric-learning's columns."""
+"""Your own images: folders of classes, CSVs, and the names of both."""
+
+import os
 
 import pytest
 from official import (
@@ -69,11 +71,13 @@ def test_folders_of_splits_are_used(root, parts):
 
 
 @pytest.mark.parametrize('folder', ['a', 'train/a', 'train'])
-def test_fewer_than_two_classes_are_refused(root, folder):
+def test_training_and_test_images_are_needed(root, tmp_path, folder):
     write_classes(root / 'shoes' / folder, ['x'])
     (root / 'shoes/test').mkdir()
     with pytest.raises(UserError, match='shoes'):
         read_source(root, 'shoes')
+    with pytest.raises(UserError, match='train images found'):
+        read_source(root, 'shop', table=write_table(tmp_path, ROWS[:4]))
 
 
 # CSVs
@@ -160,6 +164,9 @@ def test_without_a_split_half_of_the_classes_train(tmp_path, capsys):
         (',a/1.png,train,,,x', 'no label'),
         ('8,a/1.png,validation,maybe,True,x', "is_query 'maybe'"),
         ('8,a/1.png,train', 'cells than columns'),
+        ('8,a/1.png,train,,,x,9,2,3,14', 'box from'),
+        ('8,a/1.png,train,,,x,2,9,3,', 'box .* four numbers'),
+        ('8,a/1.png,train,,,x,2,9,3,inf', 'box .* four numbers'),
     ],
 )
 def test_bad_rows_are_named_by_their_line(tmp_path, bad, expected):
@@ -167,8 +174,9 @@ def test_bad_rows_are_named_by_their_line(tmp_path, bad, expected):
     write_image(tmp_path / 'outside.png')
     write_image(folder / 'e/1.png')
     path = write_table(folder, ROWS)
-    write_lines(path, [HEADER, *ROWS[:3], bad, *ROWS[3:]])
-    with pytest.raises(UserError, match=rf'df\.csv, line 5: .*{expected}'):
+    header = HEADER + ',x_1,x_2,y_1,y_2' * (bad.count(',') > 5)
+    write_lines(path, [header, bad])
+    with pytest.raises(UserError, match=rf'df\.csv, line 2: .*{expected}'):
         read_table(path)
 
 
@@ -194,13 +202,6 @@ def test_columns_that_are_missing_or_there_twice_are_named(tmp_path):
 
 
 BOXED = 'path,label,split,x_1,x_2,y_1,y_2'
-
-
-@pytest.mark.parametrize('box', ['9,2,3,14', '2,9,14,3', '2,9,3,', '2,9,3,inf'])
-def test_boxes_that_make_no_sense_are_refused(tmp_path, box):
-    path = write_table(tmp_path, [f'a.png,1,train,{box}'], BOXED)
-    with pytest.raises(UserError, match=r'line 2: box'):
-        read_table(path)
 
 
 def test_boxes_are_cut_out(root, tmp_path, capsys):
@@ -233,3 +234,62 @@ def test_a_table_may_begin_with_a_mark_and_hold_quoted_cells(tmp_path):
     write_lines(tmp_path / 'df.csv', lines)
     (record,) = read_table(str(tmp_path / 'df.csv'))[1]
     assert (record.path, record.label) == ('a, b.png', 'x, y')
+
+
+# Where they are, which name they have, and when they have changed
+
+
+def test_an_absent_folder_is_refused(root):
+    with pytest.raises(UserError, match='absent'):
+        read_source(root, 'shoes', 'absent')
+
+
+@pytest.mark.parametrize('first', ['linked', 'in place'])
+def test_a_name_that_belongs_to_another_folder_is_refused(root, tmp_path, first):
+    photos = tmp_path / 'photos' if first == 'linked' else None
+    write_classes(photos or root / 'shoes')
+    write_classes(tmp_path / 'other', ['p', 'q'])
+    prepare(root, 'shoes', photos, image_size=8)
+    before = tree(root)
+    with pytest.raises(UserError, match=r'shoes .*--data_name'):
+        prepare(root, 'shoes', tmp_path / 'other', image_size=8)
+    assert tree(root) == before
+    assert len(load_split(root, 'shoes').train) == 4
+
+
+def test_folders_whose_names_are_not_utf_8(root, tmp_path):
+    photos = tmp_path / 'photos'
+    write_classes(photos)
+    (photos / 'c').rename(photos / os.fsdecode(b'caf\xe9'))
+    prepare(root, 'shop', photos, image_size=8)
+    assert len(read_source(root, 'shop').records) == 8
+
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_table_is_prepared_and_remembered(root, tmp_path, capsys, inside):
+    folder = root / 'shop' if inside else tmp_path / 'photos'
+    prepare(root, 'shop', table=write_table(folder, ROWS))
+    split = load_split(root, 'shop')
+    assert split.train.classes == ['3', '7']
+    prefix = '' if inside else 'images/'
+    assert split.query.images[0] == f'{prefix}c/1.png'
+    capsys.readouterr()
+    prepare(root, 'shop')
+    assert 'nothing changed' in capsys.readouterr().out
+    write_table(folder, ROWS[1:])  # a row less
+    prepare(root, 'shop')
+    assert len(load_split(root, 'shop').train) == 3
+
+
+def test_a_name_stays_with_its_table(root, tmp_path):
+    table = write_table(tmp_path / 'photos', ROWS)
+    prepare(root, 'shop', table=table)
+    for options in (
+        {'table': write_table(tmp_path / 'others', ROWS)},
+        {'data_path': str(tmp_path / 'photos')},
+    ):
+        with pytest.raises(UserError, match='shop is the name of'):
+            prepare(root, 'shop', **options)
+    os.remove(table)
+    with pytest.raises(UserError, match=r'table\.csv: no such file'):
+        prepare(root, 'shop')
