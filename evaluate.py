@@ -23,6 +23,7 @@ if __name__ == '__main__':
 
 import torch
 
+from areir.evaluation.embeddings_file import match_queries, rank_file
 from areir.evaluation.intervals import (
     NO_INTERVAL,
     compare,
@@ -35,7 +36,6 @@ from areir.evaluation.metrics import (
     summary,
     without_lone_queries,
 )
-from areir.evaluation.ranked_file import match_queries, rank_file
 
 NOT_COMPARABLE = 'not comparable with strict figures'
 
@@ -84,13 +84,17 @@ def evaluate_file(args):
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
-    intervals = confidence_intervals(values, result.labels)
+    intervals = confidence_intervals(values, result.query.labels)
+    how = 'each queries all others, itself excluded by its index'
+    if result.gallery:
+        how = f'they query a gallery of {result.available:,}'
+    labels = result.query.labels
     report = {
         'file': args.file,
-        'queries': len(result.labels),
-        'classes': len(result.labels.unique()),
+        'queries': len(labels),
+        'classes': len(labels.unique()),
         'dimensions': result.dimensions,
-        'how': how_queried(result),
+        'how': how,
         **result.notes,
         'metrics': summary(result.ranks, ks),
         'intervals': {name: nan_to_none(limits) for name, limits in intervals.items()},
@@ -107,18 +111,11 @@ def evaluate_file(args):
     return report
 
 
-def how_queried(result):
-    """Say what the queries of a RankedFile retrieve from."""
-    if result.has_gallery:
-        return f'they query a gallery of {result.available:,}'
-    return 'each queries all others, itself excluded by its index'
-
-
 def recall_of_heads(args, heads):
     """Return Recall@1 of the first `heads` heads, with its interval."""
     result = rank_file(args.file, args.device, heads, args.labels)
     hits = measures(result.ranks, [1])['recall@1']
-    interval = confidence_intervals({'recall@1': hits}, result.labels)['recall@1']
+    interval = confidence_intervals({'recall@1': hits}, result.query.labels)['recall@1']
     return {'recall@1': hits.mean().item(), 'interval': nan_to_none(interval)}
 
 
@@ -131,7 +128,7 @@ def compare_files(args, result, values, ks):
     order = match_queries(result, other)
     others = {name: value[order] for name, value in measures(other.ranks, ks).items()}
     names = ('difference', 'low', 'high', 'p')
-    compared = compare(values, others, result.labels)
+    compared = compare(values, others, result.query.labels)
     return {
         'other': {
             'file': args.compare,

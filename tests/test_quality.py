@@ -23,7 +23,7 @@ from quality import METHODS
 from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.sample import draw_sample
 from areir.errors import UserError
-from areir.evaluation.ranked_file import rank_file
+from areir.evaluation.embeddings_file import rank_file
 from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
 

@@ -1,8 +1,7 @@
 """Counts the images that are retrieved ahead of each query's positives.
 
-A positive of a query is a gallery image of its class. Recall and MAP@R need the ranks
-of the positives only, and a rank is a number of images, so no list is sorted: each tile
-of scores is computed once, counted and thrown away.
+Recall and MAP@R need the ranks of the positives only, and a rank is a number of images,
+so no list is sorted: each tile of scores is computed once, counted and thrown away.
 """
 
 from dataclasses import dataclass
@@ -64,21 +63,21 @@ def positive_keys(images, first, positives):
     sizes = (start // BLOCK).unique_consecutive(return_counts=True)[1]
     for block in torch.arange(len(queries), device=keys.device).split(sizes.tolist()):
         span = slice(start[block[0]], stop[block[-1]])
-        for part in block.split(rows_at_once(max(span.stop - span.start, CHUNK))):
-            rows, others = first + queries[part], columns[span]
+        others = columns[span]
+        for part in block.split(rows_at_once(max(len(others), CHUNK))):
+            own = queries[part]
+            rows = first + own
             total = products(query, gallery, rows, others, torch.float64)
-            right = query_class[part, None] == gallery_class[span]
+            rows = rows[:, None]
+            scores = round_products(total, query, gallery, rows, others, error)
+            found = to_keys(scores, others)
+            found[query_class[part, None] != gallery_class[span]] = LAST
             if images.leave_one_out:
-                right &= rows[:, None] != others
-            i, j = right.nonzero(as_tuple=True)
-            if not len(i):
-                continue
-            scores = round_products(
-                total[i, j], query, gallery, rows[i], others[j], error
-            )
-            unsorted, place = by_row(i, to_keys(scores, others[j]), len(part))
-            in_order = unsorted.sort(dim=1).values
-            keys[slot[queries[part[i]]] + place] = in_order[i, place]
+                found[rows == others] = LAST
+            found = found.sort(dim=1).values
+            place = torch.arange(found.shape[1], device=keys.device)
+            is_positive = place < positives[own, None]
+            keys[(slot[own, None] + place)[is_positive]] = found[is_positive]
     return keys
 
 
@@ -110,12 +109,9 @@ class AheadCounter:
         self.upper = torch.full_like(positives, torch.inf, dtype=torch.float32)
         self.lower = self.upper.clone()
         some = positives.nonzero().flatten()
-        self.upper[some] = to_scores(keys[self.start[some]]) + self.slack
-        self.update_lower(some)
-
-    def update_lower(self, queries):
-        last = self.start[queries] + self.live[queries] - 1
-        self.lower[queries] = to_scores(self.keys[last]) - self.slack
+        nearest, farthest = self.start[some], self.start[some] + positives[some] - 1
+        self.upper[some] = to_scores(keys[nearest]) + self.slack
+        self.lower[some] = to_scores(keys[farthest]) - self.slack
 
     def count(self, tile):
         """Count all tiles, `tile` images per side, and return `ahead`.
@@ -235,6 +231,7 @@ class AheadCounter:
         kept = counted + number < self.positives[queries, None]
         kept &= number < self.live[queries, None]
         self.live[queries] = kept.sum(dim=1).clamp(min=1)
-        last = self.live[queries, None] - 1
-        self.passed[queries] = counted.gather(1, last)[:, 0]
-        self.update_lower(queries)
+        last = self.live[queries] - 1
+        self.passed[queries] = counted.gather(1, last[:, None])[:, 0]
+        farthest = self.keys[self.start[queries] + last]
+        self.lower[queries] = to_scores(farthest) - self.slack

@@ -1,4 +1,4 @@
-"""Read anybody's embeddings and their labels from a file.
+"""Read anybody's embeddings and their labels from a file, and rank its queries.
 
 A dict of torch.save or a .npz file has these entries, with a prefix `query_` or
 `gallery_`, or both, if the queries are not the gallery:
@@ -17,9 +17,12 @@ rank the images as it did.
 A .npy file holds the embeddings alone. Their labels are in a CSV with a row for each,
 in the same order, and the columns label (or class), and optionally path, is_query and
 is_gallery.
+
+All functions raise UserError that names the file and what is missing or does not fit.
 """
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +30,14 @@ import torch
 
 from areir.data.lists import check_roles, parse_rows, read_csv, read_roles
 from areir.errors import UserError
+from areir.evaluation.metrics import rank_positives
 from areir.files import is_unicode, load_tensors, refuse_special
 
 NOTES = ('protocol', 'select')
 PREFIXES = ('', 'query_', 'gallery_', 'test_')
 FIELDS = ('embeddings', 'features', 'labels', 'images')
 USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
+USED |= {*NOTES, 'ensemble_size'}
 LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 
 
@@ -41,7 +46,7 @@ class ImageSet:
     """The queries or the gallery of a file."""
 
     names: tuple  # of the entries of its embeddings, labels and images
-    embeddings: torch.Tensor  # (N, D)
+    embeddings: torch.Tensor | None  # (N, D); None when the file has been ranked
     labels: torch.Tensor  # (N,)
     images: list | None  # (N,) names
 
@@ -53,8 +58,15 @@ class EmbeddingsFile:
     path: str
     query: ImageSet
     gallery: ImageSet | None  # None: each image queries all others
+    dimensions: int
     ensemble_size: int | None  # heads that the embeddings consist of
     notes: dict  # protocol and select, if the file has them
+    ranks: dict | None = None  # of `rank_positives`
+
+    @property
+    def available(self):
+        """The number of images that a query can retrieve."""
+        return len(self.gallery.labels) if self.gallery else len(self.query.labels) - 1
 
     def keep_heads(self, heads):
         """Reduce the embeddings to those of the first `heads` heads.
@@ -70,16 +82,44 @@ class EmbeddingsFile:
         if not 1 <= heads <= known:
             count = known or 'an unknown number of'
             raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')
+        self.dimensions = self.dimensions // known * heads
         for side in filter(None, (self.query, self.gallery)):
-            columns = side.embeddings.shape[-1] // known * heads
-            side.embeddings = side.embeddings[:, :columns]
+            side.embeddings = side.embeddings[:, : self.dimensions]
+
+
+def rank_file(path, device, heads=None, labels_csv=None):
+    """Return an EmbeddingsFile, ranked on a device, without its embeddings.
+
+    heads: how many of the first heads to use, by default all; labels_csv: the CSV of a
+    .npy file.
+    """
+    file = read_embeddings(path, labels_csv)
+    if heads is not None:
+        file.keep_heads(heads)
+    sides = {'query': file.query, 'gallery': file.gallery}
+    arguments, names = [], {}
+    for argument, side in sides.items():
+        if side:
+            arguments += [side.embeddings.to(device), side.labels.to(device)]
+            names[argument], names[f'{argument}_labels'], _ = side.names
+            side.embeddings = None
+    try:
+        ranks = rank_positives(*arguments)
+    except (ValueError, RuntimeError) as error:
+        # the message begins with the argument at fault
+        argument, _, reason = str(error).partition('\n')[0].partition(' ')
+        argument = names.get(argument, argument)
+        raise UserError(f'{path}: {argument} {reason}') from error
+    if not file.available:
+        raise UserError(f'{path}: a single image, which has nothing to retrieve')
+    file.ranks = {name: values.cpu() for name, values in ranks.items()}
+    return file
 
 
 def read_embeddings(path, labels_csv=None):
     """Read an EmbeddingsFile; labels_csv: the CSV of a .npy file.
 
-    Raises UserError naming the file and what is missing or does not fit. Whether
-    numbers and shapes can be ranked is left to `rank_positives`.
+    Whether numbers and shapes can be ranked is left to `rank_positives`.
     """
     entries = load_entries(path, labels_csv)
     names = find_names(path, entries)
@@ -105,21 +145,16 @@ def read_embeddings(path, labels_csv=None):
     ):
         raise UserError(f'{path}: ensemble_size does not fit the embeddings')
     notes = {name: plain(entries.get(name)) for name in NOTES}
-    return EmbeddingsFile(
-        path=path,
-        query=sides[0],
-        gallery=sides[1] if len(sides) == 2 else None,
-        ensemble_size=heads,
-        notes={name: str(note) for name, note in notes.items() if note is not None},
-    )
+    notes = {name: str(note) for name, note in notes.items() if note is not None}
+    gallery = sides[1] if len(sides) == 2 else None
+    return EmbeddingsFile(path, sides[0], gallery, dimensions, heads, notes)
+
+
+# Entries
 
 
 def load_entries(path, labels_csv=None):
-    """Return {name: array, tensor or list} of a file; nothing in it is executed.
-
-    Raises UserError naming the file if it is missing, damaged, or holds objects where
-    arrays or tensors belong.
-    """
+    """Return {name: array, tensor or list} of a file; nothing in it is executed."""
     refuse_special(path)
     if not os.path.isfile(path):
         kind = 'a folder' if os.path.isdir(path) else 'no such file'
@@ -131,8 +166,12 @@ def load_entries(path, labels_csv=None):
         if suffix == '.npy':
             with open(path, 'rb') as file:
                 entries = np.lib.format.read_array(file, allow_pickle=False)
+        elif suffix == '.npz':
+            with np.load(path, allow_pickle=False) as file:
+                # other entries may be objects, so only their names are read
+                entries = {key: file[key] if key in USED else None for key in file}
         else:
-            entries = load_npz(path) if suffix == '.npz' else load_tensors(path)
+            entries = load_tensors(path)
     except PermissionError:
         raise
     except Exception as error:  # numpy raises many kinds for a damaged file
@@ -147,22 +186,8 @@ def load_entries(path, labels_csv=None):
     return entries
 
 
-def load_npz(path):
-    """Return {name: array}; None for an entry that is not used and may be an object."""
-    used = {*NOTES, 'ensemble_size', *USED}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] if name in used else None for name in file.files}
-
-
-# Labels in a CSV
-
-
 def label_entries(path, embeddings, labels_csv):
-    """Return the entries of a file, from an array and the CSV of its labels.
-
-    path: the file of the array, for messages. Raises UserError naming the file that is
-    at fault, or both if they have different numbers of rows.
-    """
+    """Return the entries of an array and of the CSV of its labels; path: its file."""
     table = read_csv(labels_csv, [LABEL_COLUMNS], any_bytes=True)
     rows = parse_rows(labels_csv, table, read_row)
     embeddings = np.atleast_1d(embeddings)
@@ -197,14 +222,8 @@ def read_row(cells):
     return label, cells.get('path'), read_roles(cells)
 
 
-# Entries
-
-
 def find_names(path, entries):
-    """Return the `names` of the queries and, if it is separate, of the gallery.
-
-    Raises UserError unless each has embeddings and labels.
-    """
+    """Return the `names` of the queries and, if it is separate, of the gallery."""
     current = {prefix + 'embeddings' for prefix in PREFIXES}
     if 'test_features' in entries and not current & entries.keys():
         field, prefixes = 'features', ['test_']
@@ -225,47 +244,44 @@ def find_names(path, entries):
     return names
 
 
-def to_vectors(path, name, entries):
-    """Return an array, a tensor, or a list of tensors of images or batches as a tensor.
-
-    Raises UserError.
-    """
-    vectors = entries[name]
+@contextmanager
+def must_be(path, name, kind):
+    """Turn what numpy and torch raise for an odd entry into a UserError."""
     try:
+        yield
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = str(error).partition('\n')[0]
+        raise UserError(f'{path}: {name} must be {kind} ({reason})') from error
+
+
+def to_vectors(path, name, entries):
+    """Return an array, tensor or list of tensors of images or batches as a tensor."""
+    vectors = entries[name]
+    with must_be(path, name, 'an array, a tensor or a list of tensors'):
         if not isinstance(vectors, (np.ndarray, torch.Tensor)):
             parts = [torch.as_tensor(part) for part in vectors]
             vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
         return torch.as_tensor(vectors).detach().to_dense()
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).partition('\n')[0]
-        raise UserError(
-            f'{path}: {name} must be an array, a tensor or a list of tensors ({reason})'
-        ) from error
 
 
 def number_labels(path, labels):
     """Return the labels of each side as a tensor; texts get one numbering."""
-    try:
+    with must_be(path, 'labels', 'arrays'):
         labels = [np.atleast_1d(np.asarray(values)) for values in labels]
         if any(values.dtype.kind in 'US' for values in labels):
             numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
             labels = np.split(numbers, [len(labels[0])])[: len(labels)]
         return [torch.as_tensor(values) for values in labels]
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition('\n')[0]
-        raise UserError(f'{path}: labels must be arrays ({reason})') from error
 
 
 def read_images(path, name, entries, count):
     """Return the names of `count` images as a list of str; None if there are none."""
     if entries.get(name) is None:
         return None
-    try:
+    with must_be(path, name, 'one name per image'):
         images = np.asarray(entries[name])
-    except (TypeError, ValueError, RuntimeError):  # lists of different lengths
-        images = np.empty(0)
-    if images.shape != (count,):
-        raise UserError(f'{path}: {name} must be one name per image ({count})')
+        if images.shape != (count,):
+            raise ValueError(count)
     return images.astype(str).tolist()
 
 
@@ -273,3 +289,52 @@ def plain(value):
     """Return the number or text of an array or tensor of one; others as they are."""
     is_array = isinstance(value, (np.ndarray, torch.Tensor))
     return value.item() if is_array and value.ndim == 0 else value
+
+
+# Two files with the same queries
+
+
+def match_queries(one, other):
+    """Return (Nq,) the place in `other` of each query of `one`, two ranked files.
+
+    Queries are matched by their images' names, or by their order if a file has no
+    names. Both files must have the same queries and retrieve from the same gallery:
+    equal names, numbers of images, and images of each query's class.
+    """
+    both = f'{one.path} and {other.path}'
+    images, others = one.query.images, other.query.images
+    order = torch.arange(len(one.query.labels))
+    if images is not None and others is not None:
+        if len(set(images)) < len(images):
+            raise UserError(f'{one.path}: several images have the same name')
+        if sorted(images) != sorted(others):
+            raise UserError(f'{both}: not results of the same images')
+        places = {image: place for place, image in enumerate(others)}
+        order = torch.tensor([places[image] for image in images])
+    if not same_classes(one.query.labels, other.query.labels, order):
+        raise UserError(
+            f'{both}: the queries are not of the same classes, or not in the same order'
+        )
+    if not same_gallery(one, other, order):
+        raise UserError(f'{both}: the queries do not retrieve from the same gallery')
+    return order
+
+
+def same_classes(labels, others, order):
+    """Whether labels and others[order] divide the images into the same classes."""
+    if len(labels) != len(others):
+        return False
+    pairs = torch.stack([labels.long(), others[order].long()], dim=1)
+    count = len(pairs.unique(dim=0))
+    return count == len(labels.unique()) == len(others.unique())
+
+
+def same_gallery(one, other, order):
+    """Whether two files have the same gallery, as far as it is known."""
+    positives, others = one.ranks['positives'], other.ranks['positives'][order]
+    if one.available != other.available or not torch.equal(positives, others):
+        return False
+    if not (one.gallery and other.gallery):
+        return one.gallery is other.gallery  # neither has one
+    names = one.gallery.images, other.gallery.images
+    return None in names or sorted(names[0]) == sorted(names[1])

@@ -10,12 +10,7 @@ import torch
 
 from areir.errors import UserError
 from areir.evaluation.counting import AheadCounter, LabelledImages, positive_keys
-from areir.evaluation.scores import (
-    TILE,
-    check_embeddings,
-    check_pair,
-    full_precision,
-)
+from areir.evaluation.scores import TILE, check_pair, full_precision
 
 SLOTS = 2**21  # positives whose ranks are counted at a time
 
@@ -41,11 +36,8 @@ def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None, tile=TI
     k beyond the images that can be retrieved.
     """
     ks = list(ks)
-    check_embeddings('query', query)
-    if gallery is not None:
-        check_embeddings('gallery', gallery)
-    check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
     ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile)
+    check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
     return summary(ranks, ks)
 
 
@@ -123,15 +115,17 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
     names, classes = labels.unique(return_inverse=True)
     classes = classes.split([len(query), len(gallery)])
     images = LabelledImages(query, gallery, *classes, leave_one_out, bound)
-    sizes = torch.bincount(images.gallery_class, minlength=len(names))
-    positives = sizes[images.query_class] - int(leave_one_out)
+    counts = torch.bincount(images.gallery_class, minlength=len(names))
+    positives = counts[images.query_class] - int(leave_one_out)
 
+    # in groups of about SLOTS positives: one group, unless classes are huge
+    group = (positives.cumsum(0) - positives) // SLOTS
+    sizes = group.unique_consecutive(return_counts=True)[1].tolist()
     results, first = [], 0
     with full_precision(query.device):
-        for count in group_sizes(positives):
-            group = positives[first : first + count]
-            results.append(rank_group(images, first, group, tile))
-            first += count
+        for part in positives.split(sizes):
+            results.append(rank_group(images, first, part, tile))
+            first += len(part)
     rank, map_at_r, r_precision = (torch.cat(values) for values in zip(*results))
     return {
         'positives': positives,
@@ -158,15 +152,6 @@ def check_labels(name, labels, embeddings):
     if labels.dtype.is_floating_point or labels.dtype.is_complex:
         raise UserError(f'{name}_labels must be integers, not {labels.dtype}')
     return labels.to(torch.int64)
-
-
-def group_sizes(positives):
-    """Divide the queries into groups with about SLOTS positives; return their sizes.
-
-    positives (Nq,). There is one group, unless classes are huge.
-    """
-    group = (positives.cumsum(0) - positives) // SLOTS
-    return group.unique_consecutive(return_counts=True)[1].tolist()
 
 
 def rank_group(images, first, positives, tile):

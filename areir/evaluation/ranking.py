@@ -22,7 +22,6 @@ from areir.evaluation.scores import (
 )
 from areir.hardware import cpu_has_any
 
-LOWEST = torch.finfo(torch.float32).min
 NARROWEST, WIDEST = 4, 32  # columns of a tile, in multiples of its most rows
 FLOAT32 = torch.finfo(torch.float32)
 LARGEST_CODE = 127
@@ -68,7 +67,7 @@ def begin_search(query, gallery, k, exclude, norm, codes=None):
 
 
 def check_exclude(exclude, query, gallery):
-    """Return `exclude` as a tensor (Nq,) on the query's device."""
+    """Return `exclude` as a tensor (Nq,) on the query's device; -1 for None."""
     if exclude is None:
         return torch.full((len(query),), -1, device=query.device)
     exclude = torch.as_tensor(exclude, dtype=torch.int64, device=query.device)
@@ -142,7 +141,7 @@ class BestImages:
             floor[empty] = kth_here - 2 * slack[empty]
             if count < self.k:
                 floor[empty] = -torch.inf
-        return floor.clamp(min=LOWEST)  # excluded images are below it
+        return floor.clamp(min=FLOAT32.min)  # excluded images are below it
 
     def add_pairs(self, i, j, rows, columns):
         """Score the pairs (i, j) of a tile exactly and merge them into the keys."""
@@ -159,21 +158,15 @@ class BestImages:
 
 
 class FloatPass:
-    """Products in float32.
-
-    query (Q, D), gallery (N, D); bound: the largest product of a query's and an
-    image's norm.
-    """
+    """Products in float32; bound: as in BestImages."""
 
     def __init__(self, query, gallery, bound):
-        self.query = query
-        self.gallery = gallery
+        self.query, self.gallery = query, gallery
         slack = tolerance(query.shape[1], bound, torch.float32)
         self.slack = torch.full((len(query),), slack, device=query.device)
 
     def __call__(self, rows, columns):
-        query, gallery = self.query, self.gallery
-        return products(query, gallery, rows, columns, torch.float32)
+        return products(self.query, self.gallery, rows, columns, torch.float32)
 
 
 class CodePass:
@@ -184,8 +177,7 @@ class CodePass:
     """
 
     def __init__(self, query, codes, scales, error, norm):
-        self.codes = codes
-        self.scales = scales
+        self.codes, self.scales = codes, scales
         self.query, self.query_scales, errors = encode(query)
         norms = torch.linalg.vector_norm(query.double(), dim=1)
         # a query q = a + e and an image x = b + f, with codes a, b and errors e, f:
@@ -195,9 +187,7 @@ class CodePass:
         self.slack = (coding + rounding + FLOAT32.tiny).float()
 
     def __call__(self, rows, columns):
-        codes = self.codes[columns]
-        whole = torch._int_mm(self.query[rows], codes.T)
-        approximate = whole.float()
+        approximate = torch._int_mm(self.query[rows], self.codes[columns].T).float()
         approximate *= self.scales[columns]
         approximate *= self.query_scales[rows, None]
         return approximate

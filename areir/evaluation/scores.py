@@ -102,17 +102,7 @@ def full_precision(device):
 
 def rows_at_once(numbers):
     """Return how many rows of this length may be widened at a time."""
-    return max(1, WORKSPACE // max(1, numbers))
-
-
-def pairs_at_once(query):
-    """Return how many pairs of embeddings may be widened at a time."""
-    return max(1, CACHED // query.shape[1])
-
-
-def chunk_count(dimensions):
-    """Return into how many chunks `products` divides the dimensions."""
-    return math.ceil(dimensions / CHUNK)
+    return max(1, WORKSPACE // numbers)
 
 
 def tolerance(dimensions, bound, dtype):
@@ -125,7 +115,7 @@ def tolerance(dimensions, bound, dtype):
     score is compared with.
     """
     info = torch.finfo(dtype)
-    chunks = chunk_count(dimensions)
+    chunks = math.ceil(dimensions / CHUNK)
     roundings = math.ceil(dimensions / chunks) + chunks
     roundings += dimensions.bit_length() + 4
     return 1.01 * roundings * info.eps / 2 * bound + dimensions * info.tiny
@@ -136,7 +126,7 @@ def products(query, gallery, rows, columns, dtype):
 
     The embeddings are converted to dtype chunk by chunk.
     """
-    chunks = chunk_count(query.shape[1])
+    chunks = math.ceil(query.shape[1] / CHUNK)
     total = None
     for left, right in zip(query.chunk(chunks, dim=1), gallery.chunk(chunks, dim=1)):
         left = left[rows].float().to(dtype)  # (..., n, d)
@@ -157,7 +147,7 @@ def pair_scores(query, gallery, rows, columns):
     """
     scores = torch.empty(len(rows), dtype=torch.float32, device=query.device)
     pairs = torch.arange(len(rows), device=query.device)
-    for batch in pairs.split(pairs_at_once(query)):
+    for batch in pairs.split(max(1, CACHED // query.shape[1])):
         terms = query[rows[batch]].float().double()
         terms.mul_(gallery[columns[batch]].float().double())
         while terms.shape[1] > 1:
@@ -189,8 +179,8 @@ def tile_scores(query, gallery, rows, columns, i, j, error):
     error: the tolerance of float64 products, as in `round_products`.
     """
     if len(i) * 100 < len(rows) * len(columns):  # few
-        totals = []
-        for own in torch.arange(len(i), device=i.device).split(pairs_at_once(query)):
+        totals, pairs = [], torch.arange(len(i), device=i.device)
+        for own in pairs.split(max(1, CACHED // query.shape[1])):
             left = query[rows[i[own]]].float().double()
             right = gallery[columns[j[own]]].float().double()
             totals.append(torch.linalg.vecdot(left, right))
@@ -257,8 +247,8 @@ class ScoreBlock(NamedTuple):
 def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
     """Yield a ScoreBlock for every `block` queries.
 
-    query (Q, D), gallery (N, D): unit vectors; query_labels (Q,), gallery_labels (N,);
-    own (Q,): each query's index in the gallery, or -1. All are on one device.
+    query (Q, D), gallery (N, D): unit vectors; own (Q,): each query's index in the
+    gallery, or -1. All are on one device.
     """
     images = gallery.float().T
     for rows in torch.arange(len(query), device=query.device).split(block):
@@ -285,7 +275,6 @@ class BestScores:
         self.nearest_right = torch.zeros(count, dtype=torch.int64)
 
     def add(self, block):
-        """Take over the best scores of a block, which may be on another device."""
         rows = block.rows.cpu()
         best, nearest = torch.where(block.right, block.scores, -torch.inf).max(dim=1)
         self.best_right[rows], self.nearest_right[rows] = best.cpu(), nearest.cpu()

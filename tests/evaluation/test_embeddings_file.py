@@ -19,9 +19,8 @@ from embedding_files import (
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation.embeddings_file import read_embeddings
+from areir.evaluation.embeddings_file import rank_file, read_embeddings
 from areir.evaluation.metrics import summary
-from areir.evaluation.ranked_file import rank_file
 from areir.retrieval import evaluate
 
 both_formats = pytest.mark.parametrize('name', ['file.pt', 'file.npz'])
@@ -60,8 +59,12 @@ def test_each_image_queries_all_others(name, labels):
     path = save(name, embeddings=EMBEDDINGS, labels=labels)
     assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
     result = rank_file(path, 'cpu')
-    assert (len(result.labels), result.dimensions, result.available) == (COUNT, 6, 23)
-    assert not result.has_gallery
+    assert (len(result.query.labels), result.dimensions, result.available) == (
+        COUNT,
+        6,
+        23,
+    )
+    assert result.gallery is None
 
 
 @both_formats
@@ -80,7 +83,7 @@ def test_queries_with_a_gallery(name, query, gallery):
     expected = evaluate(EMBEDDINGS[:9], LABELS[:9], [1, 15], *apart)
     assert metrics_of(path, [1, 15]) == expected
     result = rank_file(path, 'cpu')
-    assert (len(result.labels), result.available) == (9, 15)
+    assert (len(result.query.labels), result.available) == (9, 15)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,7 @@ def test_labels_of_a_csv():
     write_rows([{**row, 'path': name, 'size': 9} for row, name in zip(ROWS, IMAGES)])
     result = rank_file('vectors.npy', 'cpu', labels_csv='labels.csv')
     assert summary(result.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
-    assert (result.images, result.has_gallery) == (IMAGES, False)
+    assert (result.query.images, result.gallery) == (IMAGES, None)
     assert '--labels' in refusal('vectors.npy')
 
 
@@ -316,7 +319,7 @@ def original_recall(features, k, gallery_from=0):
 def test_forms_of_original_features(features):
     path = save('old.pth', **{**TEST, 'test_features': features}, test_images=IMAGES)
     assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
-    assert rank_file(path, 'cpu').images == IMAGES
+    assert rank_file(path, 'cpu').query.images == IMAGES
 
 
 @pytest.mark.parametrize('features', [BY_HEAD, list(BY_HEAD.split(5))])
@@ -335,13 +338,13 @@ def test_a_gallery_that_repeats_the_test_images_is_none():
     """Otherwise each query would find itself, and recall would be 100 %."""
     gallery = {'gallery_features': FEATURES.clone(), 'gallery_labels': LABELS}
     path = save('old.pth', **TEST, **gallery)
-    assert not rank_file(path, 'cpu').has_gallery
+    assert rank_file(path, 'cpu').gallery is None
     assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
 
 
 def test_current_names_come_first():
     path = save('old.pth', **TEST, embeddings=-FEATURES[:9], labels=LABELS[:9])
-    assert len(rank_file(path, 'cpu').labels) == 9
+    assert len(rank_file(path, 'cpu').query.labels) == 9
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from embedding_files import (
 )
 
 from areir.errors import UserError
-from areir.evaluation.ranked_file import match_queries, rank_file
+from areir.evaluation.embeddings_file import match_queries, rank_file
 
 
 @pytest.fixture(autouse=True)
