@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -52,12 +53,12 @@ def flags(project, tmp_path):
 
 @pytest.fixture
 def ask(project, flags):
-    return lambda *more: project.ask('inference.py', *flags, *more)
+    return partial(project.ask, 'inference.py', *flags)
 
 
 @pytest.fixture
 def refuse(project, flags):
-    return lambda *more: project.refuse('inference.py', *flags, *more)
+    return partial(project.refuse, 'inference.py', *flags)
 
 
 def retrieved(tmp_path, name):
@@ -156,9 +157,6 @@ def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
     assert 'model was v1 and is v2' in output and '16 embedded now' in output
     trained.save_model(path, seed=2, mean=[0.4] * 3)
     assert 'preprocessing was' in ask(*question)
-
-
-# What is refused
 
 
 @pytest.mark.parametrize(

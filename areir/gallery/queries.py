@@ -167,10 +167,9 @@ def embed_images(paths, collection):
             check_embeddings('vectors', vectors)
             embeddings[[own[index] for index in indices]] = vectors
         problems |= {own[index]: reason for index, reason in bad.items()}
-    all_problems = {}
     for part in gather_objects(problems):
-        all_problems |= part
-    return sum_over_all(embeddings), all_problems
+        problems |= part
+    return sum_over_all(embeddings), problems
 
 
 # Their nearest images

@@ -28,7 +28,6 @@ from areir.matching.votes import (
         ([0.9, 0.8], [None, 'a'], 0.5, ('a', 1.0, 0.3)),
         ([-0.1, -0.2], 'ab', -0.5, ('a', 0.5, 0.1)),
         ([0.4], 'a', 0.5, (None, 0.0, 0.0)),
-        ([0.9], [None], 0.5, (None, 0.0, 0.0)),
         ([], '', 0.5, (None, 0.0, 0.0)),
     ],
 )
@@ -36,9 +35,6 @@ def test_a_vote(scores, labels, threshold, expected):
     """Label, share of the votes, and lead of the winner."""
     label, *numbers = vote(scores, list(labels), threshold)
     assert (label, *numbers) == (expected[0], *map(pytest.approx, expected[1:]))
-
-
-# Confidence
 
 
 def test_confidence_is_the_share_of_right_votes(seed):
@@ -61,9 +57,6 @@ def test_few_equal_votes_do_not_make_it_certain(right, wanted):
     votes = [Vote('a', 1.0, 0.1)] * 10
     curve = fit_confidence(votes, [right] * 10)
     assert confidence_of(votes[0], curve) == pytest.approx(wanted, abs=1e-3)
-
-
-# On embeddings
 
 
 def brute_force(vectors, labels, threshold):
