@@ -1,7 +1,7 @@
 """The index of a folder of images: built once, updated, searched from disk.
 
     results/<folder>_<hash>_<model>_index/
-        index.sqlite            a row for each image, and the State of the index
+        index.sqlite            a row for each image; see index_database.py
         vectors_<token>.f32     (images, dimensions) float32, in the order of the paths
         vectors_<token>.codes   the same in 8 bits; see vectors.py
         shortened_<token>.*     both for shortened vectors, which are then searched
@@ -12,22 +12,16 @@ database, batch by batch, so a killed update continues. At the end the vectors o
 images that are there are written to a new file, and one transaction names it. If
 nothing has changed, nothing is written.
 
-The row of an image has the CRC-32 of its values and of its vector, so only a damaged
-image is embedded again. If another file is damaged, all are written again.
+If a row or a vector is damaged, only its image is embedded again. If another file is
+damaged, all are written again.
 """
 
 import contextlib
 import hashlib
-import io
-import json
 import math
 import os
 import secrets
-import sqlite3
-import time
-import zlib
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +31,18 @@ from areir.data.images import is_outdated
 from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
-from areir.files import WriteError, cut_name, refuse_special
+from areir.files import cut_name
+from areir.gallery.index_database import (
+    State,
+    add_rows,
+    checksum_of,
+    locked,
+    make_row,
+    read_rows,
+    read_state,
+    replace,
+    write_state,
+)
 from areir.gallery.folders import scan
 from areir.gallery.vectors import (
     VectorsFile,
@@ -48,17 +53,6 @@ from areir.gallery.vectors import (
     write_codes,
 )
 from areir.networks.projection import Projection, fit_projection
-
-FORMAT = 1  # of the database and the files beside it
-TABLES = """
-    BEGIN;
-    CREATE TABLE IF NOT EXISTS images (
-        path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, problem BLOB,
-        place INTEGER, checksum INTEGER
-    ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS state (content BLOB, components BLOB, checksum INTEGER);
-    COMMIT;
-"""
 
 # The vectors of a network that was not trained on such images are shortened by the
 # principal components of the folder; docs/search.md has the figures.
@@ -80,43 +74,6 @@ class Index:
     components: dict | None  # of the Projection that shortened the vectors
     calibration: dict | None  # stored by --calibrate
     vectors: VectorsFile  # to search: the shortened ones, if any
-
-
-class Row(NamedTuple):
-    """The row of an image in the database."""
-
-    path: bytes  # any bytes but 0
-    size: int
-    mtime_ns: int
-    problem: bytes | None  # why it cannot be read
-    place: int | None  # the row of its vector
-    checksum: int
-
-
-@dataclass
-class State:
-    """What the database has besides the images."""
-
-    settings: dict  # that the vectors depend on
-    token: str  # in the names of the files
-    dimensions: int = 0  # of the vectors before they are shortened; 0 without any
-    count: int = 0  # vectors in the order of the paths; behind them are new ones
-    checksums: dict = field(default_factory=dict)  # {derived file: CRC-32}
-    fitted: int = 0  # how many images the components were fitted to
-    components: dict | None = None  # of the Projection that shortens the vectors
-    calibration: dict | None = None  # stored by --calibrate
-    approximate: dict | None = None  # what was measured of the faiss index
-
-    @property
-    def searched(self):
-        """The name of the file that is searched."""
-        return f'{"shortened" if self.components else "vectors"}_{self.token}.f32'
-
-    @property
-    def searched_dimensions(self):
-        return (
-            self.components['matrix'].shape[1] if self.components else self.dimensions
-        )
 
 
 def index_path(folder, model_path, results_root):
@@ -158,7 +115,6 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
         if update:
             index = update.finish(shortened)
         index = processes.from_first(index)
-        index.vectors = VectorsFile(*index.vectors)
         processes.wait_for_all()  # all have opened the vectors
         return index
 
@@ -213,38 +169,39 @@ class Update:
                 f'notice: {len(others):,} files of {self.folder} are not images and '
                 f'are skipped, such as {printable(min(others))}'
             )
-        kept, self.state = [], read_state(self.database, settings)
-        if self.state:
-            kept = self.check_rows()
+        rows, self.state = read_rows(self.database), read_state(self.database)
+        if self.state and self.state.settings == settings:
+            self.rows = self.check_rows(rows)
         else:
-            self.state = State(settings, secrets.token_hex(8))
-        if not kept or len(kept) < len(self.read_rows()):
-            self.replace_rows(kept)
-        known = {os.fsdecode(row.path) for row in kept}
+            if rows:
+                self.tell_why_stale(settings)
+            self.state, self.rows = State(settings, secrets.token_hex(8)), []
+        if not self.rows or len(self.rows) < len(rows):
+            replace(self.database, self.state, self.rows)
+        known = {os.fsdecode(row.path) for row in self.rows}
         todo = [path for path in self.images if path not in known]
-        places = [row.place for row in kept if row.place is not None]
+        places = [row.place for row in self.rows if row.place is not None]
         waiting = sum(place >= self.state.count for place in places)
         if todo and waiting:
             print(f'notice: continuing from {waiting:,} images of an interrupted build')
         return todo
 
-    def check_rows(self):
+    def check_rows(self, rows):
         """Return the Rows that fit the folder and their vectors."""
         kept, damaged = [], 0
         vectors, width = b'', 4 * self.state.dimensions
         if os.path.isfile(self.vectors_path) and os.path.getsize(self.vectors_path):
             vectors = memoryview(np.memmap(self.vectors_path, np.uint8, 'r'))
-        for row in self.read_rows():
+        for row in rows:
             vector = b''
             if isinstance(row.place, int):
                 vector = vectors[width * row.place : width * (row.place + 1)]
-            if row.checksum != checksum_of(row[:4], vector):
-                damaged += 1
-                continue
             path, seen = os.fsdecode(row.path), [row.size, row.mtime_ns]
             # a package installed since then may be able to read the image
             outdated = row.problem and is_outdated(os.fsdecode(row.problem))
-            if self.images.get(path) == seen and not outdated:
+            if row.checksum != checksum_of(row[:4], vector):
+                damaged += 1
+            elif self.images.get(path) == seen and not outdated:
                 kept.append(row)
             elif path not in self.images and vector:
                 self.removed += 1
@@ -255,59 +212,50 @@ class Update:
             )
         return kept
 
-    def read_rows(self):
-        """Return the Rows of the database in the order of their paths."""
-        rows = self.database.execute('SELECT * FROM images ORDER BY 1')
-        return list(map(Row._make, rows))
-
-    def add_rows(self, rows):
-        command = 'INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)'
-        self.database.executemany(command, rows)
-
-    def replace_rows(self, rows):
-        """Replace all Rows, and the State, in one transaction."""
-        with self.database:
-            self.database.execute('DELETE FROM images')
-            self.add_rows(rows)
-            write_state(self.database, self.state)
+    def tell_why_stale(self, settings):
+        reason = 'damaged'
+        if self.state:
+            before = self.state.settings
+            reason = 'stale: ' + ', '.join(
+                f'{name} was {before.get(name)} and is {value}'
+                for name, value in settings.items()
+                if before.get(name) != value
+            )
+        print(f'notice: {self.index_folder} is {reason}; all images are embedded again')
 
     def add(self, paths, vectors, problems):
         """Store vectors (n, D) of images, and why others cannot be read."""
-        rows, place = [], None
+        rows = [
+            make_row(path, self.images[path], problem)
+            for path, problem in problems.items()
+            if problem != GONE
+        ]
         if paths:
-            place = append_vectors(self.vectors_path, vectors)
-        for path, vector in zip(paths, vectors):
-            values = os.fsencode(path), *self.images[path], None
-            rows.append(Row(*values, place, checksum_of(values, vector.tobytes())))
-            place += 1
-        for path, problem in problems.items():
-            if problem != GONE:
-                values = os.fsencode(path), *self.images[path], os.fsencode(problem)
-                rows.append(Row(*values, None, checksum_of(values)))
+            first = append_vectors(self.vectors_path, vectors)
+            for place, (path, vector) in enumerate(zip(paths, vectors), first):
+                rows.append(make_row(path, self.images[path], None, place, vector))
         with self.database:
-            self.add_rows(rows)
+            add_rows(self.database, rows)
             if paths and not self.state.dimensions:
                 self.state.dimensions = vectors.shape[1]
                 write_state(self.database, self.state)
+        self.rows += rows
         self.embedded += len(paths)
 
     def finish(self, shortened):
-        """Write vectors and derived files if the index has changed; return the Index.
-
-        Its vectors are the arguments of VectorsFile, because they can be pickled.
-        """
+        """Write the files anew if the index has changed; return the Index."""
         if not os.path.isdir(self.folder):
             raise OSError(
                 f'{self.folder} vanished while it was read; what was embedded is kept, '
                 'and the same command continues'
             )
-        state, rows = self.state, self.read_rows()
+        state, rows = self.state, sorted(self.rows)
         found = [row for row in rows if not row.problem]
         unreadable = [row for row in rows if row.problem]
         if not found:
             raise UserError(
                 f'--gallery {self.folder}: none of its {len(self.images):,} images can '
-                f'be read, such as {min(self.images)}'
+                f'be read, such as {printable(min(self.images))}'
             )
         paths = [os.fsdecode(row.path) for row in found]
         for row in unreadable:
@@ -318,8 +266,9 @@ class Update:
         if places != list(range(state.count)) or self.is_damaged():
             self.write_files(places, shortened)
             found = [row._replace(place=place) for place, row in enumerate(found)]
-            self.replace_rows(found + unreadable)
+            replace(self.database, state, found + unreadable)
         self.remove_old_files()
+        name, dimensions = state.searched()
         return Index(
             folder=self.index_folder,
             paths=paths,
@@ -329,14 +278,13 @@ class Update:
             removed=self.removed,
             components=state.components,
             calibration=state.calibration,
-            vectors=(self.path_of(state.searched), state.searched_dimensions),
+            vectors=VectorsFile(self.path_of(name), dimensions),
         )
 
     def is_damaged(self):
         """Whether a file does not have its size or checksum; a notice says so."""
         state, damaged = self.state, ''
-        size = 4 * state.dimensions * state.count
-        if os.path.getsize(self.vectors_path) != size:
+        if os.path.getsize(self.vectors_path) != 4 * state.dimensions * state.count:
             damaged = self.vectors_path
         for name, checksum in state.checksums.items():
             if file_crc(self.path_of(name)) != checksum:
@@ -355,15 +303,14 @@ class Update:
         if shortened and state.count >= max(LEAST_IMAGES, 2 * state.fitted):
             fit_components(state, vectors)
         state.checksums = {}
+        name, dimensions = state.searched()
         if state.components:
-            projection = Projection(**state.components)
-            blocks = (
-                projection(torch.from_numpy(rows)).numpy() for rows in vectors.blocks()
-            )
-            path = self.path_of(state.searched)
-            state.checksums[state.searched] = write_blocks(path, blocks)
-            vectors = VectorsFile(path, state.searched_dimensions)
-        state.checksums[codes_path(state.searched)] = write_codes(vectors)
+            project = Projection(**state.components)
+            blocks = (project(torch.from_numpy(rows)) for rows in vectors.blocks())
+            path = self.path_of(name)
+            state.checksums[name] = write_blocks(path, blocks)
+            vectors = VectorsFile(path, dimensions)
+        state.checksums[codes_path(name)] = write_codes(vectors)
 
     def remove_old_files(self):
         """Remove leftovers, and the files of earlier indexes."""
@@ -403,121 +350,9 @@ def store_calibration(index, calibration):
     """
     with locked(index.folder) as database:
         state = read_state(database)
-        if not state or state.searched != os.path.basename(index.vectors.path):
+        if not state or state.token not in index.vectors.path:
             raise UserError(f'{index.folder} has changed: run --calibrate again')
         state.calibration = calibration
         with database:
             write_state(database, state)
     index.calibration = calibration
-
-
-# The database
-
-
-@contextlib.contextmanager
-def locked(index_folder):
-    """Yield the database of an index; no other process can use it meanwhile.
-
-    If another process does, print so and wait. If the database is damaged, print so and
-    replace it by an empty one. Raises WriteError if it cannot be opened or written.
-    """
-    path = os.path.join(index_folder, 'index.sqlite')
-    os.makedirs(index_folder, exist_ok=True)
-    refuse_special(path)
-    try:
-        try:
-            database = open_database(path)
-        except sqlite3.Error:
-            if not os.path.isfile(path) or not os.path.getsize(path):
-                raise  # it cannot be created
-            print(f'notice: {path} is damaged: the index is built again')
-            os.remove(path)
-            database = open_database(path)
-        with contextlib.closing(database):
-            yield database
-    except sqlite3.Error as error:
-        raise WriteError(path, error) from error
-
-
-def open_database(path):
-    """Open a database, create its tables if it is new, and lock it until it is closed.
-
-    Raises sqlite3.Error if it is damaged, of another version, or cannot be written.
-    """
-    # SQLite's default journal mode, DELETE, works on network shares too
-    database = sqlite3.connect(path, timeout=0)
-    database.text_factory = bytes  # a damaged text may not be UTF-8
-    try:
-        lock(database, path)
-        ((version,),) = database.execute('PRAGMA user_version')
-        checks = database.execute('PRAGMA quick_check').fetchall()
-        if version not in (0, FORMAT) or checks != [(b'ok',)]:
-            raise sqlite3.DatabaseError('damaged, or of another version')
-        database.executescript(TABLES)
-        if not version:
-            database.execute(f'PRAGMA user_version = {FORMAT}')
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
-
-
-def lock(database, path):
-    """Lock a database until it is closed; wait while another process holds it."""
-    is_told = False
-    while not database.in_transaction:
-        try:
-            database.execute('BEGIN EXCLUSIVE')
-        except sqlite3.OperationalError as error:
-            if 'locked' not in str(error):
-                raise
-            if not is_told:
-                folder = os.path.dirname(path)
-                print(f'another process is updating {folder}: waiting', flush=True)
-            is_told = True
-            time.sleep(0.1)
-    database.execute('PRAGMA locking_mode = EXCLUSIVE')  # beyond this transaction
-    database.commit()
-
-
-def checksum_of(values, vector=b''):
-    """Return the CRC-32 of values of the database, and of the bytes of a vector."""
-    return zlib.crc32(vector, zlib.crc32(repr(values).encode()))
-
-
-def write_state(database, state):
-    """Replace the State in the database."""
-    values, components = dict(vars(state)), io.BytesIO()
-    np.savez(components, **values.pop('components') or {})
-    row = [json.dumps(values).encode(), components.getvalue()]
-    database.execute('DELETE FROM state')
-    database.execute('INSERT INTO state VALUES (?, ?, ?)', [*row, checksum_of(row)])
-
-
-def read_state(database, settings=None):
-    """Return the State in the database, or None if there is none.
-
-    If it is damaged or has other settings, a notice says so, and it counts as none.
-    """
-    stored = database.execute('SELECT * FROM state').fetchall()
-    if not stored:
-        return None
-    *row, checksum = stored[0]
-    if checksum != checksum_of(row):
-        print('notice: the index is damaged, so all images are embedded again')
-        return None
-    values, arrays = json.loads(row[0]), np.load(io.BytesIO(row[1]))
-    components = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    state = State(**values, components=components or None)
-    changes = [
-        f'{name} was {state.settings.get(name)} and is {value}'
-        for name, value in (settings or state.settings).items()
-        if state.settings.get(name) != value
-    ]
-    if changes:
-        print(
-            'notice: the index is stale, so all images are embedded again: '
-            + ', '.join(changes)
-        )
-        return None
-    return state

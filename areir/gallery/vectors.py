@@ -37,6 +37,9 @@ class VectorsFile:
         self.array = np.memmap(path, '<f4', 'c', shape=(count, dimensions))
         self.mapped = torch.from_numpy(self.array)
 
+    def __reduce__(self):  # for pickle: another process maps the file itself
+        return VectorsFile, (self.path, self.dimensions)
+
     def __len__(self):
         return len(self.array)
 
@@ -103,18 +106,18 @@ def code_blocks(vectors):
     all_scales, largest_error = [], torch.zeros(1)
     for rows in vectors.blocks():
         codes, scales, errors = encode(torch.from_numpy(rows))
-        yield codes.numpy()
-        all_scales.append(scales.numpy())
+        yield codes
+        all_scales.append(scales)
         largest_error = torch.maximum(largest_error, errors.max())
-    yield from (*all_scales, largest_error.numpy())
+    yield from (*all_scales, largest_error)
 
 
 def write_blocks(path, blocks):
-    """Write arrays one after the other to a file, and return its CRC-32."""
+    """Write arrays or tensors one after the other to a file; return its CRC-32."""
     checksum = 0
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         for block in blocks:
-            content = block.tobytes()
+            content = np.asarray(block).tobytes()
             file.write(content)
             checksum = zlib.crc32(content, checksum)
     return checksum

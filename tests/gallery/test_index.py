@@ -26,8 +26,10 @@ from special import largest_file
 from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import WriteError
+from areir.gallery import index_database
 from areir.gallery import index as index_module
-from areir.gallery.index import Update, index_path, locked
+from areir.gallery.index_database import locked
+from areir.gallery.index import Update, index_path
 from areir.gallery.vectors import codes_path
 
 STOPPED = 77  # exit code of a process that a test has ended
@@ -168,7 +170,7 @@ def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
 def update_until(photos, index_folder, point):
     """Update an index, but end the process at a point, as a kill does."""
     owner, name, before = {
-        'an empty database': (index_module, 'write_state', True),
+        'an empty database': (index_database, 'write_state', True),
         'vectors without rows': (index_module, 'append_vectors', False),
         'all rows': (index_module, 'write_blocks', True),
         'a file without name': (Update, 'write_files', False),
@@ -328,7 +330,7 @@ def test_processes_that_build_one_index_do_not_damage_it(photos, tmp_path, conte
 
 def update_and_tell(photos, index_folder, outputs):
     """Send each line that an update prints, and at last how many images it embedded."""
-    index_module.print = lambda line, **options: outputs.put(line)
+    index_database.print = lambda line, **options: outputs.put(line)
     outputs.put(update(photos, index_folder).embedded)
 
 
