@@ -7,7 +7,6 @@ the page of the run, which also shows recall by number of heads and the scores.
 import base64
 import io
 import itertools
-import re
 from functools import partial
 from typing import NamedTuple
 
@@ -36,11 +35,7 @@ STYLE = {
 
 
 def make_chart(description, draw):
-    """Return (picture, description) for the page of a run.
-
-    description: title and numbers, for people who cannot see the picture, an SVG as a
-    data URI; draw(axes) draws it.
-    """
+    """Return (what draw(axes) draws, an SVG as a data URI; its text alternative)."""
     file = io.BytesIO()
     save_svg(file, [draw], columns=1)
     encoded = base64.b64encode(file.getvalue()).decode()
@@ -48,7 +43,7 @@ def make_chart(description, draw):
 
 
 def save_svg(file, drawings, columns):
-    """Draw functions draw(axes) as charts side by side and save them to a file.
+    """Save charts, functions draw(axes), side by side to an open file or a path.
 
     The user's settings of matplotlib change nothing.
     """
@@ -57,9 +52,8 @@ def save_svg(file, drawings, columns):
     from matplotlib.figure import Figure
 
     lines = -(-len(drawings) // columns)
-    size = WIDTH * columns, HEIGHT * lines
     with style.context(['default', STYLE]):
-        figure = Figure(figsize=size, layout='constrained')
+        figure = Figure((WIDTH * columns, HEIGHT * lines), layout='constrained')
         for place, draw in enumerate(drawings, 1):
             draw(figure.add_subplot(lines, columns, place))
         figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
@@ -77,31 +71,27 @@ class Panel(NamedTuple):
 
 
 def curve_panels(rows):
-    """Return the Panels of a run's rows, a DataFrame with `epoch`.
-
-    Columns that the rows lack or that hold no number are left out.
-    """
-    recalls = [column for column in rows if re.fullmatch(r'test_recall@\d+', column)]
-    recalls = {column: column.replace('test_recall', 'R') for column in recalls}
-    panels = (
-        Panel('Training loss', {'train_loss': ''}, number),
-        Panel('Training accuracy', {'train_accuracy': ''}, share),
-        Panel('Test Recall@K', recalls, share),
-        Panel('Test MAP@R', {'test_map@r': ''}, share),
-        Panel('Recall@1 of held-out classes', {'val_recall@1': ''}, share),
-    )
+    """Return the Panels of a run's rows, a DataFrame; empty columns are left out."""
     present = rows.columns[rows.notna().any()]
-    for panel in panels:
-        for column in panel.columns.keys() - set(present):
-            del panel.columns[column]
-    return [panel for panel in panels if panel.columns]
+    recalls = present[present.str.fullmatch(r'test_recall@\d+')]
+    recalls = {column: column.replace('test_recall', 'R') for column in recalls}
+    panels = []
+    for title, columns, write in (
+        ('Training loss', {'train_loss': ''}, number),
+        ('Training accuracy', {'train_accuracy': ''}, share),
+        ('Test Recall@K', recalls, share),
+        ('Test MAP@R', {'test_map@r': ''}, share),
+        ('Recall@1 of held-out classes', {'val_recall@1': ''}, share),
+    ):
+        if columns := {name: columns[name] for name in columns if name in present}:
+            panels.append(Panel(title, columns, write))
+    return panels
 
 
 def draw_curves(rows, path):
-    """Draw the curves of a run by epoch as one figure for a paper, an SVG file.
+    """Draw the curves of a run, a DataFrame, as one figure for a paper, an SVG file.
 
-    rows: a DataFrame of the rows of <run>_results.csv. Equal rows give equal bytes.
-    Raises WriteError if the file cannot be written.
+    Equal rows give equal bytes. Raises WriteError if the file cannot be written.
     """
     drawings = [partial(draw_panel, panel, rows, None) for panel in curve_panels(rows)]
     columns = 2 if len(drawings) == 4 else min(len(drawings), 3)
@@ -145,28 +135,43 @@ def draw_panel(panel, rows, kept, axes):
 
 
 def heads_chart(recalls):
-    """Return the chart of Recall@1 by number of heads: [Estimate]."""
+    """Return the chart of Recall@1 by number of heads, [Estimate]."""
+
+    def draw(axes):
+        heads, *limits = zip(*recalls)
+        values, lows, highs = 100 * np.array(limits)
+        axes.vlines(heads, lows, highs, color=RIGHT, alpha=0.5)
+        axes.plot(heads, values, 'o-', color=RIGHT)
+        axes.set_xlabel('heads')
+        axes.set_title('Recall@1 (%), with 95 % intervals')
+
     numbers = [f'{row.name} heads {share(row.value)}' for row in recalls]
-    description = f'Recall@1 by number of heads: {"; ".join(numbers)}'
-    return make_chart(description, partial(draw_heads, recalls))
-
-
-def draw_heads(recalls, axes):
-    """Draw Recall@1 by number of heads; vertical lines are its intervals."""
-    heads, *limits = zip(*recalls)
-    values, lows, highs = 100 * np.array(limits)
-    axes.vlines(heads, lows, highs, color=RIGHT, alpha=0.5)
-    axes.plot(heads, values, 'o-', color=RIGHT)
-    axes.set_xlabel('heads')
-    axes.set_title('Recall@1 (%), with 95 % intervals')
+    return make_chart(f'Recall@1 by number of heads: {"; ".join(numbers)}', draw)
 
 
 def score_chart(title, shares, calibration):
     """Return the chart of the scores of wrong and right images.
 
-    shares: histograms {'wrong', 'right': (bins,)} from -1 to 1; calibration: a dict
-    with the threshold to mark, or None.
+    shares: histograms {'wrong', 'right': (bins,)} from -1 to 1; calibration: holds the
+    threshold to mark, or None.
     """
+
+    def draw(axes):
+        taken = (shares['wrong'] + shares['right']).nonzero()[0]
+        first, last = taken[0], taken[-1] + 1
+        edges = np.linspace(-1, 1, len(shares['right']) + 1)[first : last + 1]
+        for kind, sign, colour in (('wrong', '✗', WRONG), ('right', '✓', RIGHT)):
+            heights, label = 100 * shares[kind][first:last], f'{sign} {kind}'
+            axes.stairs(heights, edges, fill=True, color=colour, alpha=0.5, label=label)
+        if calibration:
+            axes.axvline(calibration['threshold'], label='threshold', **DASHED)
+            low, high = calibration['low'], calibration['high']
+            if low is not None:
+                axes.axvspan(low, high, color='black', alpha=0.1, linewidth=0)
+        axes.set_xlabel('score')
+        axes.set_title(f'{title} (%)')
+        axes.figure.legend(loc='outside lower center', ncols=3)
+
     peaks = []
     for kind, heights in shares.items():
         peak = int(heights.argmax())
@@ -175,23 +180,4 @@ def score_chart(title, shares, calibration):
     description = f'{title}: {"; ".join(peaks)}'
     if calibration:
         description += f'; threshold {number(calibration["threshold"])}'
-    return make_chart(description, partial(draw_scores, title, shares, calibration))
-
-
-def draw_scores(title, shares, calibration, axes):
-    """Draw two histograms, and a dashed line at the threshold with its interval."""
-    taken = (shares['wrong'] + shares['right']).nonzero()[0]
-    first, last = taken[0], taken[-1] + 1
-    edges = np.linspace(-1, 1, len(shares['right']) + 1)[first : last + 1]
-    for kind, sign, colour in (('wrong', '✗', WRONG), ('right', '✓', RIGHT)):
-        heights = 100 * shares[kind][first:last]
-        look = {'color': colour, 'alpha': 0.5, 'label': f'{sign} {kind}'}
-        axes.stairs(heights, edges, fill=True, **look)
-    if calibration:
-        axes.axvline(calibration['threshold'], label='threshold', **DASHED)
-        low, high = calibration['low'], calibration['high']
-        if low is not None:
-            axes.axvspan(low, high, color='black', alpha=0.1, linewidth=0)
-    axes.set_xlabel('score')
-    axes.set_title(f'{title} (%)')
-    axes.figure.legend(loc='outside lower center', ncols=3)
+    return make_chart(description, draw)

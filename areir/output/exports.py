@@ -39,8 +39,7 @@ def export_vectors(collection, folder):
     with atomic_path(vectors_path) as temporary, open(temporary, 'wb') as file:
         np.save(file, vectors)
     columns = {'path': collection.images, 'class': collection.classes}
-    table = pd.DataFrame({'row': range(len(collection)), **columns})
-    write_table(table_path, table)
+    write_table(table_path, pd.DataFrame({'row': range(len(collection)), **columns}))
     count, dimensions = vectors.shape
     print(f'wrote {vectors_path} ({count:,} x {dimensions:,} float32) and {table_path}')
 
@@ -49,10 +48,7 @@ def export_vectors(collection, folder):
 
 
 class PixelEmbedder(nn.Module):
-    """Maps images uint8 (N, S, S, 3) to vectors (N, D).
-
-    net: has embed(images (N, 3, S, S)); trained: see `export_network`.
-    """
+    """Maps images uint8 (N, S, S, 3) to vectors (N, D); net: of a TrainedModel."""
 
     def __init__(self, net, trained):
         super().__init__()
@@ -64,12 +60,11 @@ class PixelEmbedder(nn.Module):
 
 
 def export_network(trained, path):
-    """Write the network of a model to an .onnx or a .pt2 file, and print its shapes.
+    """Write the network of a TrainedModel to an .onnx or a .pt2 file; print its shapes.
 
-    trained: has model, mean, std, image_size and dimensions, as TrainedModel has. The
-    file is written only if its vectors are those of the model, see `lowest_cosine`.
-    Raises UserError if they are not, if the path has another ending, if a package is
-    missing, or if there are more weights than the file can hold.
+    Raises UserError if the vectors of the file are not those of the model, if the path
+    has another ending, if a package is missing, or if there are more weights than the
+    file can hold.
     """
     ending = os.path.splitext(path)[1].lower()
     converters = {'.onnx': to_onnx, '.pt2': to_pt2}
@@ -80,7 +75,7 @@ def export_network(trained, path):
     if ending == '.onnx':
         check_onnx(trained.model, path)
     about = {
-        'model': os.path.basename(getattr(trained, 'path', '')),
+        'model': os.path.basename(trained.path),
         'image_size': str(trained.image_size),
         'dimensions': str(trained.dimensions),
         'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
@@ -140,10 +135,7 @@ def trace(trained):
 
 
 def to_onnx(program, about):
-    """Return (the bytes of an ONNX file, a function from images to vectors).
-
-    about: {name: text}, the metadata of the file.
-    """
+    """Return (the bytes of an ONNX file, its function from images to vectors)."""
     import onnxruntime  # optional
 
     exported = torch.onnx.export(
@@ -177,7 +169,7 @@ def to_pt2(program, about):
 def lowest_cosine(run, trained):
     """Return the lowest cosine between the vectors of a file and those of its model.
 
-    run: maps images to vectors, as the file does. Both get images of random spots.
+    run: maps images to vectors, as the file does. The images are random spots.
     """
     embed = PixelEmbedder(trained.model, trained)
     side, generator = trained.image_size, torch.Generator().manual_seed(0)

@@ -3,7 +3,6 @@
 The page is a single HTML file without scripts that opens from disk and loads nothing:
 the style sheet, the charts (SVG) and the thumbnails are inside. Its text and markup are
 in templates/, which escape whatever comes from data, such as the names of classes.
-`inference.py --report` calls `write_report`.
 """
 
 import base64
@@ -39,8 +38,8 @@ def write_report(results_root, database_path, database, folder):
     JSON are beside that file; each of them may be missing. folder: where the paths of
     images start. Raises UserError if there is nothing to retrieve.
     """
-    run = os.path.basename(database_path).removesuffix('_data_base.pth')
-    beside = os.path.join(os.path.dirname(database_path), run)
+    beside = database_path.removesuffix('_data_base.pth')
+    run = os.path.basename(beside)
     images = run_statistics.SearchedImages(database)
     if not images.available:
         raise UserError(
@@ -53,7 +52,6 @@ def write_report(results_root, database_path, database, folder):
         'run': run,
         'database': database,
         'images': images,
-        'calibration': database['calibration'],
         'record': record,
         'record_problem': record_problem,
         'curves_problem': curves_problem,
@@ -90,17 +88,13 @@ def read(reader, path):
     """Return (reader(path), None), or (None, why the file cannot be read)."""
     try:
         return reader(path), None
-    except FileNotFoundError:
-        return None, f'{os.path.basename(path)} is missing'
-    except (UserError, OSError):
-        return None, f'{os.path.basename(path)} is damaged'
+    except (UserError, OSError) as error:
+        reason = 'missing' if isinstance(error, FileNotFoundError) else 'damaged'
+        return None, f'{os.path.basename(path)} is {reason}'
 
 
 def describe_curves(rows, kept):
-    """Return what the page shows of the rows of a run's CSV: charts and a table.
-
-    kept: the epoch that the database holds.
-    """
+    """Return what the page shows of a run's CSV; kept: the epoch of the database."""
     rows = rows.replace([math.inf, -math.inf], math.nan)
     panels = charts.curve_panels(rows)
     table = {'Epoch': rows['epoch'].map('{:g}'.format)}
@@ -119,35 +113,36 @@ def describe_curves(rows, kept):
 
 
 def describe_results(images, database, folder):
-    """Return what the page shows of SearchedImages: figures, classes, queries, scores.
+    """Return what the page shows of the SearchedImages of a database.
 
-    database: of the run; folder: where the paths of images start.
+    folder: where the paths of images start.
     """
     recalls, ranks = run_statistics.rank_heads(images, database['ensemble_size'])
     statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
     scores, nearest = search(images.query, images.gallery, k, images.own)
     labels, rank, values = images.query_labels, ranks['rank'], measures(ranks, [1])
-    first = images.labels[nearest[:, 0]], scores[:, 0]
-    classes = run_statistics.lowest_classes(labels, rank, *first)
+    figures = {'recall@1': 'Recall@1', 'map@r': 'MAP@R', 'r_precision': 'R-precision'}
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
     best = run_statistics.pick(statistics.margin, labels, rank == 1)
     tiles = TileMaker(images, (scores, nearest), database['classes'], folder)
+    first = images.labels[nearest[:, 0]], scores[:, 0]
+    classes = []
+    for row in run_statistics.lowest_classes(labels, rank, *first):
+        query = row.example
+        answer = tiles.tile(query, nearest[query, 0], scores[query, 0])
+        classes.append((row, tiles.tile(query), answer))
     pairs, bests = statistics.pair_shares, statistics.best_shares
     calibration = database['calibration']
     return {
         'figures': [
-            run_statistics.estimate('Recall@1', values['recall@1'], labels),
-            run_statistics.estimate('MAP@R', values['map@r'], labels),
-            run_statistics.estimate('R-precision', values['r_precision'], labels),
+            run_statistics.estimate(title, values[name], labels)
+            for name, title in figures.items()
         ],
         'recalls': recalls,
         'heads_chart': charts.heads_chart(recalls),
         'without_right': int((rank == 0).sum()),
-        'classes': [
-            (row, tiles.query(row.example), tiles.nearest(row.example, 1)[0])
-            for row in classes
-        ],
+        'classes': classes,
         'worst': [tiles.row(query, rank, statistics) for query in worst],
         'best': [tiles.row(query, rank, statistics) for query in best],
         'sampled': statistics.sampled,
@@ -191,48 +186,38 @@ class TileMaker:
         self.scores, self.indices = nearest
         self.picture = functools.cache(thumbnail)
 
-    def tile(self, kind, path, label, score=None):
-        """Return the Tile of an image."""
+    def tile(self, query, index=None, score=None):
+        """Return the Tile of a query, or of image `index` of the gallery for it."""
+        images = self.images
+        if index is None:
+            kind, label = 'query', images.query_labels[query]
+            path = images.query_images[query]
+        else:
+            path, label = images.images[index], images.labels[index]
+            kind = 'right' if label == images.query_labels[query] else 'wrong'
+            score = float(score)
         picture = self.picture(os.path.join(self.folder, path))
         return Tile(kind, path, self.classes[label], picture, score)
-
-    def query(self, query):
-        """Return the Tile of a query, given by its number."""
-        images = self.images
-        return self.tile(
-            'query', images.query_images[query], images.query_labels[query]
-        )
-
-    def answer(self, query, index, score):
-        """Return the Tile of image `index` of the gallery as an answer to a query."""
-        path, label = self.images.images[index], self.images.labels[index]
-        kind = 'right' if label == self.images.query_labels[query] else 'wrong'
-        return self.tile(kind, path, label, float(score))
-
-    def nearest(self, query, count=NEIGHBOURS):
-        """Return the Tiles of a query's nearest images."""
-        found = zip(self.indices[query][:count], self.scores[query])
-        return [self.answer(query, index, score) for index, score in found]
 
     def row(self, query, rank, statistics):
         """Return (Tile, note, answers) of a query that has a right image.
 
         The answers are the Tiles of the nearest images, and of the first right one if
-        it is not among them. rank (Q,): of the first right images; statistics:
-        ScoreStatistics.
+        it is not among them. rank (Q,): of the first right images.
         """
         rank, margin = int(rank[query]), float(statistics.margin[query])
-        answers, best = self.nearest(query), statistics.best
-        if rank > len(answers):
-            index, score = best.nearest_right[query], best.best_right[query]
-            answers.append(self.answer(query, index, score))
+        found = list(zip(self.indices[query], self.scores[query]))
+        if rank > len(found):
+            best = statistics.best
+            found.append((best.nearest_right[query], best.best_right[query]))
+        answers = [self.tile(query, index, score) for index, score in found]
         if rank > 1:
             note = f'the first right image has rank {rank:,}'
         elif margin == math.inf:
             note = 'there is no wrong image'
         else:
             note = f'{number(margin)} above every wrong image'
-        return self.query(query), note, answers
+        return self.tile(query), note, answers
 
 
 def thumbnail(path):

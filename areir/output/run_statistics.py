@@ -1,13 +1,10 @@
-"""What the page of a run shows, computed from its database.
-
-Which classes and queries the model answers well or badly, what each number of heads
-retrieves, and how right and wrong images score.
-"""
+"""What the page of a run shows, computed from its database."""
 
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -24,14 +21,12 @@ SHOWN_CLASSES = 10  # classes of lowest recall@1
 
 
 class SearchedImages:
-    """The queries and the gallery of a database.
+    """The queries and the gallery of a database, a dict as train.py writes it.
 
-    Without a gallery of their own the queries search each other (leave_one_out), and
-    the gallery is the queries.
+    Without a gallery of their own the queries search each other (leave_one_out).
     """
 
     def __init__(self, database):
-        """database: a dict as train.py writes it."""
         self.leave_one_out = 'query_embeddings' not in database
         prefix = '' if self.leave_one_out else 'query_'
         self.query = database[f'{prefix}embeddings']  # (Q, D) unit vectors
@@ -40,10 +35,10 @@ class SearchedImages:
         self.gallery = database['embeddings']  # (N, D)
         self.labels = database['labels']  # (N,)
         self.images = database['images']  # (N,)
-        count = len(self.query_images)
         # (Q,) index of each query in the gallery, or -1
-        own = torch.arange(count) if self.leave_one_out else torch.full((count,), -1)
-        self.own = own
+        self.own = torch.full((len(self.query_images),), -1)
+        if self.leave_one_out:
+            self.own = torch.arange(len(self.images))
         self.available = len(self.images) - self.leave_one_out  # to each query
 
 
@@ -72,15 +67,14 @@ def rank_heads(images, ensemble_size):
     all heads as of `metrics.rank_positives`).
     """
     size = images.query.shape[1] // ensemble_size
-    counts = [2**power for power in range(ensemble_size.bit_length())]
-    counts = [count for count in counts if count < ensemble_size] + [ensemble_size]
-    recalls, ranks = [], None
-    for heads in counts:
+    powers = [2**power for power in range(ensemble_size.bit_length())]
+    recalls = []
+    for heads in sorted({*powers, ensemble_size}):
         columns = slice(0, heads * size)
-        arguments = [images.query[:, columns], images.query_labels]
-        if not images.leave_one_out:
-            arguments += [images.gallery[:, columns], images.labels]
-        ranks = rank_positives(*arguments)
+        gallery = images.gallery[:, columns], images.labels
+        if images.leave_one_out:
+            gallery = ()
+        ranks = rank_positives(images.query[:, columns], images.query_labels, *gallery)
         recall = measures(ranks, [1])['recall@1']
         recalls.append(estimate(str(heads), recall, images.query_labels))
     return recalls, ranks
@@ -90,46 +84,40 @@ def rank_heads(images, ensemble_size):
 
 
 class ScoreStatistics(NamedTuple):
-    """How right and wrong images score.
-
-    Histograms are {'wrong', 'right': (SCORE_BINS,) shares}.
-    """
+    """How right and wrong images score. Histograms are {'wrong', 'right': shares}."""
 
     best: BestScores
     margin: torch.Tensor  # (Q,) by which the best right image outscores the best wrong
     pair_shares: dict  # histograms of the sampled queries' scores with all images
     best_shares: dict  # histograms of each query's best scores
-    sampled: int
+    sampled: int  # queries
 
 
 def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
     """Return the ScoreStatistics of SearchedImages.
 
-    sample: the most queries whose pairs are counted; block: queries whose scores are
-    held at a time.
+    sample: the most queries whose pairs are counted; block: queries scored at a time.
     """
     count = len(images.query_labels)
     generator = torch.Generator().manual_seed(0)
     sampled = torch.zeros(count, dtype=torch.bool)
     sampled[torch.randperm(count, generator=generator)[:sample]] = True
     best = BestScores(count)
-    right, wrong = np.zeros(SCORE_BINS), np.zeros(SCORE_BINS)
+    pairs = {'wrong': np.zeros(SCORE_BINS), 'right': np.zeros(SCORE_BINS)}
     queries = images.query, images.query_labels
     gallery = images.gallery, images.labels
     blocks = score_blocks(*queries, *gallery, images.own, block)
-    total = -(-count // block)
-    for part in tqdm(blocks, desc='scores', total=total, delay=3, leave=False):
+    for part in tqdm(blocks, 'scores', -(-count // block), leave=False, delay=3):
         best.add(part)
         chosen = sampled[part.rows]
         scores = part.scores[chosen]
-        right += histogram(scores[part.right[chosen]])
-        wrong += histogram(scores[part.wrong[chosen]])
-    pairs = {'wrong': wrong, 'right': right}
+        pairs['wrong'] += histogram(scores[part.wrong[chosen]])
+        pairs['right'] += histogram(scores[part.right[chosen]])
     bests = {'wrong': histogram(best.best_wrong), 'right': histogram(best.best_right)}
     for counts in (*pairs.values(), *bests.values()):
         counts /= max(1, counts.sum())
     margin = best.best_right - best.best_wrong
-    return ScoreStatistics(best, margin, pairs, bests, int(sampled.sum()))
+    return ScoreStatistics(best, margin, pairs, bests, min(sample, count))
 
 
 def histogram(scores):
@@ -150,18 +138,15 @@ class ClassRecall(NamedTuple):
     label: int
     queries: int  # that have a right image
     recall: float  # recall@1 of these
-    confusions: (
-        list  # [(label of the wrong nearest image, queries)], most frequent first
-    )
+    confusions: list  # [(label of a wrong nearest image, queries)], by frequency
     example: int  # the query with the highest score for an image of the first of these
 
 
 def lowest_classes(labels, rank, nearest_labels, nearest_scores, count=SHOWN_CLASSES):
     """Return a ClassRecall for the `count` classes of lowest recall@1 below 1.
 
-    All arguments are (Q,): the queries' labels, the ranks of their nearest right images
-    (0 without one, and then the query does not count), and the labels and scores of
-    their nearest images.
+    All (Q,): the queries' labels, the ranks of their nearest right images (0 without
+    one, and then the query does not count), labels and scores of their nearest images.
     """
     rows = []
     for label in labels[rank > 1].unique().tolist():
@@ -178,15 +163,8 @@ def lowest_classes(labels, rank, nearest_labels, nearest_scores, count=SHOWN_CLA
 def pick(values, labels, wanted, count=SHOWN_QUERIES, per_class=SHOWN_PER_CLASS):
     """Return the `count` queries of highest value, at most `per_class` of a class.
 
-    values, labels (Q,); wanted (Q,) bool: the queries to pick from. Of equal values the
-    first comes first.
+    values, labels (Q,); wanted (Q,) bool: the queries to pick from.
     """
-    values = values.masked_fill(~wanted, -torch.inf)
-    order = values.argsort(descending=True, stable=True)
-    picked, seen = [], Counter()
-    for query in order[: int(wanted.sum())].tolist():
-        label = int(labels[query])
-        seen[label] += 1
-        if seen[label] <= per_class:
-            picked.append(query)
-    return picked[:count]
+    table = pd.DataFrame({'value': values.numpy(), 'label': labels.numpy()})
+    table = table[wanted.numpy()].sort_values('value', ascending=False, kind='stable')
+    return table.groupby('label').head(per_class).index[:count].tolist()

@@ -72,7 +72,8 @@ def make_trained(pictures, model_type='resnet18', side=32, projected=False, **op
     if projected:
         model.projection = fit_projection(model.embed(images), 4, whitening=0.5)
     sizes = {'image_size': side, 'dimensions': model.dimensions}
-    return SimpleNamespace(model=model, mean=MEAN, std=STD, **sizes)
+    path = 'results/toy_model.pth'
+    return SimpleNamespace(model=model, path=path, mean=MEAN, std=STD, **sizes)
 
 
 def run_onnx(path, pixels):
@@ -150,7 +151,6 @@ def trained(slim_backbone, pictures):
 
 
 def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
-    trained.path = 'results/toy_model.pth'
     path = str(tmp_path / 'new folder/network.pt2')
     before = {name: value.clone() for name, value in trained.model.state_dict().items()}
     export_network(trained, path)

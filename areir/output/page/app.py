@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from areir.errors import UserError
 from areir.gallery.queries import Query, stored_query
 from areir.output.answers import verdict
-from areir.output.page.folder import SIDES, NoSuchImage, PictureMaker, draw_pair
+from areir.output.page.folder import draw_pair
 
 MOST = 100  # images that the page shows at most
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -26,6 +26,8 @@ TOO_LARGE = (
 )
 SENTENCES = {
     403: 'Refused: only the search page itself may ask, at its own address.',
+    410: 'The folder has been read again since this page showed the image, so its '
+    'number may mean another one. Search with your picture again.',
     413: TOO_LARGE,
     500: 'The search failed. The terminal of inference.py says why.',
 }
@@ -46,9 +48,8 @@ HEADERS = {
 def make_app(folder, uploads, is_local, number, heat_maps):
     """Return the Flask app that searches a SearchedFolder.
 
-    uploads: a folder for uploaded pictures, which are removed after their request;
-    is_local: whether the app serves this machine only; number, heat_maps: the settings
-    that the page starts with.
+    uploads: a folder for uploaded pictures; is_local: whether the app serves this
+    machine only; number, heat_maps: the settings that the page starts with.
     """
     app = Flask(__name__, static_folder=os.path.join(HERE, 'static'))
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
@@ -67,7 +68,8 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.add_url_rule('/search', view_func=views.search, methods=['POST'])
     app.add_url_rule('/heat_map', view_func=views.heat_map, methods=['POST'])
     app.add_url_rule('/read_again', view_func=views.read_again, methods=['POST'])
-    app.add_url_rule('/images/<token>/<int:index>/<size>', view_func=views.picture)
+    picture = '/images/<token>/<int:index>/<any(small, large):size>'
+    app.add_url_rule(picture, view_func=views.picture)
     for kind in (UserError, OSError, HTTPException):
         app.register_error_handler(kind, error_reply)
     return app
@@ -94,7 +96,7 @@ def check_origin():
 
 
 def add_headers(response):
-    """Add the security headers to a reply, and keep pages out of caches."""
+    """Add HEADERS to a reply, and keep pages out of caches."""
     response.headers.update(HEADERS)
     response.headers.setdefault('Cache-Control', 'no-store')
     return response
@@ -109,7 +111,6 @@ class Views:
     def __init__(self, folder, uploads, number, heat_maps):
         self.folder, self.uploads = folder, uploads
         self.number, self.heat_maps = number, heat_maps
-        self.pictures = PictureMaker()
 
     def page(self):
         """Return the page before a search."""
@@ -160,11 +161,8 @@ class Views:
     def picture(self, token, index, size):
         """Return an image of the folder, small or large."""
         generation = self.folder.current
-        generation.check(token, index)
-        if size not in SIDES:
-            raise NoSuchImage('Images are small or large.')
-        path = generation.collection.path_of(index)
-        jpeg = self.pictures.picture(path, token, size)
+        check(generation, token, index)
+        jpeg = self.folder.picture(generation.collection.path_of(index), size)
         headers = {'Cache-Control': 'private, max-age=3600'}
         return Response(jpeg, mimetype='image/jpeg', headers=headers)
 
@@ -212,7 +210,16 @@ def sent_query(generation, uploads):
 def sent_index(generation, field):
     """Return the number of an image that a field of the form holds, checked."""
     index = request.form.get(field, -1, type=int)
-    return generation.check(request.form.get('token'), index)
+    check(generation, request.form.get('token'), index)
+    return index
+
+
+def check(generation, token, index):
+    """Refuse a token of another generation, and the number of no image."""
+    if token != generation.token:
+        abort(410)
+    if not 0 <= index < len(generation.collection):
+        abort(404, 'The folder has no image of this number.')
 
 
 def error_reply(error):
@@ -220,8 +227,7 @@ def error_reply(error):
     if isinstance(error, HTTPException):
         status, text = error.code, SENTENCES.get(error.code, error.description)
     else:
-        unexpected = 500 if isinstance(error, OSError) else 400
-        status, text = getattr(error, 'status', unexpected), str(error)
+        status, text = 500 if isinstance(error, OSError) else 400, str(error)
     return Response(to_utf8(text), status, mimetype='text/plain')
 
 

@@ -1,6 +1,5 @@
 """The folder that the page searches, and its pictures; all threads share them."""
 
-import functools
 import io
 import os
 import secrets
@@ -19,20 +18,7 @@ from areir.output.answers import make_answer
 from areir.output.heat_maps import overlay, pair_heat
 
 SIDES = {'small': 320, 'large': 1600}  # pixels
-CACHED = 500  # small pictures kept, about 10 MB
 GAP = 8  # pixels between a pair
-
-
-class OldPage(UserError):
-    """The page or link was made before the folder was read again."""
-
-    status = 410  # of the HTTP reply
-
-
-class NoSuchImage(UserError):
-    """No image of the folder has the number of a request."""
-
-    status = 404
 
 
 class Generation(NamedTuple):
@@ -44,17 +30,6 @@ class Generation(NamedTuple):
 
     token: str
     collection: FolderCollection
-
-    def check(self, token, index):
-        """Return the number of an image, `index`. Raises OldPage or NoSuchImage."""
-        if token != self.token:
-            raise OldPage(
-                'The folder has been read again since this page showed the image, so '
-                'its number may mean another one. Search with your picture again.'
-            )
-        if not 0 <= index < len(self.collection):
-            raise NoSuchImage('The folder has no image of this number.')
-        return index
 
 
 class SearchedFolder:
@@ -71,6 +46,7 @@ class SearchedFolder:
         self.current = Generation(secrets.token_hex(4), collection)
         self.computing = threading.Lock()
         self.reading = threading.Lock()
+        self.decoding = threading.BoundedSemaphore(available_cores())
 
     def find(self, query, number, collection):
         """Return (Answer, indices of its images) for a Query."""
@@ -79,7 +55,11 @@ class SearchedFolder:
             raise UserError('The folder has no other image.')
         with self.computing:
             if query.embedding is None:
-                query.embedding = embed(query, collection)
+                embeddings, problems = embed_images([query.file], collection)
+                if problems:
+                    reason = problems[0].replace(f' {query.file!r}', '')
+                    raise UserError(f'The picture cannot be read: {reason}.')
+                query.embedding = embeddings[0]
             nearest = images_to_find(number, available)
             ((_, result),) = search_queries([query], collection, nearest)
         answer = make_answer(query, *result, collection, number)
@@ -103,14 +83,13 @@ class SearchedFolder:
         finally:
             self.reading.release()
 
-
-def embed(query, collection):
-    """Return the embedding of a picture. Raises UserError if it cannot be read."""
-    embeddings, problems = embed_images([query.file], collection)
-    if problems:
-        reason = problems[0].replace(f' {query.file!r}', '')
-        raise UserError(f'The picture cannot be read: {reason}.')
-    return embeddings[0]
+    def picture(self, path, size):
+        """Return an image file as the bytes of a JPEG; size: small or large."""
+        side = SIDES[size]
+        with self.decoding:  # bounds the memory, as `computing` does
+            image = read(path, least=side)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return encode(image, 'JPEG')
 
 
 def describe_changes(earlier, later):
@@ -118,15 +97,14 @@ def describe_changes(earlier, later):
     new = len(set(later.images).difference(earlier.images))
     changed = later.index.embedded - new
     removed = len(set(earlier.images).difference(later.images))
-    unreadable = len(later.index.problems)
     text = counted(new, 'new image')
     if changed > 0:
         text += f', {changed:,} changed'
     if removed:
         text += f', {removed:,} gone'
     text += f'. The folder has {counted(len(later), "image")}.'
-    if unreadable:
-        files = counted(unreadable, 'file')
+    if later.index.problems:
+        files = counted(len(later.index.problems), 'file')
         text += f' {files} cannot be read; the terminal names them.'
     if earlier.calibration and not later.calibration:
         text += (
@@ -138,34 +116,11 @@ def describe_changes(earlier, later):
 
 
 def counted(count, noun):
-    """Write a count with its noun: '1 image', '2,000 images'."""
+    """Write '1 image' or '2,000 images'."""
     return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
 
 
 # Pictures
-
-
-class PictureMaker:
-    """Draws image files as JPEG on request. Threads share it."""
-
-    def __init__(self):
-        self.decoding = threading.BoundedSemaphore(available_cores())
-        self.cached = functools.lru_cache(CACHED)(self.draw)
-
-    def picture(self, path, token, size):
-        """Return the bytes of a JPEG.
-
-        token: of the generation, because the file may have changed before a later one;
-        size: small or large. Raises UserError if the file cannot be read.
-        """
-        return (self.cached if size == 'small' else self.draw)(path, token, size)
-
-    def draw(self, path, token, size):
-        """Draw a picture; `token` only tells generations apart in the cache."""
-        with self.decoding:
-            image = read(path, least=SIDES[size])
-        image.thumbnail((SIDES[size], SIDES[size]), Image.Resampling.LANCZOS)
-        return encode(image, 'JPEG')
 
 
 def read(path, least=None):

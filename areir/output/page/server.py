@@ -30,8 +30,7 @@ def serve(collection, open_again, host, port, number, heat_maps=False):
     """Serve the search page of a FolderCollection; end the process at Ctrl-C.
 
     open_again: brings the index up to date and returns a new collection; port: 0 takes
-    a free one; number, heat_maps: the settings that the page starts with.
-    Raises UserError if the port cannot be used.
+    a free one; number, heat_maps: as of `make_app`.
     """
     from werkzeug.serving import make_server
 
@@ -65,7 +64,7 @@ def listen(host, port):
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except (OSError, OverflowError, TypeError) as error:
+    except (OSError, TypeError) as error:  # TypeError: two dots in a row
         reason = f'--host {host}: {getattr(error, "strerror", None) or error}'
         if getattr(error, 'errno', None) == errno.EADDRINUSE:
             reason = f'the port is in use: choose another, such as {port + 1}'
