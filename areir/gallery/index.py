@@ -32,6 +32,7 @@ from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
 from areir.files import cut_name
+from areir.gallery.folders import scan
 from areir.gallery.index_database import (
     State,
     add_rows,
@@ -43,7 +44,6 @@ from areir.gallery.index_database import (
     replace,
     write_state,
 )
-from areir.gallery.folders import scan
 from areir.gallery.vectors import (
     VectorsFile,
     append_vectors,

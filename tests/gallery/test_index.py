@@ -26,10 +26,10 @@ from special import largest_file
 from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import WriteError
-from areir.gallery import index_database
 from areir.gallery import index as index_module
-from areir.gallery.index_database import locked
+from areir.gallery import index_database
 from areir.gallery.index import Update, index_path
+from areir.gallery.index_database import locked
 from areir.gallery.vectors import codes_path
 
 STOPPED = 77  # exit code of a process that a test has ended
