@@ -132,11 +132,10 @@ def test_what_a_killed_process_left_is_not_in_the_way(root):
     crop_folder = root / 'car/cropped'
     crop_folder.mkdir()
     (crop_folder / '..fingerprint.0123456789ab.part').write_text('half')
-    prepare(root, 'car')
     leftover = crop_folder / '.000001.jpg.0123456789ab.part'
     leftover.write_text('half')
     os.utime(leftover, (0, 0))  # long ago
-    (crop_folder / '000001.jpg').unlink()
+    (crop_folder / '.fingerprint').write_text('of other boxes')
     prepare(root, 'car')
     assert not leftover.exists()
     assert image_size(crop_folder / '000001.jpg') == (10, 8)

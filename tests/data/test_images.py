@@ -1,6 +1,5 @@
 """Images of every mode and state become RGB, or are refused by name."""
 
-import os
 import warnings
 
 import numpy as np
@@ -102,29 +101,17 @@ def test_an_incomplete_file_is_refused_by_name(tmp_path, name):
         load_image(path)
 
 
-def decodes(path):
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except OSError:
-        return False
-    return True
-
-
 def test_a_damaged_png_is_refused_although_it_can_be_decoded(tmp_path):
     """pillow does not look at the checksum of the pixels."""
     path = tmp_path / 'it.png'
     Image.radial_gradient('L').resize((32, 32)).save(path)
     content = path.read_bytes()
-    decoded = 0
     for place in range(content.index(b'IDAT') + 4, content.index(b'IEND') - 8, 3):
         changed = bytearray(content)
         changed[place] ^= 1
         path.write_bytes(changed)
-        decoded += decodes(path)
         with pytest.raises(UserError, match=r'it\.png: '):
             load_image(str(path))
-    assert decoded
 
 
 def test_a_jpeg_may_be_decoded_smaller_but_not_too_small(tmp_path):
@@ -191,20 +178,3 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     files = list_files(tmp_path)
     assert {'a/0.png', 'b/0.png', 'a/to_b/0.png', 'b/to_a/0.png'} <= set(files)
     assert len(files) == 4  # none is a/to_b/to_a/..., which would never end
-
-
-def test_unreadable_folders_are_collected_or_raised(tmp_path, monkeypatch):
-    write_classes(tmp_path, ['a', 'b'], images=1)
-    real = os.scandir
-
-    def scandir(folder):
-        if str(folder).endswith('b'):
-            raise PermissionError(13, 'Permission denied', str(folder))
-        return real(folder)
-
-    monkeypatch.setattr('areir.data.images.os.scandir', scandir)
-    problems = {}
-    assert list_files(str(tmp_path), problems=problems) == ['a/0.png']
-    assert problems == {'b/': 'Permission denied'}
-    with pytest.raises(PermissionError):
-        list_files(str(tmp_path))

@@ -101,10 +101,9 @@ def test_a_fifth_of_the_training_classes_is_held_out(classes, held):
 
 
 def test_the_seed_decides_what_is_held_out():
-    drawn = [tuple(hold_out(whole(40), seed).parts['val'].classes) for seed in range(5)]
-    assert drawn[0] == tuple(hold_out(whole(40), 0).parts['val'].classes)
-    assert len(set(drawn)) == 5
-    assert drawn[0] == (0, 12, 15, 21, 27, 29, 34, 38)  # published runs depend on it
+    first, second = (hold_out(whole(40), seed).parts['val'].classes for seed in (0, 1))
+    assert first == [0, 12, 15, 21, 27, 29, 34, 38]  # published runs depend on it
+    assert second != first
 
 
 def test_absent_images_are_counted_and_named(root, shoes):
