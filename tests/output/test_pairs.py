@@ -31,27 +31,19 @@ def test_a_table_is_sorted_by_kind_and_score(collection, tmp_path):
     assert first == [f'{folder}/c.png', 'y', f'{folder}/copy.png']
 
 
-def test_without_a_threshold_only_duplicates_are_reported(collection, capsys):
-    collection.calibration = None
+def test_the_pairs_are_written(collection, tmp_path, capsys):
+    collection.calibration = None  # so only duplicates are reported
     table = table_of(collection)
     assert table['kind'].tolist() == ['identical'] + ['near-duplicate'] * 3
-    pairs.print_pairs(table, collection)
-    output = capsys.readouterr().out
-    assert '1 identical, 3 near-duplicate pairs; 1 of 6 images are in none' in output
-
-
-def test_the_pairs_are_written(collection, tmp_path, capsys):
-    table = table_of(collection)
     results = str(tmp_path / 'results')
-    target = f'{results}/photos_pairs'
     for _ in range(2):  # an earlier one is replaced
         path = pairs.write_pairs(table, collection, results)
-        assert path == f'{target}/pairs.csv'
-    written = pd.read_csv(f'{target}/pairs.csv')
-    assert written['path'].tolist() == table['path'].tolist()
-    with Image.open(f'{target}/pairs.png') as image:
-        assert image.width > 8 * 192 and image.height > 2 * 192
+    assert path == f'{results}/photos_pairs/pairs.csv'
+    assert pd.read_csv(path)['path'].tolist() == table['path'].tolist()
+    with Image.open(f'{results}/photos_pairs/pairs.png') as image:
+        assert image.width > 8 * 192
     pairs.write_pairs(table[:0], collection, results)
-    assert len(pd.read_csv(f'{target}/pairs.csv')) == 0
+    assert len(pd.read_csv(path)) == 0
     pairs.print_pairs(table, collection)
-    assert '3 same item pairs; 0 of 6 images' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert '1 identical, 3 near-duplicate pairs; 1 of 6 images' in output
