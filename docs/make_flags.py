@@ -21,39 +21,25 @@ This page is written by `make docs` from the scripts themselves; do not edit it.
 script prints the same list for `--help`.
 """
 
-# a help text ends in '[default value is 8]', '[default: 8]', or '(default: 8)'
-DEFAULT = re.compile(r'\s*[\[(]default(?: value)?(?: is|:)?\s*(.*?)[\])]\s*$')
-
-
-def expanded_help(action, parser):
-    """Return (the help text without its default, the default as that text has it)."""
-    values = dict(vars(action), prog=parser.prog)
-    text = (action.help or '') % values
-    stated = DEFAULT.search(text)
-    if stated is None:
-        return text, None
-    return text[: stated.start()], stated.group(1)
-
-
-def default_of(action, stated):
-    """Return the default of a flag as a cell of the table."""
-    value = action.default
-    if isinstance(value, list):
-        separator = ' ' if action.nargs else ','
-        return f'`{separator.join(map(str, value))}`' if value else ''
-    if value is None or isinstance(value, bool):
-        return (stated or '').replace("'", '')
-    return f'`{value}`'
+# a help text ends in '[default value is 8]'
+DEFAULT = re.compile(r'\s*\[default value is (.*)\]$')
 
 
 def row(parser, action):
     """Return one flag as a row of a Markdown table."""
-    text, stated = expanded_help(action, parser)
+    text = parser._get_formatter()._expand_help(action)
+    stated = DEFAULT.search(text)
+    default = ''
+    if stated:
+        text = text[: stated.start()]
+        default = stated.group(1).replace("'", '')
+        if action.default is not None:
+            default = f'`{default}`'
     if action.choices:
         choices = ', '.join(f'`{choice}`' for choice in action.choices)
         text = f'{text} ({choices})'
     name = ', '.join(action.option_strings) or action.dest
-    cells = [f'`{name}`', default_of(action, stated), text]
+    cells = [f'`{name}`', default, text]
     return '| ' + ' | '.join(cell.replace('|', '\\|') for cell in cells) + ' |'
 
 

@@ -216,7 +216,7 @@ def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
     ('flags', 'offender'),
     [
         (['--recalls', '1,24'], 'recall@24'),
-        (['--recalls', '0'], 'recall@0'),
+        (['--recalls', '0'], '--recalls'),
         (['--recalls', '1.5'], '--recalls'),
         (['--recalls', ','], '--recalls'),
         (['--device', 'toaster'], '--device toaster'),

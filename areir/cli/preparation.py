@@ -1,61 +1,39 @@
 """The flags of data_utils.py."""
 
-import argparse
-
-from areir.cli.types import image_size, integer, path
+from areir.cli import make_parser
+from areir.cli.types import image_size, number, path, seed
 
 DATASETS = ('car', 'cub', 'sop', 'isc')  # as in areir.data.layouts
 
 
 def get_parser():
-    parser = argparse.ArgumentParser(
-        usage=argparse.SUPPRESS, description='Prepare datasets for train.py.'
-    )
+    parser = make_parser('Prepare datasets for train.py.')
     known = ', '.join(DATASETS)
     add = parser.add_argument_group('data').add_argument
-    add(
-        '--data_name',
-        help=f'dataset to prepare: {known}, sample, or a name that you choose '
-        f'[default is those of {known} that are in --data_root]',
+    flag = add('--data_name')
+    flag.help = (
+        f'dataset to prepare: {known}, sample, or a name that you choose '
+        f'[default value is those of {known} that are in --data_root]'
     )
-    add(
-        '--data_root',
-        type=path,
-        default='data',
-        help="folder of the datasets [default value is '%(default)s']",
+    add('--data_root', type=path, default='data', help='folder of the datasets')
+    flag = add('--data_path', type=path)
+    flag.help = (
+        'your own images, a folder for each class, to prepare under --data_name; '
+        'they stay where they are'
     )
-    add(
-        '--data_path',
-        type=path,
-        help='your own images, a folder for each class, to prepare under --data_name; '
-        'they stay there',
-    )
-    add(
-        '--csv',
-        metavar='FILE',
-        type=path,
-        help='your own images, listed in a CSV with the columns path, label and '
-        'optionally split, is_query, is_gallery, x_1, x_2, y_1, y_2; they stay where '
-        'they are',
+    flag = add('--csv', metavar='FILE', type=path)
+    flag.help = (
+        'your own images, listed in a CSV with the columns path, label and optionally '
+        'split, is_query, is_gallery, x_1, x_2, y_1, y_2; they stay where they are'
     )
     add = parser.add_argument_group('preparation').add_argument
-    add(
-        '--image_size',
-        type=image_size,
-        default=256,
-        help='pixels per side at which the mean and standard deviation of your own '
-        'dataset are computed [default value is %(default)s]',
+    flag = add('--image_size', type=image_size, default=256)
+    flag.help = (
+        'pixels per side at which the mean and standard deviation of your own dataset '
+        'are computed'
     )
-    add(
-        '--seed',
-        type=integer(0, 2**63 - 1),
-        default=0,
-        help='seed that draws the training half of your own dataset '
-        '[default value is %(default)s]',
-    )
-    add(
-        '--num_workers',
-        type=integer(1, 256),
-        help='processes that read images [default is the number of cores]',
-    )
+    flag = add('--seed', type=seed, default=0)
+    flag.help = 'seed that draws the training half of your own dataset'
+    flag = add('--num_workers', type=number(int, 1, 256))
+    flag.help = 'processes that read images [default value is the number of cores]'
     return parser

@@ -56,62 +56,13 @@ TESTS = 5  # in a run of the current recipe, after that of the initial weights
 MOST_CLASSES = 23  # per meta-class in the published runs
 
 
-# fmt: off
-
-
-def add_recipe_flags(add):
-    """Add the flags of the recipe; add: add_argument of a parser or group."""
-    add('--recipe', choices=list(RECIPES),
-        help='defaults of the flags below, and of batch size, learning rate and '
-             'ensemble size: 2019 is the recipe of the published tables '
-             '[default value is 2019 for car, cub, sop and isc, else current]')
-    add('--shared_stages', type=int, choices=[1, 2, 3],
-        help='how many of the four stages of the backbone are the trunk; more are '
-             f'faster {by_recipe("shared_stages")}')
-    add('--freeze_trunk', choices=['yes', 'no'],
-        help='keep the trunk as it was loaded, and compute its features only once '
-             f'{by_recipe("freeze_trunk")}')
-    add('--freeze_bn', choices=['yes', 'no'],
-        help='keep the statistics of batch norm as they were loaded '
-             f'{by_recipe("freeze_bn")}')
-    add('--schedule', choices=['step', 'cosine'],
-        help='learning rate: divided by 10 at 50%% and 70%% of the epochs, or falling '
-             f'to 0 like a cosine {by_recipe("schedule")}')
-    add('--warmup', type=float,
-        help='share of the epochs in which the learning rate of --schedule cosine '
-             f'rises from 0 {by_recipe("warmup")}')
-    add('--crop_area', type=float,
-        help='train on random crops of at least this share of the area of an image; '
-             f'1 for whole images {by_recipe("crop_area")}')
-    add('--label_smoothing', type=float,
-        help='probability that is spread over all meta-classes '
-             f'{by_recipe("label_smoothing")}')
-    add('--embedding', choices=EMBEDDINGS,
-        help="what describes an image: the heads' logits; pooled features of the "
-             "trunk's last stage and of the heads' stages; or those of all stages "
-             f'{by_recipe("embedding")}')
-    add('--mirror', choices=['yes', 'no'],
-        help='add the embedding of the mirror image, which doubles the time of '
-             f'embedding {by_recipe("mirror")}')
-    add('--dimensions', type=int,
-        help='reduce embeddings to this many numbers by principal components of the '
-             f'training images; 0 to keep all {by_recipe("dimensions")}')
-    add('--whitening', type=float,
-        help='divide each component of --dimensions by its standard deviation to this '
-             'power, from 0 to 1 '
-             f'{by_recipe("whitening")}')
-
-
-# fmt: on
-
-
 def by_recipe(flag):
-    """Return the end of a help text: the flag's default in each recipe."""
-    old, new = (RECIPES[name][flag] for name in ('2019', 'current'))
+    """Return the flag's default in each recipe, for its help text."""
+    old, new = RECIPES['2019'][flag], RECIPES['current'][flag]
     if old == new:
-        return f'[default value is {old}]'
+        return new
     scratch = f', {FROM_SCRATCH[flag]} from scratch' if flag in FROM_SCRATCH else ''
-    return f'[default value is {new}{scratch} (2019: {old})]'
+    return f'{new}{scratch} (2019: {old})'
 
 
 def default_recipe(args):

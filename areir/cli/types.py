@@ -6,23 +6,22 @@ LARGEST_IMAGE = 8192  # pixels per side of a network's input
 RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
 
 
-def integer(least, most):
-    """Return an argparse type: an integer from `least` to `most`."""
+def number(kind, least, most):
+    """Return an argparse type: an int or float (`kind`) from `least` to `most`."""
 
     def convert(text):
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f'{text} is below {least}')
-        if value > most:
-            raise argparse.ArgumentTypeError(f'{text} is above {most}')
+        value = kind(text)
+        if not least <= value <= most:  # nan is refused too
+            raise argparse.ArgumentTypeError(f'{text} is not from {least} to {most}')
         return value
 
-    convert.__name__ = 'integer'  # argparse's message if int() fails names it
+    convert.__name__ = kind.__name__  # argparse's message if kind() fails names it
     return convert
 
 
-positive = integer(1, 1_000_000)
-image_size = integer(1, LARGEST_IMAGE)
+positive = number(int, 1, 1_000_000)
+image_size = number(int, 1, LARGEST_IMAGE)
+seed = number(int, 0, 2**63 - 1)
 
 
 def path(text):
@@ -37,20 +36,15 @@ def integers(text):
     try:
         numbers = [int(part) for part in text.split(',') if part.strip()]
     except ValueError:
-        raise no_integers(text) from None
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a list of integers such as 1,2,4'
+        ) from None
     return list(dict.fromkeys(numbers))
 
 
-def listed_integers(text):
-    """argparse type: as `integers`, but at least one."""
+def positives(text):
+    """argparse type: as `integers`, but at least one, and each at least 1."""
     numbers = integers(text)
-    if not numbers:
-        raise no_integers(text)
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r}: each must be at least 1')
     return numbers
-
-
-def no_integers(text):
-    """Return the error for a text that is not a list of integers."""
-    return argparse.ArgumentTypeError(
-        f'{text!r} is not a list of integers such as 1,2,4'
-    )

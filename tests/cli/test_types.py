@@ -4,14 +4,21 @@ import argparse
 
 import pytest
 
-from areir.cli import types
+from areir.cli import make_parser, types
 
 
-def test_an_integer_between_limits(capsys):
+@pytest.mark.parametrize(
+    ('kind', 'good', 'bad'),
+    [
+        (int, '4', ['5', '-1', '1e20', '1.5', 'x', '']),
+        (float, '0.5', ['4.01', '-0.1', 'nan', 'inf', 'x', '']),
+    ],
+)
+def test_a_number_between_limits(capsys, kind, good, bad):
     parser = argparse.ArgumentParser()
-    parser.add_argument('--workers', type=types.integer(0, 4))
-    assert parser.parse_args(['--workers', '4']).workers == 4
-    for text in ('5', '-1', '1e20', '1.5', 'x', ''):
+    parser.add_argument('--workers', type=types.number(kind, 0, 4))
+    assert parser.parse_args(['--workers', good]).workers == kind(good)
+    for text in bad:
         with pytest.raises(SystemExit):
             parser.parse_args([f'--workers={text}'])
         assert 'argument --workers: ' in capsys.readouterr().err
@@ -19,10 +26,23 @@ def test_an_integer_between_limits(capsys):
 
 def test_integers():
     assert types.integers('1,2,4') == [1, 2, 4]
-    assert types.integers(' 4, 1,4,,') == [4, 1]
+    assert types.integers(' 4, 1,4,,') == types.positives('4,1') == [4, 1]
     assert types.integers('') == []
-    with pytest.raises(argparse.ArgumentTypeError):
-        types.listed_integers('')
     for text in ('1,x', 'all', '1.5'):
         with pytest.raises(argparse.ArgumentTypeError, match=text):
             types.integers(text)
+    for text in ('', '1,0', '-1'):
+        with pytest.raises(argparse.ArgumentTypeError):
+            types.positives(text)
+
+
+def test_help_ends_with_the_default():
+    parser = make_parser('')
+    parser.add_argument('--seed', type=int, default=0, help='drawn from')
+    parser.add_argument('--gpus', type=types.integers, default=[0, 1], help='used')
+    parser.add_argument('--name', help='unknown')
+    parser.add_argument('--json', action='store_true', help='print JSON')
+    text = parser.format_help()
+    assert 'drawn from [default value is 0]' in text
+    assert "used [default value is '0,1']" in text
+    assert text.count('default value') == 2
