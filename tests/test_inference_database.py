@@ -78,8 +78,7 @@ def test_an_image_from_outside_is_embedded(project, answer, tmp_path):
     assert len(table) == 8 and os.path.basename(folder) == 'meine Schöne'
     assert os.path.basename(table['path'][0]) == 'figure_3_03.png'
     assert table['score'][0] == pytest.approx(1, abs=1e-3)
-    for stage in ('database', 'model ', 'embedding ', 'search ', 'drawing '):
-        assert stage in output.partition('times: ')[2]
+    assert 'model ' in output.partition('times: ')[2]
 
 
 def test_the_database_alone_answers_for_its_images(project, answer, tmp_path):
