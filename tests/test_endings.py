@@ -175,13 +175,6 @@ def test_output_to_a_full_disk_is_one_line(start, main):
 
 
 @full_device
-def test_help_that_cannot_be_written_is_one_line(start_python):
-    with open('/dev/full', 'w') as full:
-        code, (line,) = end(start_python('evaluate.py', '--help', stdout=full))
-    assert code == 2 and 'No space left on device' in line
-
-
-@full_device
 def test_an_error_is_told_even_if_nothing_can_be_printed(start):
     with open('/dev/full', 'w') as full:
         process = start("print('a'); raise utils.UserError('b: damaged')", stdout=full)

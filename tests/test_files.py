@@ -34,9 +34,6 @@ def leftover(folder, name, age):
     return touch(folder / os.path.basename(files.temporary_name(name)), age)
 
 
-# Names
-
-
 def test_leftover_folders_are_removed_and_links_are_not_followed(tmp_path):
     mine = touch(tmp_path / 'mine.txt')
     folder = tmp_path / os.path.basename(files.temporary_name('a'))
@@ -91,19 +88,6 @@ def test_writing_removes_old_leftovers_of_the_same_name_only(tmp_path):
     assert old.exists()
 
 
-def test_links_and_folders_are_moved_like_files(tmp_path):
-    path = tmp_path / 'a'
-    with files.atomic_path(str(path)) as temporary:
-        os.symlink('nowhere', temporary)
-    assert os.readlink(path) == 'nowhere'
-    path.unlink()
-    for content in ('old', 'new'):
-        with files.atomic_path(str(path)) as temporary:
-            os.mkdir(temporary)
-            touch(tmp_path / os.path.basename(temporary) / content)
-    assert os.listdir(path) == ['new'] and os.listdir(tmp_path) == ['a']
-
-
 # Whole files
 
 
@@ -113,7 +97,6 @@ def test_text_json_and_tables(tmp_path):
     assert path.read_bytes() == 'Schöne\r\nZeile '.encode() + b'\xff\n'
     files.write_json(str(path), {'name': 'Schöne', 'numbers': [1, 0.1]})
     assert json.loads(path.read_text()) == {'name': 'Schöne', 'numbers': [1, 0.1]}
-    assert 'Schöne' in path.read_text() and path.read_text().endswith('}\n')
     table = pd.DataFrame({'epoch': [1, 2], 'loss': [0.1, 1 / 3]})
     files.write_table(str(path), table)
     pd.testing.assert_frame_equal(pd.read_csv(path), table, check_exact=True)
@@ -128,8 +111,7 @@ def test_file_names_need_not_be_valid_text(tmp_path):
     with open(os.fsencode(path), 'rb') as file:
         assert b'caf\xe9.csv' in file.read()
     files.write_tensors({path: {'a': 1}})
-    for mmap in (False, True):
-        assert files.load_own(path, ['a'], 'train again', mmap)['a'] == 1
+    assert files.load_own(path, ['a'], 'train again')['a'] == 1
     old = files.temporary_name(path)
     with open(old, 'w'):
         os.utime(old, (0, 0))
@@ -220,7 +202,6 @@ def flip_bit(content):
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
-@pytest.mark.parametrize('mmap', [False, True])
 @pytest.mark.parametrize(
     'damage',
     [
@@ -232,17 +213,14 @@ def flip_bit(content):
         other_keys,
     ],
 )
-def test_damaged_files_are_refused_by_name(tmp_path, damage, mmap):
+def test_damaged_files_are_refused_by_name(tmp_path, damage):
     path = tmp_path / 'a.pth'
-    tensors = torch.ones(1000), torch.arange(9)
-    files.write_tensors({str(path): {'weights': tensors}})
-    for one, other in zip(
-        files.load_own(str(path), ['weights'], 'train again', mmap)['weights'], tensors
-    ):
-        assert torch.equal(one, other)
+    files.write_tensors({str(path): {'weights': torch.ones(1000)}})
+    loaded = files.load_own(str(path), ['weights'], 'train again')['weights']
+    assert torch.equal(loaded, torch.ones(1000))
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UserError, match=r'a\.pth') as refused:
-        files.load_own(str(path), ['weights'], 'train again', mmap)
+        files.load_own(str(path), ['weights'], 'train again')
     assert '\n' not in str(refused.value)
 
 
@@ -266,9 +244,6 @@ def test_pickled_objects_are_refused_and_not_executed(tmp_path, monkeypatch):
     assert not os.path.exists('executed')
 
 
-@pytest.mark.parametrize(
-    ('name', 'cut'),
-    [('abcdef', 'abcde'), ('中文', '中'), ('a中文', 'a中'), 2 * ('\udcff' * 5,)],
-)
-def test_names_are_cut_between_characters(name, cut):
-    assert files.cut_name(name, 5) == cut
+def test_names_are_cut_between_characters():
+    assert files.cut_name('a中文', 5) == 'a中'
+    assert files.cut_name('\udcff' * 5, 5) == '\udcff' * 5

@@ -57,11 +57,6 @@ def test_more_processes_than_gpus_are_refused(machine):
         hardware.choose_devices([0, 1])
 
 
-def test_processes_without_gpus_run_on_the_cpu(machine):
-    machine(gpus=0, processes=2, rank=1)
-    assert hardware.choose_devices([0, 1]) == (torch.device('cpu'), [])
-
-
 @pytest.mark.parametrize(
     ('precision', 'capability', 'chosen'),
     [
@@ -94,10 +89,3 @@ def test_precision_follows_the_cpu(
     found = hardware.choose_hardware([0], 'auto', depthwise)
     assert (found.device, found.precision) == (torch.device('cpu'), chosen)
     assert str(torch.get_num_threads()) in found.name
-
-
-def test_the_local_device(machine):
-    machine(gpus=0, processes=2, rank=1)
-    assert hardware.local_device() == torch.device('cpu')
-    machine(gpus=2, processes=4, rank=3)
-    assert hardware.local_device() == torch.device('cuda', 1)

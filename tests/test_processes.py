@@ -70,30 +70,16 @@ def test_a_folder_to_write_to_is_made(tmp_path):
         processes.check_shared_folder(str(tmp_path / 'file'))
 
 
-@pytest.fixture
-def handlers():
-    """Put the handlers of signals back afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def test_signals_are_noted_and_announced_once(handlers, capfd):
+def test_signals_are_noted_and_announced_once(capfd):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    before = [signal.getsignal(number) for number in numbers]
     signals = processes.catch_signals()
-    assert signals == []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         os.kill(os.getpid(), number)
-    assert signals == [signal.SIGTERM, signal.SIGINT]
+    for number, handler in zip(numbers, before):
+        signal.signal(number, handler)
+    assert signals == numbers
     assert capfd.readouterr().err.count('checkpoint') == 1
-
-
-def test_workers_leave_signals_to_their_parent(handlers):
-    processes.ignore_signals()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(os.getpid(), number)
-        assert signal.getsignal(number) == signal.SIG_IGN
 
 
 PAIR = """
