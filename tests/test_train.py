@@ -10,8 +10,6 @@ import pytest
 import torch
 from train_runs import EVERY_BATCH, FLAGS, RUN, assert_same_run, read, read_table, train
 
-import train as train_module
-from areir.cli.recipes import fill_in_defaults
 from areir.data.images import load_image, normalise, to_pixels
 from areir.retrieval import evaluate
 from areir.training.trainer import Trainer
@@ -30,22 +28,6 @@ def trained(small):
 
 
 # What a run says and writes
-
-
-@pytest.mark.slow
-def test_training_says_what_runs(trained):
-    weights = EnsembleModel('resnet18', 3, 3).parameters()
-    for text in (
-        'train 36 images of 6 classes, test 30 images of 5 classes',
-        '3 heads of 3 meta-classes',
-        f'{sum(weight.numel() for weight in weights):,} parameters',
-        '2 epochs of 4 batches of 8',
-        'recall@1000 dropped: 29 images can be retrieved',
-        'epoch 2/2: loss',
-        'fp32',
-        f'{RUN}_',
-    ):
-        assert text in trained.output
 
 
 @pytest.mark.slow
@@ -87,14 +69,6 @@ def test_the_model_file_rebuilds_the_database(trained):
     torch.testing.assert_close(embeddings, database['embeddings'], rtol=0, atol=1e-5)
     assert saved['partition'].shape == (3, 6)
     assert saved['version'] == database['version']
-
-
-@pytest.mark.slow
-def test_a_refused_call_of_a_process(trained):
-    """Seen from outside once: exit code, one line, nothing else."""
-    result = trained.run('train.py', *FLAGS, '--meta_class_size', 7)
-    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith('train.py: error: meta_class_size 7')
 
 
 # Flags that change a run; the network is slim from here on
@@ -299,14 +273,6 @@ def test_an_image_damaged_after_preparation_is_named(
     assert 'figure_02_02.png: ' in line
 
 
-def test_results_that_cannot_be_written_are_refused_before_training(
-    slim, slim_backbone, tmp_path
-):
-    (tmp_path / 'file').write_text('x')
-    flags = ['--results_root', tmp_path / 'file', '--num_workers', 0]
-    assert str(tmp_path / 'file') in slim.refuse('train.py', *FLAGS, *flags)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(
     slim, slim_backbone, tmp_path, monkeypatch
 ):
@@ -317,22 +283,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     line = slim.refuse('train.py', *FLAGS, *flags, '--results_root', tmp_path)
     assert 'epoch 1, batch 2' in line and '--lr' in line
     assert f'{tmp_path / RUN}_checkpoint' in line
-
-
-def test_the_flags_of_the_published_tables_have_their_defaults():
-    args = train_module.get_parser().parse_args([])
-    fill_in_defaults(args, classes=98, from_scratch=False)
-    wanted = {
-        'data_name': 'car',
-        'crop_type': 'uncropped',
-        'data_root': 'data',
-        'model_type': 'resnet18',
-        'with_se': 'yes',
-        'ensemble_size': 48,
-        'meta_class_size': 12,
-        'batch_size': 8,
-        'num_epochs': 20,
-        'gpu_ids': [0, 1],
-        'recalls': [1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000],
-    }
-    assert {name: getattr(args, name) for name in wanted} == wanted

@@ -96,18 +96,6 @@ def test_the_table_begins_before_training(trained):
     assert output.index('before training') < output.index('epoch 1/2')
 
 
-def test_the_record_has_every_flag(trained):
-    path = trained.results / f'{trained.run_name}_run.json'
-    record = json.loads(path.read_text())
-    wanted = {**WANTED, 'recipe': 'current', 'test_every': 1, 'weights': 'none'}
-    arguments = record['arguments']
-    assert {name: arguments[name] for name in wanted} == wanted
-    assert None not in (arguments['meta_class_size'], arguments['select'])
-    assert record['epoch'] == 2
-    recall = table_of(trained)['test_recall@1'].iloc[-1]
-    assert record['metrics']['recall@1'] == recall
-
-
 def test_the_database_holds_unit_vectors_of_the_components(trained):
     """18 training images span 17 directions, which are fewer than --dimensions."""
     database, saved = load(trained, 'data_base'), load(trained, 'model')

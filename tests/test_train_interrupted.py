@@ -145,24 +145,6 @@ def stop_at(patch, batches):
     patch.setattr(processes, 'catch_signals', lambda: signals)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('batches', [3, 4])
-def test_a_signal_stops_after_its_batch(
-    slim, slim_backbone, uninterrupted, tmp_path, batches
-):
-    flags = [*FLAGS, '--results_root', tmp_path, '--num_workers', 0]
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(patch, batches)
-        code, _, errors = slim.call('train.py', *flags)
-    assert code == 130
-    folder = checkpoints(tmp_path)[0]
-    epoch, batch = divmod(batches - 1, 4)
-    name = f'epoch_{epoch + 1:04d}_batch_{batch + 1:06d}'
-    assert os.path.basename(folder) == name and folder in errors.splitlines()[-1]
-    assert 'resumed    epoch' in train(slim, tmp_path, '--resume')
-    assert_same_run(uninterrupted, tmp_path)
-
-
 def test_a_signal_while_embedding_keeps_the_trained_epoch(
     slim, slim_backbone, uninterrupted, tmp_path
 ):
@@ -219,14 +201,6 @@ def test_folders_whose_names_are_not_utf8(slim, slim_backbone, tmp_path, interru
 
 
 # Finished
-
-
-def test_a_finished_run_is_not_run_again(slim, uninterrupted):
-    before = (uninterrupted / f'{RUN}_model.pth').stat().st_mtime
-    assert f'{RUN} is finished' in train(slim, uninterrupted, '--resume')
-    assert (uninterrupted / f'{RUN}_model.pth').stat().st_mtime == before
-    flags = ['--resume', '--seed', '1', '--results_root', uninterrupted]
-    assert '--seed 1' in slim.refuse('train.py', *FLAGS, *flags)
 
 
 # A full disk

@@ -11,7 +11,7 @@ import signal
 import pytest
 import torch
 from slim import build_backbone, use_slim_backbone
-from test_train_interrupted import Killed, die_at_batch, kill_after_move
+from test_train_interrupted import die_at_batch, kill_after_move
 from torch import nn
 from torchvision.ops import StochasticDepth
 from train_runs import EVERY_BATCH, assert_same_run, read
@@ -125,25 +125,6 @@ def test_a_frozen_trunk_stays_and_its_features_are_kept(
     os.utime(images[0], (1, 1))
     succeed(train, tmp_path, *flags)
     assert len(written) == 2
-
-
-def test_a_run_that_dies_while_it_computes_features_goes_on(train, tmp_path):
-    """What it had written is removed."""
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    succeed(train, whole, *FROZEN)
-    view_features = trunk_features.view_features
-
-    def die_after_one(*arguments):
-        yield next(view_features(*arguments))
-        raise Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trunk_features, 'view_features', die_after_one)
-        code, _, errors = train(stopped, *FROZEN)
-    assert code == 1 and 'Killed' in errors
-    assert not any(stopped.rglob('*.npy'))
-    succeed(train, stopped, *FROZEN, '--resume')
-    assert_same_run(whole, stopped, RUN)
 
 
 def test_a_signal_stops_while_features_are_computed(train, tmp_path):

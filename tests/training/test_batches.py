@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from conftest import REPOSITORY
-from experiments import INFO, arguments, draw_split, pixels_of
+from experiments import INFO, arguments, draw_split
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -23,7 +23,6 @@ from areir.training.batches import (
     crop_regions,
     load_data,
     make_loaders,
-    own_share,
     training_batches,
     whole_batches,
 )
@@ -47,54 +46,35 @@ def pretend(monkeypatch, rank, processes):
     monkeypatch.setattr(batches, 'rank_and_count', lambda: (rank, processes))
 
 
-def test_an_epoch_holds_each_image_once():
+def test_an_epoch_holds_each_image_once_in_an_order_of_its_own():
     sampler = EpochSampler(403, 8, seed=3)
     rows = sampler.batches
-    assert rows.shape == (50, 8) and rows.dtype == torch.int64
+    assert rows.shape == (50, 8)
     assert rows.unique().numel() == 400 and rows.max() < 403
-    state = torch.random.get_rng_state()
     assert torch.equal(EpochSampler(403, 8, seed=3).batches, rows)
-    assert state.equal(torch.random.get_rng_state())
     assert not torch.equal(EpochSampler(403, 8, seed=4).batches, rows)
     sampler.set_epoch(2)
     assert not torch.equal(sampler.batches, rows)
 
 
-def test_a_sampler_takes_another_order():
+def test_a_sampler_begins_within_an_epoch_and_takes_another_order():
     sampler = EpochSampler(6, 4, seed=3, order=lambda epoch: torch.arange(9) + epoch)
-    assert sampler.remaining.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
-    assert next(iter(sampler)) == [(1, 1), (2, 1), (3, 1), (4, 1)]
-
-
-@pytest.mark.parametrize('start', [0, 1])
-def test_a_sampler_begins_within_an_epoch(start):
-    sampler = EpochSampler(20, 8, seed=3)
-    sampler.set_epoch(2, start)
-    rows = sampler.batches[start:]
-    assert list(sampler) == [[(image, 2) for image in row] for row in rows.tolist()]
-    assert len(sampler) == 2 - start
-    assert torch.equal(sampler.remaining, rows)
+    assert sampler.batches.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    sampler.set_epoch(2, start=1)
+    assert list(sampler) == [[(6, 2), (7, 2), (8, 2), (9, 2)]] and len(sampler) == 1
 
 
 def test_a_sampler_yields_the_share_of_its_process(monkeypatch):
-    sampler, in_order = EpochSampler(20, 8, seed=3), InOrder(10, 4)
-    whole = list(sampler)
+    """All shares have one size, so images may be decoded twice."""
+    sampler = InOrder(6, 4, epochs=[7, 9])
+    shares = []
     for rank in range(3):
         pretend(monkeypatch, rank, 3)
-        assert list(sampler) == [own_share(batch, rank, 3) for batch in whole]
-        rows = ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])
-        rows = [[(image, None) for image in row] for row in rows]
-        assert list(in_order) == [own_share(row, rank, 3) for row in rows]
-
-
-def test_images_in_order():
-    """Once as they are, or as in several epochs."""
-    sampler = InOrder(5, 3, epochs=[7, 9])
-    rows = ([0, 1, 2], [3, 4])
-    wanted = [[(image, epoch) for image in row] for epoch in (7, 9) for row in rows]
-    assert list(sampler) == wanted and len(sampler) == 4
-    assert torch.cat(sampler.remaining).tolist() == [*range(5), *range(5)]
-    assert list(InOrder(2, 3)) == [[(0, None), (1, None)]]
+        assert {epoch for share in sampler for _, epoch in share} == {7, 9}
+        shares.append([[image for image, _ in share] for share in sampler])
+    assert shares[0] == [[0, 1], [4], [0, 1], [4]]
+    assert shares[1] == [[2, 3], [5], [2, 3], [5]]
+    assert shares[2] == [[0, 1], [4], [0, 1], [4]]
 
 
 @pytest.mark.parametrize('processes', [1, 3])
@@ -108,37 +88,29 @@ def test_shares_of_all_processes_are_put_together(monkeypatch, paths, processes)
         pretend(monkeypatch, rank, processes)
         loader = make_loader(paths, 8, sampler, 0, transform=transform)
         sent.append([images for images, _, _ in loader])
-    assert len({images.shape for share in sent for images in share}) == 1
 
     for rank in range(processes):
         pretend(monkeypatch, rank, processes)
         step = iter(range(len(sampler)))
 
-        def gather(own, rank=rank, step=step):
+        def gather(own, step=step):
             number = next(step)
-            assert torch.equal(own, sent[rank][number])
             return [share[number] for share in sent]
 
         monkeypatch.setattr(batches, 'gather', gather)
         loader = make_loader(paths, 8, sampler, 0, transform=transform)
         whole = list(whole_batches(loader, CPU))
         assert [batch.tolist() for _, batch, _ in whole] == sampler.remaining.tolist()
-        for pixels, batch, problems in whole:
+        for pixels, batch, _ in whole:
             for own, row in zip(pixels, batch.tolist()):
                 assert torch.equal(own, transform(load_image(paths[row]), row, 2))
-            assert problems == [''] * 4
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_image_that_cannot_be_read_is_named(paths, tmp_path, workers):
-    damaged = tmp_path / 'damaged.png'
-    with open(paths[0], 'rb') as file:
-        damaged.write_bytes(file.read()[:100])
-    for bad in (damaged, tmp_path / 'absent.png'):
-        named = [*paths[:4], str(bad)]
-        loader = make_loader(named, 8, InOrder(5, 3), num_workers=workers)
-        with pytest.raises(UserError, match=bad.name):
-            list(whole_batches(loader, CPU))
+def test_an_image_that_cannot_be_read_is_named(paths, tmp_path):
+    named = [*paths[:4], str(tmp_path / 'absent.png')]
+    loader = make_loader(named, 8, InOrder(5, 3), num_workers=0)
+    with pytest.raises(UserError, match=r'absent\.png'):
+        list(whole_batches(loader, CPU))
 
 
 # Crops and flips
@@ -148,11 +120,9 @@ def test_an_image_that_cannot_be_read_is_named(paths, tmp_path, workers):
 def test_crops_are_large_enough_and_inside(least_area):
     generator = torch.Generator().manual_seed(2)
     regions = crop_regions(2000, least_area, generator)
-    assert regions.shape == (2000, 4)
     left, top, right, bottom = regions.T
     assert regions.min() >= 0 and regions.max() <= 1
     width, height = right - left, bottom - top
-    assert width.min() > 0 and height.min() > 0
     # a side longer than the image was cut, which leaves the other side alone
     least = min(least_area, (least_area * 3 / 4) ** 0.5)
     assert (width * height).min() > least - 1e-4
@@ -195,29 +165,15 @@ def test_a_crop_is_that_region_of_the_image(ramp):
 
 
 def test_what_is_seen_depends_on_seed_epoch_and_image_alone(ramp):
-    state = torch.random.get_rng_state()
     one, other = (CropAndFlip(20, 8, seed=3, least_area=0.2) for _ in range(2))
     first = [one(ramp, index, 1) for index in range(20)]
     one(ramp, 5, 2)
     for index in (7, 3, 19):
         assert torch.equal(other(ramp, index, 1), first[index])
         assert torch.equal(one(ramp, index, 1), first[index])
-    assert state.equal(torch.random.get_rng_state())
     another = CropAndFlip(20, 8, seed=4, least_area=0.2)
     for changed in (another(ramp, 3, 1), one(ramp, 3, 2), one(ramp, 4, 1)):
         assert not torch.equal(changed, first[3])
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_transform_gets_the_image_its_number_and_the_epoch(paths, workers):
-    loader = make_loader(paths, 8, [[(3, 7)], [(2, None)]], workers, transform=constant)
-    (seen, _, _), (plain, _, _) = loader
-    assert (seen == 37).all()
-    assert torch.equal(plain[0], to_pixels(load_image(paths[2]), 8))
-
-
-def constant(image, index, epoch):
-    return torch.full((3, 8, 8), 10 * index + epoch, dtype=torch.uint8)
 
 
 # Which images
@@ -226,26 +182,6 @@ def constant(image, index, epoch):
 @pytest.fixture(scope='module')
 def split(tmp_path_factory):
     return draw_split(tmp_path_factory.mktemp('images') / 'photos')
-
-
-def test_the_split_of_the_flags_is_loaded(monkeypatch, split, capsys):
-    calls = []
-    monkeypatch.setattr(
-        batches, 'load_split', lambda *names: calls.append(names) or split
-    )
-    prepared = {'shoes': ['uncropped'], 'cub': ['uncropped', 'cropped']}
-    monkeypatch.setattr(batches, 'prepared_names', lambda root: prepared)
-    assert load_data(arguments()) is split
-    args = arguments(crop_type='cropped')
-    assert load_data(args) is split and args.crop_type == 'uncropped'
-    assert '--crop_type' in capsys.readouterr().out
-    assert load_data(arguments(data_name='cub', crop_type='cropped')) is split
-    assert capsys.readouterr().out == ''
-    assert calls == [
-        ('data', 'shoes', 'uncropped'),
-        ('data', 'shoes', 'uncropped'),
-        ('data', 'cub', 'cropped'),
-    ]
 
 
 def many_classes(images_per_class, classes=10):
@@ -264,48 +200,34 @@ def test_classes_are_held_out_for_validation(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'select, classes, message',
-    [
-        ('last', 1, 'has 1: add'),
-        ('val', 1, 'has 0 beside those that --select val holds out: add'),
-        ('val', 2, 'has 0 beside those that --select val holds out: add'),
-        ('val', 3, 'has 1 beside those that --select val holds out: add'),
-    ],
+    ('select', 'classes'), [('last', 1), ('val', 1), ('val', 2), ('val', 3)]
 )
-def test_a_single_class_teaches_nothing(monkeypatch, select, classes, message):
+def test_a_single_class_teaches_nothing(monkeypatch, select, classes):
     split = many_classes(2, classes)
     monkeypatch.setattr(batches, 'load_split', lambda *names: split)
-    with pytest.raises(UserError, match=f'shoes: training needs .* {message}'):
+    with pytest.raises(UserError, match='shoes'):
         load_data(arguments(select=select))
 
 
-def test_components_come_from_training_images_as_they_are(split):
-    made = make_loaders(split, arguments(dimensions=8, crop_area=0.4), CPU)
-    assert list(made) == ['train', 'test', 'fit']
-    images = torch.cat([images for images, _, _ in made['fit']])
-    assert torch.equal(images, pixels_of(split, 'train'))  # in order, not cropped
-    transform = made['train'].dataset.transform
-    assert transform.least_area == 0.4 and transform.count == 10
-
-
-def test_many_images_are_drawn_once_for_a_seed(split, monkeypatch):
+def test_components_come_from_a_sample_that_the_seed_draws(split, monkeypatch):
     monkeypatch.setattr(batches, 'FIT_IMAGES', 4)
     drawn = []
     for seed in (1, 1, 2):
         args = arguments(dimensions=8, seed=seed)
-        drawn.append(make_loaders(split, args, CPU)['fit'].dataset.paths)
+        dataset = make_loaders(split, args, CPU)['fit'].dataset
+        assert dataset.transform is None  # images as they are
+        drawn.append(dataset.paths)
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 4 and drawn[0] == sorted(drawn[0])
 
 
-@pytest.mark.parametrize('start', [0, 1])
-def test_images_and_meta_labels_of_a_batch_belong_together(split, start):
+def test_images_and_meta_labels_of_a_batch_belong_together(split):
     loader = make_loaders(split, arguments(), CPU)['train']
-    loader.batch_sampler.set_epoch(2, start)
+    loader.batch_sampler.set_epoch(2, start=1)
     meta_labels = torch.arange(30).view(10, 3)
     batches = list(training_batches(loader, meta_labels, INFO, CPU))
     rows = loader.batch_sampler.remaining
-    assert len(batches) == len(rows) == 2 - start
+    assert len(batches) == len(rows) == 1
     for (images, labels), row in zip(batches, rows):
         assert torch.equal(labels, meta_labels[row])
         items = [loader.dataset[index, 2][0] for index in row.tolist()]

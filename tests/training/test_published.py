@@ -12,14 +12,6 @@ from model import EnsembleModel
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def drawn(heads, seed, batches=1):
-    """Return the weights of the last of some batches, drawn without the model."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(batches):
-        noise = torch.rand(heads, generator=generator)
-    return noise.softmax(dim=0)
-
-
 @torch.no_grad()
 def weighed_logits(model, weights):
     """Return logits (N, E, M) of a model whose heads' inputs are weighed by hand."""
@@ -35,36 +27,21 @@ def noisy():
     return model, RandomWeights(model, 5)
 
 
-@pytest.fixture(scope='module')
-def plain():
-    """The same model without random weights."""
-    return EnsembleModel('resnet18', 3, 2, seed=5).eval()
-
-
-def test_weights_are_drawn_for_every_batch_and_sum_to_one(noisy, plain):
-    model, weights = noisy
-    assert torch.equal(plain.embed(IMAGES), plain.embed(IMAGES))
-    first = model.embed(IMAGES)
-    assert weights.weights.sum().item() == pytest.approx(1)
-    assert torch.equal(weights.weights, drawn(3, 5))
-    assert not torch.allclose(first, model.embed(IMAGES))
-    assert torch.equal(weights.weights, drawn(3, 5, batches=2))
-
-
-def test_each_head_multiplies_its_input_by_its_weight(noisy, plain):
-    model, _ = noisy
-    logits = weighed_logits(plain, drawn(3, 5))
-    wanted = F.normalize(logits, dim=2).flatten(1) / math.sqrt(3)
-    assert torch.allclose(model.embed(IMAGES), wanted, atol=1e-6)
-
-
-def test_logits_depend_on_the_batch_too(noisy, plain):
-    model, _ = noisy
-    for batches in (1, 2):
-        with torch.no_grad():
-            logits = model(IMAGES)
-        wanted = weighed_logits(plain, drawn(3, 5, batches))
-        assert torch.allclose(logits, wanted, atol=1e-5)
+def test_each_batch_draws_weights_that_multiply_the_heads_inputs(noisy):
+    """They sum to one; logits and embeddings depend on them."""
+    model, random_weights = noisy
+    plain = EnsembleModel('resnet18', 3, 2, seed=5).eval()
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(2):
+        weights = torch.rand(3, generator=generator).softmax(dim=0)
+        wanted = F.normalize(weighed_logits(plain, weights), dim=2).flatten(1)
+        embeddings = model.embed(IMAGES)
+        assert torch.allclose(embeddings, wanted / math.sqrt(3), atol=1e-6)
+        assert torch.equal(random_weights.weights, weights)
+    weights = torch.rand(3, generator=generator).softmax(dim=0)
+    with torch.no_grad():
+        logits = model(IMAGES)
+    assert torch.allclose(logits, weighed_logits(plain, weights), atol=1e-5)
 
 
 def test_some_members_take_the_weights_of_the_whole_ensemble(noisy):
@@ -73,12 +50,3 @@ def test_some_members_take_the_weights_of_the_whole_ensemble(noisy):
     RandomWeights(some, 5)
     columns = whole.embed(IMAGES).view(2, 3, 2)[:, [0, 2]].flatten(1)
     assert torch.allclose(some.embed(IMAGES), columns, atol=1e-6)
-
-
-def test_the_generator_can_be_set_back(noisy):
-    model, weights = noisy
-    model.embed(IMAGES)
-    state = weights.generator.get_state()
-    second = model.embed(IMAGES)
-    weights.generator.set_state(state)
-    assert torch.equal(model.embed(IMAGES), second)

@@ -12,10 +12,7 @@ from conftest import REPOSITORY
 from experiments import CLASSES, INFO, make_embeddings, make_experiment
 from trained import CALIBRATION
 
-from areir.cli.recipes import RECIPES
-from areir.networks.projection import Projection, fit_projection
 from areir.training import record
-from areir.training.batches import EpochSampler
 from areir.training.result import Result
 from areir.training.run import Progress
 from model import EnsembleModel
@@ -28,12 +25,6 @@ def epoch(request):
     result = Result(experiment, 2, make_embeddings(experiment))
     done = {'batches': 4, 'loss': 6.0, 'accuracy': 2.0, 'seconds': 8.0, 'waited': 2.0}
     return experiment, result, Progress(epoch=2, **done, seconds_before=20.0)
-
-
-KEPT = {
-    'last': 'the last epoch',
-    'val': 'the best epoch on held-out training classes',
-}
 
 
 # The commit
@@ -110,21 +101,6 @@ def test_model_and_database_have_one_version(epoch):
         EnsembleModel(**model['model_args'])  # takes them all
 
 
-def test_the_files_of_projected_embeddings():
-    """The heads' columns are mixed, so the database is as if of one head."""
-    experiment = make_experiment(embedding='features', mirror='yes', recipe='current')
-    embeddings = make_embeddings(experiment)
-    projection = fit_projection(embeddings['test'], 4, 0.5)
-    result = Result(experiment, 1, embeddings, projection)
-    model, database = record.result_files(experiment, result, {}, 'run')
-    assert model['ensemble_size'] == database['ensemble_size'] == 1
-    arguments = model['model_args']
-    assert arguments['ensemble_size'] == 2 and arguments['neutral_se'] is True
-    assert (arguments['embedding'], arguments['mirror']) == ('features', True)
-    again = Projection(**model['projection'])
-    assert torch.equal(again.matrix, projection.matrix)
-
-
 @pytest.mark.parametrize('gallery', [False, True])
 def test_the_database_file(gallery):
     experiment = make_experiment(gallery, data_root='data', results_root='a/results')
@@ -166,47 +142,6 @@ def test_provenance(epoch):
 
 
 # What is printed
-
-
-def test_what_will_run(epoch):
-    experiment, _, _ = epoch
-    sampler = EpochSampler(12, 4, seed=0)
-    lines = record.opening_lines(experiment, 'the_run', sampler)
-    text = '\n'.join(lines)
-    for part in (
-        'the_run',
-        'shoes (uncropped)',
-        'train 12 images of 6 classes, test 36 images of 6 classes',
-        'warning: 2 images are very small',
-        'se-resnet18, 2 heads of 3 meta-classes, 1,234,567 parameters',
-        'weights: none',
-        'fp32 (bf16 is not native here)',
-        '3 epochs of 3 batches of 4, lr 0.0001',
-        f'protocol strict, {KEPT[experiment.args.select]}',
-    ):
-        assert part in text
-    assert ('2 classes held out' in text) == (experiment.args.select == 'val')
-    assert 'processes' not in text and 'not comparable' not in text
-
-
-def test_the_recipe_by_its_flags():
-    args = {**RECIPES['current'], 'recipe': 'current'}
-    lines = record.opening_lines(make_experiment(**args), 'it', EpochSampler(12, 4, 0))
-    (line,) = [line for line in lines if line.startswith('recipe     current: ')]
-    for part in ('shared_stages 3', 'crop_area 0.4', 'dimensions 512'):
-        assert part in line
-
-
-def test_the_line_of_an_epoch(epoch):
-    experiment, result, progress = epoch
-    row = record.csv_row(experiment, progress, result, 1e-5, 12.4)
-    line = record.epoch_line(experiment, row, result)
-    assert line.startswith('epoch 2/3: loss 1.5000, accuracy 50.00%, ')
-    for name, label in (('recall@1', 'R@1'), ('recall@2', 'R@2'), ('map@r', 'MAP@R')):
-        assert f'{label} {result.metrics[name]:.2%}' in line
-    assert ', 12 s, 25.0% of training waiting for images' in line
-    held = f'held out R@1 {result.score:.2%}'
-    assert (held in line) == (experiment.args.select == 'val')
 
 
 def rows_of(*recalls, first=0):

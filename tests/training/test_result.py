@@ -57,15 +57,6 @@ def test_queries_search_a_gallery_of_its_own():
     assert result.metrics == pytest.approx(wanted)
 
 
-def test_the_score_of_the_test_classes():
-    result, _, _ = result_of(select='test')
-    assert result.score == result.metrics['recall@1']
-    experiment = make_experiment(select='test')
-    experiment.recalls = [2]  # the user need not ask for recall@1
-    other = Result(experiment, 2, make_embeddings(experiment))
-    assert other.score == result.score and 'recall@1' not in other.metrics
-
-
 def test_the_score_of_held_out_classes():
     result, split, embeddings = result_of(select='val')
     val = split.parts['val']
@@ -74,14 +65,6 @@ def test_the_score_of_held_out_classes():
     assert result.val_metrics == pytest.approx(wanted)
     assert result.score == result.val_metrics['recall@1']
     assert result.metrics.keys() != result.val_metrics.keys()
-
-
-def test_intervals_hold_the_metrics():
-    result, _, _ = result_of()
-    names = [name for name in result.metrics if name != 'mean_rank']
-    assert list(result.intervals) == names
-    for name, (low, high) in result.intervals.items():
-        assert low <= result.metrics[name] <= high
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
@@ -98,12 +81,6 @@ def test_the_threshold_is_set_on_classes_without_training(select, dtype):
     assert calibration == wanted
     assert calibration['classes'] == (2 if select == 'val' else 6)
     assert calibration['false_match_rate'] == 0.05
-
-
-def test_the_threshold_of_queries_and_gallery():
-    result, _, _ = result_of(gallery=True)
-    assert result.calibration['queries'] == 12
-    assert result.calibration['gallery_size'] == 20
 
 
 # Embedding

@@ -17,7 +17,6 @@ from areir.training.run import (
     read_results,
     read_run_json,
     run_name,
-    run_settings,
 )
 
 
@@ -58,21 +57,6 @@ def arguments(**changes):
 )
 def test_names(changes, extended, name):
     assert run_name(arguments(**changes), extended) == name
-
-
-def test_settings_leave_out_what_may_change():
-    settings = run_settings(arguments(), 'fp32', 'abc')
-    assert settings['lr'] == 1e-3 and settings['precision'] == 'fp32'
-    assert settings['split_sha256'] == 'abc'
-    assert not {'resume', 'data_root'} & settings.keys()
-
-
-def test_an_epoch_begins_once():
-    progress = Progress(batches=3, loss=1.5, seconds=7.0, waited=1.0)
-    progress.begin_epoch(1)
-    assert progress.batches == 3
-    progress.begin_epoch(2)
-    assert progress == Progress(epoch=2, seconds_before=7.0)
 
 
 # Interrupted
@@ -230,13 +214,6 @@ def test_a_run_whose_checkpoints_were_removed_begins_again(tmp_path, capsys):
     assert 'training begins' in capsys.readouterr().out
 
 
-def test_a_run_json_may_hold_names_that_are_not_unicode(tmp_path):
-    path = tmp_path / 'run.json'
-    record = {'arguments': {'data_root': 'd\udcffta'}, 'precision': '', 'data': {}}
-    write_json(str(path), record)
-    assert read_run_json(str(path)) == record
-
-
 def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
     path = tmp_path / 'results.csv'
     path.write_text('epoch,loss\n1,0.5\n2,n/a\n,3\n')
@@ -309,12 +286,3 @@ def test_a_run_that_failed_in_this_process_can_begin_again(tmp_path):
     second.release_lock()
     process = hold(tmp_path)
     process.communicate('')
-
-
-def test_where_there_are_no_locks_the_run_trains(tmp_path, monkeypatch, capsys):
-    def refuse(lock, **options):
-        raise OSError(38, 'Function not implemented')
-
-    monkeypatch.setattr('filelock.FileLock.acquire', refuse)
-    make_run(tmp_path).take_lock()
-    assert 'small.lock' in capsys.readouterr().err

@@ -113,50 +113,6 @@ def test_the_gradient_is_that_of_the_joint_loop(model_type):
             assert (gradient - noted).norm() <= 1e-4 * gradient.norm()
 
 
-class SavedSizes:
-    """Counts the numbers that autograd keeps for backward, and their peak."""
-
-    def __init__(self):
-        self.alive = self.peak = 0
-
-    def add(self, size):
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-
-    def pack(self, tensor):
-        return SavedTensor(tensor, self)
-
-
-class SavedTensor:
-    """A tensor kept for backward; tells `sizes` of its life."""
-
-    def __init__(self, tensor, sizes):
-        self.tensor, self.sizes = tensor, sizes
-        sizes.add(tensor.numel())
-
-    def __del__(self):
-        self.sizes.add(-self.tensor.numel())
-
-
-def unpack(saved):
-    return saved.tensor
-
-
-def test_one_head_of_activations_is_alive_at_a_time():
-    model = EnsembleModel('resnet18', 6, 4).train()
-    images, meta_labels = random_images(4), torch.zeros(4, 6, dtype=torch.int64)
-    optimizers = adam_of(parts_of(model))
-    joint, ours = SavedSizes(), SavedSizes()
-    with torch.autograd.graph.saved_tensors_hooks(joint.pack, unpack):
-        loss_of(6)(model(images), meta_labels).backward()
-    with torch.autograd.graph.saved_tensors_hooks(ours.pack, unpack):
-        train_step(
-            model.trunk, model.heads, loss_of(6), optimizers, images, meta_labels
-        )
-    assert ours.peak < 0.45 * joint.peak
-    assert joint.alive == ours.alive == 0
-
-
 @pytest.mark.parametrize('processes', [2, 3])
 def test_heads_of_several_processes_sum_to_the_same_gradient(
     slim_backbone, monkeypatch, processes
@@ -282,29 +238,6 @@ def test_frozen_statistics_stay_and_weights_move(slim_backbone):
         torch.testing.assert_close(alone, model(random_images()))
 
 
-def test_a_frozen_trunk_is_the_same_as_its_features(slim_backbone):
-    """Heads get the same gradients from images and from features of the trunk."""
-    trainers = []
-    for _ in range(2):
-        model = EnsembleModel('resnet18', 3, 4, seed=1)
-        model.trunk.requires_grad_(False)
-        trainers.append(Trainer(model, loss_of(3), 1e-3, CPU))
-    for trainer in trainers:
-        trainer.begin_epoch(1e-3)
-    whole, short = trainers
-    assert not whole.model.trunk.training and whole.model.heads[0].training
-    trunk = copy.deepcopy(short.model.trunk)
-    short.trunk = nn.Identity()
-    for seed in range(3):
-        images = random_images(seed=seed)
-        results = [whole.step(images, META_LABELS)]
-        results.append(short.step(trunk(images), META_LABELS))
-        assert torch.equal(*results)
-    assert_equal_weights(whole.model, short.model)
-    assert_equal_weights(trunk, whole.model.trunk)
-    assert not whole.optimizers['trunk'].state_dict()['state']
-
-
 # Another criterion
 
 
@@ -361,19 +294,6 @@ def test_a_loss_of_pytorch_metric_learning_is_a_criterion():
 
 
 # The learning rate
-
-
-def test_the_step_schedule_is_that_of_multi_step_lr():
-    for num_epochs in (1, 3, 20):
-        milestones = [max(1, int(num_epochs * share)) for share in (0.5, 0.7)]
-        optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1e-4)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
-        for epoch in range(1, num_epochs + 1):
-            for share in (0.001, 0.5, 0.999):
-                rate = learning_rate('step', 1e-4, num_epochs, 0, epoch - share)
-                assert rate == pytest.approx(schedule.get_last_lr()[0])
-            optimizer.step()
-            schedule.step()
 
 
 def test_the_cosine_schedule_by_hand():

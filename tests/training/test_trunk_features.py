@@ -110,15 +110,6 @@ def test_the_file_holds_all_views(paths, trainer, tmp_path):
     assert np.array_equal(np.load(path), wanted.numpy())
 
 
-def test_a_file_that_is_there_is_kept_and_another_one_removed(paths, trainer, tmp_path):
-    path = ensure(tmp_path / 'features', 'one', paths, trainer)
-    before = os.stat(path).st_mtime_ns
-    ensure(tmp_path / 'features', 'one', paths, trainer)
-    assert os.stat(path).st_mtime_ns == before
-    ensure(tmp_path / 'features', 'two', paths, trainer)
-    assert os.listdir(tmp_path / 'features') == ['two.npy']
-
-
 def flip_byte(content, place):
     changed = bytearray(content)
     changed[place] ^= 4

@@ -33,21 +33,6 @@ def test_a_weight_file_is_loaded(tmp_path):
         assert torch.equal(value, resnet18[name])
 
 
-@pytest.mark.parametrize(
-    ('name', 'file'),
-    [('imagenet', 'resnet50-0676ba61.pth'), ('imagenet_v2', 'resnet50-11ad3fa6.pth')],
-)
-def test_both_versions_of_weights_come_from_the_cache(
-    tmp_path, monkeypatch, name, file
-):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    cache = tmp_path / 'hub' / 'checkpoints'
-    cache.mkdir(parents=True)
-    torch.save({'name': torch.tensor(len(name))}, cache / file)
-    args = Namespace(weights=name, model_type='resnet50')
-    assert initial_weights(args) == {'name': torch.tensor(len(name))}
-
-
 # --extend
 
 
@@ -111,11 +96,6 @@ def base(tmp_path):
     return path
 
 
-def test_without_extend_there_is_no_base(base):
-    assert extend(base, extend=None) is None
-    assert extend(base, extend='') is None
-
-
 def test_a_base_with_components_is_read_by_its_heads(tmp_path):
     """The model file says one head of embeddings that are mixed."""
     options = {'shared_stages': 2, 'embedding': 'features', 'mirror': True}
@@ -127,12 +107,6 @@ def test_a_base_with_components_is_read_by_its_heads(tmp_path):
     assert saved['model_args']['ensemble_size'] == 3
     with pytest.raises(UserError, match='3 heads'):
         extend(path, mirror='yes', ensemble_size=3, **flags)
-
-
-def test_a_base_that_fits_is_read(base):
-    saved = extend(base)
-    assert saved['model_args'] == BASE['model_args']
-    assert torch.equal(saved['partition'], BASE['partition'])
 
 
 @pytest.mark.parametrize(
