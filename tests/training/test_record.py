@@ -1,4 +1,4 @@
-"""What a run writes and prints: rows, files, provenance, and its lines."""
+"""What a run writes and prints: rows, files and provenance."""
 
 import json
 import math
@@ -53,16 +53,15 @@ def test_a_row_of_the_csv(epoch):
     experiment, result, progress = epoch
     row = record.csv_row(experiment, progress, result, 1e-5, 12.5)
     names = ['recall@1', 'recall@2', 'map@r', 'r_precision', 'mean_rank']
-    columns = [f'test_{name}' for name in names]
-    if experiment.args.select == 'val':
-        columns += [f'val_{name}' for name in names if name != 'recall@2']
-    before = ['epoch', 'train_loss', 'train_accuracy']
-    after = ['lr', 'seconds', 'train_seconds', 'data_wait', 'protocol', 'select']
-    assert list(row) == [*before, *columns, *after]
-    assert [row[name] for name in before] == [2, 1.5, 0.5]
+    wanted = {'epoch': 2, 'train_loss': 1.5, 'train_accuracy': 0.5}
+    wanted |= {f'test_{name}': result.metrics[name] for name in names}
     select = experiment.args.select
-    assert [row[name] for name in after] == [1e-5, 12.5, 28.0, 0.25, 'strict', select]
-    assert row['test_map@r'] == result.metrics['map@r']
+    if select == 'val':
+        names.remove('recall@2')
+        wanted |= {f'val_{name}': result.val_metrics[name] for name in names}
+    wanted |= {'lr': 1e-5, 'seconds': 12.5, 'train_seconds': 28.0, 'data_wait': 0.25}
+    wanted |= {'protocol': 'strict', 'select': select}
+    assert row == wanted and list(row) == list(wanted)
 
 
 def test_the_row_before_training():
@@ -73,10 +72,7 @@ def test_the_row_before_training():
     assert row['epoch'] == 0 and row['lr'] == 0 and row['seconds'] == 1.5
     assert math.isnan(row['train_loss']) and math.isnan(row['train_accuracy'])
     assert row['train_seconds'] == 3 and row['data_wait'] == 0
-    line = record.epoch_line(experiment, row, result)
-    recall = result.metrics['recall@1']
-    assert line.startswith(f'before training: R@1 {recall:.2%}, ')
-    assert 'loss' not in line and 'nan' not in line and line.endswith(', 2 s')
+    assert 'nan' not in record.epoch_line(experiment, row, result)
 
 
 def test_model_and_database_have_one_version(epoch):
@@ -85,18 +81,12 @@ def test_model_and_database_have_one_version(epoch):
         experiment, result, {'trunk.weight': 1}, 'run'
     )
     again, _ = record.result_files(experiment, result, {}, 'run')
-    assert len(model['version']) == 16 and model['version'] != again['version']
-    for saved in (model, database):
-        assert saved['version'] == model['version'] and saved['epoch'] == 2
-        assert saved['select'] == experiment.args.select
-        assert saved['protocol'] == 'strict' and saved['ensemble_size'] == 2
-        assert saved['data_name'] == 'shoes' and saved['crop_type'] == 'uncropped'
-        assert saved['calibration'] == result.calibration
-    assert model['state_dict'] == {'trunk.weight': 1}
-    assert model['partition'] is experiment.partition
+    assert model['version'] == database['version'] != again['version']
+    assert model['epoch'] == database['epoch'] == 2
+    assert model['ensemble_size'] == database['ensemble_size'] == 2
+    assert model['calibration'] == database['calibration'] == result.calibration
     assert model['classes'] == list('uvwxyz')
     assert (model['mean'], model['std']) == (INFO['mean'], INFO['std'])
-    assert model['image_size'] == 32 and model['projection'] is None
     with torch.device('meta'):
         EnsembleModel(**model['model_args'])  # takes them all
 
@@ -107,7 +97,6 @@ def test_the_database_file(gallery):
     embeddings = make_embeddings(experiment)
     result = Result(experiment, 1, embeddings)
     _, database = record.result_files(experiment, result, {}, 'run')
-    assert database['model'] == 'run_model.pth'
     assert database['classes'] == CLASSES
     assert database['data_root'] == '../../data'  # from the folder of the results
     places = {'gallery': '', 'query': 'query_'} if gallery else {'test': ''}
@@ -124,21 +113,17 @@ def test_provenance(epoch):
     provenance = json.loads(json.dumps(record.provenance(experiment, result)))
     assert provenance['arguments'] == vars(experiment.args)
     assert provenance['commit'] == 'c0ffee' and provenance['epoch'] == 2
-    assert provenance['device'].startswith('CPU')
-    assert provenance['precision'] == 'fp32' and provenance['gpus'] == []
-    assert provenance['processes'] == 1 and provenance['parameters'] == 1_234_567
     assert provenance['metrics'] == result.metrics
     assert provenance['calibration'] == result.calibration
-    assert provenance['queries_without_positive'] == 0
+    names = [name for name in result.metrics if name != 'mean_rank']
+    assert list(provenance['intervals']) == names
     for name, (low, high) in provenance['intervals'].items():
         assert low <= provenance['metrics'][name] <= high
     data = provenance['data']
     assert data['split_sha256'] == 'abc' and data['counts']['test'] == [36, 6]
-    assert data['warnings'] == INFO['warnings'] and data['layout'] == INFO['layout']
     held_out = ['r', 's'] if experiment.args.select == 'val' else []
     assert data['held_out'] == held_out
     assert provenance['versions']['torch'] == torch.__version__
-    assert {'python', 'numpy', 'scipy', 'pandas'} <= provenance['versions'].keys()
 
 
 # What is printed

@@ -1,4 +1,4 @@
-"""A run: its name, its settings, its lock, how it resumes, and what it refuses."""
+"""A run: its name, its lock, how it resumes, and what it refuses."""
 
 import argparse
 import os
@@ -19,24 +19,17 @@ from areir.training.run import (
     run_name,
 )
 
-
-def arguments(**changes):
-    args = argparse.Namespace(
-        recipe='2019',
-        data_name='car',
-        crop_type='uncropped',
-        model_type='resnet18',
-        with_se='yes',
-        ensemble_size=48,
-        meta_class_size=12,
-        protocol='strict',
-        select='last',
-        resume=False,
-        data_root='data',
-        lr=1e-3,
-    )
-    vars(args).update(changes)
-    return args
+FLAGS = {
+    'recipe': '2019',
+    'data_name': 'car',
+    'crop_type': 'uncropped',
+    'model_type': 'resnet18',
+    'with_se': 'yes',
+    'ensemble_size': 48,
+    'meta_class_size': 12,
+    'protocol': 'strict',
+    'select': 'last',
+}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +49,7 @@ def arguments(**changes):
     ],
 )
 def test_names(changes, extended, name):
-    assert run_name(arguments(**changes), extended) == name
+    assert run_name(argparse.Namespace(**{**FLAGS, **changes}), extended) == name
 
 
 # Interrupted
@@ -91,8 +84,14 @@ def cut(path):
     os.truncate(path, os.path.getsize(path) // 2)
 
 
-@pytest.mark.parametrize('damage', [cut, flip_bits, os.remove])
-@pytest.mark.parametrize('name', ['head_001', 'state', 'trunk'])
+@pytest.mark.parametrize(
+    ('name', 'damage'),
+    [
+        ('head_001', cut),
+        ('state', flip_bits),
+        ('trunk', os.remove),
+    ],
+)
 def test_the_checkpoint_before_a_damaged_one_is_used(interrupted, capsys, name, damage):
     run, batches = interrupted
     newest, older = run.checkpoints()
@@ -117,10 +116,9 @@ def test_no_readable_checkpoint_is_refused(interrupted):
 
 
 def test_other_settings_are_refused(interrupted, tmp_path):
-    for name, value in (('lr', 3e-4), ('seed', 2)):
-        with pytest.raises(UserError, match=f'--{name} {value}'):
-            make_run(tmp_path, **{name: value}).begin(make_trainer())
-    with pytest.raises(UserError, match='dataset has changed'):
+    with pytest.raises(UserError, match='--lr'):
+        make_run(tmp_path, lr=3e-4).begin(make_trainer())
+    with pytest.raises(UserError, match='dataset'):
         make_run(tmp_path, split_sha256='other').begin(make_trainer())
 
 
@@ -178,15 +176,13 @@ def finish(run, **settings):
     run.end()
 
 
-def test_a_finished_run_is_not_run_again(tmp_path, capsys):
+def test_a_finished_run_is_not_run_again(tmp_path):
     run = make_run(tmp_path)
     assert run.check_start(resume=True)  # nothing there yet
-    assert capsys.readouterr().out.startswith('notice: --resume: small')
     finish(run)
     names = ['data_base.pth', 'model.pth', 'results.csv', 'run.json']
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
     assert not run.check_start(resume=True)
-    assert 'small is finished' in capsys.readouterr().out
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
     assert run.check_start(resume=False)  # trained again
     finish(run, seed=5)
@@ -194,7 +190,7 @@ def test_a_finished_run_is_not_run_again(tmp_path, capsys):
         run.check_start(resume=True)
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"arguments": ', 'PK\x03\x04\x00'])
+@pytest.mark.parametrize('text', ['', '[]', 'PK\x03\x04\x00'])
 def test_a_damaged_run_json_is_named(tmp_path, text):
     run = make_run(tmp_path)
     finish(run)
@@ -204,14 +200,13 @@ def test_a_damaged_run_json_is_named(tmp_path, text):
         run.check_start(resume=True)
 
 
-def test_a_run_whose_checkpoints_were_removed_begins_again(tmp_path, capsys):
+def test_a_run_whose_checkpoints_were_removed_begins_again(tmp_path):
     """It did not end, so its run.json does not say that it is finished."""
     run = make_run(tmp_path)
     finish(run)
     record = read_run_json(run.path('run.json'))
     write_json(run.path('run.json'), {**record, 'finished': False})
     assert run.check_start(resume=True)
-    assert 'training begins' in capsys.readouterr().out
 
 
 def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
@@ -257,13 +252,12 @@ def hold(folder, then=''):
     return process
 
 
-@pytest.mark.parametrize('resume', [False, True])
-def test_a_run_that_is_going_on_is_not_begun(tmp_path, resume):
+def test_a_run_that_is_going_on_is_not_begun(tmp_path):
     process = hold(tmp_path)
     with pytest.raises(UserError, match='small is going on'):
-        make_run(tmp_path).check_start(resume)
+        make_run(tmp_path).check_start(resume=True)
     process.communicate('')
-    assert make_run(tmp_path).check_start(resume)
+    assert make_run(tmp_path).check_start(resume=True)
 
 
 @pytest.mark.parametrize('then', ['', FORK], ids=['alone', 'with a worker'])
@@ -286,3 +280,12 @@ def test_a_run_that_failed_in_this_process_can_begin_again(tmp_path):
     second.release_lock()
     process = hold(tmp_path)
     process.communicate('')
+
+
+def test_where_there_are_no_locks_the_run_trains(tmp_path, monkeypatch, capsys):
+    def refuse(lock, **options):
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr('filelock.FileLock.acquire', refuse)
+    make_run(tmp_path).take_lock()
+    assert 'small.lock' in capsys.readouterr().err

@@ -66,16 +66,10 @@ def test_the_name_depends_on_images_weights_and_settings(paths, trainer):
     names.add(fingerprint(paths[:-1], trunk, [SIDE, 0.4]))
     os.utime(paths[3], (1, 1))
     names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
-    with open(paths[3], 'ab') as file:
-        file.write(b' ')
-    os.utime(paths[3], (1, 1))
-    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
     with torch.no_grad():
         trunk[0].weight[0, 0, 0, 0] += 1
     names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
-    trunk[1].running_mean += 1
-    names.add(fingerprint(paths, trunk, [SIDE, 0.4]))
-    assert len(names) == 8
+    assert len(names) == 6
 
 
 # The file
@@ -103,27 +97,23 @@ def ensure(folder, name, paths, trainer):
     return path
 
 
-def test_the_file_holds_all_views(paths, trainer, tmp_path):
+def test_the_file_holds_all_views_and_another_one_is_removed(paths, trainer, tmp_path):
+    ensure(tmp_path / 'features', 'older', paths, trainer)
     path = ensure(tmp_path / 'features', 'name', paths, trainer)
     assert os.listdir(tmp_path / 'features') == ['name.npy']
     wanted = torch.cat(list(view_features(views_of(paths), trainer, INFO)))
     assert np.array_equal(np.load(path), wanted.numpy())
 
 
-def flip_byte(content, place):
-    changed = bytearray(content)
-    changed[place] ^= 4
-    return bytes(changed)
+def cut(content):
+    return content[:-2]
 
 
-@pytest.mark.parametrize(
-    'damage',
-    [
-        lambda content: content[:-2],
-        lambda content: flip_byte(content, 20),
-        lambda content: flip_byte(content, 1000),
-    ],
-)
+def flip_bit(content):
+    return content[:1000] + bytes([content[1000] ^ 4]) + content[1001:]
+
+
+@pytest.mark.parametrize('damage', [cut, flip_bit])
 def test_a_damaged_file_is_computed_again(paths, trainer, tmp_path, capsys, damage):
     path = ensure(tmp_path / 'it', 'name', paths, trainer)
     with open(path, 'rb') as file:
@@ -172,20 +162,17 @@ def features():
 def test_features_and_meta_labels_of_a_batch_belong_together(features):
     sampler = EpochSampler(20, 4, seed=3)
     batches = epoch_of(features, sampler, 2)
-    assert len(batches) == 5
     for (values, labels), rows in zip(batches, sampler.batches):
-        assert values.shape == (4, 2, 1, 1) and values.dtype == torch.float32
         assert torch.equal(labels[:, 0], rows)
         assert torch.equal(values[:, 1, 0, 0].long(), rows)
     views = torch.cat([values[:, 0, 0, 0] for values, _ in batches])
     assert views.unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize('start', [1, 4])
-def test_batches_go_on_within_an_epoch(features, start):
+def test_batches_go_on_within_an_epoch(features):
     sampler = EpochSampler(20, 4, seed=3)
     whole = epoch_of(features, sampler, 2)
-    rest = epoch_of(features, sampler, 2, start)
-    assert len(rest) == 5 - start
-    for one, other in zip(whole[start:], rest):
+    rest = epoch_of(features, sampler, 2, start=3)
+    assert len(whole) == 5 and len(rest) == 2
+    for one, other in zip(whole[3:], rest):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
