@@ -54,6 +54,8 @@ def refusal(monkeypatch, capsys):
         ('train', 'crop_area', '0'),
         ('train', 'label_smoothing', 'nan'),
         ('train', 'whitening', '2'),
+        ('train', 'shared_stages', '4'),
+        ('train', 'recalls', '1,0'),
         ('inference', 'query_img_name', ''),
         ('inference', 'data_base', ''),
         ('inference', 'gallery', ''),
