@@ -123,20 +123,20 @@ def read_embeddings(path, labels_csv=None):
     """
     entries = load_entries(path, labels_csv)
     names = find_names(path, entries)
-    vectors = [to_vectors(path, each[0], entries) for each in names]
-    labels = number_labels(path, [entries[each[1]] for each in names])
-    images = [
-        read_images(path, each[2], entries, len(numbers))
-        for each, numbers in zip(names, labels)
-    ]
-    sides = [ImageSet(*values) for values in zip(names, vectors, labels, images)]
+    numbers = number_labels(path, [entries[each[1]] for each in names])
+    sides = []
+    for each, labels in zip(names, numbers):
+        vectors = to_vectors(path, each[0], entries)
+        images = read_images(path, each[2], entries, len(labels))
+        sides.append(ImageSet(each, vectors, labels, images))
     heads = plain(entries.get('ensemble_size'))
+    vectors = sides[0].embeddings
     if names[0][0] == 'test_features':
         # for data without a gallery, the original code wrote the test images twice
-        if len(sides) == 2 and torch.equal(*vectors):
+        if len(sides) == 2 and torch.equal(vectors, sides[1].embeddings):
             del sides[1]
-        if vectors[0].dim() == 3:
-            heads = vectors[0].shape[1]
+        if vectors.dim() == 3:
+            heads = vectors.shape[1]
             for side in sides:
                 side.embeddings = side.embeddings.flatten(1)
     dimensions = sides[0].embeddings.shape[-1:].numel()
@@ -157,8 +157,7 @@ def load_entries(path, labels_csv=None):
     """Return {name: array, tensor or list} of a file; nothing in it is executed."""
     refuse_special(path)
     if not os.path.isfile(path):
-        kind = 'a folder' if os.path.isdir(path) else 'no such file'
-        raise UserError(f'{path}: {kind}')
+        raise UserError(f'{path}: no such file')
     suffix = os.path.splitext(path)[1]
     if suffix == '.npy' and labels_csv is None:
         raise UserError(f'{path}: give its labels with --labels FILE.csv')
@@ -210,10 +209,7 @@ def label_entries(path, embeddings, labels_csv):
 
 
 def read_row(cells):
-    """Return (label, path or None, roles) of a row.
-
-    Raises ValueError if it has no label or no clear role.
-    """
+    """Return (label, path or None, roles) of a row, or raise ValueError."""
     label = next(cells[name] for name in LABEL_COLUMNS if name in cells)
     if not label:
         raise ValueError('no label')

@@ -24,9 +24,7 @@ def class_sums(values, labels):
     """
     labels = np.asarray(labels)
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = []
-    for value in values.values():
-        sums.append(np.bincount(classes, np.asarray(value)))
+    sums = [np.bincount(classes, np.asarray(value)) for value in values.values()]
     return np.stack(sums, axis=1), sizes
 
 

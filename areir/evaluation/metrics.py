@@ -100,8 +100,6 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
         positives    R, int64
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
         map@r, r_precision   as in `evaluate`, float64
-
-    Raises UserError as `evaluate` does.
     """
     leave_one_out = gallery is None
     if leave_one_out != (gallery_labels is None):
@@ -136,10 +134,7 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
 
 
 def check_labels(name, labels, embeddings):
-    """Return labels as int64 on the embeddings' device.
-
-    Raises UserError unless they are one integer per image.
-    """
+    """Return labels as int64 on the embeddings' device, one per image."""
     try:
         labels = torch.as_tensor(labels, device=embeddings.device)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -42,28 +42,9 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     by gallery index. Raises UserError for embeddings that are not finite or do not
     fit, and for a k below 1 or beyond the images that can be retrieved.
     """
-    best = begin_search(query, gallery, k, exclude, norm)
+    best = BestImages(query, gallery, k, exclude, norm)
     best.add_tiles(best.tiles(tile))
     return to_scores(best.keys), to_indices(best.keys)
-
-
-def begin_search(query, gallery, k, exclude, norm, codes=None):
-    """Check the arguments of `search`; return its BestImages, without any tile yet.
-
-    codes: the CodesFile of the gallery, for a faster first pass; it needs `norm`.
-    """
-    bound = check_pair(query, gallery, norm)
-    exclude = check_exclude(exclude, query, gallery)
-    available = len(gallery) - int((exclude >= 0).any())
-    if not isinstance(k, Integral) or not 1 <= k <= available:
-        raise UserError(
-            f'k = {k}: choose from 1 to {available}, the images that can be retrieved'
-        )
-    if codes:
-        first_pass = codes.first_pass(query, norm)
-    else:
-        first_pass = FloatPass(query, gallery, bound)
-    return BestImages(query, gallery, k, exclude, bound, first_pass)
 
 
 def check_exclude(exclude, query, gallery):
@@ -84,14 +65,24 @@ def check_exclude(exclude, query, gallery):
 class BestImages:
     """The k best images of each query in the tiles given to `add_tiles`.
 
-    query, gallery, k, exclude: see `search`; bound: the largest product of a query's
-    and an image's norm; first_pass: computes approximate scores, FloatPass or CodePass.
+    Arguments and errors are those of `search`. codes: the CodesFile of the gallery, for
+    a faster first pass; it needs `norm`.
     keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
     """
 
-    def __init__(self, query, gallery, k, exclude, bound, first_pass):
-        self.query, self.gallery, self.k, self.exclude = query, gallery, k, exclude
-        self.first_pass, self.slack = first_pass, first_pass.slack
+    def __init__(self, query, gallery, k, exclude=None, norm=None, codes=None):
+        bound = check_pair(query, gallery, norm)
+        self.query, self.gallery, self.k = query, gallery, k
+        self.exclude = check_exclude(exclude, query, gallery)
+        available = len(gallery) - int((self.exclude >= 0).any())
+        if not isinstance(k, Integral) or not 1 <= k <= available:
+            raise UserError(
+                f'k = {k}: choose from 1 to {available}, the images that can be '
+                'retrieved'
+            )
+        self.first_pass = (
+            codes.first_pass(query, norm) if codes else FloatPass(query, gallery, bound)
+        )
         self.error = tolerance(query.shape[1], bound, torch.float64)
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 
@@ -132,7 +123,7 @@ class BestImages:
 
         approximate (n, m): the scores of a tile; rows: its queries.
         """
-        slack, kth = self.slack[rows], self.keys[rows, -1]
+        slack, kth = self.first_pass.slack[rows], self.keys[rows, -1]
         floor = to_scores(kth) - slack
         empty = (kth == LAST).nonzero().flatten()
         if len(empty):
@@ -158,7 +149,7 @@ class BestImages:
 
 
 class FloatPass:
-    """Products in float32; bound: as in BestImages."""
+    """Products in float32; bound: the largest product of a query's and image's norm."""
 
     def __init__(self, query, gallery, bound):
         self.query, self.gallery = query, gallery

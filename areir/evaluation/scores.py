@@ -56,8 +56,7 @@ def check_pair(query, gallery, norm=None):
 
     norm: an upper bound on the gallery's norms. If given, the gallery is not scanned.
     Returns the largest product of a query's and a gallery image's norm, which bounds
-    the scores. Raises UserError if an argument does not fit, or float32 could not hold
-    the scores.
+    the scores. Raises UserError, also if float32 could not hold the scores.
     """
     check_embeddings('query', query)
     largest_query = largest_norm(query)

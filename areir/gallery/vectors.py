@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from areir.evaluation.ranking import CodePass, begin_search, encode, has_fast_codes
+from areir.evaluation.ranking import BestImages, CodePass, encode, has_fast_codes
 from areir.evaluation.scores import TILE, to_indices, to_scores
 from areir.files import WriteError, atomic_path, file_checksum, refuse_special
 from areir.processes import gather, rank_and_count
@@ -69,7 +69,7 @@ class VectorsFile:
         with the same queries, so that each searches its share of the tiles. If not,
         this process searches all of them.
         """
-        best = begin_search(query, self.mapped, k, exclude, LARGEST_NORM, self.codes)
+        best = BestImages(query, self.mapped, k, exclude, LARGEST_NORM, self.codes)
         rank, processes = rank_and_count() if shared else (0, 1)
         best.add_tiles(best.tiles(TILE)[rank::processes], silent=rank > 0)
         keys = best.keys
