@@ -67,7 +67,7 @@ def model_types():
 
 
 def find_family(model_type):
-    """Return the Family of a network. Raises UserError if there is none."""
+    """Return the Family of a network, or raise UserError."""
     if model_type not in model_types():
         raise UserError(
             f'--model_type {model_type}: choose a ResNet, ResNeXt, ConvNeXt, '
@@ -88,10 +88,7 @@ def check_image_size(image_size, model_type):
 
 
 def build_backbone(model_type, num_classes):
-    """Return a torchvision network with random weights, on the default device.
-
-    Raises UserError if no Family has this network.
-    """
+    """Return a torchvision network with random weights, on the default device."""
     import torchvision
 
     find_family(model_type)
@@ -165,11 +162,7 @@ def to_channels_first(stage, number):
 @torch.no_grad()
 def stage_channels(stages):
     """Return the number of channels that each stage returns."""
-    channels = []
-    features = torch.zeros(1, 3, 64, 64)
-    for stage in stages:
-        layers = Stages([stage])
-        features = layers.eval()(features)
-        layers.train()
-        channels.append(features.shape[1])
-    return channels
+    layers = Stages(stages).eval()
+    outputs = layers.outputs(torch.zeros(1, 3, 64, 64))
+    layers.train()
+    return [features.shape[1] for features in outputs]

@@ -92,12 +92,10 @@ def fold_batch_norms(model):
     """
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):
-        for (name, module), (norm_name, norm) in pairwise(
-            list(parent.named_children())
-        ):
-            pair = isinstance(module, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            if pair:
-                setattr(parent, name, fuse_conv_bn_eval(module, norm))
+        layers = list(parent.named_children())
+        for (name, layer), (norm_name, norm) in pairwise(layers):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
                 setattr(parent, norm_name, nn.Identity())
     return model
 

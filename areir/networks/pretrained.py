@@ -84,14 +84,14 @@ def imagenet_weights(model_type, name='imagenet', otherwise=OTHERWISE):
 
 def is_state_dict(value):
     """Whether a value is a dict of named tensors."""
-    if not isinstance(value, dict):
-        return False
-    named = all(isinstance(name, str) for name in value)
-    return named and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in value.items()
+    )
 
 
 def load_weights(model, checkpoint, name):
-    """Copy weights into an EnsembleModel, in place.
+    """Copy weights into an EnsembleModel.
 
     checkpoint: a torchvision state dict, whose stages go to the trunk and to every
     head, and whose classifier is not used; or the contents of a model file of train.py,

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from areir.errors import UserError
 
-LEAST_VARIANCE = 1e-10  # of the largest: components below are rounding
-LEAST_SPREAD = 1e-12  # the same, of the mean squared norm
+# components of a variance below these are rounding
+LEAST_VARIANCE = 1e-10  # of the largest variance
+LEAST_SPREAD = 1e-12  # of the mean squared norm
 BLOCK = 2048  # columns in float64 at once
 
 
@@ -57,7 +58,9 @@ def fit_projection(vectors, dimensions, whitening):
         for centred in centred_blocks(vectors, mean, BLOCK):
             products += centred @ centred.T / count
     variances, components = by_variance(products)
-    least = least_variance(vectors, variances)
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    least = LEAST_SPREAD * norms.double().square().mean()
+    least = torch.maximum(LEAST_VARIANCE * variances[0], least)
     kept = int((variances > least).sum())
     if not kept:
         raise UserError(f'{count} embeddings are equal: they have no components')
@@ -95,10 +98,3 @@ def centred_blocks(vectors, mean, width):
     """Yield vectors (N, L) minus their mean (L,), in float64, by blocks of columns."""
     for block, means in zip(vectors.split(width, dim=1), mean.split(width)):
         yield block.double() - means
-
-
-def least_variance(vectors, variances):
-    """Return the variance below which a component of vectors (N, L) is rounding."""
-    norms = torch.linalg.vector_norm(vectors, dim=1)
-    least = LEAST_SPREAD * norms.double().square().mean()
-    return torch.maximum(LEAST_VARIANCE * variances[0], least)
