@@ -81,13 +81,6 @@ def bad_row(value, dtype=torch.float32):
     return embeddings
 
 
-def bad_rows(count):
-    """Return embeddings of which all but three are not finite."""
-    embeddings = normal(count + 3, 2)
-    embeddings[3:, 1] = torch.nan
-    return embeddings
-
-
 def patch_products(monkeypatch, function):
     """Replace `products` wherever it is called."""
     for module in (scores, ranking, counting):
@@ -147,26 +140,3 @@ def map_at_r(right):
 def r_precision(right):
     total = sum(right)
     return sum(right[:total]) / max(1, total)
-
-
-def vectorised(query, labels, ks):
-    """The definitions for leave-one-out, all queries at once."""
-    found = (query.double() @ query.double().T).float()
-    order = found.argsort(dim=1, descending=True, stable=True)
-    other = order != torch.arange(len(query))[:, None]
-    right = labels[order[other].view(len(query), -1)] == labels[:, None]
-    total, place = right.sum(dim=1), torch.arange(1, len(query))
-    inside, some = right & (place <= total[:, None]), total > 0
-    precision = (right.cumsum(dim=1) / place * inside).double().sum(dim=1)
-    hits = inside.sum(dim=1).double()
-    first = (right.long().argmax(dim=1) + 1)[some]
-    recalls = {
-        f'recall@{k}': right[:, :k].any(dim=1).double().mean().item() for k in ks
-    }
-    return {
-        **recalls,
-        'map@r': (precision / total.clamp(min=1)).mean().item(),
-        'r_precision': (hits / total.clamp(min=1)).mean().item(),
-        'mean_rank': first.double().mean().item(),
-        'queries_without_positive': int((~some).sum()),
-    }

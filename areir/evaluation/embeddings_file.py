@@ -69,10 +69,7 @@ class EmbeddingsFile:
         return len(self.gallery.labels) if self.gallery else len(self.query.labels) - 1
 
     def keep_heads(self, heads):
-        """Reduce the embeddings to those of the first `heads` heads.
-
-        The embedding of an ensemble contains those of smaller ensembles.
-        """
+        """Reduce the embeddings to those of the first `heads` heads."""
         known = self.ensemble_size or 0
         if known == 1 < heads:
             raise UserError(

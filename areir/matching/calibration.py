@@ -84,6 +84,8 @@ def calibrate(
     sizes, thresholds = thresholds_by_size(wrong, full, false_match_rate)
     threshold = thresholds[sizes.index(full)]
     low, high = threshold_interval(wrong.rates(full), labels, false_match_rate)
+    is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
+    with_right = int((best.best_right > -torch.inf).sum())
     rates = cross_check(images, false_match_rate)
     realised, realised_low, realised_high = mean_and_interval(rates, labels)
     return {
@@ -92,7 +94,7 @@ def calibrate(
         'threshold': threshold,
         'low': low,
         'high': high,
-        'found': found_share(best, threshold),
+        'found': int(is_found.sum()) / max(1, with_right),
         'realised': realised,
         'realised_low': realised_low,
         'realised_high': realised_high,
@@ -119,13 +121,6 @@ def draw_queries(query, query_labels, gallery, gallery_labels):
     )
 
 
-def found_share(best, threshold):
-    """Return what `calibrate` calls found."""
-    is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
-    is_found = is_found[best.best_right > -torch.inf]
-    return is_found.double().mean().item() if len(is_found) else 0.0
-
-
 # Wrong images and false matches
 
 
@@ -147,9 +142,9 @@ class WrongImages(NamedTuple):
         below = count - above
         # (below choose drawn) / (count choose drawn), as logarithms
         log_none = torch.lgamma(below + 1)
-        log_none = log_none - torch.lgamma((below - drawn).clamp(min=0) + 1)
-        log_none = log_none - torch.lgamma(count + 1)
-        log_none = log_none + torch.lgamma(count - drawn + 1)
+        log_none -= torch.lgamma((below - drawn).clamp(min=0) + 1)
+        log_none -= torch.lgamma(count + 1)
+        log_none += torch.lgamma(count - drawn + 1)
         none_above = torch.where(below >= drawn, log_none, -torch.inf).exp()
         return (1 - none_above) * (above > 0)
 
@@ -229,10 +224,9 @@ def thresholds_by_size(wrong, full, wanted):
 
 
 def threshold_interval(rates, labels, wanted):
-    """Return the 95 % interval (low, high) of the threshold.
+    """Return the 95 % interval (low, high) of the threshold, or None for both.
 
-    rates (Q, len(GRID)), labels (Q,). Classes are resampled as in
-    `intervals.confidence_intervals`. Both are None with fewer than LEAST_CLASSES.
+    rates (Q, len(GRID)), labels (Q,). Classes are resampled.
     """
     sums, sizes = class_sums(dict(enumerate(rates.T)), labels)
     if len(sizes) < LEAST_CLASSES:
@@ -281,10 +275,7 @@ def cross_check(images, wanted):
 
 
 def mean_and_interval(rates, labels):
-    """Return (mean, low, high) of the rates (Q,) that are not NaN.
-
-    All three are None if these rates cover fewer than LEAST_CLASSES classes.
-    """
+    """Return (mean, low, high) of the rates (Q,) that are not NaN; see `calibrate`."""
     measured = ~rates.isnan()
     rates, labels = rates[measured], labels[measured]
     if len(labels.unique()) < LEAST_CLASSES:
@@ -298,8 +289,7 @@ def mean_and_interval(rates, labels):
 def calibrate_folder(collection, false_match_rate):
     """Set the threshold of a FolderCollection by its class folders, and store it.
 
-    Images outside class folders are left out. Raises UserError if there are fewer than
-    two classes.
+    Images outside class folders are left out. Raises UserError for a single class.
     """
     known = [row for row, name in enumerate(collection.classes) if name is not None]
     names = [collection.classes[row] for row in known]

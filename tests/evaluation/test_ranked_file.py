@@ -17,11 +17,6 @@ from areir.errors import UserError
 from areir.evaluation.embeddings_file import match_queries, rank_file
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def match(one, other):
     return match_queries(rank_file(one, 'cpu'), rank_file(other, 'cpu'))
 
@@ -48,19 +43,6 @@ def test_queries_without_names_are_matched_by_their_order():
     save_plain('file.pt', images=IMAGES)
     save_plain('other.pt')
     assert torch.equal(match('file.pt', 'other.pt'), torch.arange(COUNT))
-
-
-def test_queries_with_a_gallery_are_matched_by_their_own_names():
-    gallery = {'embeddings': EMBEDDINGS[9:], 'labels': LABELS[9:]}
-    save('one.pt', **QUERIES, **gallery, images=IMAGES[9:])
-    save(
-        'two.pt',
-        query_embeddings=EMBEDDINGS[:9].flip(0),
-        query_labels=LABELS[:9].flip(0),
-        query_images=IMAGES[:9][::-1],
-        **{f'gallery_{name}': value for name, value in gallery.items()},
-    )
-    assert match('one.pt', 'two.pt').tolist() == list(range(9))[::-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from retrieval_cases import (
     KINDS,
     TILES,
     N,
-    bad_row,
     defined_scores,
     duplicates,
     expected_search,
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 
 from areir.errors import UserError
 from areir.evaluation.ranking import CodePass, encode, has_fast_codes
-from areir.retrieval import evaluate, search
+from areir.retrieval import search
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -48,26 +47,6 @@ def test_every_workspace_gives_the_same_images(kind, constant, monkeypatch):
     expected = search(query, query[:15], 5)
     monkeypatch.setattr(*CONSTANTS[constant])
     assert same_search(search(query, query[:15], 5, tile=7), expected)
-
-
-@pytest.mark.parametrize('kind', FEW_KINDS)
-def test_scores_do_not_depend_on_which_image_is_the_query(kind):
-    embeddings = make_embeddings(kind)
-    scores, indices = search(embeddings, embeddings, N, tile=7)
-    square = torch.empty(N, N).scatter_(1, indices, scores)
-    assert torch.equal(square, square.T)
-    assert torch.equal(square, defined_scores(embeddings, embeddings))
-
-
-@pytest.mark.parametrize('kind', FEW_KINDS)
-def test_recall_is_that_of_the_retrieved_images(kind, seed):
-    embeddings, ks = make_embeddings(kind, seed), [1, 2, 5, N - 1]
-    labels = torch.arange(N) * 7 % 4
-    _, indices = search(embeddings, embeddings, N - 1, exclude=torch.arange(N))
-    hits = labels[indices] == labels[:, None]
-    expected = [hits[:, :k].any(dim=1).double().mean().item() for k in ks]
-    result = evaluate(embeddings, labels, ks)
-    assert [result[f'recall@{k}'] for k in ks] == expected
 
 
 @pytest.mark.parametrize('noise', [1e-4, 1e-7])
@@ -142,19 +121,11 @@ def test_search_refuses(k, exclude, offender):
         search(vectors(6), vectors(6), k, exclude)
 
 
-@pytest.mark.parametrize(
-    ('query', 'gallery', 'offender'),
-    [
-        (bad_row(torch.nan), vectors(6), 'query .*NaN'),
-        (vectors(6), bad_row(torch.inf), 'gallery .*NaN'),
-        (vectors(6), vectors(6, dimensions=5), '6 dimensions, gallery 5'),
-        (vectors(6), torch.empty(0, 6), 'gallery'),
-        (bad_row(1e30), bad_row(1e30), 'normalise'),
-    ],
-)
-def test_search_refuses_embeddings(query, gallery, offender):
-    with pytest.raises(UserError, match=offender):
-        search(query, gallery, 1)
+@pytest.mark.parametrize('bad', [torch.empty(0, 6), vectors(6, dimensions=5)])
+def test_search_refuses_embeddings(bad):
+    for query, gallery in ((bad, vectors(6)), (vectors(6), bad)):
+        with pytest.raises(UserError, match=r'non-empty|5 dim|gallery 5'):
+            search(query, gallery, 1)
 
 
 # 8-bit codes
