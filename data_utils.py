@@ -10,8 +10,11 @@ unless an image, an annotation or a flag has changed. areir/data/splits.py descr
 split files, areir/data/layouts.py the layouts.
 """
 
+import contextlib
 import os
 import sys
+
+import filelock
 
 import utils
 from areir.cli.preparation import get_parser
@@ -31,7 +34,7 @@ from areir.data.verification import (
     verify_images,
 )
 from areir.errors import UserError, printable
-from areir.files import locked, refuse_folder, write_tensors
+from areir.files import refuse_folder, write_tensors
 from areir.hardware import available_cores
 
 # Arguments
@@ -121,10 +124,20 @@ def prepare(
             write_split_files(dataset, info)
 
 
+@contextlib.contextmanager
 def locked_dataset(data_root, name):
-    """Keep other processes from writing a dataset, in a `with` statement."""
+    """Keep other processes from writing a dataset; wait for one that does."""
     os.makedirs(data_root, exist_ok=True)
-    return locked(os.path.join(data_root, f'.{name}.lock'), f'writing {name}')
+    lock = filelock.FileLock(os.path.join(data_root, f'.{name}.lock'))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f'another process is writing {name}: waiting for it', flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def print_source(dataset):

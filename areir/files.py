@@ -17,7 +17,6 @@ import warnings
 import zipfile
 import zlib
 
-import filelock
 import torch
 
 from areir.errors import UserError
@@ -112,16 +111,12 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
         remove(temporary)
 
 
-def file_checksum(file, size=None, value=0):
-    """Return the CRC-32 of the next `size` bytes of an open file, or of all.
-
-    value: the CRC-32 of what comes before them. A file with fewer bytes is read to its
-    end.
-    """
-    left = math.inf if size is None else size
-    while left > 0 and (block := file.read(min(left, READ))):
+def file_checksum(file, size=math.inf):
+    """Return the CRC-32 of the next `size` bytes of an open file, or of all."""
+    value = 0
+    while size > 0 and (block := file.read(min(size, READ))):
         value = zlib.crc32(block, value)
-        left -= len(block)
+        size -= len(block)
     return value
 
 
@@ -170,34 +165,13 @@ def atomic_folder(path, mark=None):
     A folder that is already there is replaced if it holds the file `mark`, which
     says that an earlier call wrote it. Otherwise raises UserError.
     """
-    present = os.path.lexists(path)
-    ours = (
-        mark and os.path.isfile(os.path.join(path, mark)) and not os.path.islink(path)
-    )
-    if present and not ours:
+    marked = mark and os.path.isfile(os.path.join(path, mark))
+    if os.path.lexists(path) and not (marked and is_folder(path)):
         raise UserError(f'{path} was not written by this program: move it away')
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with atomic_path(path, failures=OSError) as temporary:
         os.mkdir(temporary)
         yield temporary
-
-
-@contextlib.contextmanager
-def locked(path, work):
-    """Hold a lock file. If another process holds it, print so and wait.
-
-    work: what is done under the lock, as the message says it.
-    """
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        print(f'another process is {work}: waiting for it', flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def is_unicode(text):
@@ -211,8 +185,7 @@ def is_unicode(text):
 
 def is_special(path):
     """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
-    usual = os.path.isfile(path) or os.path.isdir(path)
-    return os.path.exists(path) and not usual
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 def refuse_special(path):

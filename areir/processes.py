@@ -168,9 +168,3 @@ def until_signal(batches, signals, state):
                 f'{state}; the same command with --resume continues'
             )
         yield batch
-
-
-def ignore_signals():
-    """Ignore Ctrl-C and SIGTERM."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

@@ -142,9 +142,17 @@ def read_cub(root, files):
     index = lists.need_file(root, files, 'images.txt', 'CUB_200_2011')
     source = f'{root}/{index}'
     folder = source.removesuffix('images.txt')
+
+    def to_label(cell):
+        return lists.to_class(cell, range(1, 201))
+
+    def to_box(*cells):  # some reach beyond their image
+        x, y, width, height = lists.to_numbers(cells)
+        return lists.make_box(x, y, x + width, y + height)
+
     images = read_by_id(source, 2, str)
-    labels = read_by_id(f'{folder}image_class_labels.txt', 2, cub_class)
-    boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, cub_box)
+    labels = read_by_id(f'{folder}image_class_labels.txt', 2, to_label)
+    boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, to_box)
     rows = []
     for image_id, (origin, path) in images.items():
         if image_id not in labels or image_id not in boxes:
@@ -167,16 +175,6 @@ def read_by_id(path, fields, parse):
     rows = lists.parse_rows(path, lists.read_rows(path, fields), parse_row)
     lists.refuse_repeats([(origin, image_id) for origin, (image_id, _) in rows])
     return {image_id: (origin, value) for origin, (image_id, value) in rows}
-
-
-def cub_class(label):
-    return lists.to_class(label, range(1, 201))
-
-
-def cub_box(*cells):
-    """Return the box of x, y, width, height; some reach beyond their image."""
-    x, y, width, height = lists.to_numbers(cells)
-    return lists.make_box(x, y, x + width, y + height)
 
 
 def read_sop(root, files):

@@ -1,6 +1,7 @@
 """From image files to embeddings: the dataset, its loader, and the loop over it."""
 
 import os
+import signal
 import threading
 from multiprocessing import parent_process
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from areir.data.images import load_image, normalise, to_pixels
 from areir.errors import UserError
 from areir.hardware import available_cores, local_processes
-from areir.processes import ignore_signals, is_first
+from areir.processes import is_first
 
 BATCH = 32  # images embedded at a time
 GONE = 'gone'  # the problem of a file that is not there
@@ -64,7 +65,8 @@ def start_loader_worker(number):
 
     torch itself notices only after seconds that the parent has been killed.
     """
-    ignore_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end_with_parent()
 
 

@@ -86,19 +86,11 @@ def draw_figure(pixels, figure, x, y, turn):
         amplitude * np.cos(order * angle + phase)
         for order, amplitude, phase in zip(HARMONICS, figure.amplitude, figure.phase)
     )
-    outline = 1 + waves
     across = u * np.cos(figure.stripe_turn) + v * np.sin(figure.stripe_turn)
     stripe = (across / figure.stripe_period) % 1 < figure.stripe_share
     body = np.where(stripe[..., None], *figure.colours)
-    inside = np.hypot(u, v) < outline
+    inside = np.hypot(u, v) < 1 + waves
     return np.where(inside[..., None], body, pixels)
-
-
-def random_light(x, y, radius, rng):
-    """Return factors (H, W, 3): a slope across the picture and a cast of colour."""
-    slope = 1 + rng.uniform(-0.4, 0.4) * (x - x.mean()) * radius
-    slope = slope + rng.uniform(-0.4, 0.4) * (y - y.mean()) * radius
-    return slope[..., None] * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
 
 
 def draw_image(figure, side, rng):
@@ -112,7 +104,11 @@ def draw_image(figure, side, rng):
     x, y = np.meshgrid((grid - centre_x) / radius, (grid - centre_y) / radius)
     pixels = draw_figure(pixels, figure, x, y, turn)
 
-    pixels = pixels * random_light(x, y, radius, rng)
+    # light: a slope across the picture and a cast of colour
+    slope = 1 + rng.uniform(-0.4, 0.4) * (x - x.mean()) * radius
+    slope = slope + rng.uniform(-0.4, 0.4) * (y - y.mean()) * radius
+    light = slope[..., None] * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
+    pixels = pixels * light
     pixels = pixels + rng.normal(0, 8, pixels.shape)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return image.resize((side, side), Image.Resampling.BOX)
