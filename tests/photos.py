@@ -54,7 +54,7 @@ def update(folder, index_folder, settings=SETTINGS, embed=embed):
 def assert_same(one, other):
     """Check that two Indexes hold the same images and vectors."""
     assert one.paths == other.paths and one.problems == other.problems
-    ours, theirs = one.vectors.rows(), other.vectors.rows()
+    ours, theirs = one.vectors.array, other.vectors.array
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 

@@ -115,7 +115,7 @@ def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, ca
     write_photo(photos / 'c/upright.jpg', orientation=1)
     index = update(photos, tmp_path / 'index')
     assert len(index.paths) == 10 and not capsys.readouterr().out
-    rows = dict(zip(index.paths, index.vectors.rows()))
+    rows = dict(zip(index.paths, index.vectors.array))
     jpeg, other = rows['c/photo.jpg'], rows[f'c/{name}']
     upright = rows['c/upright.jpg']
     assert np.abs(jpeg - other).max() < 0.02 < np.abs(jpeg - upright).max()

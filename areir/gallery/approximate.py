@@ -49,8 +49,8 @@ class ApproximateIndex:
             part = slice(start, start + step)
             scores[part] = score(query[part], self.vectors, found[part])
         order = np.lexsort((found, -scores))[:, :k]  # by score, then by index
-        places = np.arange(len(query))[:, None], order
-        return torch.from_numpy(scores[places]), torch.from_numpy(found[places])
+        order += np.arange(0, found.size, k + 1)[:, None]
+        return torch.from_numpy(scores.take(order)), torch.from_numpy(found.take(order))
 
 
 def score(query, vectors, found):
@@ -61,7 +61,7 @@ def score(query, vectors, found):
     error = tolerance(query.shape[1], bound, torch.float64)
     scores = (total - error).astype(np.float32)
     unsure = scores != (total + error).astype(np.float32)  # seldom
-    if unsure.any():
+    if np.count_nonzero(unsure):  # faster than unsure.any()
         pairs = query, vectors, unsure.nonzero()[0], found[unsure].clip(0)
         scores[unsure] = pair_scores(*map(torch.from_numpy, pairs))
     scores[found < 0] = -np.inf
@@ -103,8 +103,8 @@ def build(vectors):
     faiss_index.train(rows)
     faiss_index.add(rows)
     index = ApproximateIndex(faiss_index, rows)
-    own = np.sort(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
-    query, own = torch.from_numpy(rows[own]), torch.from_numpy(own)
+    own = torch.from_numpy(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
+    query = vectors.mapped[own]
     nearest = min(NEAREST, len(rows) - 1)
     if not nearest:
         nearest, own = 1, None  # the only image can find only itself
@@ -115,5 +115,5 @@ def build(vectors):
         recall = (found[:, :, None] == exact[:, None]).any(dim=1).double().mean().item()
         if recall >= RECALL:
             break
-    counts = {'nearest': nearest, 'queries': len(query)}
-    return index, {'efSearch': width, 'recall': recall, **counts}
+    measured = {'recall': recall, 'nearest': nearest, 'queries': len(query)}
+    return index, {'efSearch': width, **measured}

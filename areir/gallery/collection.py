@@ -130,7 +130,7 @@ class FolderCollection(Collection):
             folder,
             index.paths,
             class_names(index.paths),
-            index.vectors.rows(),
+            index.vectors.array,
             index.calibration or trained.calibration,
         )
         self.index, self.sizes = index, index.sizes

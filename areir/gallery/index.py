@@ -34,12 +34,12 @@ from areir.evaluation.scores import check_embeddings
 from areir.files import cut_name
 from areir.gallery.folders import scan
 from areir.gallery.index_database import (
+    Row,
     State,
     add_rows,
     checksum_of,
     locked,
     make_row,
-    read_rows,
     read_state,
     replace,
     write_state,
@@ -77,7 +77,7 @@ class Index:
 
 
 def index_path(folder, model_path, results_root):
-    """Return the path of the index of a folder embedded by a model."""
+    """Return the path of the index of a folder for a model."""
     real = os.path.realpath(folder)
     name = cut_name(os.path.basename(real), 60) or 'root'
     place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
@@ -169,13 +169,18 @@ class Update:
                 f'notice: {len(others):,} files of {self.folder} are not images and '
                 f'are skipped, such as {printable(min(others))}'
             )
-        rows, self.state = read_rows(self.database), read_state(self.database)
-        if self.state and self.state.settings == settings:
-            self.rows = self.check_rows(rows)
-        else:
+        rows = list(map(Row._make, self.database.execute('SELECT * FROM images')))
+        self.state = read_state(self.database) or State({}, '')
+        before = self.state.settings
+        changes = [name for name in settings if settings[name] != before.get(name)]
+        if changes:
             if rows:
-                self.tell_why_stale(settings)
-            self.state, self.rows = State(settings, secrets.token_hex(8)), []
+                print(
+                    f'notice: {self.index_folder} is damaged or of another '
+                    f'{", ".join(changes)}: all images are embedded again'
+                )
+            self.state = State(settings, secrets.token_hex(8))
+        self.rows = [] if changes else self.check_rows(rows)
         if not self.rows or len(self.rows) < len(rows):
             replace(self.database, self.state, self.rows)
         known = {os.fsdecode(row.path) for row in self.rows}
@@ -196,12 +201,13 @@ class Update:
             vector = b''
             if isinstance(row.place, int):
                 vector = vectors[width * row.place : width * (row.place + 1)]
-            path, seen = os.fsdecode(row.path), [row.size, row.mtime_ns]
-            # a package installed since then may be able to read the image
-            outdated = row.problem and is_outdated(os.fsdecode(row.problem))
             if row.checksum != checksum_of(row[:4], vector):
                 damaged += 1
-            elif self.images.get(path) == seen and not outdated:
+                continue
+            path = os.fsdecode(row.path)
+            # a package installed since then may be able to read the image
+            outdated = row.problem and is_outdated(os.fsdecode(row.problem))
+            if self.images.get(path) == [row.size, row.mtime_ns] and not outdated:
                 kept.append(row)
             elif path not in self.images and vector:
                 self.removed += 1
@@ -211,17 +217,6 @@ class Update:
                 'embedded again'
             )
         return kept
-
-    def tell_why_stale(self, settings):
-        reason = 'damaged'
-        if self.state:
-            before = self.state.settings
-            reason = 'stale: ' + ', '.join(
-                f'{name} was {before.get(name)} and is {value}'
-                for name, value in settings.items()
-                if before.get(name) != value
-            )
-        print(f'notice: {self.index_folder} is {reason}; all images are embedded again')
 
     def add(self, paths, vectors, problems):
         """Store vectors (n, D) of images, and why others cannot be read."""
@@ -249,19 +244,19 @@ class Update:
                 f'{self.folder} vanished while it was read; what was embedded is kept, '
                 'and the same command continues'
             )
-        state, rows = self.state, sorted(self.rows)
-        found = [row for row in rows if not row.problem]
-        unreadable = [row for row in rows if row.problem]
+        state = self.state
+        found = sorted(row for row in self.rows if not row.problem)
+        paths = [os.fsdecode(row.path) for row in found]
+        unreadable = [row for row in self.rows if row.problem]
+        for row in unreadable:
+            self.problems[os.fsdecode(row.path)] = os.fsdecode(row.problem)
+        for path in self.images.keys() - self.problems.keys() - set(paths):
+            self.problems[path] = 'gone while it was read'
         if not found:
             raise UserError(
                 f'--gallery {self.folder}: none of its {len(self.images):,} images can '
                 f'be read, such as {printable(min(self.images))}'
             )
-        paths = [os.fsdecode(row.path) for row in found]
-        for row in unreadable:
-            self.problems[os.fsdecode(row.path)] = os.fsdecode(row.problem)
-        for path in self.images.keys() - self.problems.keys() - set(paths):
-            self.problems[path] = 'gone while it was read'
         places = [row.place for row in found]
         if places != list(range(state.count)) or self.is_damaged():
             self.write_files(places, shortened)
@@ -283,7 +278,7 @@ class Update:
 
     def is_damaged(self):
         """Whether a file does not have its size or checksum; a notice says so."""
-        state, damaged = self.state, ''
+        state, damaged = self.state, None
         if os.path.getsize(self.vectors_path) != 4 * state.dimensions * state.count:
             damaged = self.vectors_path
         for name, checksum in state.checksums.items():
@@ -329,9 +324,8 @@ def fit_components(state, vectors):
     """
     count = len(vectors)
     step = math.ceil(count / MOST_IMAGES)
-    sample = torch.from_numpy(np.array(vectors.rows()[::step]))
     try:
-        projection = fit_projection(sample, DIMENSIONS, WHITENING)
+        projection = fit_projection(vectors.mapped[::step], DIMENSIONS, WHITENING)
     except UserError as error:
         print(f'notice: no principal components: {error}')
         return

@@ -126,10 +126,6 @@ def lock(database, folder):
     database.commit()
 
 
-def read_rows(database):
-    return list(map(Row._make, database.execute('SELECT * FROM images')))
-
-
 def make_row(path, seen, problem=None, place=None, vector=b''):
     """Return the Row of an image; seen: its (size, mtime_ns)."""
     values = os.fsencode(path), *seen, problem and os.fsencode(problem)

@@ -43,10 +43,6 @@ class VectorsFile:
     def __len__(self):
         return len(self.array)
 
-    def rows(self, start=0, stop=None):
-        """Return rows[start:stop]; the disk is read when they are used."""
-        return self.array[start:stop]
-
     def blocks(self, order=None):
         """Yield the vectors, or those of the rows `order`, BLOCK_ROWS at a time."""
         count = len(self) if order is None else len(order)

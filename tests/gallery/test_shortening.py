@@ -39,7 +39,7 @@ def update(photos, tmp_path):
 def whole_vectors(index):
     """Return the vectors before they were shortened."""
     path = index.vectors.path.replace('shortened_', 'vectors_')
-    return torch.from_numpy(np.array(VectorsFile(path, 6).rows()))
+    return torch.from_numpy(np.array(VectorsFile(path, 6).array))
 
 
 def add_photos(photos, numbers):
@@ -52,9 +52,9 @@ def test_vectors_are_those_of_a_projection(update):
     whole = whole_vectors(index)
     expected = fit_projection(whole, 3, shortening.WHITENING)
     assert index.vectors.dimensions == 3
-    np.testing.assert_allclose(index.vectors.rows(), expected(whole), atol=1e-5)
+    np.testing.assert_allclose(index.vectors.array, expected(whole), atol=1e-5)
     given = Projection(**index.components)(whole)
-    np.testing.assert_allclose(index.vectors.rows(), given, atol=1e-6)
+    np.testing.assert_allclose(index.vectors.array, given, atol=1e-6)
 
 
 def test_few_images_keep_their_vectors(update, photos):
@@ -78,7 +78,7 @@ def test_components_stay_until_the_images_have_doubled(update, photos, capsys):
     assert 'fitted again, to 14 images' in output and 'threshold' not in output
     assert not torch.equal(first.components['matrix'], third.components['matrix'])
     fresh = update('another')
-    np.testing.assert_allclose(third.vectors.rows(), fresh.vectors.rows(), atol=1e-6)
+    np.testing.assert_allclose(third.vectors.array, fresh.vectors.array, atol=1e-6)
 
 
 def test_old_files_are_removed(update, photos, tmp_path):
@@ -94,7 +94,7 @@ def test_a_sample_is_used_of_many_images(update, photos, monkeypatch):
     index = update()
     whole = whole_vectors(index)
     expected = fit_projection(whole[::2], 3, shortening.WHITENING)
-    np.testing.assert_allclose(index.vectors.rows(), expected(whole), atol=1e-5)
+    np.testing.assert_allclose(index.vectors.array, expected(whole), atol=1e-5)
 
 
 def test_equal_images_have_no_components(update, photos, capsys):
@@ -150,7 +150,7 @@ def test_an_index_that_has_changed_is_not_calibrated(update, photos):
 def test_damaged_vectors_are_shortened_again(update, capsys, damage):
     index = update()
     store_calibration(index, CALIBRATION)
-    expected = np.array(index.vectors.rows())
+    expected = np.array(index.vectors.array)
     if damage == 'missing':
         os.remove(index.vectors.path)
     elif damage == 'short':
@@ -161,4 +161,4 @@ def test_damaged_vectors_are_shortened_again(update, capsys, damage):
     (notice,) = capsys.readouterr().out.splitlines()
     assert f'{index.vectors.path} is damaged' in notice
     assert again.embedded == 0 and again.calibration == CALIBRATION
-    assert np.array_equal(again.vectors.rows(), expected)
+    assert np.array_equal(again.vectors.array, expected)

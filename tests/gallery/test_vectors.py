@@ -78,7 +78,7 @@ def test_blocks_of_rows_in_an_order(tmp_path, monkeypatch):
     order = [6, 0, 3, 3]
     write_blocks(str(tmp_path / 'copy.f32'), stored.blocks(order))
     copied = VectorsFile(str(tmp_path / 'copy.f32'), 6)
-    assert np.array_equal(copied.rows(), vectors[order])
+    assert np.array_equal(copied.array, vectors[order])
     assert np.array_equal(np.concatenate([*copied.blocks()]), vectors[order])
 
 
@@ -88,7 +88,7 @@ def test_vectors_are_appended_after_the_last_whole_row(tmp_path):
         file.write(b'cut')
     assert append_vectors(stored.path, 2 * vectors.numpy()) == 3
     expected = torch.cat([vectors, 2 * vectors])
-    assert np.array_equal(VectorsFile(stored.path, 6).rows(), expected)
+    assert np.array_equal(VectorsFile(stored.path, 6).array, expected)
 
 
 def test_vectors_that_cannot_be_written_are_an_error_that_names_the_file(tmp_path):
@@ -115,7 +115,7 @@ time.sleep(0.1)
 from areir.gallery.vectors import VectorsFile
 if {path!r}:
     stored = VectorsFile({path!r}, 256)
-    query = torch.tensor(stored.rows(0, 4))
+    query = torch.tensor(stored.array[:4])
     assert stored.codes
     print(stored.search(query, 5)[1][:, 0].tolist(), end=' ')
 print(max(peak))
