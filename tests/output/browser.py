@@ -116,6 +116,18 @@ class Session:
         feature = {'name': 'prefers-color-scheme', 'value': theme}
         self.command('Emulation.setEmulatedMedia', features=[feature])
 
+    def check_themes(self, width):
+        """Check that the page fits the width, and its contrast, in light and dark."""
+        backgrounds = set()
+        for theme in ('light', 'dark'):
+            self.resize(width, theme)
+            assert self.run('return innerWidth') == width
+            assert self.run('return document.documentElement.scrollWidth') <= width
+            assert self.run(CONTRAST) >= 4.5
+            background = 'return getComputedStyle(document.body).backgroundColor'
+            backgrounds.add(self.run(background))
+        assert len(backgrounds) == 2
+
     def wait_for(self, condition, seconds=120):
         """Wait until an expression of the page is true and return its value."""
         end = time.monotonic() + seconds

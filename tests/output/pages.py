@@ -14,7 +14,7 @@ HOSTILE = '<script>alert("1")</script>\'"&<img src=x onerror=alert(2)>'
 CSV = (
     'epoch,train_loss,train_accuracy,test_recall@1,test_recall@2,test_map@r,protocol\n'
     '1,2.5,0.25,0.5,0.75,0.125,strict\n'
-    '2,1.25,0.5,0.625,1.0,0.25,strict\n'
+    '2,inf,0.5,0.625,1.0,0.25,strict\n'
     '3,1.0,nan,0.6,1.0,0.2,strict\n'
 )
 RECORD = {
@@ -71,10 +71,10 @@ def some_images(database, rows):
     return {name: database[name][rows] for name in ('embeddings', 'labels', 'images')}
 
 
-def write(folder, database, csv=CSV, record=RECORD):
+def write(folder, database):
     """Return the text of the page of a database, with its CSV and run.json."""
-    (folder / f'{RUN}_results.csv').write_text(csv)
-    (folder / f'{RUN}_run.json').write_text(json.dumps(record))
+    (folder / f'{RUN}_results.csv').write_text(CSV)
+    (folder / f'{RUN}_run.json').write_text(json.dumps(RECORD))
     return write_alone(folder, database)
 
 
@@ -133,7 +133,7 @@ def check_page(page):
     assert set(outline.all('aria-labelledby')) <= set(ids)
     assert all(source.startswith(PICTURES) for source in outline.all('src'))
     assert names.count('h1') == names.count('main') == names.count('nav') == 1
-    assert not FORBIDDEN & set(names) and names.count('style') == 1
+    assert not FORBIDDEN & set(names)
     assert not any(key.startswith('on') for _, found in outline.tags for key in found)
     for outside in ('http://', 'https://', 'url(', '{{', '{%', '{#'):
         assert outside not in page

@@ -66,9 +66,8 @@ def make_trained(pictures, model_type='resnet18', side=32, projected=False, **op
         noise = 255 * torch.rand(4, 3, cells, cells, generator=generator)
         noise = F.interpolate(noise, (side, side), mode='bilinear')
         known.append(normalise(noise, MEAN, STD))
-    model = take_statistics(
-        EnsembleModel(model_type, 2, 5, **options), torch.cat(known)
-    )
+    model = EnsembleModel(model_type, 2, 5, **options)
+    take_statistics(model, torch.cat(known))
     if projected:
         model.projection = fit_projection(model.embed(images), 4, whitening=0.5)
     sizes = {'image_size': side, 'dimensions': model.dimensions}
@@ -88,17 +87,8 @@ def run_onnx(path, pixels):
     return session.run(None, {'images': pixels})[0]
 
 
-def run_pt2(path, pixels):
-    return torch.export.load(path).module()(torch.from_numpy(pixels)).numpy()
-
-
-RUN = {'.onnx': run_onnx, '.pt2': run_pt2}
-
-
 def check_export(trained, pictures, folder, ending):
     """Export a model and compare the file with it, on batches of several sizes."""
-    if ending == '.onnx':
-        need_onnx()
     path = str(folder / f'network{ending}')
     export_network(trained, path)
     pixels = read_pixels(pictures, trained.image_size)
@@ -107,7 +97,11 @@ def check_export(trained, pictures, folder, ending):
     scores = wanted @ wanted.T
     assert scores[~np.eye(8, dtype=bool)].max() < 0.9995  # they differ
     for rows in (slice(0, 1), slice(1, 4), slice(None)):
-        vectors = RUN[ending](path, pixels[rows])
+        if ending == '.onnx':
+            vectors = run_onnx(path, pixels[rows])
+        else:
+            images = torch.from_numpy(pixels[rows])
+            vectors = torch.export.load(path).module()(images).numpy()
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, wanted[rows], atol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -116,20 +110,15 @@ def check_export(trained, pictures, folder, ending):
 # The vectors of a network
 
 
-@pytest.mark.parametrize('ending', RUN)
-@pytest.mark.parametrize(
-    ('embedding', 'with_se', 'mirror', 'projected'),
-    [
-        ('logits', True, False, False),
-        ('logits', False, True, True),
-        ('features', True, True, True),
-        ('features', False, False, False),
-    ],
-)
-def test_every_kind_of_embedding(
-    slim_backbone, pictures, tmp_path, ending, embedding, with_se, mirror, projected
-):
-    options = {'embedding': embedding, 'with_se': with_se, 'mirror': mirror}
+LOGITS = {'embedding': 'logits', 'with_se': False, 'mirror': True}
+FEATURES = {'embedding': 'features', 'with_se': True, 'mirror': False}
+
+
+@pytest.mark.parametrize('ending', ['.onnx', '.pt2'])
+@pytest.mark.parametrize(('options', 'projected'), [(LOGITS, True), (FEATURES, False)])
+def test_embeddings(slim_backbone, pictures, tmp_path, ending, options, projected):
+    if ending == '.onnx':
+        need_onnx()
     trained = make_trained(pictures, projected=projected, **options)
     check_export(trained, pictures, tmp_path, ending)
 
@@ -137,6 +126,7 @@ def test_every_kind_of_embedding(
 @pytest.mark.slow
 @pytest.mark.parametrize('model_type', ['efficientnet_b0', 'swin_t'])
 def test_convolutions_and_attention(pictures, tmp_path, model_type):
+    need_onnx()
     options = {'embedding': 'features', 'shared_stages': 3, 'side': 64}
     trained = make_trained(pictures, model_type, **options)
     check_export(trained, pictures, tmp_path, '.onnx')
@@ -152,7 +142,6 @@ def trained(slim_backbone, pictures):
 
 def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
     path = str(tmp_path / 'new folder/network.pt2')
-    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
     export_network(trained, path)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f'wrote {path} (') and '(N, 32, 32, 3)' in line
@@ -161,9 +150,6 @@ def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
     torch.export.load(path, extra_files=extra)
     about = json.loads(extra[exports.METADATA])
     assert about['model'] == 'toy_model.pth'
-    after = trained.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
     need_onnx()
     import onnx
@@ -176,15 +162,12 @@ def test_the_file_says_what_it_takes(trained, tmp_path, capsys):
     assert __file__.encode() not in path.read_bytes()  # nor other names from here
 
 
-def refuse(trained, path):
-    """Return the message of a refused export, which leaves an earlier file."""
+def refuse(trained, path, text):
+    """Check that an export is refused and leaves an earlier file."""
     path.write_text('of an earlier call')
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=text):
         export_network(trained, str(path))
-    assert (
-        path.read_text() == 'of an earlier call' and len(os.listdir(path.parent)) == 1
-    )
-    return str(error.value)
+    assert path.read_text() == 'of an earlier call'
 
 
 @pytest.mark.parametrize('factor', [1.5, float('nan')])
@@ -198,35 +181,25 @@ def test_a_file_of_other_vectors_is_not_written(trained, tmp_path, monkeypatch, 
         return model
 
     monkeypatch.setattr(exports, 'fold_batch_norms', spoil)
-    assert 'not written' in refuse(trained, tmp_path / 'network.pt2')
+    refuse(trained, tmp_path / 'network.pt2', 'not written')
 
 
-def test_other_endings(trained, tmp_path):
-    line = refuse(trained, tmp_path / 'network.pth')
-    assert 'network.pth' in line and '.onnx' in line and '.pt2' in line
-
-
-def test_a_package_that_is_not_installed(trained, tmp_path, monkeypatch):
+def test_what_cannot_be_exported(trained, tmp_path, monkeypatch):
+    refuse(trained, tmp_path / 'network.pth', r'network\.pth')
     need_onnx()
+    path = tmp_path / 'network.onnx'
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, 'ONNX_LIMIT', 1000)
+        refuse(trained, path, '.pt2')
     monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    assert 'onnxscript' in refuse(trained, tmp_path / 'network.onnx')
-
-
-def test_more_weights_than_onnx_can_hold(trained, tmp_path, monkeypatch):
-    need_onnx()
-    monkeypatch.setattr(exports, 'ONNX_LIMIT', 1000)
-    assert '.pt2' in refuse(trained, tmp_path / 'network.onnx')
+    refuse(trained, path, 'onnxscript')
 
 
 # The vectors of a folder
 
 
-@pytest.mark.parametrize('mapped', [False, True])
-def test_vectors_and_images_are_written_row_for_row(tmp_path, capsys, mapped):
+def test_vectors_and_images_are_written_row_for_row(tmp_path):
     vectors = on_circle(0, 10, 20)
-    np.save(tmp_path / 'stored.npy', vectors.numpy())
-    if mapped:
-        vectors = np.load(tmp_path / 'stored.npy', mmap_mode='c')
     collection = ToyCollection(tmp_path, PATHS, vectors, ['a', 'b', None])
     folder = tmp_path / 'out'
     export_vectors(collection, str(folder))
@@ -236,7 +209,6 @@ def test_vectors_and_images_are_written_row_for_row(tmp_path, capsys, mapped):
     table = pd.read_csv(folder / 'images.csv', encoding_errors='surrogateescape')
     assert table['row'].tolist() == [0, 1, 2] and table['path'].tolist() == PATHS
     assert table['class'].tolist()[:2] == ['a', 'b'] and table['class'].isna()[2]
-    assert '3 x 2 float32' in capsys.readouterr().out
 
 
 def test_a_full_disk_leaves_an_earlier_export(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 pytest.importorskip('flask', reason='flask is optional')
-from browser import CONTRAST, ENTER, ESCAPE, SPACE, TAB, Session, need_browser
+from browser import ENTER, ESCAPE, SPACE, TAB, Session, need_browser
 from page_cases import PageCase, make_project, write_noise
 from werkzeug.serving import make_server
 
@@ -77,6 +77,10 @@ def photo(page, name='figure_1_01.png'):
     return next(page.photos.glob(f'*/{name}'))
 
 
+def text(browser, name):
+    return browser.run(f"return document.getElementById('{name}').textContent")
+
+
 def names(browser):
     """Return the names of the images that are shown, once they are."""
     browser.wait_for(f'{NAMES}.length && {IDLE}')
@@ -92,10 +96,6 @@ def search_with(browser, place):
     return names(browser)
 
 
-def text(browser, name):
-    return browser.run(f"return document.getElementById('{name}').textContent")
-
-
 def test_a_chosen_picture(page, opened):
     opened.choose('#file', photo(page))
     shown = names(opened)
@@ -105,18 +105,17 @@ def test_a_chosen_picture(page, opened):
     assert opened.run("return document.getElementById('preview').naturalWidth") == 32
 
 
-def test_a_pasted_picture(page, opened):
+def test_a_pasted_and_a_dropped_picture(page, opened):
     path = photo(page, 'figure_2_01.png')
     data = base64.b64encode(path.read_bytes()).decode()
     opened.run(CARRY.format(data=data, name=path.name) + PASTE)
     assert names(opened)[0] == 'figure_2_01.png'
 
-
-def test_a_file_dropped_by_the_mouse(page, opened):
     carried = {'items': [], 'files': [str(photo(page))], 'dragOperationsMask': 1}
     for kind in ('dragEnter', 'dragOver', 'drop'):
         event = {'type': kind, 'x': 150, 'y': 200, 'data': carried}
         opened.command('Input.dispatchDragEvent', **event)
+    opened.wait_for("document.getElementById('asked').textContent == 'figure_1_01.png'")
     assert names(opened)[0] == 'figure_1_01.png'
     assert not opened.run("return document.body.classList.contains('dragging')")
 
@@ -138,8 +137,6 @@ def test_heat_maps_are_switched_on_and_off(page, opened):
     names(opened)
     opened.run("document.getElementById('heat').click()")
     opened.wait_for(f'{HEAT_MAPS} == 8')
-    search_with(opened, 0)
-    opened.wait_for(f'{HEAT_MAPS} == 8')
     opened.run("document.getElementById('heat').click()")
     opened.wait_for(f'{HEAT_MAPS} == 0')
     assert len(names(opened)) == 8
@@ -156,11 +153,8 @@ def test_by_keyboard_alone(page, opened):
     first = names(opened)
 
     opened.run("document.getElementById('again').focus()")
-    label, ring = (
-        opened.press_tab() and opened.run(ACTIVE),
-        opened.run('return getComputedStyle(document.activeElement).outlineStyle'),
-    )
-    assert label.startswith('Search with image 1, figure_1, ') and ring == 'solid'
+    assert opened.press_tab()[1] == 'solid'
+    assert opened.run(ACTIVE).startswith('Search with image 1, figure_1, ')
     opened.press(TAB)
     opened.press(ENTER)
     opened.wait_for("document.querySelector('dialog').open")
@@ -183,17 +177,13 @@ def test_what_is_wrong_is_said(page, opened, tmp_path):
     broken.write_text('no image')
     opened.choose('#file', broken)
     opened.wait_for(said.format('cannot be read'))
-    opened.run('document.body.dataset.largest = 100')
-    opened.choose('#file', photo(page))
-    opened.wait_for(said.format('20 MB'))
     opened.run('const carried = new DataTransfer();' + PASTE)
     opened.wait_for(said.format('not a file'))
-    broken.write_bytes(bytes(25_000_000))  # the server refuses it, too
-    opened.run('document.body.dataset.largest = 1e9')
+    broken.write_bytes(bytes(25_000_000))
     opened.choose('#file', broken)
     opened.wait_for(said.format('20 MB'))
     assert opened.run("return document.getElementById('error').role") == 'alert'
-    opened.log('browser')  # of the browser itself, about status 400 and 413
+    opened.log('browser')  # of the browser itself, about status 400
 
 
 def test_the_folder_is_read_again(page, opened):
@@ -222,15 +212,7 @@ def test_the_folder_is_read_again(page, opened):
 
 @pytest.mark.parametrize('width', [360, 800, 1280])
 def test_width_and_contrast(page, opened, width, tmp_path):
-    noise = write_noise(tmp_path / f'{"long_name_" * 12}.png')
-    backgrounds = set()
-    for theme in ('light', 'dark'):
-        opened.resize(width, theme)
-        opened.choose('#file', noise)
-        names(opened)
-        assert opened.run('return innerWidth') == width
-        assert opened.run('return document.documentElement.scrollWidth') <= width
-        assert opened.run(CONTRAST) >= 4.5
-        background = 'return getComputedStyle(document.body).backgroundColor'
-        backgrounds.add(opened.run(background))
-    assert len(backgrounds) == 2
+    opened.resize(width)
+    opened.choose('#file', write_noise(tmp_path / f'{"long_name_" * 12}.png'))
+    names(opened)
+    opened.check_themes(width)

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -36,27 +35,20 @@ def flags(project):
     return ['--gallery', project.root / 'photos', '--model', model, '--serve']
 
 
-def keep_signals():
-    """Take Ctrl-C even if these tests run in the background of a shell."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def post(url, **fields):
-    """Return what the page replies to a form."""
-    data = urllib.parse.urlencode(fields).encode()
-    origin = {'Origin': url.rpartition('/')[0]}
-    request = urllib.request.Request(url, data, origin)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request) as reply:
-        return reply.read()
-
-
 def keep_asking(url, asked):
     """Ask for heat maps until the server has gone; set the Event `asked` after one."""
+
+    def post(path, **fields):
+        data = urllib.parse.urlencode(fields).encode()
+        request = urllib.request.Request(url + path, data, {'Origin': url.rstrip('/')})
+        with opener.open(request) as reply:
+            return reply.read()
+
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with contextlib.suppress(OSError, http.client.HTTPException):
-        token = json.loads(post(f'{url}read_again'))['token']
+        token = json.loads(post('read_again'))['token']
         while True:
-            post(f'{url}heat_map', image=0, shown=1, token=token)
+            post('heat_map', image=0, shown=1, token=token)
             asked.set()
 
 
@@ -71,10 +63,11 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, 'TMPDIR': str(tmp_path)},
-        preexec_fn=keep_signals,
+        # Ctrl-C ends it even if these tests run in the background of a shell
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     lines = iter(server.stdout.readline, '')
-    (url,) = re.findall(r'http://127\.0\.0\.1:\d+/', next(filter(is_address, lines)))
+    url = next(line for line in lines if line.startswith('search page: ')).split()[2]
     asked = threading.Event()
     thread = threading.Thread(target=keep_asking, args=[url, asked])
     thread.start()
@@ -88,40 +81,24 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     assert not list(tmp_path.glob('areir_*'))
 
 
-def is_address(line):
-    return line.startswith('search page: ')
-
-
-def test_a_port_in_use(project, flags):
+def test_what_cannot_be_served_is_one_line(project, flags, monkeypatch):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         assert f'--serve {port}' in project.refuse('inference.py', *flags, port)
-
-
-@pytest.mark.parametrize('more', [['70000'], ['0', '--host', '203.0.113.1']])
-def test_an_address_that_cannot_be_used(project, flags, more):
-    assert f'--serve {more[0]}' in project.refuse('inference.py', *flags, *more)
+    for more in (['70000'], ['0', '--host', '203.0.113.1'], ['--query_img_name', 'a']):
+        assert '--serve' in project.refuse('inference.py', *flags, *more)
+    assert '--serve' in project.refuse('inference.py', '--serve')
+    with monkeypatch.context() as patch:
+        patch.setenv('WORLD_SIZE', '2')
+        assert 'torchrun' in project.refuse('inference.py', *flags)
+    monkeypatch.setitem(sys.modules, 'flask', None)
+    assert 'pip install flask' in project.refuse('inference.py', *flags)
 
 
 def test_a_host_that_is_no_name():
     for host in ('', '127.0..1'):
         with pytest.raises(UserError, match='--host'):
             listen(host, 0)
-
-
-def test_it_needs_a_folder_and_no_query(project):
-    for more in ([], ['--gallery', 'photos', '--query_img_name', 'one.png']):
-        assert '--serve' in project.refuse('inference.py', '--serve', *more)
-
-
-def test_flask_that_is_not_installed(project, flags, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'flask', None)
-    assert 'pip install flask' in project.refuse('inference.py', *flags)
-
-
-def test_several_processes(project, flags, monkeypatch):
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    assert 'torchrun' in project.refuse('inference.py', *flags)
 
 
 def test_other_machines_are_warned_of(project, flags, monkeypatch):
