@@ -15,10 +15,12 @@ import torch
 import trained
 from conftest import REPOSITORY, Project
 from PIL import Image
-from train_runs import TORCHRUN
+from train_runs import together
 
 from areir.data.images import list_files, load_image, normalise, to_pixels
 from areir.data.sample import draw_sample
+from areir.evaluation import ranking
+from areir.gallery import vectors
 from areir.output.exports import ONNX_PACKAGES
 from model import EnsembleModel
 
@@ -250,18 +252,6 @@ def test_the_program_of_the_docs(project, photos, tmp_path, ask):
     assert scores[-2] < 0.99  # no other photo would do
 
 
-# small tiles, so that each process has tiles of its own
-SMALL_TILES = """
-import sys
-sys.path.insert(0, {root!r})
-import inference, utils
-from areir.evaluation import ranking
-from areir.gallery import vectors
-vectors.TILE = ranking.NARROWEST = ranking.WIDEST = 1
-utils.run_script(inference.main)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('query', 'index', 'file'),
@@ -270,24 +260,22 @@ utils.run_script(inference.main)
         ('photos', 'exact', 'photos_pairs/pairs.csv'),
     ],
 )
-def test_two_processes_equal_one(project, photos, tmp_path, ask, query, index, file):
+def test_two_processes_equal_one(
+    project, photos, tmp_path, ask, query, index, file, monkeypatch
+):
     if index == 'faiss':
-        pytest.importorskip('faiss', reason='faiss is optional')
+        faiss = pytest.importorskip('faiss', reason='faiss is optional')
+        faiss.omp_set_num_threads(1)  # threads do not survive a fork
     shutil.copytree(photos, tmp_path / 'queries')
-    script = tmp_path / 'small_tiles.py'
-    script.write_text(SMALL_TILES.format(root=str(project.root)))
     question = ['--gallery', photos, '--index', index, '--retrieval_num', 5]
     question += ['--query_img_name', tmp_path / query]
     ask(*question)
-    command = [sys.executable, *TORCHRUN, 2, script, '--model', project.model]
-    command += ['--results_root', tmp_path / 'two', *question]
-    output = subprocess.check_output(
-        list(map(str, command)),
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        timeout=300,
-    )
+    # each process has tiles of its own
+    monkeypatch.setattr(vectors, 'TILE', 1)
+    monkeypatch.setattr(ranking, 'NARROWEST', 1)
+    monkeypatch.setattr(ranking, 'WIDEST', 1)
+    words = ['--model', project.model, '--results_root', tmp_path / 'two', *question]
+    output = together(lambda: project.ask('inference.py', *words), 2)
     assert output.count('times: ') == 1
     tables = [pd.read_csv(tmp_path / root / file) for root in ('results', 'two')]
     pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-5)

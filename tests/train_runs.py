@@ -75,9 +75,17 @@ def train(project, results, *flags):
 
 
 def train_together(project, results, *flags, processes):
-    """Train in processes forked from this one; return the stdout of the first.
+    """Train in processes forked from this one; return the stdout of the first."""
+    return together(
+        lambda: train(project, results, *flags, '--num_workers', 0), processes
+    )
 
-    They need not import torch, which takes torchrun's seconds.
+
+def together(call, processes):
+    """Call a function in processes forked from this one, as torchrun's are numbered.
+
+    They need not import torch, which takes torchrun's seconds. Returns the value of
+    the first.
     """
     context = multiprocessing.get_context('fork')
     outputs = context.SimpleQueue()
@@ -86,14 +94,14 @@ def train_together(project, results, *flags, processes):
         place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
     place |= {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes)}
 
-    def train_one(rank):
+    def call_one(rank):
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
         areir.processes.available_cores = lambda: 1  # threads do not survive a fork
-        output = train(project, results, *flags, '--num_workers', 0)
+        output = call()
         if rank == 0:
             outputs.put(output)
 
-    ranks = [context.Process(target=train_one, args=[n]) for n in range(processes)]
+    ranks = [context.Process(target=call_one, args=[n]) for n in range(processes)]
     for process in ranks:
         process.start()
     for process in ranks:
