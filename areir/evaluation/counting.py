@@ -30,13 +30,13 @@ MANY = 16  # a tile is divided if more than 1/16 of it is doubtful
 
 @dataclass
 class LabelledImages:
-    """Queries and gallery with their classes; leave_one_out: both are the same."""
+    """Queries and gallery with their classes."""
 
     query: torch.Tensor  # (Q, D)
     gallery: torch.Tensor  # (N, D)
     query_class: torch.Tensor  # (Q,) int64 from 0 on
     gallery_class: torch.Tensor  # (N,)
-    leave_one_out: bool
+    leave_one_out: bool  # whether the gallery is the queries
     bound: float  # on the scores
 
     def tolerance(self, dtype):
@@ -212,8 +212,7 @@ class AheadCounter:
     def live_slots(self, queries):
         """Return (numbers (l,) of live positives from 0, their places (q, l) in keys).
 
-        l is the largest number of live positives. Where a query has fewer, the places
-        are those of other positives.
+        Where a query has fewer than l, its last places are those of other positives.
         """
         number = torch.arange(int(self.live[queries].max()), device=queries.device)
         slot = self.start[queries, None] + number

@@ -53,8 +53,7 @@ def resampled_means(sums, sizes, resamples=1000, seed=0):
 def confidence_intervals(values, labels, resamples=1000, seed=0):
     """Return {measure: (low, high)}, 95 % intervals of the means of {measure: (N,)}.
 
-    labels (N,): the class of each query. The limits are quantiles of `resampled_means`,
-    NaN with fewer than LEAST_CLASSES classes.
+    labels (N,): the class of each query. NaN with fewer than LEAST_CLASSES classes.
     """
     values = {measure: value.cpu() for measure, value in values.items()}
     sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())

@@ -83,10 +83,7 @@ def without_lone_queries(ranks, ks):
 
 
 def measures(ranks, ks):
-    """Return {name: (Nq,) float64}, the value of each metric for each query.
-
-    The names are recall@k for every k, map@r and r_precision.
-    """
+    """Return {name: (Nq,) float64} of recall@k for every k, map@r and r_precision."""
     rank = ranks['rank']
     recalls = {f'recall@{k}': ((rank > 0) & (rank <= k)).double() for k in ks}
     return {**recalls, 'map@r': ranks['map@r'], 'r_precision': ranks['r_precision']}

@@ -187,9 +187,8 @@ class CodePass:
 def encode(vectors):
     """Encode finite vectors (n, D) in 8 bits per number.
 
-    Returns (codes, scales, errors): int8 (n, D), float32 (n,) and float32 (n,).
-    codes * scales[:, None] approximates the vectors, and each error is an upper bound
-    on the norm of the difference.
+    Returns int8 codes (n, D), float32 scales (n,) and errors (n,). A code times its
+    scale approximates a vector, and the error bounds the norm of the difference.
     """
     scales = vectors.abs().amax(dim=1) / LARGEST_CODE
     scales = torch.where(scales > 0, scales, 1)

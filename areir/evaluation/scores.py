@@ -166,9 +166,8 @@ def round_products(total, query, gallery, rows, columns, error):
     """
     scores = total.float()
     unsure = (total - error).float() != (total + error).float()
-    unsure_rows = rows.expand_as(total)[unsure]
-    unsure_columns = columns.expand_as(total)[unsure]
-    scores[unsure] = pair_scores(query, gallery, unsure_rows, unsure_columns)
+    rows, columns = rows.expand_as(total)[unsure], columns.expand_as(total)[unsure]
+    scores[unsure] = pair_scores(query, gallery, rows, columns)
     return scores
 
 
@@ -193,10 +192,7 @@ def tile_scores(query, gallery, rows, columns, i, j, error):
 
 
 def to_keys(scores, index):
-    """Return int64 keys of finite scores and gallery indices.
-
-    Ascending keys are in the order of retrieval: by score, then by index.
-    """
+    """Return int64 keys, which ascend in the order of retrieval."""
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 turns -0 into 0
     # the bits of two floats of the same sign are ordered like the floats
     descending = torch.where(bits < 0, bits & 0x7FFFFFFF, -bits)
@@ -263,9 +259,8 @@ def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
 class BestScores:
     """Collects each query's best scores from the ScoreBlocks given to `add`.
 
-    best_right, best_wrong (Q,): the highest score of a right and of a wrong image,
-    -inf where there is none. nearest_right (Q,): the index of the former, 0 where
-    there is none.
+    best_right, best_wrong (Q,): the highest score of a right and of a wrong image, -inf
+    if there is none. nearest_right (Q,): the index of the former, 0 if there is none.
     """
 
     def __init__(self, count):

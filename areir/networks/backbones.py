@@ -107,10 +107,9 @@ def has_depthwise(model_type):
     if isinstance(model_type, str):
         with torch.device('meta'):
             stages = [build_backbone(model_type, 1)]
-    layers = [layer for stage in stages for layer in stage.modules()]
     return any(
         isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-        for layer in layers
+        for layer in nn.ModuleList(stages).modules()
     )
 
 

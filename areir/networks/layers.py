@@ -32,7 +32,6 @@ class Stages(nn.Module):
                 home.add_module(name, block)
 
     def run(self, names, features):
-        """Run the blocks with these names."""
         for name in names:
             features = self.get_submodule(name)(features)
         return features

@@ -1,6 +1,7 @@
 """Find, download and load the weights of torchvision's networks and of ensembles.
 
-torchvision takes two seconds to import, so it is imported where it is needed.
+What cannot be had or does not fit is a UserError. torchvision takes two seconds to
+import, so it is imported where it is needed.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ def find_weights(model_type, name):
     """Return torchvision's entry for --weights imagenet or imagenet_v2.
 
     imagenet means IMAGENET1K_V1 for the networks of the published tables, and the
-    newest version for all others. Raises UserError if a network has no second version.
+    newest version for all others.
     """
     import torchvision
 
@@ -41,7 +42,7 @@ def read(name):
 
     name: a network, whose ImageNet weights are downloaded, or a file of weights, whose
     name begins with that of the network. torchvision names its files in this way:
-    `resnet18-f37072fd.pth`. Raises UserError if the weights cannot be had.
+    `resnet18-f37072fd.pth`.
     """
     if not os.path.isfile(name):
         weights = imagenet_weights(name, otherwise='give --model FILE')
@@ -66,8 +67,7 @@ def preprocessing(model_type):
 def imagenet_weights(model_type, name='imagenet', otherwise=OTHERWISE):
     """Return torchvision's state dict, downloaded once into its cache.
 
-    Raises UserError if it is not cached and cannot be downloaded. The message says how
-    to download it by hand. otherwise: what the message offers instead.
+    otherwise: what a message offers instead of a download by hand.
     """
     weights = find_weights(model_type, name)
     file = weights.url.rsplit('/', 1)[1]
@@ -96,8 +96,7 @@ def load_weights(model, checkpoint, name):
     checkpoint: a torchvision state dict, whose stages go to the trunk and to every
     head, and whose classifier is not used; or the contents of a model file of train.py,
     which may have more heads. Its classifiers are left out if they have another number
-    of meta-classes. name: what an error calls the weights. Raises UserError if names or
-    shapes do not fit, or if a number is not finite.
+    of meta-classes. name: what an error calls the weights.
     """
     ours = isinstance(checkpoint, dict) and 'state_dict' in checkpoint
     state = checkpoint['state_dict'] if ours else checkpoint

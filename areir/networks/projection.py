@@ -40,8 +40,7 @@ def fit_projection(vectors, dimensions, whitening):
     keeps the deviations (PCA), 1 makes them equal (whitening). If N is below L, the
     components come from the matrix of dot products (N, N) instead of the covariance
     (L, L), summed over blocks of columns. If the vectors span fewer dimensions, the
-    Projection has only those.
-    Raises UserError if there is one vector, if all are equal or if they are not finite.
+    Projection has only those. Raises UserError for vectors that span none.
     """
     count, length = vectors.shape
     if count < 2:
