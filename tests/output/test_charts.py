@@ -10,7 +10,7 @@ import pytest
 from trained import CALIBRATION
 
 from areir.output import charts
-from areir.output.charts import Panel, curve_chart, curve_panels, draw_curves, share
+from areir.output.charts import Panel, curve_chart, draw_curves, share
 from areir.output.run_statistics import Estimate
 
 ROWS = pd.DataFrame(
@@ -39,14 +39,6 @@ def svg(chart):
 
 
 # Curves
-
-
-def test_panels():
-    loss, accuracy, recall, map_at_r = curve_panels(ROWS)
-    assert loss.columns == {'train_loss': ''}
-    assert accuracy.columns == {'train_accuracy': ''}
-    assert recall.columns == RECALL.columns
-    assert map_at_r.columns == {'test_map@r': ''}
 
 
 def test_equal_rows_give_equal_bytes_whatever_the_user_has_set(tmp_path):

@@ -48,15 +48,11 @@ def own(tmp_path):
 # Answers
 
 
-@pytest.mark.parametrize('index', ['exact', 'faiss'])
-def test_answers_are_those_of_inference(folder, tmp_path, index):
-    if index == 'faiss':
-        pytest.importorskip('faiss', reason='faiss is optional')
-    page = PageCase(folder, '--index', index)
+def test_answers_are_those_of_inference(folder, page, tmp_path):
     query = write_noise(tmp_path / 'noise.png')
     project = Project(tmp_path / 'my project')
     flags = ['--results_root', folder / 'results', '--model', folder / 'toy_model.pth']
-    flags += ['--gallery', page.photos, '--index', index, '--query_img_name', query]
+    flags += ['--gallery', page.photos, '--query_img_name', query]
     code, _, errors = project.call('inference.py', *flags, '--retrieval_num', 5)
     assert code == 0, errors
     table = pd.read_csv(folder / 'results/noise/retrieved.csv')

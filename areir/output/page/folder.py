@@ -107,11 +107,7 @@ def describe_changes(earlier, later):
         files = counted(len(later.index.problems), 'file')
         text += f' {files} cannot be read; the terminal names them.'
     if earlier.calibration and not later.calibration:
-        text += (
-            ' It has grown so much that its principal components were fitted again, so '
-            'there is no threshold any more: end the page and run inference.py with '
-            '--calibrate.'
-        )
+        text += ' Its threshold no longer holds: run inference.py with --calibrate.'
     return text
 
 
