@@ -1,5 +1,6 @@
 """The index of a folder: it always equals an index built from scratch."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -160,7 +161,6 @@ def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
         for model in ('x_model.pth', 'y_model.pth')
     }
     assert len(names) == 4
-    assert all(os.path.basename(name).startswith('photos_') for name in names)
     here = index_path('.', 'x.pth', 'r')
     assert here == index_path(os.getcwd() + '/', 'x.pth', 'r')
 
@@ -301,17 +301,6 @@ def test_a_folder_without_readable_images_is_refused(photos, tmp_path):
     assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
 
 
-def test_an_emptied_folder_leaves_its_index(photos, tmp_path):
-    update(photos, tmp_path / 'index')
-    photos.rename(tmp_path / 'away')
-    photos.mkdir()
-    with pytest.raises(UserError, match='--gallery'):
-        update(photos, tmp_path / 'index')
-    photos.rmdir()
-    (tmp_path / 'away').rename(photos)
-    assert update(photos, tmp_path / 'index').embedded == 0
-
-
 # Several processes
 
 
@@ -400,49 +389,38 @@ def test_a_flipped_bit_in_the_database_is_noticed(photos, tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    'damage', ['text', 'empty', 'cut', 'version', 'table', 'state']
+    'statement',
+    [
+        None,
+        'PRAGMA user_version = 99',
+        'DROP TABLE images',
+        'UPDATE state SET content = content || 1',
+    ],
 )
-def test_a_damaged_database_is_built_again(photos, tmp_path, capsys, damage):
+def test_a_damaged_database_is_built_again(photos, tmp_path, statement):
     update(photos, tmp_path / 'index')
     path = tmp_path / 'index/index.sqlite'
-    if damage in ('text', 'empty', 'cut'):
-        content = path.read_bytes()
-        path.write_bytes(
-            {'text': b'no database', 'cut': content[:5000]}.get(damage, b'')
-        )
+    if statement:
+        with contextlib.closing(sqlite3.connect(path)) as database, database:
+            database.execute(statement)
     else:
-        statements = {
-            'version': 'PRAGMA user_version = 99',
-            'table': 'DROP TABLE images',
-            'state': 'UPDATE state SET content = content || 1',
-        }
-        database = sqlite3.connect(path)
-        with database:
-            database.execute(statements[damage])
-        database.close()
+        os.truncate(path, 5000)
     index = update(photos, tmp_path / 'index')
     assert index.embedded == 7
-    assert ('is damaged' in capsys.readouterr().out) == (
-        damage not in ('empty', 'table')
-    )
     assert_same(index, update(photos, tmp_path / 'new'))
     assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 
 
-@pytest.mark.parametrize('kind', ['a flipped bit', 'cut short', 'longer', 'missing'])
-def test_damaged_codes_are_written_again(photos, tmp_path, capsys, kind):
-    vectors = update(photos, tmp_path / 'index').vectors.path
-    path = codes_path(vectors)
+@pytest.mark.parametrize('is_there', [True, False])
+def test_damaged_codes_are_written_again(photos, tmp_path, capsys, is_there):
+    path = codes_path(update(photos, tmp_path / 'index').vectors.path)
     with open(path, 'rb') as file:
         whole = file.read()
-    if kind == 'a flipped bit':
+    if is_there:
         flip_bit(path, len(whole) - 3)
-    elif kind == 'missing':
-        os.remove(path)
     else:
-        os.truncate(path, len(whole) + {'cut short': -1, 'longer': 1}[kind])
+        os.remove(path)
     index = update(photos, tmp_path / 'index')
-    assert f'{path} is damaged' in capsys.readouterr().out
+    assert path in capsys.readouterr().out and index.embedded == 0
     with open(codes_path(index.vectors.path), 'rb') as file:
         assert file.read() == whole
-    assert index.embedded == 0

@@ -10,19 +10,11 @@ from conftest import REPOSITORY
 from photos import random_vectors
 from torch.nn import functional as F
 
-from areir.errors import UserError
 from areir.evaluation.ranking import has_fast_codes
 from areir.files import WriteError
 from areir.gallery import vectors as vectors_file
 from areir.gallery.vectors import VectorsFile, append_vectors, write_blocks, write_codes
 from areir.retrieval import search
-
-
-def use_codes(stored, monkeypatch):
-    """Write the codes of a VectorsFile; without the instructions, use them slowly."""
-    monkeypatch.setattr(vectors_file, 'has_fast_codes', lambda _: True)
-    write_codes(stored)
-    assert stored.codes is not None
 
 
 @pytest.mark.parametrize(
@@ -40,36 +32,22 @@ def use_codes(stored, monkeypatch):
 def test_search_in_a_file_equals_search_in_memory(
     tmp_path, monkeypatch, seed, count, tile, k, distinct, codes
 ):
+    """Without the instructions for codes they are used slowly."""
     monkeypatch.setattr(vectors_file, 'TILE', tile)
     stored, vectors = random_vectors(tmp_path, count, distinct=distinct)
     if codes:
-        use_codes(stored, monkeypatch)
+        monkeypatch.setattr(vectors_file, 'has_fast_codes', lambda _: True)
+        write_codes(stored)
+        assert stored.codes is not None
     generator = torch.Generator().manual_seed(seed)
     others = F.normalize(torch.randn(5, 6, generator=generator))
     query = torch.cat([vectors[:9], others])
-    scores, indices = stored.search(query, k)
-    expected = search(query, vectors, k)
-    assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
-    if distinct is None:
-        product = (query.double() @ vectors.double().T).float()
-        order = product.sort(dim=1, descending=True, stable=True).indices
-        assert torch.equal(indices, order[:, :k])
-
-
-@pytest.mark.parametrize('codes', [True, False])
-@pytest.mark.parametrize('tile', [1, 3, 100])
-def test_a_query_is_excluded_by_its_index(tmp_path, monkeypatch, tile, codes):
-    monkeypatch.setattr(vectors_file, 'TILE', tile)
-    stored, vectors = random_vectors(tmp_path, 40)
-    if codes:
-        use_codes(stored, monkeypatch)
-    own = torch.tensor([0, -1, 39, 12])
-    query = vectors[[0, 1, 39, 12]]
-    scores, indices = stored.search(query, 39, own)
-    expected = search(query, vectors, 39, own)
-    assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
-    with pytest.raises(UserError, match='k = 40'):
-        stored.search(query, 40, own)
+    own = torch.arange(len(query))
+    own[-5:] = -1
+    for exclude in (None, own) if k < count else (None,):
+        scores, indices = stored.search(query, k, exclude)
+        expected = search(query, vectors, k, exclude)
+        assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
 
 
 def test_blocks_of_rows_in_an_order(tmp_path, monkeypatch):
