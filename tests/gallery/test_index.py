@@ -168,15 +168,18 @@ def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
 # Ends in the middle
 
 
+POINTS = {  # a function, and whether the end comes before it
+    'an empty database': (index_database, 'write_state', True),
+    'vectors without rows': (index_module, 'append_vectors', False),
+    'all rows': (index_module, 'write_blocks', True),
+    'a file without name': (Update, 'write_files', False),
+    'the old file': (Update, 'remove_old_files', True),
+}
+
+
 def update_until(photos, index_folder, point):
     """Update an index, but end the process at a point, as a kill does."""
-    owner, name, before = {
-        'an empty database': (index_database, 'write_state', True),
-        'vectors without rows': (index_module, 'append_vectors', False),
-        'all rows': (index_module, 'write_blocks', True),
-        'a file without name': (Update, 'write_files', False),
-        'the old file': (Update, 'remove_old_files', True),
-    }[point]
+    owner, name, before = POINTS[point]
     function = getattr(owner, name)
 
     def last(*arguments):
@@ -188,17 +191,8 @@ def update_until(photos, index_folder, point):
     update(photos, index_folder)
 
 
-@pytest.mark.parametrize(
-    ('point', 'is_new'),
-    [
-        ('an empty database', True),
-        ('vectors without rows', True),
-        ('vectors without rows', False),
-        ('all rows', True),
-        ('a file without name', False),
-        ('the old file', False),
-    ],
-)
+@pytest.mark.parametrize('is_new', [True, False])
+@pytest.mark.parametrize('point', list(POINTS))
 def test_a_killed_update_continues(photos, tmp_path, context, point, is_new):
     index_folder = tmp_path / 'index'
     if not is_new:
@@ -257,9 +251,6 @@ def test_a_full_disk_loses_nothing(photos, tmp_path, monkeypatch, size, name, le
 
 
 def test_a_folder_that_vanishes_midway(photos, tmp_path, monkeypatch):
-    update(photos, tmp_path / 'index')
-    for number in range(6):
-        draw(photos / 'c' / f'{number}.png', 50 + number)
     embed_in_steps(monkeypatch)
     away = tmp_path / 'away'
 
@@ -271,8 +262,7 @@ def test_a_folder_that_vanishes_midway(photos, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='photos vanished'):
         update(photos, tmp_path / 'index', embed=vanishing)
     away.rename(photos)
-    index = update(photos, tmp_path / 'index')
-    assert index.embedded == 4 and len(index.paths) == 13
+    assert update(photos, tmp_path / 'index').embedded == 5
 
 
 def test_files_that_vanish_midway_are_listed(photos, tmp_path, monkeypatch):
@@ -294,11 +284,10 @@ def test_a_folder_without_readable_images_is_refused(photos, tmp_path):
         with pytest.raises(UserError, match=f'--gallery .*{name}'):
             update(tmp_path / name, tmp_path / 'index')
     (tmp_path / 'empty/broken.jpg').write_text('no image')
-    with pytest.raises(UserError, match=r'none of its 1 images .*broken\.jpg'):
+    with pytest.raises(UserError, match=r'broken\.jpg'):
         update(tmp_path / 'empty', tmp_path / 'index')
     with pytest.raises(UserError, match='NaN'):
         update(photos, tmp_path / 'index', embed=lambda pixels: embed(pixels) * np.nan)
-    assert_same(update(photos, tmp_path / 'index'), update(photos, tmp_path / 'new'))
 
 
 # Several processes
@@ -351,17 +340,18 @@ def test_an_index_that_is_replaced_can_still_be_searched(photos, tmp_path):
 # Damage
 
 
-@pytest.mark.parametrize('length', [None, 0, 24, 167, 200])
-def test_vectors_of_another_size_are_embedded_again(photos, tmp_path, capsys, length):
+@pytest.mark.parametrize(
+    ('length', 'embedded'), [(None, 7), (0, 7), (167, 1), (200, 0)]
+)
+def test_vectors_of_another_size_are_embedded_again(photos, tmp_path, length, embedded):
     """Seven vectors have 168 bytes; what lies behind them is removed."""
-    index = update(photos, tmp_path / 'index')
-    os.remove(index.vectors.path)
-    if length is not None:
-        with open(index.vectors.path, 'wb') as file:
-            file.write(index.vectors.array.tobytes().ljust(length)[:length])
+    path = update(photos, tmp_path / 'index').vectors.path
+    if length is None:
+        os.remove(path)
+    else:
+        os.truncate(path, length)
     again = update(photos, tmp_path / 'index')
-    assert again.embedded == {None: 7, 0: 7, 24: 6, 167: 1, 200: 0}[length]
-    assert 'is damaged' in capsys.readouterr().out
+    assert again.embedded == embedded
     assert os.path.getsize(again.vectors.path) == 168
     assert_same(again, update(photos, tmp_path / 'new'))
 
