@@ -202,7 +202,7 @@ def make_links_and_crops(pool, dataset, fingerprint):
         if os.path.realpath(link) != dataset.table:
             link_source(dataset.table, link, dataset.data_root)
     if dataset.has_boxes:
-        link_images(list(zip(dataset.images, dataset.targets('uncropped'))))
+        link_images(dataset.images, dataset.targets('uncropped'))
         boxes = [record.box for record in dataset.records]
         jobs = list(zip(dataset.images, dataset.targets('cropped'), boxes))
         folder = os.path.join(dataset.folder, 'cropped')

@@ -122,13 +122,8 @@ def file_checksum(file, size=math.inf):
 
 def write_text(path, text):
     """Write a text file. File names in it need not be valid UTF-8."""
-    with (
-        atomic_path(path) as temporary,
-        open(
-            temporary, 'w', encoding='utf-8', errors='surrogateescape', newline=''
-        ) as file,
-    ):
-        file.write(text)
+    with atomic_path(path) as temporary, open(temporary, 'wb') as file:
+        file.write(text.encode(errors='surrogateescape'))
 
 
 def write_json(path, value):

@@ -20,10 +20,10 @@ def write_link(target, link):
         os.symlink(target, temporary)
 
 
-def link_images(jobs):
-    """Make relative links to images. jobs: (image, link)."""
-    make_folders(link for _, link in jobs)
-    for image, link in jobs:
+def link_images(images, links):
+    """Make relative links to images."""
+    make_folders(links)
+    for image, link in zip(images, links):
         write_link(os.path.relpath(image, os.path.dirname(link)), link)
 
 

@@ -41,10 +41,9 @@ def empty(data, rng):
 
 
 def flip(data, rng):
-    place = rng.randrange(len(data))
-    return (
-        data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
-    )
+    changed = bytearray(data)
+    changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
 
 
 def other(data, rng):

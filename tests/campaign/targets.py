@@ -81,7 +81,8 @@ def training():
     short = [*PLAIN, '--num_epochs', 1]
     extend = [*short, '--results_root', 'out', '--ensemble_size', 3, '--extend', MODEL]
     weights = [*FREEZE, '--freeze_trunk', 'no', '--num_epochs', 1]
-    resume = [*PLAIN, '--results_root', 'resume', '--resume']
+    again = [*PLAIN, '--resume']
+    resume = [*again, '--results_root', 'resume']
     frozen = [*FREEZE, '--results_root', 'frozen', '--resume']
     new, resumed = below('results', RUN_FILES), below('resume', RUN_FILES)
     data, files, images = ['data'], ['data', 'files'], ['data/small/*/*/*.png']
@@ -92,13 +93,11 @@ def training():
         Target('split, trained on', data, ['data/small/*.pth'], short, new),
         Target('image, trained on', data, images, short, new),
         Target('weights', files, ['files/slim.pth'], weights, new),
-        Target('model', ['data', 'results'], [MODEL], extend, below('out', RUN_FILES)),
+        Target('model', [*data, 'results'], [MODEL], extend, below('out', RUN_FILES)),
         Target('checkpoint', [*data, 'resume'], checkpoint, resume, resumed),
         Target('unfinished run', [*data, 'resume'], resumed, resume, resumed),
         Target('trunk features', [*files, 'frozen'], features, frozen, thawed),
-        Target(
-            'finished run', ['data', 'results'], finished, [*PLAIN, '--resume'], new
-        ),
+        Target('finished run', [*data, 'results'], finished, again, new),
     ]
 
 

@@ -34,16 +34,9 @@ CAR = [*PREPARE, '--data_root', 'crops', '--data_name', 'car']
 
 def search(root, *flags, model=MODEL):
     """Return the words that search the folder photos; root: of the results."""
-    words = ['--model', model, '--query_img_name', QUERY, '--retrieval_num', 40]
-    return [
-        'inference.py',
-        '--gallery',
-        'photos',
-        '--results_root',
-        root,
-        *words,
-        *flags,
-    ]
+    words = ['inference.py', '--gallery', 'photos', '--results_root', root]
+    words += ['--model', model, '--query_img_name', QUERY, '--retrieval_num', 40]
+    return [*words, *flags]
 
 
 class World:

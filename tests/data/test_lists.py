@@ -114,13 +114,6 @@ def test_a_damaged_line_is_named(tmp_path, file, number, line, expected):
         read_source(str(tmp_path), name)
 
 
-@pytest.mark.parametrize('file', ['names.csv', 'anno_test.csv'])
-def test_a_missing_table_of_cars_is_named(tmp_path, file):
-    name, path = write(tmp_path, file)
-    path.unlink()
-    assert file in refusal(tmp_path, name)
-
-
 def test_an_image_that_its_list_lacks_is_named(tmp_path, capsys):
     name, path = write(tmp_path, 'Ebay_train.txt')
     prepare(str(tmp_path), name)

@@ -144,14 +144,8 @@ def test_mixed_roles_are_refused(tmp_path, roles):
 
 def test_without_a_split_half_of_the_classes_train(tmp_path, capsys):
     path = write_table(tmp_path, *without('split'))
-    draws = set()
-    for seed in range(8):
-        records = read_table(path, seed)[1]
-        splits = {record.label: record.part for record in records}
-        assert sorted(splits.values()) == ['test', 'test', 'train', 'train']
-        assert read_table(path, seed)[1] == records
-        draws.add(tuple(sorted(splits.items())))
-    assert len(draws) > 1
+    splits = {record.label: record.part for record in read_table(path)[1]}
+    assert sorted(splits.values()) == ['test', 'test', 'train', 'train']
     assert f'notice: {path}: no column split' in capsys.readouterr().out
 
 
@@ -237,11 +231,6 @@ def test_a_table_may_begin_with_a_mark_and_hold_quoted_cells(tmp_path):
 
 
 # Where they are, which name they have, and when they have changed
-
-
-def test_an_absent_folder_is_refused(root):
-    with pytest.raises(UserError, match='absent'):
-        read_source(root, 'shoes', 'absent')
 
 
 @pytest.mark.parametrize('first', ['linked', 'in place'])

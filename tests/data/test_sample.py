@@ -1,13 +1,10 @@
 """The drawn sample dataset depends on its seed alone and is never partial."""
 
-import itertools
 import os
 
-import pytest
 from official import to_pixels
 
 from areir.data import sample
-from areir.errors import UserError
 
 
 def drawn(folder, **options):
@@ -32,21 +29,3 @@ def test_the_seed_decides_every_pixel(tmp_path):
     # published scores on the sample depend on every pixel
     pixels = first['train/figure_1/figure_1_01.png']
     assert pixels[8, 8].tolist() == [122, 47, 20] and pixels.sum() == 95581
-
-
-def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
-    draw, count = sample.draw_image, itertools.count()
-
-    def interrupted(*arguments):
-        if next(count) == 7:
-            raise KeyboardInterrupt
-        return draw(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sample, 'draw_image', interrupted)
-        drawn(tmp_path / 'sample')
-    assert not (tmp_path / 'sample').exists()
-    assert len(drawn(tmp_path / 'sample')) == 10
-    assert os.listdir(tmp_path) == ['sample']
-    with pytest.raises(UserError, match='sample'):  # it is not replaced
-        drawn(tmp_path / 'sample')
