@@ -49,10 +49,7 @@ def load_data(args):
 
 
 def make_loaders(split, args, device):
-    """Return {part: DataLoader} of the training images and of those to embed.
-
-    With --dimensions, the part 'fit' is a sample of the training images as they are.
-    """
+    """Return {part: DataLoader}; 'fit' is a sample of training images for PCA."""
     images = {name: part.images for name, part in split.parts.items()}
     if args.dimensions:
         images['fit'] = split.train.images
@@ -116,10 +113,7 @@ class CropAndFlip:
 
 
 def draw_order(count, seed, epoch):
-    """Draw an epoch's order of all images, and a number from 0 to 1 for each place.
-
-    Returns int64 and float, both (count,).
-    """
+    """Draw an epoch's order of all images, and a number from 0 to 1 for each place."""
     generator = random_generator(seed, ORDER, epoch)
     order = torch.randperm(count, generator=generator)
     return order, torch.rand(count, generator=generator)

@@ -35,9 +35,8 @@ def list_checkpoints(root):
 def write(root, epoch, batch, files):
     """Write the files {name: dict} of all processes as a checkpoint; return its folder.
 
-    All processes call this together. It first removes leftovers of interrupted writes
-    and all but the newest checkpoint. If a process cannot write, OSError is raised in
-    all of them, and the newest checkpoint remains.
+    It first removes all but the newest checkpoint. If a process cannot write, OSError
+    is raised in all of them, and the newest checkpoint remains.
     """
     folder = os.path.join(root, f'epoch_{epoch:04d}_batch_{batch:06d}')
     if processes.any_process(os.path.isdir(folder)):
@@ -84,10 +83,7 @@ def together():
 
 
 def read(folder, name, needed=PART, mmap=False):
-    """Return the dict in folder/<name>.pth, which has the keys `needed`.
-
-    Raises UserError naming the file if it is missing or damaged.
-    """
+    """Return the dict in folder/<name>.pth. Raises UserError naming a damaged file."""
     path = os.path.join(folder, f'{name}.pth')
     return load_own(path, needed, 'start the run again', mmap)
 

@@ -13,7 +13,9 @@ from importlib.metadata import version
 import torch
 
 from areir.cli.recipes import RECIPES
-from areir.evaluation.intervals import describe_interval, nan_to_none
+from areir.data.splits import Split
+from areir.evaluation.intervals import nan_to_none
+from areir.hardware import Hardware
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
 
@@ -28,10 +30,7 @@ KEPT_EPOCH = {
 
 
 def git_commit():
-    """Return the commit of this code, with '+changes' if it was edited since.
-
-    Returns None outside a git checkout.
-    """
+    """Return the commit of this code ('...+changes' if edited) or None without git."""
     words = ['describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes']
     folder = os.path.dirname(os.path.abspath(__file__))
     try:
@@ -45,20 +44,15 @@ def git_commit():
 
 @dataclass
 class Experiment:
-    """What a run is made of: all that its records need apart from the results.
-
-    split: areir.data.splits.Split; recalls: the K of recall@K; partition: int64
-    (E, classes); hardware: hardware.Hardware; world: number of processes; parameters:
-    trainable parameters of the whole ensemble; commit: of this code.
-    """
+    """What a run is made of: all that its records need apart from the results."""
 
     args: argparse.Namespace
-    split: object
-    recalls: list
-    partition: torch.Tensor
-    hardware: object
-    world: int
-    parameters: int
+    split: Split
+    recalls: list  # the K of recall@K
+    partition: torch.Tensor  # int64 (E, classes)
+    hardware: Hardware
+    world: int  # processes
+    parameters: int  # trainable ones of the whole ensemble
     commit: str | None = field(default_factory=git_commit)
 
 
@@ -215,17 +209,6 @@ def epoch_line(experiment, row, result):
         f'epoch {result.epoch}/{args.num_epochs}: loss {row["train_loss"]:.4f}, '
         f'accuracy {row["train_accuracy"]:.2%}, {", ".join(figures)}, '
         f'{row["data_wait"]:.1%} of training waiting for images'
-    )
-
-
-def kept_line(result):
-    """Return the line about the epoch that is kept."""
-    k = result.recalls[0]
-    recall = result.metrics[f'recall@{k}']
-    interval = describe_interval(*result.intervals[f'recall@{k}'])
-    return (
-        f'kept epoch {result.epoch}, {KEPT_EPOCH[result.select]}: R@{k} {recall:.2%}, '
-        f'{interval}'
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from areir.data.loading import embed_batches
-from areir.evaluation.intervals import confidence_intervals
+from areir.evaluation.intervals import confidence_intervals, describe_interval
 from areir.evaluation.metrics import measures, rank_positives, summary
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_projection
@@ -96,14 +96,12 @@ class Result:
     """
 
     def __init__(self, experiment, epoch, embeddings, projection=None):
-        self.split, self.recalls = experiment.split, experiment.recalls
+        self.experiment, self.split = experiment, experiment.split
         self.select = experiment.args.select
-        self.false_match_rate = experiment.args.false_match_rate
-        self.device = experiment.hardware.device
         self.epoch, self.embeddings = epoch, embeddings
         self.projection = projection
         self.ranks = rank_positives(*self.on_device(self.split.test_parts))
-        self.metrics = summary(self.ranks, self.recalls)
+        self.metrics = summary(self.ranks, experiment.recalls)
         self.queries_without_positive = self.metrics.pop('queries_without_positive')
         self.val_metrics = {}
         if self.select == 'val':
@@ -112,18 +110,15 @@ class Result:
 
     def on_device(self, names, dtype=None):
         """Return embeddings and labels of one part, or of the query and the gallery."""
-        tensors = []
+        tensors, device = [], self.experiment.hardware.device
         for name in names:
-            tensors.append(self.embeddings[name].to(self.device, dtype))
-            tensors.append(self.split.parts[name].labels.to(self.device))
+            tensors.append(self.embeddings[name].to(device, dtype))
+            tensors.append(self.split.parts[name].labels.to(device))
         return tensors
 
     @property
     def score(self):
-        """The epoch with the highest score is kept.
-
-        For --select last, the score is the number of the epoch.
-        """
+        """The epoch with the highest is kept; the last one with --select last."""
         if self.select == 'val':
             return self.val_metrics['recall@1']
         if self.select == 'test':
@@ -133,18 +128,16 @@ class Result:
     @cached_property
     def intervals(self):
         """95 % intervals of the metrics."""
-        values = measures(self.ranks, self.recalls)
+        values = measures(self.ranks, self.experiment.recalls)
         return confidence_intervals(values, self.split.query.labels)
 
     @cached_property
     def calibration(self):
-        """The threshold of a match, set on classes that were not trained on.
-
-        These are the classes held out by --select val, else the test classes.
-        """
+        """The threshold of a match, set on held-out classes, else the test classes."""
         names = ['val'] if self.select == 'val' else self.split.test_parts
         tensors = self.on_device(names, torch.float32)
-        return calibrate(*tensors, false_match_rate=self.false_match_rate)
+        rate = self.experiment.args.false_match_rate
+        return calibrate(*tensors, false_match_rate=rate)
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
@@ -161,7 +154,12 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
     if result.score <= progress.best:
         return
     progress.best = result.score
-    progress.kept = record.kept_line(result)
+    name = f'recall@{experiment.recalls[0]}'
+    interval = describe_interval(*result.intervals[name])
+    progress.kept = (
+        f'kept epoch {result.epoch}, {record.KEPT_EPOCH[result.select]}: '
+        f'R@{experiment.recalls[0]} {result.metrics[name]:.2%}, {interval}'
+    )
     state_dict = model_weights(checkpoint, experiment.args.ensemble_size)
     files = record.result_files(experiment, result, state_dict, run.name)
     run.keep(*files, record.provenance(experiment, result))

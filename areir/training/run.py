@@ -99,11 +99,7 @@ class OtherSettings(UserError):
 
 
 class Run:
-    """Where a run writes, with which settings, and what it has written so far.
-
-    name: what its files below results_root begin with; settings: as `run_settings`
-    returns them.
-    """
+    """A run's name, with which its files begin, and its settings of `run_settings`."""
 
     def __init__(self, name, results_root, settings):
         self.name, self.settings = name, settings
@@ -134,7 +130,13 @@ class Run:
                     f'{self.path("checkpoint")} to start again'
                 )
         elif resume:
-            if self.is_finished():
+            path = self.path('run.json')
+            run = read_run_json(path) if os.path.isfile(path) else {}
+            if run.get('finished'):
+                settings = {**run['arguments'], 'precision': run['precision']}
+                settings['split_sha256'] = run['data']['split_sha256']
+                self.refuse_other_settings(settings, path)
+                print(f'{self.name} is finished: nothing to do')
                 self.release_lock()
                 return False
             print(f'notice: --resume: {self.name} has no checkpoint: training begins')
@@ -168,21 +170,6 @@ class Run:
         if processes.is_first():
             remove(self.lock.lock_file)
             self.lock.release(force=True)
-
-    def is_finished(self):
-        """Return whether a run without checkpoints is finished; if so, print it.
-
-        Raises UserError if the run had other settings.
-        """
-        path = self.path('run.json')
-        run = read_run_json(path) if os.path.isfile(path) else {}
-        if not run.get('finished'):
-            return False
-        settings = {**run['arguments'], 'precision': run['precision']}
-        settings['split_sha256'] = run['data']['split_sha256']
-        self.refuse_other_settings(settings, path)
-        print(f'{self.name} is finished: nothing to do')
-        return True
 
     def refuse_other_settings(self, saved, source):
         """Raise OtherSettings naming the flag if the run began with other settings."""
@@ -222,9 +209,8 @@ class Run:
             if processes.is_first():
                 for damaged in folders[:number]:  # they will be written again
                     remove(damaged)
-            print(
-                f'resumed    epoch {progress.epoch}, after {progress.batches:,} batches'
-            )
+            done = f'epoch {progress.epoch}, after {progress.batches:,} batches'
+            print(f'resumed    {done}')
             return progress
         if folders:
             raise UserError(
@@ -234,10 +220,7 @@ class Run:
         return Progress()
 
     def load(self, trainer, folder):
-        """Load a checkpoint into the trainer; return its Progress.
-
-        Raises UserError if it cannot be read, and OtherSettings.
-        """
+        """Load a checkpoint into the trainer; return its Progress."""
         state = checkpoints.read(folder, 'state', ('settings', 'progress', 'noise'))
         self.refuse_other_settings(state['settings'], folder)
         trainer.restore(folder)
@@ -270,7 +253,7 @@ class Run:
     # Results
 
     def write_csv(self, progress):
-        """Write the CSV: a row for each epoch so far."""
+        """Write a row for each epoch so far."""
         write_table(self.path('results.csv'), pd.DataFrame(progress.rows))
 
     def keep(self, model, database, provenance):
@@ -289,10 +272,7 @@ class Run:
 
 
 def read_run_json(path):
-    """Return the dict of a run.json.
-
-    Raises OSError if it cannot be read, and UserError if it is damaged.
-    """
+    """Return the dict of a run.json. Raises UserError if it is damaged."""
     refuse_special(path)
     try:
         # it holds names of files, which need not be valid UTF-8
@@ -308,7 +288,7 @@ def read_run_json(path):
 def read_results(path):
     """Return the table of a run's CSV; what is not a number becomes NaN.
 
-    Raises OSError if it cannot be read, and UserError if it is damaged.
+    Raises UserError if it is damaged.
     """
     refuse_special(path)
     try:

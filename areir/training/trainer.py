@@ -11,6 +11,7 @@ from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import head_name, read
 
+BY_CHANCE = StochasticDepth, nn.Dropout  # layers that drop something
 adam = partial(torch.optim.Adam, fused=True)
 
 
@@ -36,8 +37,7 @@ def train_step(trunk, heads, loss, optimizers, images, meta_labels):
 
     Heads share only the trunk's features, so each head runs forward, backward and its
     optimizer step in turn; its activations and gradients are then freed. Gradients are
-    summed at the features and propagated once through the trunk. The result is the
-    gradient of `loss` over all heads.
+    summed at the features and propagated once through the trunk.
 
     trunk, heads: modules of this process; loss: an EnsembleLoss of these heads;
     optimizers: of the trunk, then of each head; images (N, 3, H, W); meta_labels (N,
@@ -78,12 +78,6 @@ def sum_gradients(trunk):
     summed = sum_over_all(flat).split([gradient.numel() for gradient in gradients])
     for gradient, values in zip(gradients, summed):
         gradient.copy_(values.view_as(gradient))
-
-
-def drops_by_chance(part):
-    """Whether a part has stochastic depth or dropout."""
-    kinds = StochasticDepth, nn.Dropout
-    return any(isinstance(layer, kinds) and layer.p > 0 for layer in part.modules())
 
 
 class Trainer:
@@ -133,7 +127,7 @@ class Trainer:
             runner = Autocast(part, self.device, self.precision)
             if len(hardware.gpus) > 1:
                 runner = nn.DataParallel(runner, hardware.gpus)
-            if drops_by_chance(part):
+            if any(isinstance(layer, BY_CHANCE) for layer in part.modules()):
                 runner.register_forward_pre_hook(partial(self.seed_part, number))
             runners.append(runner)
         self.trunk, *heads = runners
@@ -180,10 +174,7 @@ class Trainer:
         }
 
     def restore(self, folder):
-        """Load this process's parts from a checkpoint.
-
-        Raises UserError naming the file if one is missing or damaged.
-        """
+        """Load this process's parts. Raises UserError naming a damaged file."""
         for name, part in self.parts.items():
             saved = read(folder, name)
             part.load_state_dict(saved['weights'])
@@ -198,14 +189,11 @@ def learning_rate(schedule, lr, num_epochs, warmup, epochs):
     falling to 0 like half a wave (arXiv 1608.03983). warmup: the share of all epochs
     in which the rate first rises from 0.
     """
-    if schedule == 'cosine':
-        share = epochs / num_epochs
-        rise = min(1, share / warmup) if warmup else 1
-        rest = max(0, share - warmup) / (1 - warmup)
-        wave = (1 + math.cos(math.pi * rest)) / 2
-        return lr * rise * wave
-    drops = 0
-    for part in (0.5, 0.7):
-        milestone = max(1, int(num_epochs * part))
-        drops += epochs >= milestone
-    return lr / 10**drops
+    if schedule == 'step':
+        milestones = [max(1, int(num_epochs * part)) for part in (0.5, 0.7)]
+        return lr / 10 ** sum(epochs >= milestone for milestone in milestones)
+    share = epochs / num_epochs
+    rise = min(1, share / warmup) if warmup else 1
+    rest = max(0, share - warmup) / (1 - warmup)
+    wave = (1 + math.cos(math.pi * rest)) / 2
+    return lr * rise * wave

@@ -37,10 +37,9 @@ HIGHEST = 65504  # of float16
 def feature_maker(trainer, dataset, experiment, run, progress, signals):
     """Let the trainer take features instead of images; return what makes its batches.
 
-    dataset: of the training images. The features are written to the run's folder for
-    them, unless they are there, and the seconds that it takes are counted in
-    `progress`. Returns a function like `training_batches`. All processes call this
-    together. Raises KeyboardInterrupt once `signals` is not empty.
+    dataset: of the training images; progress: counts the seconds that it takes.
+    Returns a function like `training_batches`. All processes call this together.
+    Raises KeyboardInterrupt once `signals` is not empty.
     """
     args, info = experiment.args, experiment.split.info
     started = time.perf_counter()
@@ -77,14 +76,11 @@ def fingerprint(paths, trunk, settings):
 
 
 def ensure_features(path, loader, trainer, info, signals):
-    """Write the features of all views of the training images, unless they are there.
+    """Write the features of all views, unless they are there; remove other files.
 
-    Other files in their folder are removed. loader: of all views.
+    loader: of all views of the training images.
     """
-    missing = processes.is_first() and not os.path.isfile(path)
-    if processes.is_first() and not missing and not is_whole(path):
-        print(f'notice: {path} is damaged: the features are computed again')
-        missing = True
+    missing = processes.is_first() and not is_whole(path)
     if not processes.any_process(missing):
         return
     features = view_features(loader, trainer, info)
@@ -133,11 +129,16 @@ def write_views(path, batches, count):
 
 
 def is_whole(path):
-    """Whether a file of features ends with its checksum."""
+    """Whether a file of features is there and ends with its checksum."""
+    if not os.path.isfile(path):
+        return False
     with open(path, 'rb') as file:
         size = os.fstat(file.fileno()).st_size - 4
         checksum = file_checksum(file, size)
-        return size >= 0 and file.read() == checksum.to_bytes(4, 'little')
+        if size >= 0 and file.read() == checksum.to_bytes(4, 'little'):
+            return True
+    print(f'notice: {path} is damaged: the features are computed again')
+    return False
 
 
 def feature_batches(features, loader, meta_labels, info, device):

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 
 from areir.cli.recipes import RECIPES
-from areir.data.images import load_image, to_pixels
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.hardware import Hardware
@@ -109,7 +108,6 @@ def draw_split(folder, side=32):
     return Split(str(folder), INFO, 'abc', parts)
 
 
-def pixels_of(split, name, side=32):
-    """Return the pixels (N, 3, S, S) of a part."""
-    paths = [f'{split.folder}/{image}' for image in split.parts[name].images]
-    return torch.stack([to_pixels(load_image(path), side) for path in paths])
+def paths_of(split, name):
+    """Return the paths of a part's images."""
+    return [f'{split.folder}/{image}' for image in split.parts[name].images]

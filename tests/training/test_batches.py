@@ -10,9 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from areir import seeds
-from areir.data.images import load_image, normalise, to_pixels
-from areir.data.loading import make_loader
-from areir.data.sample import draw_sample
+from areir.data.images import normalise, to_pixels
 from areir.data.splits import Part, Split
 from areir.errors import UserError
 from areir.training import batches
@@ -24,26 +22,10 @@ from areir.training.batches import (
     load_data,
     make_loaders,
     training_batches,
-    whole_batches,
 )
 
 CPU = torch.device('cpu')
 MEAN_STD = INFO['mean'], INFO['std']
-
-
-@pytest.fixture(scope='module')
-def paths(tmp_path_factory):
-    """10 images of 8 pixels."""
-    folder = tmp_path_factory.mktemp('images') / 'photos'
-    draw_sample(
-        str(folder), train_classes=1, test_classes=1, images_per_class=5, side=8
-    )
-    return [str(path) for path in sorted(folder.rglob('*.png'))]
-
-
-def pretend(monkeypatch, rank, processes):
-    """Make this process one of several."""
-    monkeypatch.setattr(batches, 'rank_and_count', lambda: (rank, processes))
 
 
 def test_an_epoch_holds_each_image_once_in_an_order_of_its_own():
@@ -69,48 +51,12 @@ def test_a_sampler_yields_the_share_of_its_process(monkeypatch):
     sampler = InOrder(6, 4, epochs=[7, 9])
     shares = []
     for rank in range(3):
-        pretend(monkeypatch, rank, 3)
+        monkeypatch.setattr(batches, 'rank_and_count', lambda rank=rank: (rank, 3))
         assert {epoch for share in sampler for _, epoch in share} == {7, 9}
         shares.append([[image for image, _ in share] for share in sampler])
     assert shares[0] == [[0, 1], [4], [0, 1], [4]]
     assert shares[1] == [[2, 3], [5], [2, 3], [5]]
     assert shares[2] == [[0, 1], [4], [0, 1], [4]]
-
-
-@pytest.mark.parametrize('processes', [1, 3])
-def test_shares_of_all_processes_are_put_together(monkeypatch, paths, processes):
-    """Each process in turn is given what the others would send."""
-    sampler = EpochSampler(len(paths), 4, seed=1)
-    sampler.set_epoch(2, start=1)
-    transform = CropAndFlip(len(paths), 8, seed=1, least_area=0.3)
-    sent = []
-    for rank in range(processes):
-        pretend(monkeypatch, rank, processes)
-        loader = make_loader(paths, 8, sampler, 0, transform=transform)
-        sent.append([images for images, _, _ in loader])
-
-    for rank in range(processes):
-        pretend(monkeypatch, rank, processes)
-        step = iter(range(len(sampler)))
-
-        def gather(own, step=step):
-            number = next(step)
-            return [share[number] for share in sent]
-
-        monkeypatch.setattr(batches, 'gather', gather)
-        loader = make_loader(paths, 8, sampler, 0, transform=transform)
-        whole = list(whole_batches(loader, CPU))
-        assert [batch.tolist() for _, batch, _ in whole] == sampler.remaining.tolist()
-        for pixels, batch, _ in whole:
-            for own, row in zip(pixels, batch.tolist()):
-                assert torch.equal(own, transform(load_image(paths[row]), row, 2))
-
-
-def test_an_image_that_cannot_be_read_is_named(paths, tmp_path):
-    named = [*paths[:4], str(tmp_path / 'absent.png')]
-    loader = make_loader(named, 8, InOrder(5, 3), num_workers=0)
-    with pytest.raises(UserError, match=r'absent\.png'):
-        list(whole_batches(loader, CPU))
 
 
 # Crops and flips
@@ -234,16 +180,15 @@ def test_images_and_meta_labels_of_a_batch_belong_together(split):
         assert torch.equal(images, normalise(torch.stack(items), *MEAN_STD))
 
 
-def test_a_transform_of_torchvision_is_one_with_a_seed(paths):
+def test_a_transform_of_torchvision_is_one_with_a_seed(ramp):
     """As docs/training.md shows it."""
     with open(os.path.join(REPOSITORY, 'docs/training.md'), encoding='utf-8') as file:
         source = file.read().split('```python\n')[2].split('```')[0]
     names = {**vars(seeds), 'v2': v2}
     exec(source, names)
     one, other = names['Augment'](seed=1, side=8), names['Augment'](seed=1, side=8)
-    image = load_image(paths[0])
-    first = one(image, 3, 1)
+    first = one(ramp, 3, 1)
     assert first.shape == (3, 8, 8) and first.dtype == torch.uint8
-    one(image, 4, 1)
-    assert torch.equal(other(image, 3, 1), first)
-    assert not torch.equal(other(image, 3, 2), first)
+    one(ramp, 4, 1)
+    assert torch.equal(other(ramp, 3, 1), first)
+    assert not torch.equal(other(ramp, 3, 2), first)

@@ -88,22 +88,3 @@ def test_a_failure_in_another_process_is_one_here(root, monkeypatch, answer, err
     with pytest.raises(error):
         checkpoints.write(root, 1, 1, FILES)
     assert os.listdir(root) == []
-
-
-def test_the_whole_model_is_mapped_from_its_parts(root):
-    parts = {
-        'trunk': {'conv.weight': torch.arange(3)},
-        'head_000': {'fc.weight': torch.arange(4), 'fc.bias': torch.arange(5)},
-        'head_001': {'fc.weight': torch.arange(6)},
-    }
-    files = {
-        name: {**FILES['trunk'], 'weights': weights} for name, weights in parts.items()
-    }
-    folder = checkpoints.write(root, 1, 1, files)
-    weights = checkpoints.model_weights(folder, 2)
-    assert {name: len(value) for name, value in weights.items()} == {
-        'trunk.conv.weight': 3,
-        'heads.0.fc.weight': 4,
-        'heads.0.fc.bias': 5,
-        'heads.1.fc.weight': 6,
-    }

@@ -1,7 +1,6 @@
 """What a run writes and prints: rows, files and provenance."""
 
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -62,17 +61,6 @@ def test_a_row_of_the_csv(epoch):
     wanted |= {'lr': 1e-5, 'seconds': 12.5, 'train_seconds': 28.0, 'data_wait': 0.25}
     wanted |= {'protocol': 'strict', 'select': select}
     assert row == wanted and list(row) == list(wanted)
-
-
-def test_the_row_before_training():
-    """Seconds of training may be those of the features of a frozen trunk."""
-    experiment = make_experiment(recipe='current')
-    result = Result(experiment, 0, make_embeddings(experiment))
-    row = record.csv_row(experiment, Progress(seconds=3.0), result, 0.0, 1.5)
-    assert row['epoch'] == 0 and row['lr'] == 0 and row['seconds'] == 1.5
-    assert math.isnan(row['train_loss']) and math.isnan(row['train_accuracy'])
-    assert row['train_seconds'] == 3 and row['data_wait'] == 0
-    assert 'nan' not in record.epoch_line(experiment, row, result)
 
 
 def test_model_and_database_have_one_version(epoch):

@@ -1,5 +1,7 @@
 """What an epoch reaches: its metrics, its score, its intervals, its threshold."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from experiments import (
@@ -8,22 +10,21 @@ from experiments import (
     draw_split,
     make_embeddings,
     make_experiment,
-    pixels_of,
+    paths_of,
 )
 from torch.nn import functional as F
 
-from areir.data.images import normalise
+from areir.data.images import load_image, normalise, to_pixels
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
 from areir.training import result as module
-from areir.training.batches import make_loaders, to_images
+from areir.training.batches import make_loaders
 from areir.training.record import KEPT_EPOCH
 from areir.training.result import (
     Result,
     embed_part,
     embed_parts,
-    embed_with_all_heads,
     record_epoch,
 )
 from areir.training.run import Progress
@@ -99,14 +100,13 @@ def net(slim_backbone):
 
 
 def embed(net, split, signals=(), dtype=torch.float32):
-    loader = make_loaders(split, arguments(protocol='published', dimensions=0), CPU)[
-        'test'
-    ]
-    return embed_part(net, loader, INFO, dtype, signals, 'embedding test')
+    loaders = make_loaders(split, arguments(dimensions=0), CPU)
+    return embed_part(net, loaders['test'], INFO, dtype, signals, 'embedding test')
 
 
 def test_all_images_are_embedded_in_their_order(net, split):
-    images = normalise(pixels_of(split, 'test'), *MEAN_STD)
+    images = [to_pixels(load_image(path), 32) for path in paths_of(split, 'test')]
+    images = normalise(torch.stack(images), *MEAN_STD)
     embeddings = embed(net, split)
     assert embeddings.shape == (10, 12) and embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings, net.embed(images))
@@ -117,35 +117,6 @@ def test_all_images_are_embedded_in_their_order(net, split):
 def test_a_signal_stops_embedding(net, split):
     with pytest.raises(KeyboardInterrupt, match='--resume'):
         embed(net, split, signals=[15])
-
-
-@pytest.mark.parametrize('embedding', ['logits', 'features'])
-@pytest.mark.parametrize('processes', [1, 2])
-def test_heads_of_all_processes_are_put_in_their_order(
-    slim_backbone, split, monkeypatch, processes, embedding
-):
-    options = {'seed': 1, 'embedding': embedding, 'mirror': embedding == 'features'}
-    net = EnsembleModel('resnet18', 3, 4, **options)
-    pixels = pixels_of(split, 'test')
-    whole = net.embed(to_images(pixels, INFO))
-    sent = []
-    for rank in range(processes):
-        members = range(rank, 3, processes)
-        own = EnsembleModel('resnet18', 3, 4, members=members, **options)
-        columns = own.embed(to_images(pixels, INFO)).unflatten(1, (len(members), -1))
-        missing = -(-3 // processes) - len(members)
-        sent.append((own, F.pad(columns, (0, 0, 0, missing))))
-    for rank, (own, share) in enumerate(sent):
-        monkeypatch.setattr(
-            module, 'rank_and_count', lambda rank=rank: (rank, processes)
-        )
-
-        def gather(tensor, share=share):
-            torch.testing.assert_close(tensor, share)
-            return [tensor for _, tensor in sent]
-
-        monkeypatch.setattr(module, 'gather', gather)
-        torch.testing.assert_close(embed_with_all_heads(own, INFO, pixels), whole)
 
 
 # The parts of a split, and their components
@@ -189,23 +160,6 @@ def test_components_are_fitted_first_in_float32(embedded):
 # The epoch that is kept
 
 
-class Files:
-    """Stands for a Run and notes what it writes."""
-
-    name = 'shoes'
-
-    def __init__(self):
-        self.rows, self.epochs = [], []
-
-    def write_csv(self, progress):
-        self.rows = list(progress.rows)
-
-    def keep(self, model, database, provenance):
-        assert model['epoch'] == database['epoch'] == provenance['epoch']
-        assert model['version'] == database['version']
-        self.epochs.append(model['epoch'])
-
-
 @pytest.mark.parametrize(
     ('select', 'kept'),
     [('last', [0, 1, 2, 3]), ('test', [0, 2]), ('val', [0, 2])],
@@ -214,12 +168,14 @@ def test_the_best_epoch_is_kept_even_the_one_before_training(monkeypatch, select
     """Epochs are better with less spread, and the second of two equal ones is not."""
     monkeypatch.setattr(module, 'model_weights', lambda folder, size: {'x': folder})
     experiment = make_experiment(select=select, recipe='current')
-    progress, files = Progress(), Files()
+    progress, run = Progress(), Mock()
     for epoch, spread in enumerate((2.0, 3.0, 0.01, 0.01)):
         progress.begin_epoch(epoch)
         progress.batches, progress.loss, progress.accuracy = 4, 4.0, 2.0
         result = Result(experiment, epoch, make_embeddings(experiment, 0, spread))
-        record_epoch(experiment, files, progress, result, 'folder', 1e-3, 0.0)
-    assert files.epochs == kept
-    assert [row['epoch'] for row in files.rows] == [0, 1, 2, 3]
+        record_epoch(experiment, run, progress, result, 'folder', 1e-3, 0.0)
+    for index in range(3):  # model, database and provenance
+        files = [call.args[index] for call in run.keep.call_args_list]
+        assert [file['epoch'] for file in files] == kept
+    assert [row['epoch'] for row in progress.rows] == [0, 1, 2, 3]
     assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT_EPOCH[select]}')

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from small import equal_weights, interrupt, make_run, make_trainer, train
 
 from areir.errors import UserError
@@ -132,35 +131,6 @@ def test_an_interrupted_run_must_be_resumed(interrupted):
     assert not os.path.exists(leftover)  # of a killed process
 
 
-def test_a_checkpoint_that_cannot_be_written_is_only_warned_of(
-    interrupted, monkeypatch, capsys
-):
-    run, _ = interrupted
-    before = run.checkpoints()
-    progress = Progress(epoch=2)
-
-    def full_disk(value, path):
-        raise RuntimeError('PytorchStreamWriter failed writing file')
-
-    monkeypatch.setattr(torch, 'save', full_disk)
-    run.try_checkpoint(make_trainer(), progress)
-    assert 'epoch_0002_batch_000000' in capsys.readouterr().err
-    assert run.checkpoints()[0] == before[0]
-    with pytest.raises(OSError, match='epoch_0002_batch_000000'):
-        run.save_checkpoint(make_trainer(), progress)
-
-
-def test_the_noise_of_the_published_protocol_is_restored(tmp_path):
-    run, trainer = make_run(tmp_path), make_trainer()
-    trainer.noise = torch.Generator().manual_seed(7)
-    torch.rand(5, generator=trainer.noise)
-    run.save_checkpoint(trainer, Progress())
-    resumed = make_trainer()
-    resumed.noise = torch.Generator().manual_seed(7)
-    run.begin(resumed)
-    assert torch.equal(resumed.noise.get_state(), trainer.noise.get_state())
-
-
 # Finished
 
 
@@ -224,61 +194,35 @@ def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
 # The lock
 
 HOLD = """
-import sys
+import os, sys
 from areir.training.run import Run
-run = Run('small', sys.argv[1], {{}})
+run = Run('small', sys.argv[1], {})
 run.take_lock()
-{then}
-print('held', flush=True)
-sys.stdin.read()
-"""
-FORK = """
-import os
 if os.fork() == 0:
     sys.stdin.read()
     os._exit(0)
+print('held', flush=True)
+sys.stdin.read()
 """
 
 
-def hold(folder, then=''):
-    """Start a process that holds the lock of the run until its stdin ends."""
+def test_a_killed_process_holds_no_lock(tmp_path):
+    """Even while a process lives that it had forked, as loaders do."""
     process = subprocess.Popen(
-        [sys.executable, '-c', HOLD.format(then=then), str(folder)],
+        [sys.executable, '-c', HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout.readline() == 'held\n'
-    return process
-
-
-def test_a_run_that_is_going_on_is_not_begun(tmp_path):
-    process = hold(tmp_path)
+    run = make_run(tmp_path)
     with pytest.raises(UserError, match='small is going on'):
-        make_run(tmp_path).check_start(resume=True)
-    process.communicate('')
-    assert make_run(tmp_path).check_start(resume=True)
-
-
-@pytest.mark.parametrize('then', ['', FORK], ids=['alone', 'with a worker'])
-def test_a_killed_process_holds_no_lock(tmp_path, then):
-    """Even while a process lives that it had forked, as loaders do."""
-    process = hold(tmp_path, then)
+        run.take_lock()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run = make_run(tmp_path)
     run.take_lock()
     run.release_lock()
     assert os.listdir(tmp_path) == []
-    process.communicate('')
-
-
-def test_a_run_that_failed_in_this_process_can_begin_again(tmp_path):
-    first, second = make_run(tmp_path), make_run(tmp_path)
-    first.take_lock()
-    second.take_lock()
-    second.release_lock()
-    process = hold(tmp_path)
     process.communicate('')
 
 

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from experiments import draw_split, paths_of
 from small import HARDWARE, TinyEnsemble
 from special import largest_file
 from torch import nn
 
 from areir.data.images import load_image, normalise
 from areir.data.loading import make_loader
-from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.training import trunk_features
 from areir.training.batches import CropAndFlip, EpochSampler, InOrder
@@ -33,11 +33,7 @@ INFO = {'mean': [0.5, 0.4, 0.3], 'std': [0.25, 0.2, 0.3]}
 
 @pytest.fixture
 def paths(tmp_path):
-    """10 images of 16 pixels."""
-    folder = tmp_path / 'photos'
-    sizes = {'train_classes': 1, 'test_classes': 1, 'images_per_class': 5}
-    draw_sample(str(folder), **sizes, side=SIDE)
-    return [str(path) for path in sorted(folder.rglob('*.png'))]
+    return paths_of(draw_split(tmp_path / 'photos', SIDE), 'train')
 
 
 @pytest.fixture
