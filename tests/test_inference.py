@@ -154,9 +154,9 @@ def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
     ask(*question)
     trained.save_model(path, seed=2)
     output = ask(*question)
-    assert 'model was v1 and is v2' in output and '16 embedded now' in output
+    assert 'another model' in output and '16 embedded now' in output
     trained.save_model(path, seed=2, mean=[0.4] * 3)
-    assert 'preprocessing was' in ask(*question)
+    assert 'another preprocessing' in ask(*question)
 
 
 @pytest.mark.parametrize(
