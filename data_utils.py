@@ -70,13 +70,7 @@ def get_args():
 
 
 def prepare(
-    data_root,
-    name,
-    data_path=None,
-    image_size=256,
-    seed=0,
-    num_workers=1,
-    table=None,
+    data_root, name, data_path=None, image_size=256, seed=0, num_workers=1, table=None
 ):
     """Read, verify and write the splits of one dataset.
 

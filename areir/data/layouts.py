@@ -129,9 +129,8 @@ def csv_part_records(files, source, part, folders):
         folder = folders[lists.to_class(label, CAR_CLASSES) - 1]
         return car_record(f'{part}/{folder}/{name}', corners, label)
 
-    return lists.locate(
-        files, lists.parse_rows(source, lists.read_cells(source), parse), source
-    )
+    rows = lists.parse_rows(source, lists.read_cells(source), parse)
+    return lists.locate(files, rows, source)
 
 
 # CUB-200-2011, Stanford Online Products, In-shop Clothes

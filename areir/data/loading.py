@@ -71,12 +71,7 @@ def start_loader_worker(number):
 
 
 def make_loader(
-    paths,
-    image_size,
-    batches=None,
-    num_workers=None,
-    pin_memory=False,
-    transform=None,
+    paths, image_size, batches=None, num_workers=None, pin_memory=False, transform=None
 ):
     """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
 
