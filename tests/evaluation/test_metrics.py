@@ -162,11 +162,9 @@ def test_evaluate_refuses_queries(query, labels, offender):
         (bad_row(3e38), [0] * 6, 'gallery: .* normalise'),
         (vectors(4), None, 'gallery and gallery_labels'),
         (None, [0] * 4, 'gallery and gallery_labels'),
-        (vectors(4), [0.0] * 4, 'gallery_labels must be integers'),
         (vectors(4), [0] * 6, 'gallery_labels must be one per image'),
         (vectors(4, dimensions=5), [0] * 4, 'query has 6 dimensions, gallery 5'),
         (torch.empty(0, 6), [], 'gallery must'),
-        (vectors(6).byte(), [0] * 6, r'gallery must .*torch\.uint8'),
     ],
 )
 def test_evaluate_refuses_galleries(gallery, labels, offender):
