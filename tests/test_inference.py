@@ -252,6 +252,15 @@ def test_the_program_of_the_docs(project, photos, tmp_path, ask):
     assert scores[-2] < 0.99  # no other photo would do
 
 
+def ask_by_small_tiles(project, words):
+    """Ask inference.py; each process searches tiles of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, 'TILE', 1)
+        patch.setattr(ranking, 'NARROWEST', 1)
+        patch.setattr(ranking, 'WIDEST', 1)
+        return project.ask('inference.py', *words)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ('query', 'index', 'file'),
@@ -260,22 +269,15 @@ def test_the_program_of_the_docs(project, photos, tmp_path, ask):
         ('photos', 'exact', 'photos_pairs/pairs.csv'),
     ],
 )
-def test_two_processes_equal_one(
-    project, photos, tmp_path, ask, query, index, file, monkeypatch
-):
+def test_two_processes_equal_one(project, photos, tmp_path, ask, query, index, file):
     if index == 'faiss':
-        faiss = pytest.importorskip('faiss', reason='faiss is optional')
-        faiss.omp_set_num_threads(1)  # threads do not survive a fork
+        pytest.importorskip('faiss', reason='faiss is optional')
     shutil.copytree(photos, tmp_path / 'queries')
     question = ['--gallery', photos, '--index', index, '--retrieval_num', 5]
     question += ['--query_img_name', tmp_path / query]
     ask(*question)
-    # each process has tiles of its own
-    monkeypatch.setattr(vectors, 'TILE', 1)
-    monkeypatch.setattr(ranking, 'NARROWEST', 1)
-    monkeypatch.setattr(ranking, 'WIDEST', 1)
     words = ['--model', project.model, '--results_root', tmp_path / 'two', *question]
-    output = together(lambda: project.ask('inference.py', *words), 2)
+    output = together(partial(ask_by_small_tiles, project, words), 2)
     assert output.count('times: ') == 1
     tables = [pd.read_csv(tmp_path / root / file) for root in ('results', 'two')]
     pd.testing.assert_frame_equal(*tables, check_exact=False, atol=1e-5)

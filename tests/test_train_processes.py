@@ -18,6 +18,7 @@ from train_runs import (
     read_table,
     start,
     train,
+    train_slim,
     train_together,
 )
 
@@ -42,7 +43,7 @@ def test_several_processes_give_the_numbers_of_one(
     slim, slim_backbone, gentle, tmp_path, processes
 ):
     """Two share three heads unevenly, three share batches of 8 and 30 unevenly."""
-    output = train_together(slim, tmp_path, *GENTLE, processes=processes)
+    output = train_together(train_slim, slim, tmp_path, *GENTLE, processes=processes)
     assert output.count(f'{processes} processes') == 1  # only rank 0 speaks
     assert output.count('epoch 4/4') == 1
     assert_almost_same_run(gentle, tmp_path)
@@ -89,7 +90,7 @@ def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
     flags += ['--recipe', 'current', '--num_epochs', 2]
     one, several = tmp_path / 'one', tmp_path / 'several'
     train(slim, one, *flags, '--num_workers', 0)
-    output = train_together(slim, several, *flags, processes=processes)
+    output = train_together(train_slim, slim, several, *flags, processes=processes)
     assert output.count('before training') == output.count('epoch 2/2') == 1
     run = RUN.removesuffix('_2019')
     assert_almost_same_run(one, several, run)
@@ -104,7 +105,7 @@ def test_other_families_do_not_depend_on_the_number_of_processes(
     flags = ['--model_type', model_type, '--ensemble_size', 2, '--num_epochs', 1]
     flags += ['--lr', '1e-6', '--shared_stages', 3]
     train(small, tmp_path / 'one', *flags, '--num_workers', 0)
-    train_together(small, tmp_path / 'two', *flags, processes=2)
+    train_together(train, small, tmp_path / 'two', *flags, processes=2)
     run = f'small_uncropped_{model_type}_2_3_2019'
     one, two = (read_table(tmp_path / name, run) for name in ('one', 'two'))
     assert two['train_loss'].tolist() == pytest.approx(one['train_loss'], rel=1e-4)

@@ -6,12 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pandas as pd
+import pytest
 import torch
+from slim import use_slim_backbone
 from torch.nn import functional as F
 
-import areir.processes
 from areir.files import load_tensors
 from areir.training.checkpoints import list_checkpoints
 
@@ -74,40 +76,50 @@ def train(project, results, *flags):
     return output
 
 
-def train_together(project, results, *flags, processes):
-    """Train in processes forked from this one; return the stdout of the first."""
-    return together(
-        lambda: train(project, results, *flags, '--num_workers', 0), processes
-    )
+def train_slim(project, results, *flags):
+    """As `train`, by the slim backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_slim_backbone(patch)
+        return train(project, results, *flags)
+
+
+def train_together(train, project, results, *flags, processes):
+    """Call `train` or `train_slim` in several processes; return the first's stdout."""
+    flags = [*flags, '--num_workers', 0]
+    return together(partial(train, project, results, *flags), processes)
 
 
 def together(call, processes):
-    """Call a function in processes forked from this one, as torchrun's are numbered.
+    """Call a function in new processes, numbered as torchrun's; return one value.
 
-    They need not import torch, which takes torchrun's seconds. Returns the value of
-    the first.
+    It is that of rank 0. The processes come from one that has imported torch, which
+    saves torchrun's seconds.
     """
-    context = multiprocessing.get_context('fork')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['torch', 'torchvision', 'pandas'])
     outputs = context.SimpleQueue()
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         place = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free.getsockname()[1])}
     place |= {'WORLD_SIZE': str(processes), 'LOCAL_WORLD_SIZE': str(processes)}
-
-    def call_one(rank):
-        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
-        areir.processes.available_cores = lambda: 1  # threads do not survive a fork
-        output = call()
-        if rank == 0:
-            outputs.put(output)
-
-    ranks = [context.Process(target=call_one, args=[n]) for n in range(processes)]
-    for process in ranks:
-        process.start()
+    ranks = []
+    for rank in range(processes):
+        place |= {'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+        arguments = call, dict(place), outputs if rank == 0 else None
+        ranks.append(context.Process(target=call_as_rank, args=arguments))
+        ranks[-1].start()
     for process in ranks:
         process.join()
     assert [process.exitcode for process in ranks] == [0] * processes
     return outputs.get()
+
+
+def call_as_rank(call, environment, outputs):
+    """Call a function as one of torchrun's processes; put its value into `outputs`."""
+    os.environ.update(environment)
+    output = call()
+    if outputs:
+        outputs.put(output)
 
 
 class Killed(Exception):

@@ -86,4 +86,4 @@ def test_confidence_of_embeddings_equals_brute_force(seed):
     best_right = torch.where(labels == 99, -torch.inf, 0.5)
     curve = calibrate_confidence(images, best_right, 0.3)
     wanted = fit_confidence(*brute_force(vectors, labels, 0.3))
-    assert curve == pytest.approx(wanted, rel=1e-3)
+    assert curve == pytest.approx(wanted, rel=1e-2)
