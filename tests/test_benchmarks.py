@@ -1,11 +1,9 @@
 """Each benchmark with its smallest sizes: it runs, and its figures are plausible."""
 
-import functools
 import json
 import os
 import re
 import sys
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -26,10 +24,8 @@ import training
 from areir import hardware
 from areir.data.sample import draw_sample
 from areir.retrieval import evaluate
-from model import TrainedModel
 
 SMALL_NETWORK = ['--ensemble_size', 2, '--image_size', 32, '--rounds', 1]
-CPU = torch.device('cpu')
 
 
 def call(module, *flags):
@@ -89,15 +85,6 @@ def test_training(tables):
 
 
 @pytest.mark.slow
-def test_two_processes_of_training_send_the_gradient(capsys):
-    flags = ['--processes', 2, '--no_joint', '--steps', 1, '--batch_size', 4]
-    call(training, *flags, *SMALL_NETWORK)
-    last = capsys.readouterr().out.splitlines()[-1]
-    gradient = 4 * 157_504 / 1e6
-    assert float(last.split()[-3]) > 0.9 * gradient
-
-
-@pytest.mark.slow
 def test_memory_of_training(tables, monkeypatch):
     monkeypatch.setattr(training, 'MODEL_TYPES', ['resnet18'])
     rows = tables(training, '--memory', '--batch_size', 2, *SMALL_NETWORK)
@@ -117,8 +104,6 @@ def test_embedding(tables):
 
 # On a GPU
 
-TINY = Namespace(model_type='resnet18', ensemble_size=2, **gpu.TINY)
-
 
 @pytest.mark.slow
 def test_gpu_on_a_cpu(tables, monkeypatch, capsys):
@@ -131,29 +116,6 @@ def test_gpu_on_a_cpu(tables, monkeypatch, capsys):
     assert rows['fp32']['notes'] == 'cosine 1.00000'
     assert min(numbers(rows['matrix product'])) > 0
     assert capsys.readouterr().out.splitlines()[-1].endswith('0.00e+00')
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('way', ['joint', 'graphs', 'compiled'])
-def test_all_ways_begin_with_the_same_loss(monkeypatch, way):
-    """Graphs capture nothing here, so that the ways for a GPU run on a CPU."""
-    cpu = hardware.Hardware(CPU, [], 'fp32', False)
-    monkeypatch.setattr(hardware, 'local_device', lambda: CPU)
-    monkeypatch.setattr(gpu, 'this_hardware', lambda device: cpu)
-    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: None)
-    monkeypatch.setattr(
-        torch.cuda, 'make_graphed_callables', lambda head, sample, pool: head
-    )
-    eager = functools.partial(torch.compile, backend='eager')
-    monkeypatch.setattr(torch, 'compile', eager)
-    loss, wanted = (gpu.measure_steps(TINY, name)['loss'] for name in (way, 'ours'))
-    assert loss == pytest.approx(wanted, rel=2e-2)  # bf16 rounds
-
-
-@pytest.mark.slow
-def test_precisions_on_the_sample(capsys, slim_backbone):
-    call(gpu, '--tiny', '--parts', 'precision')
-    assert 'mean difference of 1 seeds' in capsys.readouterr().out
 
 
 # Retrieval
@@ -230,17 +192,6 @@ def test_demo(run, capsys):
     assert recalls['trained network'] == f'{recall:.2%}'
 
 
-@pytest.mark.slow
-def test_new_figures(run):
-    trained = TrainedModel(f'{run}_model.pth')
-    sizes = {'train_classes': 2, 'test_classes': 1, 'images_per_class': 4}
-    embeddings, labels = claims.new_figures(trained, (1, 2), side=32, **sizes)
-    assert embeddings.shape == (24, 6)
-    classes = [2, 0, 1, 5, 3, 4]  # the folder test comes before train
-    assert labels.tolist() == [label for label in classes for _ in range(4)]
-    assert not torch.allclose(embeddings[:12], embeddings[12:])
-
-
 def test_false_match_rate():
     query, labels = torch.eye(2), torch.tensor([0, 1])
     gallery = torch.tensor([[1.0, 0], [0.6, 0.8], [0, -1]])
@@ -261,17 +212,6 @@ def test_false_matches(run, tables, monkeypatch):
     rows = tables(claims, 'false_matches', run)
     assert list(rows) == ['1%', '5%', '10%']
     assert all(' '.join(row.values()).count('±') == 3 for row in rows.values())
-
-
-def test_confidence_that_is_kept(seed):
-    """Answers that are right as often as they say."""
-    generator = torch.Generator().manual_seed(seed)
-    confidences = torch.rand(40_000, generator=generator, dtype=torch.float64)
-    right = torch.rand(40_000, generator=generator) < confidences
-    bins = claims.reliability(list(zip(confidences.tolist(), right.tolist())))
-    assert len(bins) == len(claims.EDGES) - 1
-    for (low, high), (_, mean, share) in bins.items():
-        assert low <= mean <= high and share == pytest.approx(mean, abs=0.04)
 
 
 def test_confidence_of_a_file(tmp_path, tables, monkeypatch, capsys):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from test_benchmarks import call, tables  # noqa: F401
-from torch import nn
 from torch.nn import functional as F
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
@@ -20,7 +19,6 @@ import quality
 import recipe
 from quality import METHODS
 
-from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.evaluation.embeddings_file import rank_file
@@ -43,15 +41,6 @@ def photos(tmp_path_factory):
 # EfficientNet-Lite0
 
 
-def test_stages_of_lite0():
-    features = torch.zeros(2, 3, 64, 64)
-    shapes = []
-    for stage in lite0.build_lite0('none'):
-        features = stage.eval()(features)
-        shapes.append(tuple(features.shape[1:]))
-    assert shapes == [(24, 16, 16), (40, 8, 8), (112, 4, 4), (lite0.WIDTH, 2, 2)]
-
-
 @pytest.mark.parametrize('size, before, after', [(7, 2, 2), (8, 1, 2)])
 def test_padding_is_that_of_tensorflow(size, before, after):
     convolution = lite0.SameConv2d(1, 1, 5, 2, bias=False)
@@ -62,19 +51,6 @@ def test_padding_is_that_of_tensorflow(size, before, after):
     assert expected.shape[2] == 4
 
 
-def test_lite0_loads_weights_that_fit(tmp_path):
-    state = nn.Sequential(*lite0.build_lite0('none')).state_dict()
-    saved = {f'_name{i}': tensor for i, tensor in enumerate(state.values())}
-    saved['_fc.weight'] = torch.zeros(3, lite0.WIDTH)
-    path, other = str(tmp_path / 'weights.pth'), str(tmp_path / 'other.pth')
-    torch.save(saved, path)
-    torch.save({'weight': torch.zeros(3)}, other)
-    loaded = nn.Sequential(*lite0.build_lite0(path)).state_dict()
-    assert all(torch.equal(loaded[name], state[name]) for name in state)
-    with pytest.raises(UserError, match=r'other\.pth'):
-        lite0.build_lite0(other)
-
-
 # Peers
 
 
@@ -83,16 +59,6 @@ def dataset(photos, tmp_path_factory):
     args = SimpleNamespace(weights='none', image_size=32)
     root = str(tmp_path_factory.mktemp('prepared'))
     return methods.open_dataset(args, root, 'whole', str(photos))
-
-
-def test_batches_of_four_images_per_class():
-    pytest.importorskip('pytorch_metric_learning')
-    labels = torch.arange(60) // 6
-    order = peers.class_order(labels, 32, seed=0)
-    assert order(1).tolist() == order(1).tolist() != order(2).tolist()
-    for batch in order(1).view(-1, 32):
-        counts = labels[batch].bincount()
-        assert set(counts.tolist()) <= {0, 4} and counts.sum() == 32
 
 
 @pytest.mark.slow
@@ -108,13 +74,6 @@ def test_losses_train_the_network_and_their_own_weights(dataset, loss, slim_back
     vectors = peers.read(run.model, dataset, 'test', 'logits')
     assert vectors.shape == (48, peers.DIMENSIONS)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(48), atol=1e-3)
-
-
-def test_a_diverged_training_finds_nothing():
-    diverged = torch.full((12, 4), torch.nan)
-    assert peers.project(diverged, diverged, 2, 1) is diverged
-    values = quality.values_per_query(diverged, LABELS)
-    assert values['recall@1'].tolist() == [0] * 12
 
 
 # What is trained, and what is not repeated
@@ -194,17 +153,6 @@ def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
 
 
 @pytest.mark.slow
-def test_held_out_classes_are_a_third(dataset, tmp_path):
-    folder = str(tmp_path / 'held_out')
-    methods.link_held_out(dataset.split, folder, seed=0)
-    args = SimpleNamespace(weights='none', image_size=32)
-    split = methods.open_dataset(args, str(tmp_path), 'tuning', folder).split
-    held, kept = split.query.classes, split.train.classes
-    assert len(held) == 2 and len(kept) == 4
-    assert sorted([*held, *kept]) == dataset.split.train.classes
-
-
-@pytest.mark.slow
 def test_quality(photos, tmp_path, tables, slim_backbone):  # noqa: F811
     pytest.importorskip('pytorch_metric_learning')
     methods = 'pixels,untrained,norm_softmax,norm_softmax_white,ours_no_flag'
@@ -232,17 +180,6 @@ def test_costs(photos, tables, slim_backbone):  # noqa: F811
 
 
 # The recipe
-
-
-@pytest.mark.parametrize('from_scratch', [True, False])
-def test_every_change_differs_from_the_recipe(from_scratch):
-    flags = {**RECIPES['current'], 'meta_class_size': 40, 'with_se': 'yes'}
-    if from_scratch:
-        flags |= FROM_SCRATCH
-    changes = recipe.get_changes(40, from_scratch)
-    assert changes.pop(recipe.RECIPE) == {}
-    for changed in changes.values():
-        assert all(flags[name] != value for name, value in changed.items())
 
 
 def test_difference_is_paired(monkeypatch):

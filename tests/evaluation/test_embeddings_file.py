@@ -19,7 +19,7 @@ from embedding_files import (
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation.embeddings_file import match_queries, rank_file, read_embeddings
+from areir.evaluation.embeddings_file import match_queries, rank_file
 from areir.evaluation.metrics import summary
 from areir.retrieval import evaluate
 
@@ -97,29 +97,6 @@ def test_embeddings_of_any_float_type(embeddings):
     path = save('file.pt', embeddings=embeddings, labels=LABELS.tolist())
     plain = embeddings.detach().to_dense().float()
     assert metrics_of(path) == evaluate(plain, LABELS, [1, 4])
-
-
-@both_formats
-def test_what_a_file_holds(name):
-    notes = {'protocol': 'strict', 'select': 'last'}
-    path = save(
-        name, **QUERIES, embeddings=EMBEDDINGS, labels=LABELS, ensemble_size=3, **notes
-    )
-    file = read_embeddings(path)
-    assert (file.path, file.ensemble_size, file.notes) == (path, 3, notes)
-    assert file.query.images == IMAGES[:9] and file.gallery.images is None
-    assert torch.equal(file.gallery.embeddings, EMBEDDINGS)
-    plain = read_embeddings(save_plain('plain.pt'))
-    assert (plain.gallery, plain.ensemble_size, plain.notes) == (None, None, {})
-
-
-def test_recall_of_the_first_heads():
-    path = save_plain('file.pt', ensemble_size=3)
-    for heads in (1, 2, 3):
-        expected = evaluate(EMBEDDINGS[:, : 2 * heads], LABELS, [1])
-        assert metrics_of(path, [1], heads) == expected
-    assert 'file.pt has 3 heads' in refusal(path, 4)
-    assert 'foreign.npz has an unknown' in refusal(save_plain('foreign.npz'), 1)
 
 
 # Files that are refused
@@ -206,15 +183,6 @@ def test_contents_that_do_not_fit(name, contents, offender):
     assert line.startswith(f'{name}: ') and offender in line
 
 
-def test_the_entry_at_fault_is_named():
-    path = save(
-        'file.pt', **QUERIES, gallery_embeddings=EMBEDDINGS, gallery_labels=LABELS[1:]
-    )
-    assert refusal(path).startswith('file.pt: gallery_labels must')
-    path = save('file.pt', **QUERIES, embeddings=EMBEDDINGS[:, 1:], labels=LABELS)
-    assert refusal(path).startswith('file.pt: query_embeddings has 6 dimensions')
-
-
 @pytest.mark.parametrize(
     'contents',
     [
@@ -243,14 +211,6 @@ def write_rows(rows, array=EMBEDDINGS):
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
-
-
-def test_labels_of_a_csv():
-    write_rows([{**row, 'path': name, 'size': 9} for row, name in zip(ROWS, IMAGES)])
-    result = rank_file('vectors.npy', 'cpu', labels_csv='labels.csv')
-    assert summary(result.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
-    assert (result.query.images, result.gallery) == (IMAGES, None)
-    assert '--labels' in refusal('vectors.npy')
 
 
 @pytest.mark.parametrize(('yes', 'no'), [('True', 'False'), ('1', '')])
@@ -337,11 +297,6 @@ def test_a_gallery_that_repeats_the_test_images_is_none():
     assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
 
 
-def test_current_names_come_first():
-    path = save('old.pth', **TEST, embeddings=-FEATURES[:9], labels=LABELS[:9])
-    assert len(rank_file(path, 'cpu').query.labels) == 9
-
-
 @pytest.mark.parametrize(
     ('changed', 'offender'),
     [
@@ -368,20 +323,6 @@ def match(one, other):
 def refuse_match(one, other):
     with pytest.raises(UserError, match=f'^{one} and {other}: '):
         match(one, other)
-
-
-def test_queries_are_matched_by_name():
-    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
-    save_plain('file.pt', images=IMAGES)
-    save(
-        'other.npz',
-        embeddings=EMBEDDINGS[order],
-        labels=[TEXTS[i] for i in order],
-        images=[IMAGES[i] for i in order],
-    )
-    assert torch.equal(order[match('file.pt', 'other.npz')], torch.arange(COUNT))
-    save_plain('other.pt')  # no names: the order counts
-    assert torch.equal(match('file.pt', 'other.pt'), torch.arange(COUNT))
 
 
 @pytest.mark.parametrize(

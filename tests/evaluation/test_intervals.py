@@ -11,7 +11,6 @@ from areir.evaluation.intervals import (
     LEAST_CLASSES,
     compare,
     confidence_intervals,
-    describe_interval,
 )
 
 
@@ -86,20 +85,6 @@ def test_intervals_of_a_dozen_classes_hold_the_true_value(classes):
         low, high = confidence_intervals(values, labels, seed=draw)['map@r']
         held += low <= 0 <= high
     assert 270 <= held <= 295
-
-
-def test_intervals_in_words():
-    assert describe_interval(0.5, 0.625) == '95 % interval 50.00% to 62.50%'
-    assert describe_interval(0.5, 0.625, '{:.1f}') == '95 % interval 0.5 to 0.6'
-    for unknown in (None, math.nan):
-        text = describe_interval(unknown, unknown)
-        assert text == 'no interval below 6 classes'
-
-
-def test_identical_results_do_not_differ():
-    hits, labels = draw_results(np.random.default_rng(0), 30)
-    result = compare({'recall@1': hits}, {'recall@1': hits.clone()}, labels)
-    assert result == {'recall@1': (0, 0, 0, 1)}
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """Scores: exact, and independent of the caller's settings."""
 
-import math
-
 import pytest
 import torch
 from retrieval_cases import (
@@ -15,7 +13,6 @@ from retrieval_cases import (
 )
 from torch.nn import functional as F
 
-from areir.errors import UserError
 from areir.evaluation import metrics, scores
 from areir.evaluation.metrics import rank_positives
 from areir.evaluation.scores import BestScores, score_blocks
@@ -84,13 +81,6 @@ def test_keys_are_in_the_order_of_retrieval(seed):
     assert keys.max() < scores.LAST
 
 
-def test_images_at_fault_are_named():
-    embeddings = normal(15, 2)
-    embeddings[3:, 1] = torch.nan
-    with pytest.raises(UserError, match=r'photos .* 12 images: 3, 4, 5, .*, 11, 12$'):
-        scores.check_embeddings('photos', embeddings)
-
-
 # The caller's settings
 
 
@@ -154,17 +144,6 @@ def collect(query, query_labels, gallery, gallery_labels, own, block=128):
     for found in score_blocks(*arguments, block):
         best.add(found)
     return best
-
-
-def test_hand_made_vectors():
-    gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.6, 0.8]])
-    labels = torch.tensor([0, 1, 1, 0])
-    best = collect(gallery, labels, gallery, labels, torch.arange(4))
-    assert best.best_right.tolist() == pytest.approx([0.6, 0, 0, 0.6])
-    assert best.nearest_right.tolist() == [3, 2, 1, 0]
-    assert best.best_wrong.tolist() == pytest.approx([0, 0.8, -0.6, 0.8])
-    alone = collect(gallery[:1], labels[:1], gallery[1:3], labels[1:3], -labels[1:2])
-    assert (alone.best_right.item(), alone.best_wrong.item()) == (-math.inf, 0)
 
 
 def test_the_query_itself_is_neither_right_nor_wrong():

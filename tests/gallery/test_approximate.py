@@ -43,14 +43,6 @@ def test_scores_are_exact_and_recall_is_as_measured(tmp_path, faiss):
     assert torch.equal(scores[same, 0], exact_scores[same, 0])
 
 
-@pytest.mark.parametrize('count', [1, 2, 8])
-def test_a_small_one(tmp_path, faiss, count):
-    stored, vectors = random_vectors(tmp_path, count)
-    index, measured = approximate.build(stored)
-    assert measured['recall'] == 1
-    assert_same_answers(index, stored, vectors, min(8, count))
-
-
 @pytest.mark.parametrize('distinct', [None, 75])
 @pytest.mark.parametrize('factor', [1, -3])
 def test_images_are_ordered_by_their_scores_then_by_index(

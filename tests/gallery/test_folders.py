@@ -1,7 +1,6 @@
 """The files of a folder: which are images, and of which class."""
 
 import os
-import shutil
 
 import numpy as np
 import pytest
@@ -56,13 +55,6 @@ def test_links_and_loops(photos, tmp_path):
     (photos / 'b/link.png').symlink_to(photos / 'a/0.png')
     paths = update(photos, tmp_path / 'index').paths
     assert len(paths) == 9 and {'linked/0.png', 'a/0.png', 'b/link.png'} <= set(paths)
-
-
-def test_names_that_are_not_utf8(photos, tmp_path):
-    raw = os.path.join(os.fsencode(photos), b'caf\xe9.png')
-    shutil.copy(os.fsencode(photos / 'a/0.png'), raw)
-    assert os.fsdecode(b'caf\xe9.png') in update(photos, tmp_path / 'index').paths
-    assert update(photos, tmp_path / 'index').embedded == 0
 
 
 def test_a_folder_that_cannot_be_read_is_listed(photos, tmp_path, monkeypatch):

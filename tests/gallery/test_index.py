@@ -30,7 +30,7 @@ from areir.errors import UserError
 from areir.files import WriteError
 from areir.gallery import index as index_module
 from areir.gallery import index_database
-from areir.gallery.index import Update, index_path
+from areir.gallery.index import Update
 from areir.gallery.index_database import locked
 from areir.gallery.vectors import codes_path
 
@@ -152,17 +152,6 @@ def test_files_of_inference_are_not_indexed(photos, tmp_path):
         index = update(photos, photos / 'results/index')
         assert_same(index, new)
     assert index.embedded == 0
-
-
-def test_each_folder_and_model_has_an_index_of_its_own(tmp_path):
-    names = {
-        index_path(str(tmp_path / folder), model, 'results')
-        for folder in ('one/photos', 'two/photos')
-        for model in ('x_model.pth', 'y_model.pth')
-    }
-    assert len(names) == 4
-    here = index_path('.', 'x.pth', 'r')
-    assert here == index_path(os.getcwd() + '/', 'x.pth', 'r')
 
 
 # Ends in the middle

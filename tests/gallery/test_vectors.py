@@ -11,9 +11,8 @@ from photos import random_vectors
 from torch.nn import functional as F
 
 from areir.evaluation.ranking import has_fast_codes
-from areir.files import WriteError
 from areir.gallery import vectors as vectors_file
-from areir.gallery.vectors import VectorsFile, append_vectors, write_blocks, write_codes
+from areir.gallery.vectors import VectorsFile, write_codes
 from areir.retrieval import search
 
 
@@ -48,33 +47,6 @@ def test_search_in_a_file_equals_search_in_memory(
         scores, indices = stored.search(query, k, exclude)
         expected = search(query, vectors, k, exclude)
         assert torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])
-
-
-def test_blocks_of_rows_in_an_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors_file, 'BLOCK_ROWS', 3)
-    stored, vectors = random_vectors(tmp_path, 7)
-    order = [6, 0, 3, 3]
-    write_blocks(str(tmp_path / 'copy.f32'), stored.blocks(order))
-    copied = VectorsFile(str(tmp_path / 'copy.f32'), 6)
-    assert np.array_equal(copied.array, vectors[order])
-    assert np.array_equal(np.concatenate([*copied.blocks()]), vectors[order])
-
-
-def test_vectors_are_appended_after_the_last_whole_row(tmp_path):
-    stored, vectors = random_vectors(tmp_path, 3)
-    with open(stored.path, 'ab') as file:
-        file.write(b'cut')
-    assert append_vectors(stored.path, 2 * vectors.numpy()) == 3
-    expected = torch.cat([vectors, 2 * vectors])
-    assert np.array_equal(VectorsFile(stored.path, 6).array, expected)
-
-
-def test_vectors_that_cannot_be_written_are_an_error_that_names_the_file(tmp_path):
-    path = str(tmp_path / 'missing/copy.f32')
-    with pytest.raises(WriteError, match=r'copy\.f32'):
-        write_blocks(path, [np.zeros(3)])
-    with pytest.raises(WriteError, match=r'copy\.f32'):
-        append_vectors(path, np.zeros((1, 6)))
 
 
 SEARCH = """

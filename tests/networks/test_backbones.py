@@ -10,7 +10,6 @@ from areir.networks.backbones import (
     build_backbone,
     cut,
     find_family,
-    has_depthwise,
 )
 from areir.networks.layers import MeanPool, Stages, folded
 from areir.networks.pretrained import load_weights
@@ -55,15 +54,6 @@ def test_stages_halve_the_size_and_end_as_the_network_does(model_type):
     torch.testing.assert_close(outputs[-1], seen[0][0])
 
 
-@pytest.mark.parametrize('model_type', ['efficientnet_v2_s', 'mobilenet_v3_large'])
-def test_networks_with_an_entry_of_their_own_are_cut_alike(model_type):
-    """Shapes alone, on the device that computes nothing."""
-    with torch.device('meta'):
-        network = build_backbone(model_type, 7)
-        outputs = run_stages(network, model_type, torch.empty(2, 3, 96, 96))
-    assert [output.shape[2] for output in outputs] == [24, 12, 6, 3]
-
-
 @families
 @torch.no_grad()
 def test_pooled_features_are_what_torchvision_classifies(model_type):
@@ -102,11 +92,6 @@ def test_a_list_of_stages_gives_every_head_the_same_weights():
     wanted = torch.nn.Sequential(*stages).eval()(random_images()).mean(dim=(2, 3))
     torch.testing.assert_close(first, wanted)
     assert model.heads[0].stage4 is not model.heads[1].stage4
-
-
-def test_depthwise_networks_are_recognised():
-    assert has_depthwise('mobilenet_v3_small') and has_depthwise('convnext_tiny')
-    assert not has_depthwise('resnet18') and not has_depthwise('resnext50_32x4d')
 
 
 # Embeddings

@@ -13,7 +13,6 @@ from areir.networks.pretrained import (
     find_weights,
     imagenet_weights,
     load_weights,
-    preprocessing,
     read,
 )
 from model import EnsembleModel
@@ -56,14 +55,6 @@ def test_torchvision_weights_go_to_trunk_and_every_head(resnet18, with_se, membe
             original = name.removeprefix('trunk.')
             original = re.sub(r'^heads\.\d\.', '', original)
             assert torch.equal(value, resnet18[original]), name
-
-
-def test_old_files_without_counts_of_batches_are_read(resnet18):
-    counts = [name for name in resnet18 if name.endswith('num_batches_tracked')]
-    state = {name: resnet18[name] for name in resnet18 if name not in counts}
-    model = EnsembleModel('resnet18', 1, 4)
-    load_weights(model, state, 'FILE')
-    assert torch.equal(model.trunk.conv1.weight, state['conv1.weight'])
 
 
 def test_other_networks_are_refused():
@@ -174,10 +165,3 @@ def test_a_file_of_weights_is_read_with_its_hash(tmp_path, resnet18):
     torch.save(resnet18, unknown)
     with pytest.raises(UserError, match='my-resnet18'):
         read(unknown)
-
-
-def test_images_are_preprocessed_as_the_weights_were_trained():
-    mean, std, size = preprocessing('resnet18')
-    assert mean == [0.485, 0.456, 0.406] and std == [0.229, 0.224, 0.225]
-    assert size == 224
-    assert preprocessing('efficientnet_v2_s')[2] == 384

@@ -66,14 +66,6 @@ def test_vectors_are_those_of_a_singular_value_decomposition(shape, whitening):
     assert np.allclose(own, wanted * signs, atol=1e-4 * abs(wanted).max())
 
 
-def test_fewer_components_are_the_first_ones():
-    vectors = draw(30, 6)
-    few, many = (fit_projection(vectors, count, 0.75).matrix for count in (2, 5))
-    assert torch.equal(few, many[:, :2])
-    deviations = project(vectors, fit_projection(vectors, 6, 0)).std(dim=0)
-    assert (deviations.diff() < 0).all()
-
-
 @pytest.mark.parametrize('count', [10, 100])
 def test_directions_without_variance_are_left_out(count):
     """They are rounding, which whitening would blow up."""

@@ -72,12 +72,6 @@ def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
     assert 'calibrated for at most 3' in answers.verdict(answer, collection)
 
 
-def test_missing_images_are_left_out(collection):
-    (query,) = find_queries('5.png', collection)
-    row = [0.5, -float('inf')], [2, -1]
-    assert len(answers.make_answer(query, *row, collection, 4).table) == 1
-
-
 def test_the_folder_is_named_after_the_query(collection):
     """With its folders, if other images of the collection have the same name."""
     for name, expected in (('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')):
@@ -102,17 +96,6 @@ def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
     output = capsys.readouterr().out
     assert f'query {tmp_path}/photos/a/1.png (a)' in output
     assert '\nmatch: ' in output and table['path'][0] in output
-
-
-def test_images_beyond_what_jpeg_holds_are_reduced(tmp_path):
-    (tmp_path / 'photos').mkdir()
-    Image.new('RGB', (66_000, 40), 'red').save(tmp_path / 'photos/wide.png')
-    paths = ['wide.png', 'other.png']
-    collection = ToyCollection(tmp_path / 'photos', paths, on_circle(0, 10))
-    answer = answer_to('wide.png', collection, 1)
-    answers.write_answer(answer, collection, str(tmp_path / 'results'))
-    with Image.open(tmp_path / 'results/wide/query.jpg') as image:
-        assert image.width == 60_000
 
 
 def test_the_nearest_images_vote_for_the_class(collection, tmp_path, capsys):

@@ -1,17 +1,13 @@
-"""The figures of a run: which curves there are, drawings, descriptions."""
+"""The curves of a run: drawings and descriptions."""
 
 import base64
 import math
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
 import pandas as pd
 import pytest
-from trained import CALIBRATION
 
-from areir.output import charts
 from areir.output.charts import Panel, curve_chart, draw_curves, share
-from areir.output.run_statistics import Estimate
 
 ROWS = pd.DataFrame(
     {
@@ -36,9 +32,6 @@ def svg(chart):
     assert ElementTree.fromstring(text).tag.endswith('svg')
     assert 'url(http' not in text and '<image' not in text
     return text
-
-
-# Curves
 
 
 def test_equal_rows_give_equal_bytes_whatever_the_user_has_set(tmp_path):
@@ -68,31 +61,3 @@ def test_a_chart_describes_its_curves():
     first = f'R@1 {share(0.5)} at epoch 1, {share(0.7)} at epoch 3'
     second = f'R@10 {share(0.7)} at epoch 1, {share(0.9)} at epoch 3'
     assert chart[1] == f'Recall, by epoch: {first}; {second}'
-
-
-# Heads and scores
-
-
-def test_heads(recwarn):
-    recalls = [Estimate('1', 0.25, 0.2, 0.3), Estimate('2', 0.5, math.nan, math.nan)]
-    chart = charts.heads_chart(recalls)
-    svg(chart)
-    assert chart[1].endswith(f': 1 heads {share(0.25)}; 2 heads {share(0.5)}')
-    assert not recwarn.list
-
-
-@pytest.mark.parametrize('low', [0.8, None])
-def test_scores(low, recwarn):
-    shares = {'wrong': np.zeros(100), 'right': np.zeros(100)}
-    shares['wrong'][[40, 50]] = 0.75, 0.25
-    shares['right'][80] = 1
-    chart = charts.score_chart('Scores', shares, {**CALIBRATION, 'low': low})
-    assert 'stroke-dasharray' in svg(chart)
-    assert f'wrong: at most {share(0.75)}, at about -0.19' in chart[1]
-    assert f'right: at most {share(1)}, at about 0.61' in chart[1]
-    assert chart[1].endswith('threshold 0.900')
-
-    shares['right'][80] = 0
-    chart = charts.score_chart('Scores', shares, None)
-    assert 'stroke-dasharray' not in svg(chart) and 'threshold' not in chart[1]
-    assert not recwarn.list

@@ -101,12 +101,6 @@ def test_charts_and_tables_tell_their_numbers(tmp_path, database):
     assert cells == ['3', '1.000', '', share(0.6), share(1), share(0.2)]
 
 
-@pytest.mark.parametrize('epoch, is_marked', [(2, True), (3, False)])
-def test_the_kept_epoch(tmp_path, database, epoch, is_marked):
-    text = page_text(tmp_path, database, epoch=epoch)
-    assert f'epoch {epoch}' in text and ('dashed line' in text) == is_marked
-
-
 # Other runs
 
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from pages import make_database
 
 from areir.output import run_statistics
 
@@ -68,24 +67,6 @@ def test_score_statistics_of_a_sample():
     assert few.best.best_wrong.equal(every.best.best_wrong)
 
 
-def test_statistics_do_not_depend_on_blocks(tmp_path):
-    images = run_statistics.SearchedImages(make_database(tmp_path))
-    whole = run_statistics.score_statistics(images)
-    blocks = run_statistics.score_statistics(images, block=5)
-    for kind in ('wrong', 'right'):
-        assert (whole.pair_shares[kind] == blocks.pair_shares[kind]).all()
-    assert torch.equal(whole.best.nearest_right, blocks.best.nearest_right)
-    assert torch.allclose(whole.best.best_wrong, blocks.best.best_wrong)
-
-
-def test_queries_without_a_kind_are_not_counted():
-    database = {'embeddings': torch.eye(3), 'labels': torch.tensor([0, 0, 1])}
-    images = run_statistics.SearchedImages({**database, 'images': list('abc')})
-    statistics = run_statistics.score_statistics(images)
-    assert statistics.best.best_right[2] == -math.inf
-    assert statistics.best_shares['right'][50] == 1
-
-
 def test_histogram():
     scores = torch.tensor([-1.0, -0.999, 0.0, 0.001, 1.0, 1.0001, -math.inf])
     counts = run_statistics.histogram(scores)
@@ -93,14 +74,6 @@ def test_histogram():
 
 
 # Heads
-
-
-@pytest.mark.parametrize(('size', 'heads'), [(1, '1'), (4, '1 2 4'), (6, '1 2 4 6')])
-def test_numbers_of_heads(size, heads):
-    database = {'embeddings': torch.eye(12), 'labels': torch.tensor([0, 1] * 6)}
-    images = run_statistics.SearchedImages({**database, 'images': list('abcdefghijkl')})
-    recalls, _ = run_statistics.rank_heads(images, size)
-    assert ' '.join(row.name for row in recalls) == heads
 
 
 def test_heads_search_a_gallery_of_its_own():
