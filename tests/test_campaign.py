@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 from campaign.calls import Ended
-from campaign.verdicts import (
-    CLEAR,
-    CRASH,
-    HANG,
-    NAMELESS,
-    RIGHT,
-    TRACEBACK,
-    WRONG,
-    judge,
-)
+from campaign.verdicts import judge
 
 TESTS = Path(__file__).resolve().parent
 LINE = 'train.py: error: '
@@ -24,32 +15,31 @@ LINE = 'train.py: error: '
 
 @pytest.mark.slow
 def test_a_small_part_of_the_campaign_finds_nothing(tmp_path):
-    flags = ['--keep', tmp_path / 'kept', '--seed', 1, '--cases', 30]
+    flags = ['--seed', '1', '--cases', '30']
     done = subprocess.run(
-        [sys.executable, '-m', 'campaign', *map(str, flags)],
+        [sys.executable, '-m', 'campaign', *flags],
         env={**os.environ, 'PYTHONPATH': f'{TESTS}{os.pathsep}{TESTS.parent}'},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not (tmp_path / 'kept').exists()
 
 
 @pytest.mark.parametrize(
     ('outcome', 'code', 'text', 'same'),
     [
-        (RIGHT, 0, 'notice: it.csv is damaged', True),
-        (CLEAR, 0, 'notice: it.csv is damaged', False),
-        (WRONG, 0, 'notice: something is damaged', False),
-        (CLEAR, 2, f'{LINE}it.csv is damaged', False),
-        (CLEAR, 2, f'{LINE}--labels: damaged', False),
-        (NAMELESS, 2, f'{LINE}list index out of range', False),
-        (TRACEBACK, 1, f'Traceback (most recent call last):\n{LINE}it.csv', False),
-        (CRASH, -11, '', True),
+        ('right', 0, 'notice: it.csv is damaged', True),
+        ('clear line', 0, 'notice: it.csv is damaged', False),
+        ('silently wrong', 0, 'notice: something is damaged', False),
+        ('clear line', 2, f'{LINE}it.csv is damaged', False),
+        ('clear line', 2, f'{LINE}--labels: damaged', False),
+        ('nameless line', 2, f'{LINE}list index out of range', False),
+        ('traceback', 1, f'Traceback (most recent call last):\n{LINE}it.csv', False),
+        ('crash', -11, '', True),
     ],
 )
 def test_outcomes(outcome, code, text, same):
     ended = Ended(code, False, '', text)
     assert judge(ended, same, ['it.csv'], text) == outcome
-    assert judge(Ended(code, True, '', text), same, ['it.csv']) == HANG
+    assert judge(Ended(code, True, '', text), same, ['it.csv']) == 'hang'

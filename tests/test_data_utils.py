@@ -92,20 +92,6 @@ def test_all_datasets_that_are_there_are_prepared(call, root):
     assert prepared_names(root) == {'car': both, **others}
 
 
-def test_an_own_folder_is_measured_at_image_size(root, tmp_path, capsys):
-    photos = tmp_path / 'photos'
-    write_classes(photos, 'abcdefg')
-    (photos / 'a/ph\noto.raw').write_bytes(b'?')
-    before = tree(photos)
-    prepare(root, 'shoes', photos, image_size=8)
-    output = capsys.readouterr().out
-    assert 'notice: shoes: left out 1 files' in output and r'a/ph\noto.raw' in output
-    std = load_split(root, 'shoes').info['std']
-    prepare(root, 'shoes', photos, image_size=16)
-    assert load_split(root, 'shoes').info['std'] != std
-    assert tree(photos) == before
-
-
 def test_a_csv_is_prepared(call, root, tmp_path):
     write_classes(tmp_path / 'photos')
     rows = [f'{label}/{n}.png,{label}' for label in 'abcd' for n in range(2)]
@@ -176,16 +162,6 @@ def test_usual_names_of_folders_are_found(call, root):
     assert call('--num_workers', 1)[1].count('nothing changed') == 4
 
 
-def test_names_that_are_clear_are_not_linked(call, root):
-    write_cub(root / 'cub')
-    write_sop(root / 'CUB_200_2011')
-    write_classes(root / 'cars196')
-    for name in ('cub', 'cars196'):  # the other is one's own data
-        code, output, errors = call('--data_name', name)
-        assert code == 0 and 'links' not in output, errors
-    assert not (root / 'car').exists()
-
-
 def test_two_usual_names_of_a_dataset_are_refused(call, root):
     for folder in ('CUB_200_2011', 'CUB-200-2011'):
         write_cub(root / folder)
@@ -220,15 +196,6 @@ def test_bad_flags_are_refused_by_name(call, tmp_path, flags, names):
     (line,) = errors.splitlines()
     assert code == 2 and line.startswith('data_utils.py: error: ') and names in line
     assert tree(tmp_path) == before
-
-
-def test_a_folder_in_the_place_of_a_split_is_refused(call, root):
-    write_car_folder(root)
-    os.mkdir(root / 'car/cropped_data_dicts.pth')
-    before = tree(root)
-    code, _, errors = call('--data_name', 'car', '--num_workers', 1)
-    assert code == 2 and 'cropped_data_dicts.pth is a folder' in errors
-    assert tree(root) == before
 
 
 def test_training_images_that_cannot_be_normalised_are_refused(call, root):

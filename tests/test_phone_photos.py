@@ -7,12 +7,10 @@ import pytest
 from official import write_image, write_lines
 from photos import Counting, draw_photos, update
 from PIL import Image
-from toy import ToyCollection, on_circle
 
 from areir.data import images
 from areir.data.images import is_image, load_image
 from areir.errors import UserError
-from areir.gallery.queries import embed_queries, find_queries
 from data_utils import prepare
 
 LOSS = 12  # of 255, by which a pixel of two encodings of a picture differs at most
@@ -48,20 +46,6 @@ def take_heic_away(monkeypatch):
     """Make HEIC unreadable, as if pillow-heif were not installed."""
     monkeypatch.setitem(sys.modules, 'pillow_heif', None)
     monkeypatch.setattr(images, 'register_heic', images.register_heic.__wrapped__)
-
-
-@pytest.fixture
-def collection(tmp_path):
-    """A collection that embeds an image by its mean red and green."""
-
-    def embed(pixels):
-        return pixels.float().mean((2, 3))[:, :2]
-
-    embed.image_size = 4
-    folder, names = tmp_path / 'photos', ['a.png', 'b.png']
-    collection = ToyCollection(folder, names, on_circle(0, 10))
-    collection.load_embedder = lambda: embed
-    return collection
 
 
 @pytest.fixture
@@ -108,19 +92,6 @@ def test_a_dataset_of_photos_and_their_crops(name, tmp_path):
         assert difference(image, load_image(path, (4, 10, 60, 30))) <= LOSS
 
 
-@every_name
-def test_the_index_of_turned_photos_is_that_of_a_jpeg(name, photos, tmp_path, capsys):
-    for each in ('photo.jpg', name):
-        write_photo(photos / 'c' / each)
-    write_photo(photos / 'c/upright.jpg', orientation=1)
-    index = update(photos, tmp_path / 'index')
-    assert len(index.paths) == 10 and not capsys.readouterr().out
-    rows = dict(zip(index.paths, index.vectors.array))
-    jpeg, other = rows['c/photo.jpg'], rows[f'c/{name}']
-    upright = rows['c/upright.jpg']
-    assert np.abs(jpeg - other).max() < 0.02 < np.abs(jpeg - upright).max()
-
-
 @needs_heic
 @pytest.mark.parametrize('hidden', [False, True])
 def test_once_the_package_is_there_the_files_are_read(
@@ -139,26 +110,3 @@ def test_once_the_package_is_there_the_files_are_read(
         assert again.images == 0
     index = update(photos, tmp_path / 'index')
     assert (index.embedded, len(index.paths), index.problems) == (1, 8, {})
-
-
-@every_name
-def test_a_folder_of_queries(name, collection, tmp_path):
-    path = write_photo(tmp_path / 'queries' / name)
-    queries = find_queries(str(path.parent), collection)
-    assert [query.name for query in queries] == [str(path)]
-    assert embed_queries(queries, collection) == queries
-
-
-def test_queries_without_a_package(collection, tmp_path, capsys, monkeypatch):
-    take_heic_away(monkeypatch)
-    jpeg = write_photo(tmp_path / 'queries/photo.jpg')
-    path = tmp_path / 'queries/photo.heic'
-    path.write_bytes(FAKE_HEIC)
-    queries = find_queries(str(path.parent), collection)
-    assert [query.name for query in queries] == [str(jpeg)]
-    assert 'notice: 1 HEIC files' in capsys.readouterr().out
-
-    (query,) = find_queries(str(path), collection)  # that file alone
-    with pytest.raises(UserError, match='pip install') as refused:
-        embed_queries([query], collection)
-    assert str(refused.value).startswith(f'{path}: ')

@@ -15,16 +15,6 @@ from torch import distributed
 from areir import processes
 
 
-@pytest.fixture
-def group():
-    """A group of one process: collectives run, nobody else is needed."""
-    store = distributed.HashStore()
-    distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
-    yield
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def check_alone():
     """Check what every function returns if there is one process."""
     assert processes.rank_and_count() == (0, 1) and processes.is_first()
@@ -46,20 +36,6 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
     assert not distributed.is_initialized()
     check_alone()
     processes.leave()
-
-
-def test_a_group_of_one(group):
-    check_alone()
-    processes.leave()
-    assert not distributed.is_initialized()
-
-
-def test_a_failed_collective_means_that_another_process_has_ended():
-    resume = pytest.raises(ConnectionError, match='--resume')
-    with resume, processes.failures_of_others():
-        raise RuntimeError('Connection closed by peer')
-    with pytest.raises(KeyError), processes.failures_of_others():
-        raise KeyError('a bug of our own')
 
 
 def test_a_folder_to_write_to_is_made(tmp_path):

@@ -62,14 +62,6 @@ def table_of(trained):
 # What the run writes
 
 
-def test_the_files_are_named_by_the_sizes_alone(trained):
-    sizes = f'{WANTED["ensemble_size"]}_{load(trained, "model")["partition"].max() + 1}'
-    assert trained.run_name == f'products_uncropped_resnet18_{sizes}'
-    files = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
-    names = [f'{trained.run_name}_{name}' for name in files]
-    assert sorted(os.listdir(trained.results)) == names
-
-
 def test_the_table_begins_before_training(trained):
     table = table_of(trained)
     assert table['epoch'].tolist() == [0, 1, 2]

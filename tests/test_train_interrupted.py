@@ -21,7 +21,6 @@ from train_runs import (
     command,
     dying,
     kill_run,
-    read_table,
     start,
     train,
 )
@@ -137,21 +136,6 @@ def test_a_run_that_is_going_on_is_not_started_again(
     assert '--resume' in slim.refuse('train.py', *flags)
     train(slim, tmp_path, '--num_workers', 0, '--resume')
     assert_same_run(uninterrupted, tmp_path)
-
-
-# Folders with odd names
-
-
-def test_folders_whose_names_are_not_utf8(slim, slim_backbone, tmp_path, interrupted):
-    """Old disks have names in Latin-1."""
-    data, results = (tmp_path / os.fsdecode(b'\xe9' + name) for name in (b'd', b'r'))
-    shutil.copytree(slim.root / 'data', data, symlinks=True)
-    shutil.copytree(interrupted, results)
-    train(slim, results, '--data_root', data, '--resume')
-    assert len(read_table(results)) == 3
-
-
-# Finished
 
 
 # A full disk

@@ -2,7 +2,6 @@
 
 import os
 import random
-import traceback
 from dataclasses import dataclass
 
 from campaign.calls import call
@@ -113,12 +112,3 @@ class DamageCases:
         # a kind of file with many members must not hide the others
         suffix = rng.choice(sorted({path.suffix for path in files}))
         return rng.choice(sorted(path for path in files if path.suffix == suffix))
-
-
-def attempt(run, number, kind):
-    """Return the Case of run(number); an error of the campaign itself is one, too."""
-    try:
-        return run(number)
-    except Exception:
-        text = traceback.format_exc()
-        return Case(kind, number, 'the campaign itself', 'error', [], text)

@@ -3,40 +3,29 @@
 import contextlib
 import subprocess
 import time
-from typing import NamedTuple
 
 from campaign.calls import Call, call
 from campaign.cases import Case, generator
-from campaign.targets import RUN_FILES, below
+from campaign.targets import RUN_FILES, Target, below
 from campaign.verdicts import CLEAR, NAMELESS, RIGHT, judge, snapshot
 from campaign.world import PLAIN, PREPARE, search
 
 OUT = ['--results_root', 'out']
 
 
-class Job(NamedTuple):
-    """Work that can be interrupted and done again. All of it writes to the folder out.
-
-    areas: of the world; words, again: of the first call and of the next ones; outputs:
-    patterns of its result.
-    """
-
-    kind: str
-    areas: list
-    words: list
-    again: list
-    outputs: list
-
-
 def jobs():
-    index, train = search('out'), [*PLAIN, *OUT]
+    """Return work that can be interrupted and done again by the same command.
+
+    All of it writes to the folder out.
+    """
+    index, train = search('out'), [*PLAIN, *OUT, '--resume']
     own = [*PREPARE, '--data_path', 'photos', '--data_name', 'own', '--image_size', 32]
     own += ['--data_root', 'out']
-    folder, run = ['photos', 'results'], below('out', RUN_FILES)
+    run = below('out', RUN_FILES)
     return [
-        Job('training', ['data'], train, [*train, '--resume'], run),
-        Job('indexing', folder, index, index, ['out/*/retrieved.csv']),
-        Job('preparation', ['photos'], own, own, ['out/own/*_data_dicts.pth']),
+        Target('training', ['data'], [], train, run),
+        Target('indexing', ['photos', 'results'], [], index, ['out/*/retrieved.csv']),
+        Target('preparation', ['photos'], [], own, ['out/own/*_data_dicts.pth']),
     ]
 
 
@@ -69,20 +58,18 @@ class EventCases:
 
     def close(self, job, number, event, what, earlier):
         """Do the work to its end; return the Case."""
-        ended = call(job.again, self.world.case)
+        ended = call(job.words, self.world.case)
         reference, _ = self.references[job.kind]
         outcome = judge(ended, self.result(job) == reference, ())
         kind, text = f'{event}, {job.kind}', earlier + ended.text
-        return Case(kind, number, what, outcome, job.again, text)
+        return Case(kind, number, what, outcome, job.words, text)
 
     def kill(self, number):
         """Kill a job at a random moment, sometimes twice, and do it again."""
         job, _, seconds, rng = self.begin(number, 'kill')
         moments = [rng.uniform(0, 1.2 * seconds) for _ in range(rng.choice([1, 2]))]
-        words = job.words
         for moment in moments:
-            ended = Call(words, self.world.case).wait(moment)
-            words = job.again
+            ended = Call(job.words, self.world.case).wait(moment)
         what = f'killed after {", ".join(f"{m:.2f} s" for m in moments)}'
         return self.close(job, number, 'killed', what, ended.text)
 

@@ -28,7 +28,6 @@ UNKNOWABLE = {
     'annotations': NUMBERS,
     'labels': TEXT,
     'embeddings .npy': NUMBERS,
-    'image of a dataset': PIXELS,
     'image of a folder': PIXELS,
     'query': PIXELS,
     'image, trained on': ('other',),
@@ -68,12 +67,10 @@ def below(folder, patterns):
 def preparation():
     small = [*PREPARE, '--data_name', 'small', '--image_size', 32]
     splits, crops = below('data/small', PREPARED), below('crops/car', PREPARED)
-    images = ['crops/car/car_ims/*.jpg']
     return [
         Target('annotations', ['crops'], ['crops/car/**/*.mat'], CAR, crops),
         Target('split, prepared', ['data'], ['data/small/*.pth'], small, splits),
         Target('split of crops', ['crops'], ['crops/car/*.pth'], CAR, crops),
-        Target('image of a dataset', ['crops'], images, CAR, crops),
     ]
 
 
@@ -106,7 +103,7 @@ def searching():
     known = [*base, '--query_img_name', STORED]
     unknown = [*base, '--query_img_name', QUERY]
     data, folder = ['data', 'photos', 'results'], ['photos', 'results']
-    found, images = ['data/small/test/*/*.png'], ['photos/*/*.jpg', 'photos/*/*.png']
+    images = ['photos/*/*.jpg', 'photos/*/*.png']
     network = ['photos', 'files'], [NETWORK], search('out', model=NETWORK)
     index = below('index/*_index', ['*.sqlite', '*.f32', '*.codes'])
     begun = below('begun/*_index', ['*.sqlite', '*.f32'])
@@ -115,7 +112,6 @@ def searching():
         Target('database', data, [DATABASE], known, ANSWERS),
         Target('model of a database', data, [MODEL], unknown, ANSWERS),
         Target('query', data, [QUERY], unknown, ANSWERS),
-        Target('image that is found', data, found, known, ANSWERS),
         Target('model of a folder', folder, [MODEL], search('out'), ANSWERS),
         Target('weights of a network', *network, ANSWERS),
         Target('image of a folder', folder, images, search('out'), ANSWERS),

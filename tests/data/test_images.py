@@ -1,7 +1,5 @@
 """Images of every mode and state become RGB, or are refused by name."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
@@ -130,15 +128,6 @@ def test_formats_that_run_another_program_are_refused(tmp_path):
     with pytest.raises(UserError, match=r'page\.png'):
         load_image(tmp_path / 'page.png')
     assert not is_image(tmp_path / 'page.eps')
-
-
-def test_pillow_does_not_warn_about_large_images(tmp_path, monkeypatch):
-    noise((30, 30)).save(tmp_path / 'large.png')
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 800)
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter('always')
-        assert load_image(tmp_path / 'large.png').size == (30, 30)
-    assert not warned
 
 
 def test_pixels_are_squashed_to_a_square_and_normalised():

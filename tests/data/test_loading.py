@@ -6,7 +6,7 @@ from official import noise, write_image
 
 from areir.data import loading
 from areir.data.images import load_image, to_pixels
-from areir.data.loading import ImageDataset, embed_batches, embed_files, make_loader
+from areir.data.loading import embed_batches, embed_files, make_loader
 
 SIDE = 8
 
@@ -45,21 +45,6 @@ def small_batches(monkeypatch):
     """Two images are embedded at a time, in this process."""
     monkeypatch.setattr(loading, 'BATCH', 2)
     monkeypatch.setattr(loading, 'available_cores', lambda: 0)
-
-
-def test_items_are_pixels_index_and_problem(paths, tmp_path):
-    (tmp_path / 'text.png').write_text('not an image')
-    files = [paths[0], str(tmp_path / 'text.png'), str(tmp_path / 'absent.png')]
-    dataset = ImageDataset(files, SIDE, lambda image, index, epoch: (index, epoch))
-    pixels, index, problem = dataset[0]
-    assert torch.equal(pixels, to_pixels(load_image(paths[0]), SIDE))
-    assert (index, problem) == (0, '')
-    assert dataset[0, 5] == ((0, 5), 0, '')
-    pixels, index, problem = dataset[1]
-    assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, SIDE, SIDE))
-    assert not pixels.any() and index == 1
-    assert problem and not problem.startswith(str(tmp_path))
-    assert dataset[2][2] == 'gone'
 
 
 def test_vectors_belong_to_their_paths_whatever_the_batch(paths, small_batches):

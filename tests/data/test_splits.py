@@ -7,12 +7,10 @@ from official import write_classes, write_isc
 from areir.data.splits import (
     Part,
     Split,
-    check_name,
     hold_out,
     is_prepared,
     load_split,
     make_part,
-    prepared_names,
     split_path,
 )
 from areir.errors import UserError
@@ -110,23 +108,6 @@ def test_absent_images_are_counted_and_named(root, shoes):
     (shoes / 'a/0.png').unlink()
     with pytest.raises(UserError, match=r'1 images of .* a/0\.png'):
         load_split(root, 'shoes')
-
-
-def test_an_unprepared_dataset_is_refused_with_those_that_are(root, shoes):
-    assert prepared_names(root) == {'shoes': ['uncropped']}
-    with pytest.raises(UserError, match=r'boots .*shoes \(uncropped\)'):
-        load_split(root, 'boots')
-    with pytest.raises(UserError, match=r'shoes \(cropped\)'):
-        load_split(root, 'shoes', 'cropped')
-    assert prepared_names(root + '/absent') == {}
-
-
-@pytest.mark.parametrize('name', ['', '.hidden', 'a/b'])
-def test_names_that_are_no_plain_folder_names_are_refused(root, name):
-    with pytest.raises(UserError, match='--data_name'):
-        check_name(name)
-    with pytest.raises(UserError, match='--data_name'):
-        load_split(root, name)
 
 
 def test_a_damaged_file_is_refused_by_name_and_prepared_again(root, shoes):

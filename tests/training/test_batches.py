@@ -138,13 +138,6 @@ def many_classes(images_per_class, classes=10):
     return Split('photos', INFO, 'abc', {'train': part, 'test': part})
 
 
-def test_classes_are_held_out_for_validation(monkeypatch):
-    monkeypatch.setattr(batches, 'load_split', lambda *names: many_classes(2))
-    held = load_data(arguments(select='val'))
-    assert len(held.parts['val'].classes) == 2 and len(held.train.classes) == 8
-    assert not set(held.train.images) & set(held.parts['val'].images)
-
-
 @pytest.mark.parametrize(
     ('select', 'classes'), [('last', 1), ('val', 1), ('val', 2), ('val', 3)]
 )

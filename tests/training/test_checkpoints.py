@@ -1,13 +1,10 @@
 """A checkpoint is whole or absent, and the one before it is kept."""
 
 import os
-from unittest.mock import Mock
 
 import pytest
 import torch
 
-from areir import processes
-from areir.errors import UserError
 from areir.files import WriteError, temporary_name
 from areir.training import checkpoints
 
@@ -34,17 +31,6 @@ def test_the_newest_is_listed_first_and_other_names_are_not(root):
     for name in order + others:
         os.makedirs(os.path.join(root, name))
     assert names(root) == order
-
-
-def test_what_is_written_can_be_read(root):
-    folder = checkpoints.write(root, 3, 120, FILES)
-    assert folder == os.path.join(root, 'epoch_0003_batch_000120')
-    assert sorted(os.listdir(folder)) == ['state.pth', 'trunk.pth']
-    assert checkpoints.read(folder, 'state', ['epoch'])['epoch'] == 1
-    weights = checkpoints.read(folder, 'trunk')['weights']
-    assert torch.equal(weights['a'], torch.ones(3))
-    with pytest.raises(UserError, match=r'absent\.pth'):
-        checkpoints.read(folder, 'absent')
 
 
 def test_the_last_two_are_kept(root):
@@ -76,15 +62,3 @@ def test_a_full_disk_leaves_the_checkpoint_before(root, monkeypatch, error):
         checkpoints.write(root, 1, 2, FILES)
     assert str(error.args[-1]) in str(failed.value)
     assert os.listdir(root) == ['epoch_0001_batch_000001']
-
-
-@pytest.mark.parametrize(
-    ('answer', 'error'), [(True, WriteError), (ConnectionError(), ConnectionError)]
-)
-def test_a_failure_in_another_process_is_one_here(root, monkeypatch, answer, error):
-    """The wait after the files are written tells of a full disk, or of its end."""
-    any_process = Mock(side_effect=[False, False, answer])
-    monkeypatch.setattr(processes, 'any_process', any_process)
-    with pytest.raises(error):
-        checkpoints.write(root, 1, 1, FILES)
-    assert os.listdir(root) == []

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from conftest import REPOSITORY
-from experiments import CLASSES, INFO, make_embeddings, make_experiment
+from experiments import INFO, make_embeddings, make_experiment
 from trained import CALIBRATION
 
 from areir.training import record
@@ -77,23 +77,6 @@ def test_model_and_database_have_one_version(epoch):
     assert (model['mean'], model['std']) == (INFO['mean'], INFO['std'])
     with torch.device('meta'):
         EnsembleModel(**model['model_args'])  # takes them all
-
-
-@pytest.mark.parametrize('gallery', [False, True])
-def test_the_database_file(gallery):
-    experiment = make_experiment(gallery, data_root='data', results_root='a/results')
-    embeddings = make_embeddings(experiment)
-    result = Result(experiment, 1, embeddings)
-    _, database = record.result_files(experiment, result, {}, 'run')
-    assert database['classes'] == CLASSES
-    assert database['data_root'] == '../../data'  # from the folder of the results
-    places = {'gallery': '', 'query': 'query_'} if gallery else {'test': ''}
-    for name, prefix in places.items():
-        part = experiment.split.parts[name]
-        assert torch.equal(database[f'{prefix}embeddings'], embeddings[name])
-        assert torch.equal(database[f'{prefix}labels'], part.labels)
-        assert database[f'{prefix}images'] == part.images
-    assert ('query_images' in database) == gallery
 
 
 def test_provenance(epoch):

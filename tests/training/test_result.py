@@ -12,11 +12,9 @@ from experiments import (
     make_experiment,
     paths_of,
 )
-from torch.nn import functional as F
 
 from areir.data.images import load_image, normalise, to_pixels
 from areir.matching.calibration import calibrate
-from areir.networks.projection import fit_projection
 from areir.retrieval import evaluate
 from areir.training import result as module
 from areir.training.batches import make_loaders
@@ -24,7 +22,6 @@ from areir.training.record import KEPT_EPOCH
 from areir.training.result import (
     Result,
     embed_part,
-    embed_parts,
     record_epoch,
 )
 from areir.training.run import Progress
@@ -46,26 +43,6 @@ def test_the_metrics_are_those_of_the_test_images():
     assert result.queries_without_positive == wanted.pop('queries_without_positive')
     assert result.metrics == pytest.approx(wanted)
     assert 0.2 < result.metrics['recall@1'] < 1 and result.val_metrics == {}
-
-
-def test_queries_search_a_gallery_of_its_own():
-    result, split, embeddings = result_of(gallery=True)
-    query, gallery = split.parts['query'], split.parts['gallery']
-    arguments = [embeddings['query'], query.labels, [1, 2]]
-    wanted = evaluate(*arguments, embeddings['gallery'], gallery.labels)
-    del wanted['queries_without_positive']
-    assert result.metrics == pytest.approx(wanted)
-    assert result.calibration['queries'] == 12
-    assert result.calibration['gallery_size'] == 20
-
-
-def test_the_score_of_held_out_classes():
-    result, split, embeddings = result_of(select='val')
-    val = split.parts['val']
-    wanted = evaluate(embeddings['val'], val.labels, [1])
-    del wanted['queries_without_positive']
-    assert result.val_metrics == pytest.approx(wanted)
-    assert result.score == result.val_metrics['recall@1']
 
 
 @pytest.mark.parametrize(
@@ -112,49 +89,6 @@ def test_all_images_are_embedded_in_their_order(net, split):
     torch.testing.assert_close(embeddings, net.embed(images))
     half = embed(net, split, dtype=torch.float16)
     assert torch.equal(half, embeddings.half())
-
-
-def test_a_signal_stops_embedding(net, split):
-    with pytest.raises(KeyboardInterrupt, match='--resume'):
-        embed(net, split, signals=[15])
-
-
-# The parts of a split, and their components
-
-
-def vectors(count, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(count, 6, generator=generator), dim=1)
-
-
-PARTS = {'train': None, 'query': vectors(4, 1), 'gallery': vectors(9, 2)}
-PARTS['fit'] = vectors(30, 3)
-
-
-@pytest.fixture
-def embedded(monkeypatch):
-    """Make the loaders of PARTS the vectors; return the types that are asked for."""
-    calls = []
-
-    def embed_part(net, loader, info, dtype, signals, description, projection=None):
-        calls.append(dtype)
-        whole = projection(loader) if projection else loader
-        return whole.to(dtype)
-
-    monkeypatch.setattr(module, 'embed_part', embed_part)
-    return calls
-
-
-def test_components_are_fitted_first_in_float32(embedded):
-    """And only to training images."""
-    args = arguments(dimensions=3, whitening=0.5, store='fp16')
-    embeddings, projection = embed_parts('net', PARTS, args, INFO, [])
-    assert embedded == [torch.float32, torch.float16, torch.float16]
-    assert list(embeddings) == ['query', 'gallery']
-    wanted = fit_projection(PARTS['fit'], 3, 0.5)
-    assert torch.equal(projection.matrix, wanted.matrix)
-    for name, short in embeddings.items():
-        assert torch.equal(short, wanted(PARTS[name]).half())
 
 
 # The epoch that is kept

@@ -10,11 +10,10 @@ import pytest
 from small import equal_weights, interrupt, make_run, make_trainer, train
 
 from areir.errors import UserError
-from areir.files import temporary_name, write_json
+from areir.files import temporary_name
 from areir.training.run import (
     Progress,
     read_results,
-    read_run_json,
     run_name,
 )
 
@@ -168,15 +167,6 @@ def test_a_damaged_run_json_is_named(tmp_path, text):
         file.write(text)
     with pytest.raises(UserError, match=r'run\.json.*--resume'):
         run.check_start(resume=True)
-
-
-def test_a_run_whose_checkpoints_were_removed_begins_again(tmp_path):
-    """It did not end, so its run.json does not say that it is finished."""
-    run = make_run(tmp_path)
-    finish(run)
-    record = read_run_json(run.path('run.json'))
-    write_json(run.path('run.json'), {**record, 'finished': False})
-    assert run.check_start(resume=True)
 
 
 def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):

@@ -132,20 +132,6 @@ def test_several_gpus_are_data_parallel(slim_backbone):
 # The trainer
 
 
-def test_the_trainer_is_the_step_on_its_parts(slim_backbone):
-    model = EnsembleModel('resnet18', 3, 4, seed=1)
-    trainer = Trainer(model, loss_of(3), 1e-3, CPU)
-    plain = copy.deepcopy(trainer.model).train()
-    trainer.begin_epoch(1e-3)
-    result = trainer.step(random_images(), META_LABELS)
-    optimizers = adam_of(parts_of(plain))
-    wanted = train_step(
-        plain.trunk, plain.heads, loss_of(3), optimizers, random_images(), META_LABELS
-    )
-    assert torch.equal(result, wanted)
-    assert small.equal_weights(plain, trainer.model)
-
-
 @pytest.mark.parametrize('members', [[0, 1, 2], [2]])
 def test_frozen_heads_and_their_trunk_stay_as_they_are(slim_backbone, members):
     """The last of three heads is trained; this process may have no other."""

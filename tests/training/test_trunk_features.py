@@ -163,12 +163,3 @@ def test_features_and_meta_labels_of_a_batch_belong_together(features):
         assert torch.equal(values[:, 1, 0, 0].long(), rows)
     views = torch.cat([values[:, 0, 0, 0] for values, _ in batches])
     assert views.unique().tolist() == [0, 1, 2]
-
-
-def test_batches_go_on_within_an_epoch(features):
-    sampler = EpochSampler(20, 4, seed=3)
-    whole = epoch_of(features, sampler, 2)
-    rest = epoch_of(features, sampler, 2, start=3)
-    assert len(whole) == 5 and len(rest) == 2
-    for one, other in zip(whole[3:], rest):
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])

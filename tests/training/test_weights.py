@@ -104,10 +104,3 @@ def test_a_base_with_components_is_read_by_its_heads(tmp_path):
 def test_a_base_of_other_settings_is_refused_by_flag(base, flag, value):
     with pytest.raises(UserError, match=rf'base_model\.pth: --{flag} is'):
         extend(base, **{flag: value})
-
-
-def test_a_base_that_is_no_model_file_is_refused(tmp_path):
-    path = tmp_path / 'other.pth'
-    write_tensors({str(path): {'state_dict': {}}})
-    with pytest.raises(UserError, match=r'other\.pth'):
-        extend(path)
