@@ -1,4 +1,4 @@
-"""The processes of torchrun: alone, in a group of one, and two of them."""
+"""The processes of torchrun: one that is alone, and two of them."""
 
 import os
 import signal
@@ -15,8 +15,10 @@ from torch import distributed
 from areir import processes
 
 
-def check_alone():
-    """Check what every function returns if there is one process."""
+def test_without_torchrun_there_is_one_process(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    assert processes.join() == (0, 1)
+    assert not distributed.is_initialized()
     assert processes.rank_and_count() == (0, 1) and processes.is_first()
     numbers = torch.tensor([1.0, 2.0])
     assert processes.sum_over_all(numbers) is numbers
@@ -28,13 +30,6 @@ def check_alone():
     assert processes.any_process(True) and not processes.any_process(None)
     assert processes.any_process(OSError()) and not processes.any_process(0)
     processes.wait_for_all()
-
-
-def test_without_torchrun_there_is_one_process(monkeypatch):
-    monkeypatch.delenv('WORLD_SIZE', raising=False)
-    assert processes.join() == (0, 1)
-    assert not distributed.is_initialized()
-    check_alone()
     processes.leave()
 
 

@@ -31,15 +31,11 @@ CPU = torch.device('cpu')
 MEAN_STD = INFO['mean'], INFO['std']
 
 
-def result_of(**changed):
-    experiment = make_experiment(**changed)
-    embeddings = make_embeddings(experiment)
-    return Result(experiment, 2, embeddings), experiment.split, embeddings
-
-
 def test_the_metrics_are_those_of_the_test_images():
-    result, split, embeddings = result_of()
-    wanted = evaluate(embeddings['test'], split.query.labels, [1, 2])
+    experiment = make_experiment()
+    embeddings = make_embeddings(experiment)
+    result = Result(experiment, 2, embeddings)
+    wanted = evaluate(embeddings['test'], experiment.split.query.labels, [1, 2])
     assert result.queries_without_positive == wanted.pop('queries_without_positive')
     assert result.metrics == pytest.approx(wanted)
     assert 0.2 < result.metrics['recall@1'] < 1 and result.val_metrics == {}
@@ -76,9 +72,9 @@ def net(slim_backbone):
     return EnsembleModel('resnet18', 3, 4, seed=1)
 
 
-def embed(net, split, signals=(), dtype=torch.float32):
+def embed(net, split, dtype=torch.float32):
     loaders = make_loaders(split, arguments(dimensions=0), CPU)
-    return embed_part(net, loaders['test'], INFO, dtype, signals, 'embedding test')
+    return embed_part(net, loaders['test'], INFO, dtype, [], 'embedding test')
 
 
 def test_all_images_are_embedded_in_their_order(net, split):
