@@ -119,7 +119,8 @@ def link_held_out(split, folder, seed):
         link = f'{number}_{os.path.basename(image)}'
         source = os.path.join(split.folder, image)
         jobs.append((source, os.path.join(folder, part, str(name), link)))
-    link_images(jobs)
+    images, links = zip(*jobs)
+    link_images(images, links)
 
 
 @dataclass
