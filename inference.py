@@ -202,7 +202,7 @@ def find_answers(name, collection, args, clock):
         )
     if any(query.embedding is None for query in queries):
         with clock('model'):
-            collection.load_model()
+            _ = collection.trained  # a database loads it here
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):

@@ -220,7 +220,10 @@ def test_a_trained_model_embeds_as_the_model_that_was_saved(tmp_path, dimensions
     changed = {'state_dict': source.state_dict(), 'model_args': model_args}
     if dimensions:
         projection = fit_projection(source.embed(images), dimensions, whitening=0.75)
-        source.projection, changed['projection'] = projection, projection.to_state()
+        source.projection, changed['projection'] = (
+            projection,
+            dict(projection.named_buffers()),
+        )
     path = str(tmp_path / 'run_model.pth')
     saved = save_model(path, **changed)
     trained = TrainedModel(path)

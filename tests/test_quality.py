@@ -226,7 +226,7 @@ def write_run(root, whitening=0.75):
     vectors[:, 30:] += 0.2 * torch.randn(5, 10, generator=generator)[labels]
     projection = fit_projection(fitted, 4096, whitening)
     run = str(root / 'small')
-    torch.save({'projection': projection.to_state()}, f'{run}_model.pth')
+    torch.save({'projection': dict(projection.named_buffers())}, f'{run}_model.pth')
     database = {'embeddings': projection(vectors), 'labels': labels}
     torch.save(database, f'{run}_data_base.pth')
     with open(f'{run}_run.json', 'w') as file:

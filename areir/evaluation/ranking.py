@@ -47,42 +47,29 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
     return to_scores(best.keys), to_indices(best.keys)
 
 
-def check_exclude(exclude, query, gallery):
-    """Return `exclude` as a tensor (Nq,) on the query's device; -1 for None."""
-    if exclude is None:
-        return torch.full((len(query),), -1, device=query.device)
-    exclude = torch.as_tensor(exclude, dtype=torch.int64, device=query.device)
-    if exclude.shape != (len(query),):
-        raise UserError(
-            f'exclude must have one index per query ({len(query)},), '
-            f'not {tuple(exclude.shape)}'
-        )
-    if exclude.min() < -1 or exclude.max() >= len(gallery):
-        raise UserError(f'exclude must lie in -1 ... {len(gallery) - 1}')
-    return exclude
-
-
 class BestImages:
     """The k best images of each query in the tiles given to `add_tiles`.
 
-    Arguments and errors are those of `search`. codes: the CodesFile of the gallery, for
-    a faster first pass; it needs `norm`.
+    Arguments and errors are those of `search`. codes: `VectorsFile.codes` of the
+    gallery, for a faster first pass; it needs `norm`.
     keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
     """
 
     def __init__(self, query, gallery, k, exclude=None, norm=None, codes=None):
         bound = check_pair(query, gallery, norm)
         self.query, self.gallery, self.k = query, gallery, k
-        self.exclude = check_exclude(exclude, query, gallery)
+        self.exclude = torch.full((len(query),), -1, device=query.device)
+        if exclude is not None:
+            self.exclude[:] = torch.as_tensor(exclude)
         available = len(gallery) - int((self.exclude >= 0).any())
         if not isinstance(k, Integral) or not 1 <= k <= available:
             raise UserError(
                 f'k = {k}: choose from 1 to {available}, the images that can be '
                 'retrieved'
             )
-        self.first_pass = (
-            codes.first_pass(query, norm) if codes else FloatPass(query, gallery, bound)
-        )
+        self.first_pass = FloatPass(query, gallery, bound)
+        if codes:
+            self.first_pass = CodePass(query, *codes, norm)
         self.error = tolerance(query.shape[1], bound, torch.float64)
         self.keys = torch.full((len(query), k), LAST, device=query.device)
 

@@ -11,7 +11,7 @@ import torch
 from areir.errors import UserError
 from areir.evaluation.scores import CACHED, pair_scores, tolerance
 from areir.files import atomic_path
-from areir.gallery.index_database import locked, read_state, write_state
+from areir.gallery.index import locked, read_state, write_state
 from areir.gallery.vectors import LARGEST_NORM, file_crc
 
 RECALL = 0.95  # share of the exact nearest images that is to be found

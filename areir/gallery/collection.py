@@ -1,6 +1,8 @@
 """What is searched: the images of a database of train.py, or of a folder."""
 
 import os
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,30 +14,30 @@ from areir.gallery.index import store_calibration
 from areir.processes import is_first
 
 
+@dataclass(eq=False)
 class Collection:
     """Images that are searched, in a fixed order.
 
-    name: what messages call the collection; folder: what the image paths are relative
-    to; images: the paths; classes: the name of each image's class, or None; embeddings
-    (N, D): a tensor or a memory-mapped array; calibration: what
-    `calibration.calibrate` returns, or None. names: the paths of all images whose
-    embeddings are stored; the first are those that are searched.
+    names: the paths of all images whose embeddings are stored; the first are those that
+    are searched.
 
     A subclass adds `search(queries, k, exclude)`, which returns (scores, indices) as
-    `ranking.search` does, `load_model()`, which returns the TrainedModel that embeds
-    other images, and `load_embedder()`, which returns its Embedder.
+    `ranking.search` does, `trained`, the TrainedModel that embeds other images, and
+    `embedder`, its Embedder.
     """
+
+    name: str  # what messages call the collection
+    folder: str  # that the image paths are relative to
+    images: list  # the paths
+    classes: list  # the name of each image's class, or None
+    embeddings: object  # (N, D), a tensor or a memory-mapped array
+    calibration: dict | None  # what `calibration.calibrate` returns
 
     sizes = None  # bytes of the image files, if they are known
     how_to_calibrate = 'the model has none; train again to give it one'
 
-    def __init__(self, name, folder, images, classes, embeddings, calibration):
-        self.name = name
-        self.folder = folder
-        self.images = self.names = images
-        self.classes = classes
-        self.embeddings = embeddings
-        self.calibration = calibration
+    def __post_init__(self):
+        self.names = self.images
 
     def __len__(self):
         return len(self.images)
@@ -73,7 +75,6 @@ class DatabaseCollection(Collection):
         )
         self.database, self.path = database, path
         self.open_model, self.device = open_model, device
-        self.trained = None
         # In-shop Clothes has queries that are not part of the gallery
         self.names = [*self.images, *database.get('query_images', [])]
 
@@ -88,13 +89,12 @@ class DatabaseCollection(Collection):
         embedding = self.database['query_embeddings'][number].float()
         return self.database['classes'][label], embedding
 
-    def load_model(self):
-        """Return the TrainedModel beside the database.
+    @cached_property
+    def trained(self):
+        """The TrainedModel beside the database.
 
         Raises UserError if it is missing or belongs to another run or epoch.
         """
-        if self.trained:
-            return self.trained
         path = os.path.join(os.path.dirname(self.path), self.database['model'])
         if not os.path.isfile(path):
             raise UserError(
@@ -107,11 +107,11 @@ class DatabaseCollection(Collection):
                 f'{path} does not fit {self.path}: they were not written by the same '
                 'epoch of one run'
             )
-        self.trained = trained
         return trained
 
-    def load_embedder(self):
-        return self.load_model().embedder(self.device)
+    @cached_property
+    def embedder(self):
+        return self.trained.embedder(self.device)
 
 
 class FolderCollection(Collection):
@@ -136,12 +136,6 @@ class FolderCollection(Collection):
         self.index, self.sizes = index, index.sizes
         self.trained, self.embedder = trained, embedder
         self.search = search or index.vectors.search
-
-    def load_model(self):
-        return self.trained
-
-    def load_embedder(self):
-        return self.embedder
 
     def store_calibration(self, calibration):
         """Use a calibration from now on, and store it in the index."""

@@ -1,7 +1,7 @@
 """The index of a folder of images: built once, updated, searched from disk.
 
     results/<folder>_<hash>_<model>_index/
-        index.sqlite            a row for each image; see index_database.py
+        index.sqlite            a row for each image; see below
         vectors_<token>.f32     (images, dimensions) float32, in the order of the paths
         vectors_<token>.codes   the same in 8 bits; see vectors.py
         shortened_<token>.*     both for shortened vectors, which are then searched
@@ -13,37 +13,31 @@ images that are there are written to a new file, and one transaction names it. I
 nothing has changed, nothing is written.
 
 If a row or a vector is damaged, only its image is embedded again. If another file is
-damaged, all are written again.
+damaged, all are written again. SQLite does not notice a flipped bit in a value, so a
+row has the CRC-32 of its values and of its vector, and the State one of its own.
 """
 
 import contextlib
 import hashlib
+import io
 import math
 import os
 import secrets
-from dataclasses import dataclass
+import sqlite3
+import time
+import zlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from areir import processes
-from areir.data.images import is_outdated
 from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
-from areir.files import cut_name
+from areir.files import WriteError, cut_name, refuse_special
 from areir.gallery.folders import scan
-from areir.gallery.index_database import (
-    Row,
-    State,
-    add_rows,
-    checksum_of,
-    locked,
-    make_row,
-    read_state,
-    replace,
-    write_state,
-)
 from areir.gallery.vectors import (
     VectorsFile,
     append_vectors,
@@ -59,6 +53,49 @@ from areir.networks.projection import Projection, fit_projection
 DIMENSIONS, WHITENING = 256, 0.75
 LEAST_IMAGES = 1000
 MOST_IMAGES = 16384  # that components are fitted to
+FORMAT = 1  # of the database and the files beside it
+TABLES = """
+    BEGIN;
+    CREATE TABLE IF NOT EXISTS images (
+        path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, problem BLOB,
+        place INTEGER, checksum INTEGER
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS state (content BLOB, checksum INTEGER);
+    COMMIT;
+"""
+ADD_ROW = 'INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)'
+
+
+class Row(NamedTuple):
+    """The row of an image in the database."""
+
+    path: bytes  # any bytes but 0
+    size: int
+    mtime_ns: int
+    problem: bytes | None  # why it cannot be read
+    place: int | None  # the row of its vector
+    checksum: int  # of what comes before, with the vector in the place of its row
+
+
+@dataclass
+class State:
+    """What the database has besides the images."""
+
+    settings: dict  # that the vectors depend on
+    token: str  # in the names of the files
+    dimensions: int = 0  # of the vectors before they are shortened; 0 without any
+    count: int = 0  # vectors in the order of the paths; behind them are new ones
+    checksums: dict = field(default_factory=dict)  # {derived file: CRC-32}
+    fitted: int = 0  # how many images the components were fitted to
+    components: dict | None = None  # of the Projection that shortens the vectors
+    calibration: dict | None = None  # stored by --calibrate
+    approximate: dict | None = None  # what was measured of the faiss index
+
+    def searched(self):
+        """Return (name, dimensions) of the file that is searched."""
+        if not self.components:
+            return f'vectors_{self.token}.f32', self.dimensions
+        return f'shortened_{self.token}.f32', self.components['matrix'].shape[1]
 
 
 @dataclass
@@ -205,9 +242,7 @@ class Update:
                 damaged += 1
                 continue
             path = os.fsdecode(row.path)
-            # a package installed since then may be able to read the image
-            outdated = row.problem and is_outdated(os.fsdecode(row.problem))
-            if self.images.get(path) == [row.size, row.mtime_ns] and not outdated:
+            if self.images.get(path) == [row.size, row.mtime_ns]:
                 kept.append(row)
             elif path not in self.images and vector:
                 self.removed += 1
@@ -230,7 +265,7 @@ class Update:
             for place, (path, vector) in enumerate(zip(paths, vectors), first):
                 rows.append(make_row(path, self.images[path], None, place, vector))
         with self.database:
-            add_rows(self.database, rows)
+            self.database.executemany(ADD_ROW, rows)
             if paths and not self.state.dimensions:
                 self.state.dimensions = vectors.shape[1]
                 write_state(self.database, self.state)
@@ -333,7 +368,7 @@ def fit_components(state, vectors):
         print(f'notice: principal components are fitted again, to {count:,} images')
     if state.calibration:
         print('notice: the threshold no longer holds: run --calibrate again')
-    state.components, state.fitted = projection.to_state(), count
+    state.components, state.fitted = dict(projection.named_buffers()), count
     state.calibration = None
 
 
@@ -350,3 +385,108 @@ def store_calibration(index, calibration):
         with database:
             write_state(database, state)
     index.calibration = calibration
+
+
+# The database
+
+
+@contextlib.contextmanager
+def locked(index_folder):
+    """Yield the database of an index; no other process can use it meanwhile.
+
+    If another process does, print so and wait. If the database is damaged, print so and
+    replace it by an empty one. Raises WriteError if it cannot be opened or written.
+    """
+    path = os.path.join(index_folder, 'index.sqlite')
+    os.makedirs(index_folder, exist_ok=True)
+    refuse_special(path)
+    try:
+        try:
+            database = open_database(path)
+        except sqlite3.Error:
+            if not os.path.isfile(path) or not os.path.getsize(path):
+                raise  # it cannot be created
+            print(f'notice: {path} is damaged: the index is built again')
+            os.remove(path)
+            database = open_database(path)
+        with contextlib.closing(database):
+            yield database
+    except sqlite3.Error as error:
+        raise WriteError(path, error) from error
+
+
+def open_database(path):
+    """Open a database, create its tables if they are missing, and lock it.
+
+    Raises sqlite3.Error if it is damaged, of another version, or cannot be written.
+    """
+    # SQLite's default journal mode, DELETE, works on network shares too
+    database = sqlite3.connect(path, timeout=0)
+    database.text_factory = bytes  # a damaged text may not be UTF-8
+    try:
+        lock(database, os.path.dirname(path))
+        ((version,),) = database.execute('PRAGMA user_version')
+        checks = database.execute('PRAGMA quick_check').fetchall()
+        if version not in (0, FORMAT) or checks != [(b'ok',)]:
+            raise sqlite3.DatabaseError('damaged, or of another version')
+        database.executescript(TABLES)
+        if not version:
+            database.execute(f'PRAGMA user_version = {FORMAT}')
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def lock(database, folder):
+    """Lock a database until it is closed; wait while another process holds it."""
+    is_told = False
+    while not database.in_transaction:
+        try:
+            database.execute('BEGIN EXCLUSIVE')
+        except sqlite3.OperationalError as error:
+            if 'locked' not in str(error):
+                raise
+            if not is_told:
+                print(f'another process is updating {folder}: waiting', flush=True)
+            is_told = True
+            time.sleep(0.1)  # SQLite's own waiting would not end with Ctrl-C
+    database.execute('PRAGMA locking_mode = EXCLUSIVE')  # beyond this transaction
+    database.commit()
+
+
+def make_row(path, seen, problem=None, place=None, vector=b''):
+    """Return the Row of an image; seen: its (size, mtime_ns)."""
+    values = os.fsencode(path), *seen, problem and os.fsencode(problem)
+    return Row(*values, place, checksum_of(values, vector))
+
+
+def checksum_of(values, vector=b''):
+    """Return the CRC-32 of values of the database, and of the bytes of a vector."""
+    return zlib.crc32(vector, zlib.crc32(repr(values).encode()))
+
+
+def replace(database, state, rows):
+    """Replace the State and all Rows in one transaction."""
+    with database:
+        database.execute('DELETE FROM images')
+        database.executemany(ADD_ROW, rows)
+        write_state(database, state)
+
+
+def write_state(database, state):
+    """Replace the State; the caller commits."""
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    values = (buffer.getvalue(),)
+    database.execute('DELETE FROM state')
+    database.execute('INSERT INTO state VALUES (?, ?)', [*values, checksum_of(values)])
+
+
+def read_state(database):
+    """Return the State, or None if there is none or it is damaged."""
+    for *values, checksum in database.execute('SELECT * FROM state').fetchall():
+        if checksum == checksum_of(tuple(values)):
+            content = io.BytesIO(values[0])
+            return State(**torch.load(content, weights_only=True))  # noqa: TID251
+    return None

@@ -154,7 +154,7 @@ def embed_images(paths, collection):
 
     Returns, in every process, (embeddings (N, D), {index: why it cannot be read}).
     """
-    embedder = collection.load_embedder()
+    embedder = collection.embedder
     rank, processes = rank_and_count()
     own = range(rank, len(paths), processes)
     files = [paths[index] for index in own]

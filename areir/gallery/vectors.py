@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from areir.evaluation.ranking import BestImages, CodePass, encode, has_fast_codes
+from areir.evaluation.ranking import BestImages, encode, has_fast_codes
 from areir.evaluation.scores import TILE, to_indices, to_scores
 from areir.files import WriteError, atomic_path, file_checksum, refuse_special
 from areir.processes import gather, rank_and_count
@@ -52,11 +52,16 @@ class VectorsFile:
 
     @cached_property
     def codes(self):
-        """The Codes of these vectors; None if there are none or they would be slow."""
+        """The codes (count, dimensions), scales and largest error of these vectors.
+
+        None if there are none or they would be slow.
+        """
         path = codes_path(self.path)
         if not has_fast_codes(self.dimensions) or not os.path.isfile(path):
             return None
-        return Codes(path, self.array.shape)
+        codes = torch.from_numpy(np.memmap(path, np.int8, 'c', shape=self.array.shape))
+        numbers = torch.from_numpy(np.fromfile(path, '<f4', offset=codes.numel()))
+        return codes, numbers[:-1], numbers[-1].item()
 
     def search(self, query, k, exclude=None, shared=True):
         """Search as `ranking.search` does, with the same results.
@@ -72,19 +77,6 @@ class VectorsFile:
         if processes > 1:
             keys = torch.cat(gather(keys), dim=1).sort(dim=1).values[:, :k]
         return to_scores(keys), to_indices(keys)
-
-
-class Codes:
-    """The codes of vectors of this shape, mapped from their file."""
-
-    def __init__(self, path, shape):
-        self.codes = torch.from_numpy(np.memmap(path, np.int8, 'c', shape=shape))
-        numbers = torch.from_numpy(np.fromfile(path, '<f4', offset=self.codes.numel()))
-        self.scales, self.largest_error = numbers[:-1], numbers[-1].item()
-
-    def first_pass(self, query, norm):
-        """Return the CodePass of queries; norm: an upper bound on the image norms."""
-        return CodePass(query, self.codes, self.scales, self.largest_error, norm)
 
 
 def codes_path(path):

@@ -87,7 +87,11 @@ def calibrate(
     is_found = (best.best_right > best.best_wrong) & (best.best_right >= threshold)
     with_right = int((best.best_right > -torch.inf).sum())
     rates = cross_check(images, false_match_rate)
-    realised, realised_low, realised_high = mean_and_interval(rates, labels)
+    checked, realised = labels[~rates.isnan()], [None] * 3
+    rates = rates[~rates.isnan()]
+    if len(checked.unique()) >= LEAST_CLASSES:
+        interval = confidence_intervals({'rate': rates}, checked)['rate']
+        realised = [rates.mean().item(), *interval]
     return {
         'false_match_rate': false_match_rate,
         'gallery_size': full,
@@ -95,9 +99,7 @@ def calibrate(
         'low': low,
         'high': high,
         'found': int(is_found.sum()) / max(1, with_right),
-        'realised': realised,
-        'realised_low': realised_low,
-        'realised_high': realised_high,
+        **dict(zip(('realised', 'realised_low', 'realised_high'), realised)),
         'sizes': sizes,
         'thresholds': thresholds,
         'queries': len(labels),
@@ -272,15 +274,6 @@ def cross_check(images, wanted):
             matches[asked] += (best.best_wrong >= threshold).double()
             measured[asked] += 1
     return matches / measured
-
-
-def mean_and_interval(rates, labels):
-    """Return (mean, low, high) of the rates (Q,) that are not NaN; see `calibrate`."""
-    measured = ~rates.isnan()
-    rates, labels = rates[measured], labels[measured]
-    if len(labels.unique()) < LEAST_CLASSES:
-        return None, None, None
-    return rates.mean().item(), *confidence_intervals({'rate': rates}, labels)['rate']
 
 
 # A folder

@@ -35,27 +35,22 @@ class Family:
 
 # A new family is one entry. The longest beginning of a network's name counts.
 RESNET = Family(('layer2', 'layer3', 'layer4'))
+FEATURES = 'features.2', 'features.4', 'features.6'
 FAMILIES = {
     'resnet': RESNET,
     'resnext': RESNET,
     'wide_resnet': RESNET,
-    'convnext': Family(
-        ('features.2', 'features.4', 'features.6'), neck='classifier.0', smallest=32
-    ),
-    'efficientnet_b': Family(('features.3', 'features.4', 'features.6')),
-    'efficientnet_v2': Family(('features.3', 'features.4', 'features.6')),
+    'convnext': Family(FEATURES, neck='classifier.0', smallest=32),
+    'efficientnet': Family(('features.3', 'features.4', 'features.6')),
     'mobilenet_v3_large': Family(('features.4', 'features.7', 'features.13')),
     'mobilenet_v3_small': Family(('features.2', 'features.4', 'features.9')),
     'regnet': Family(tuple(f'trunk_output.block{number}' for number in (2, 3, 4))),
-    'swin': Family(
-        ('features.2', 'features.4', 'features.6'), channels_last=True, smallest=4
-    ),
+    'swin': Family(FEATURES, channels_last=True, smallest=4),
 }
 CONTAINERS = ('features', 'trunk_output')  # their children are the blocks
 CLASSIFIERS = ('fc.', 'classifier.', 'head.')  # torchvision's, which are not used
 # torchvision computes the widths of these from tensors, which needs a real device
 BUILT_FROM_TENSORS = ('regnet',)
-STAGES = 4
 
 
 def model_types():
@@ -139,23 +134,15 @@ def cut(network, family):
             stages.append({})
         stages[-1][name] = block
     if family.channels_last:
-        stages = [to_channels_first(stage, i) for i, stage in enumerate(stages)]
+        from torchvision.ops.misc import Permute
+
+        # the first stage begins with images; the last ends with a Permute of its own
+        for i, stage in enumerate(stages[1:], 1):
+            stages[i] = {f'enter{i}': Permute([0, 2, 3, 1]), **stage}
+        for i, stage in enumerate(stages[:-1]):
+            stage[f'leave{i}'] = Permute([0, 3, 1, 2])
     neck = {family.neck: network.get_submodule(family.neck)} if family.neck else {}
     return Backbone(stages, neck, getattr(network, 'fc', None))
-
-
-def to_channels_first(stage, number):
-    """Let a stage of channels-last blocks take and return (N, C, H, W).
-
-    The first stage begins with images, and the last ends with a Permute of its own.
-    """
-    from torchvision.ops.misc import Permute
-
-    wrapped = {f'enter{number}': Permute([0, 2, 3, 1])} if number else {}
-    wrapped |= stage
-    if number < STAGES - 1:
-        wrapped[f'leave{number}'] = Permute([0, 3, 1, 2])
-    return wrapped
 
 
 @torch.no_grad()

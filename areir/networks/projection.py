@@ -16,7 +16,7 @@ class Projection(nn.Module):
     """Maps embeddings to shorter unit vectors.
 
     mean (L,) is subtracted from vectors of L numbers, and the matrix (L, D) maps what
-    remains to D numbers.
+    remains to D numbers. Its `named_buffers` rebuild it.
     """
 
     def __init__(self, mean, matrix):
@@ -27,10 +27,6 @@ class Projection(nn.Module):
     def forward(self, vectors):
         """Return unit vectors (N, D) for vectors (N, L)."""
         return F.normalize((vectors.float() - self.mean) @ self.matrix, dim=1)
-
-    def to_state(self):
-        """Return the tensors that rebuild it: Projection(**state)."""
-        return {'mean': self.mean, 'matrix': self.matrix}
 
 
 def fit_projection(vectors, dimensions, whitening):

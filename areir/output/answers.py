@@ -165,7 +165,7 @@ def write_answer(answer, collection, results_root, heat_maps=False):
             captions = []
             for rank, score, path in zip(table['rank'], table['score'], table['path']):
                 captions.append((f'{rank}: {score:.3f}', os.path.basename(path)))
-            maps = draw_heat_maps(images, captions, collection.load_model())
+            maps = draw_heat_maps(images, captions, collection.trained)
             maps.save(os.path.join(folder, 'heat_maps.png'))
         sheet.save(os.path.join(folder, 'contact_sheet.png'))
         write_table(os.path.join(folder, MARK), table)

@@ -95,13 +95,14 @@ def result_files(experiment, result, state_dict, run_name):
         'ensemble_size': 1 if result.projection else args.ensemble_size,
         'calibration': result.calibration,
     }
+    projection = result.projection
     model = {
         **common,
         'state_dict': state_dict,
         'partition': experiment.partition,
         'classes': split.train.classes,
         'model_args': model_args(args),
-        'projection': result.projection.to_state() if result.projection else None,
+        'projection': projection and dict(projection.named_buffers()),
         'mean': info['mean'],
         'std': info['std'],
         'image_size': args.image_size,

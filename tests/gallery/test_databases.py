@@ -50,7 +50,7 @@ def test_a_database_image_is_searched_by_its_stored_embedding(open_database):
 
 def test_a_model_of_another_epoch_is_refused(open_database):
     with pytest.raises(UserError, match=r'toy_model\.pth'):
-        open_database(version='other').load_model()
+        _ = open_database(version='other').trained
 
 
 def test_stored_queries_may_retrieve_the_whole_gallery(open_database, tmp_path):

@@ -29,9 +29,7 @@ from areir.data.images import load_image, to_pixels
 from areir.errors import UserError
 from areir.files import WriteError
 from areir.gallery import index as index_module
-from areir.gallery import index_database
-from areir.gallery.index import Update
-from areir.gallery.index_database import locked
+from areir.gallery.index import Update, locked
 from areir.gallery.vectors import codes_path
 
 STOPPED = 77  # exit code of a process that a test has ended
@@ -158,7 +156,7 @@ def test_files_of_inference_are_not_indexed(photos, tmp_path):
 
 
 POINTS = {  # a function, and whether the end comes before it
-    'an empty database': (index_database, 'write_state', True),
+    'an empty database': (index_module, 'write_state', True),
     'vectors without rows': (index_module, 'append_vectors', False),
     'all rows': (index_module, 'write_blocks', True),
     'a file without name': (Update, 'write_files', False),
@@ -298,7 +296,7 @@ def test_processes_that_build_one_index_do_not_damage_it(photos, tmp_path, conte
 
 def update_and_tell(photos, index_folder, outputs):
     """Send each line that an update prints, and at last how many images it embedded."""
-    index_database.print = lambda line, **options: outputs.put(line)
+    index_module.print = lambda line, **options: outputs.put(line)
     outputs.put(update(photos, index_folder).embedded)
 
 

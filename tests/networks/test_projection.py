@@ -44,7 +44,7 @@ def test_projected_vectors_are_unit_vectors_and_repeatable():
     assert torch.allclose(result.norm(dim=1), torch.ones(30), atol=1e-6)
     assert torch.equal(result, fit_projection(vectors, 3, 0.75)(vectors))
     assert torch.equal(result, F.normalize(project(vectors, projection), dim=1))
-    again = Projection(**projection.to_state())
+    again = Projection(**dict(projection.named_buffers()))
     assert torch.equal(again(vectors), result)
     # the sign is fixed: the largest number of each component is positive
     places = projection.matrix.abs().argmax(dim=0)

@@ -155,7 +155,7 @@ class Views:
         shown = sent_index(generation, 'shown')
         with sent_query(generation, self.uploads) as query, self.folder.computing:
             path = collection.path_of(shown)
-            pair = draw_pair(query.file, path, collection.load_model())
+            pair = draw_pair(query.file, path, collection.trained)
         return Response(pair, mimetype='image/png')
 
     def picture(self, token, index, size):
