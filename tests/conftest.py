@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -112,16 +111,6 @@ class Project:
         (line,) = [line for line in lines if not line.startswith(PROGRESS)]
         assert line.startswith(f'{script}: error: ')
         return line
-
-    def answer(self, *flags):
-        """Return (folder, retrieved.csv) of a successful inference.py.
-
-        The last line of its output names the contact sheet.
-        """
-        output = self.succeed('inference.py', *flags)
-        sheet = output.splitlines()[-1].removeprefix('wrote ')
-        folder = os.path.dirname(os.path.join(self.elsewhere, sheet))
-        return folder, pd.read_csv(os.path.join(folder, 'retrieved.csv'))
 
 
 def draw_small(project):
