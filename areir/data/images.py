@@ -47,6 +47,11 @@ def unreadable_heic(paths):
     return [] if heic and register_heic() else heic
 
 
+def is_outdated(problem):
+    """Whether a file could not be read for lack of a package that is installed now."""
+    return problem == NO_HEIC and register_heic()
+
+
 def image_formats():
     """Return the names of the formats that are decoded, as pillow calls them."""
     Image.init()

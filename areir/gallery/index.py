@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from areir import processes
+from areir.data.images import is_outdated
 from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
@@ -242,7 +243,9 @@ class Update:
                 damaged += 1
                 continue
             path = os.fsdecode(row.path)
-            if self.images.get(path) == [row.size, row.mtime_ns]:
+            # a package installed since then may be able to read the image
+            outdated = row.problem and is_outdated(os.fsdecode(row.problem))
+            if self.images.get(path) == [row.size, row.mtime_ns] and not outdated:
                 kept.append(row)
             elif path not in self.images and vector:
                 self.removed += 1
