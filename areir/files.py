@@ -209,8 +209,8 @@ def load_tensors(path, mmap=False):
     try:
         if zipfile.is_zipfile(path):  # files of torch before 1.6 are not
             with zipfile.ZipFile(path) as file:
-                if member := file.testzip():
-                    raise zipfile.BadZipFile(f'the checksum of {member} does not fit')
+                if file.testzip():
+                    raise zipfile.BadZipFile('a checksum does not fit')
         mmap = mmap and is_unicode(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file

@@ -5,7 +5,7 @@ All in one file, so that one process of pytest-xdist trains for them.
 
 import json
 import shutil
-from dataclasses import replace
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from trained import SAMPLE_FLAGS, SAMPLE_RUN
 
 from areir.data.images import normalise
 from areir.data.loading import ImageDataset
-from areir.data.sample import draw_image, random_figure
+from areir.data.sample import Figure, draw_image
 from areir.files import load_tensors
 from areir.output.heat_maps import similarity_maps
 from areir.retrieval import evaluate
@@ -46,7 +46,7 @@ def new_figures():
     pixels, labels = [], []
     for index in range(300, 340):
         rng = np.random.default_rng([0, index])
-        figure = random_figure(rng)
+        figure = Figure(rng)
         for _ in range(20):
             picture = np.array(draw_image(figure, SIDE, rng))
             pixels.append(torch.from_numpy(picture).permute(2, 0, 1))
@@ -128,13 +128,14 @@ def draw_pair(index):
 
     The same picture drawn in other colours tells the figure from the ground.
     """
-    figure = random_figure(np.random.default_rng([0, index]))
-    inverted = tuple(255 - colour for colour in figure.colours)
+    figure = Figure(np.random.default_rng([0, index]))
+    inverted = copy(figure)
+    inverted.colours = tuple(255 - colour for colour in figure.colours)
     images, places = [], []
     for number in range(2):
         image, other = (
             np.array(draw_image(drawn, SIDE, np.random.default_rng([1, index, number])))
-            for drawn in (figure, replace(figure, colours=inverted))
+            for drawn in (figure, inverted)
         )
         images.append(torch.from_numpy(image).permute(2, 0, 1))
         places.append(torch.from_numpy((image != other).any(axis=2)))

@@ -48,10 +48,7 @@ def make_folders(paths):
 
 
 def write_crop(job):
-    """Cut a box out of an image and write it without visible loss.
-
-    job: (image, target, box).
-    """
+    """Write a box of an image without visible loss; job: (image, target, box)."""
     source, target, box = job
     crop = load_image(source, box)
     suffix = os.path.splitext(target)[1].lower()
@@ -82,10 +79,7 @@ def write_crops(pool, folder, jobs, fingerprint):
 
 
 def refuse_foreign_files(links, folder):
-    """Raise UserError if links or crops would take the place of a user's own files.
-
-    links: paths of the links to images; folder: that of the crops.
-    """
+    """Raise UserError if links, or crops in `folder`, would replace a user's files."""
     for link in links:
         if os.path.lexists(link) and not os.path.islink(link):
             raise UserError(f'{link} is not a link made here: move it away')

@@ -59,10 +59,7 @@ def image_formats():
 
 
 def is_image(path):
-    """Whether a file is an image, by its suffix or, without one, by its first bytes.
-
-    A HEIC file counts only if it can be read here.
-    """
+    """Whether a file is a readable image, by its suffix, or by its first bytes."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in HEIC_SUFFIXES:
         return register_heic()
@@ -161,10 +158,7 @@ def stretch_to_bytes(values):
 
 
 def clamp_box(box, size):
-    """Return the part of a box that is inside an image of `size` (width, height).
-
-    Raises UserError if no part is inside.
-    """
+    """Return the part of a box in an image of (width, height). UserError if none is."""
     left, top = max(box[0], 0), max(box[1], 0)
     right, bottom = min(box[2], size[0]), min(box[3], size[1])
     if left >= right or top >= bottom:

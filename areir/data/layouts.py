@@ -6,6 +6,7 @@ To add a dataset, write a reader here and give it an entry in KNOWN_DATASETS.
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from areir.data import lists
 from areir.data.lists import Record
@@ -142,13 +143,11 @@ def read_cub(root, files):
     source = f'{root}/{index}'
     folder = source.removesuffix('images.txt')
 
-    def to_label(cell):
-        return lists.to_class(cell, range(1, 201))
-
     def to_box(*cells):  # some reach beyond their image
         x, y, width, height = lists.to_numbers(cells)
         return lists.make_box(x, y, x + width, y + height)
 
+    to_label = partial(lists.to_class, classes=range(1, 201))
     images = read_by_id(source, 2, str)
     labels = read_by_id(f'{folder}image_class_labels.txt', 2, to_label)
     boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, to_box)

@@ -127,11 +127,8 @@ def embed_batches(batches, embed, total, description):
             if readable.any():
                 vectors = embed(pixels[readable]).float().cpu()
             unreadable = zip(indices.tolist(), problems)
-            yield (
-                indices[readable].tolist(),
-                vectors,
-                {index: problem for index, problem in unreadable if problem},
-            )
+            unreadable = {index: problem for index, problem in unreadable if problem}
+            yield indices[readable].tolist(), vectors, unreadable
             bar.update(len(indices))
 
 

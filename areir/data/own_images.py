@@ -48,10 +48,7 @@ def read_folder(root, files, seed=0):
 
 
 def draw_parts(records, seed):
-    """Return records whose part is train for half of the classes, drawn from the seed.
-
-    The others are test.
-    """
+    """Make half of the classes, drawn from the seed, train and the others test."""
     classes = sorted({record.label for record in records})
     random.Random(seed).shuffle(classes)
     train = set(classes[: (len(classes) + 1) // 2])
@@ -89,10 +86,7 @@ def read_table(path, seed=0):
 
 
 def read_record(folder, cells):
-    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong.
-
-    Its part is None without a column split.
-    """
+    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong."""
     image = os.path.relpath(os.path.join(folder, cells['path']), folder or '.')
     image = image.replace(os.sep, '/')
     if not cells['path'] or image.startswith('../'):
@@ -103,13 +97,11 @@ def read_record(folder, cells):
         raise ValueError(f'path {cells["path"]!r:.200}: no such file')
     if not cells['label']:
         raise ValueError('no label')
-    part = None
-    if 'split' in cells:
-        part = PART_OF.get(cells['split'])
-        if part is None:
-            raise ValueError(
-                f'split {cells["split"]!r:.99} is neither train nor validation'
-            )
+    part = PART_OF.get(cells.get('split'))
+    if part is None and 'split' in cells:
+        raise ValueError(
+            f'split {cells["split"]!r:.99} is neither train nor validation'
+        )
     # left, top, right, bottom
     corners = [cells.get(name, '') for name in ('x_1', 'y_1', 'x_2', 'y_2')]
     box = None

@@ -7,7 +7,6 @@ test classes occurs in training.
 
 import colorsys
 import os
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,18 +16,6 @@ from areir.files import atomic_folder
 
 OVERSAMPLING = 2  # pictures are drawn this much larger, then reduced for smooth edges
 HARMONICS = np.arange(2, 7)  # waves per turn that shape an outline
-
-
-@dataclass
-class Figure:
-    """What all images of a class share."""
-
-    amplitude: np.ndarray  # (5,), of the outline's harmonics
-    phase: np.ndarray  # (5,), radians
-    colours: tuple  # two of (3,), 0 to 255
-    stripe_turn: float  # radians
-    stripe_period: float  # in radii of the figure
-    stripe_share: float  # of the first colour
 
 
 def random_colour(rng):
@@ -43,16 +30,16 @@ def background_colour(rng):
     return tuple((0.6 * random_colour(rng) + 51).astype(int))
 
 
-def random_figure(rng):
-    """Draw the figure of a class."""
-    return Figure(
-        amplitude=rng.uniform(-1, 1, 5) * 0.45 / np.sqrt(HARMONICS),
-        phase=rng.uniform(0, 2 * np.pi, 5),
-        colours=(random_colour(rng), random_colour(rng)),
-        stripe_turn=rng.uniform(0, np.pi),
-        stripe_period=rng.uniform(0.25, 0.8),
-        stripe_share=rng.uniform(0.3, 0.7),
-    )
+class Figure:
+    """What all images of a class share, drawn at random."""
+
+    def __init__(self, rng):
+        self.amplitude = rng.uniform(-1, 1, 5) * 0.45 / np.sqrt(HARMONICS)
+        self.phase = rng.uniform(0, 2 * np.pi, 5)  # (5,), radians
+        self.colours = random_colour(rng), random_colour(rng)
+        self.stripe_turn = rng.uniform(0, np.pi)  # radians
+        self.stripe_period = rng.uniform(0.25, 0.8)  # in radii of the figure
+        self.stripe_share = rng.uniform(0.3, 0.7)  # of the first colour
 
 
 def draw_background(side, rng):
@@ -108,8 +95,7 @@ def draw_image(figure, side, rng):
     slope = 1 + rng.uniform(-0.4, 0.4) * (x - x.mean()) * radius
     slope = slope + rng.uniform(-0.4, 0.4) * (y - y.mean()) * radius
     light = slope[..., None] * rng.uniform(0.75, 1.15) * rng.uniform(0.93, 1.07, 3)
-    pixels = pixels * light
-    pixels = pixels + rng.normal(0, 8, pixels.shape)
+    pixels = pixels * light + rng.normal(0, 8, pixels.shape)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return image.resize((side, side), Image.Resampling.BOX)
 
@@ -117,16 +103,13 @@ def draw_image(figure, side, rng):
 def draw_sample(
     folder, train_classes=40, test_classes=40, images_per_class=20, side=64, seed=0
 ):
-    """Write folder/{train,test}/<class>/<image>.png; `folder` is never partial.
-
-    Raises UserError if `folder` is already there.
-    """
+    """Write folder/{train,test}/<class>/<image>.png. UserError if `folder` is there."""
     total = train_classes + test_classes
     digits = len(str(total))
     with atomic_folder(folder) as temporary:
         for index in tqdm(range(total), desc='drawing', unit='class'):
             rng = np.random.default_rng([seed, index])
-            figure = random_figure(rng)
+            figure = Figure(rng)
             name = f'figure_{index + 1:0{digits}d}'
             part = 'train' if index < train_classes else 'test'
             target = os.path.join(temporary, part, name)

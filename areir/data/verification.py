@@ -18,9 +18,6 @@ from areir.errors import UserError
 PARTS = ('train', 'test', 'query', 'gallery')
 
 
-# Worker processes
-
-
 def start_pool(num_workers):
     """Return a pool of worker processes."""
     return ProcessPoolExecutor(num_workers, initializer=start_worker)
@@ -46,9 +43,6 @@ def parallel(pool, function, jobs, description):
             f'{description}: a worker process was killed, perhaps memory ran out: '
             'try a smaller --num_workers'
         ) from error
-
-
-# Images
 
 
 def verify_image(job):
@@ -112,9 +106,6 @@ def channel_statistics(pool, paths, image_size):
         mean.append(total / count / 255)
         std.append((square * count - total**2) ** 0.5 / count / 255)
     return tuple(mean), tuple(std)
-
-
-# Counts
 
 
 def count_parts(records):

@@ -94,9 +94,6 @@ def verdict(answer, collection):
     )
 
 
-# Drawing
-
-
 def draw_answer(answer):
     """Return (contact sheet, [query, retrieved images ...] as RGB)."""
     query = answer.query
@@ -130,9 +127,6 @@ def save_images(answer, images, folder):
         framed = ImageOps.expand(image, width, COLOURS[right])
         name = f'{row.rank:0{digits}d}_{row.score:.4f}.jpg'
         save_jpeg(framed, os.path.join(folder, name))
-
-
-# One query
 
 
 def answer_name(query, collection):
@@ -188,9 +182,6 @@ def print_answer(answer, collection):
         if answer.confidence is not None:
             sure = f', with a confidence of {answer.confidence:.0%}'
         print(f'class: {answer.predicted_class}{sure}')
-
-
-# Many queries
 
 
 def write_answers(answers, collection, query_folder, results_root):

@@ -59,9 +59,6 @@ def save_svg(file, drawings, columns):
         figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None})
 
 
-# Curves by epoch
-
-
 class Panel(NamedTuple):
     """One chart of curves: its title and {column of the CSV: label of its line}."""
 
@@ -129,9 +126,6 @@ def draw_panel(panel, rows, kept, axes):
     if len(panel.columns) > 1:
         # beside the lines, in their order
         axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), reverse=True)
-
-
-# Heads and scores
 
 
 def heads_chart(recalls):

@@ -44,9 +44,6 @@ def export_vectors(collection, folder):
     print(f'wrote {vectors_path} ({count:,} x {dimensions:,} float32) and {table_path}')
 
 
-# The network
-
-
 class PixelEmbedder(nn.Module):
     """Maps images uint8 (N, S, S, 3) to vectors (N, D); net: of a TrainedModel."""
 

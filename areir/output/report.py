@@ -11,7 +11,6 @@ import io
 import math
 import os
 import shlex
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -81,9 +80,6 @@ def render(page):
     return html.encode(errors='replace').decode()  # names of files hold any bytes
 
 
-# The files beside the database
-
-
 def read(reader, path):
     """Return (reader(path), None), or (None, why the file cannot be read)."""
     try:
@@ -109,14 +105,8 @@ def describe_curves(rows, kept):
     }
 
 
-# What the model retrieves
-
-
 def describe_results(images, database, folder):
-    """Return what the page shows of the SearchedImages of a database.
-
-    folder: where the paths of images start.
-    """
+    """Return what the page shows of SearchedImages; folder: where their paths start."""
     recalls, ranks = run_statistics.rank_heads(images, database['ensemble_size'])
     statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
@@ -164,18 +154,8 @@ def score_rows(*histograms):
     return rows
 
 
-class Tile(NamedTuple):
-    """A thumbnail with its caption."""
-
-    kind: str  # query, right or wrong
-    path: str
-    class_name: str
-    picture: str | None  # a data URI, None for an image that cannot be read
-    score: float | None  # None for a query
-
-
 class TileMaker:
-    """Makes the Tiles of the queries of SearchedImages and of what they retrieve.
+    """Makes tiles, thumbnails with captions, of SearchedImages' queries and answers.
 
     nearest: (scores, indices) of the nearest images, (Q, k) each; classes: names by
     label; folder: where the paths of images start.
@@ -187,7 +167,7 @@ class TileMaker:
         self.picture = functools.cache(thumbnail)
 
     def tile(self, query, index=None, score=None):
-        """Return the Tile of a query, or of image `index` of the gallery for it."""
+        """Return the tile of a query, or of image `index` of the gallery for it."""
         images = self.images
         if index is None:
             kind, label = 'query', images.query_labels[query]
@@ -197,12 +177,13 @@ class TileMaker:
             kind = 'right' if label == images.query_labels[query] else 'wrong'
             score = float(score)
         picture = self.picture(os.path.join(self.folder, path))
-        return Tile(kind, path, self.classes[label], picture, score)
+        tile = {'kind': kind, 'path': path, 'class_name': self.classes[label]}
+        return {**tile, 'picture': picture, 'score': score}
 
     def row(self, query, rank, statistics):
-        """Return (Tile, note, answers) of a query that has a right image.
+        """Return (tile, note, answers) of a query that has a right image.
 
-        The answers are the Tiles of the nearest images, and of the first right one if
+        The answers are the tiles of the nearest images, and of the first right one if
         it is not among them. rank (Q,): of the first right images.
         """
         rank, margin = int(rank[query]), float(statistics.margin[query])

@@ -42,9 +42,6 @@ class SearchedImages:
         self.available = len(self.images) - self.leave_one_out  # to each query
 
 
-# Recall
-
-
 class Estimate(NamedTuple):
     """A mean over queries with its 95 % interval, NaN if it has none."""
 
@@ -78,9 +75,6 @@ def rank_heads(images, ensemble_size):
         recall = measures(ranks, [1])['recall@1']
         recalls.append(estimate(str(heads), recall, images.query_labels))
     return recalls, ranks
-
-
-# Scores
 
 
 class ScoreStatistics(NamedTuple):
@@ -127,9 +121,6 @@ def histogram(scores):
     """
     scores = scores[scores > -torch.inf].clamp(-1, 1)
     return torch.histc(scores, SCORE_BINS, -1, 1).double().numpy()
-
-
-# Classes and queries
 
 
 class ClassRecall(NamedTuple):

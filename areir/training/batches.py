@@ -19,9 +19,6 @@ TEST_BATCH = {'strict': 64, 'published': 8}  # images, for each --protocol
 FIT_IMAGES = 4096  # training images at most that a projection is fitted to
 
 
-# Which images
-
-
 def load_data(args):
     """Return the Split of the dataset, with classes held out for --select val.
 
@@ -74,9 +71,6 @@ def make_loaders(split, args, device):
             transform=transform,
         )
     return loaders
-
-
-# What is seen of an image
 
 
 class CropAndFlip:
@@ -135,9 +129,6 @@ def crop_regions(count, least_area, generator):
     left, top = left * (1 - width), top * (1 - height)
     corners = left, top, left + width, top + height
     return torch.stack(corners, dim=1).clamp(max=1)
-
-
-# Batches
 
 
 class InOrder:
@@ -206,9 +197,8 @@ def whole_batches(loader, device):
     whole batches in the same form: (pixels (N, 3, S, S) on the device, indices (N,),
     problems, all empty). Raises UserError naming an image that cannot be read.
     """
-    for batch, (pixels, indices, problems) in zip(
-        loader.batch_sampler.remaining, loader
-    ):
+    remaining = loader.batch_sampler.remaining
+    for batch, (pixels, indices, problems) in zip(remaining, loader):
         for index, problem in zip(indices.tolist(), problems):
             if problem:
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')

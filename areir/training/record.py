@@ -56,9 +56,6 @@ class Experiment:
     commit: str | None = field(default_factory=git_commit)
 
 
-# What is written
-
-
 def csv_row(experiment, progress, result, lr, seconds):
     """Return the row of an epoch in <run>_results.csv."""
     batches = progress.batches or math.nan  # none before training
@@ -139,8 +136,6 @@ def provenance(experiment, result):
         'gpus': hardware.gpus,
         'processes': experiment.world,
         'parameters': experiment.parameters,
-        'protocol': args.protocol,
-        'select': args.select,
         'versions': versions,
         'data': {
             'counts': info['counts'],
@@ -161,9 +156,6 @@ def provenance(experiment, result):
     }
 
 
-# What is printed
-
-
 def opening_lines(experiment, run_name, sampler):
     """Return the lines before the first epoch; sampler: an EpochSampler."""
     args, hardware = experiment.args, experiment.hardware
@@ -178,7 +170,6 @@ def opening_lines(experiment, run_name, sampler):
     native = '' if hardware.native_bf16 else 'not '
     recipe = ', '.join(f'{flag} {getattr(args, flag)}' for flag in RECIPE_FLAGS)
     held = f'; {len(parts["val"].classes)} classes held out' if 'val' in parts else ''
-    strict = args.protocol == 'strict'
     return [
         f'run        {run_name}',
         f'data       {args.data_name} ({args.crop_type}): {counts}',
@@ -192,7 +183,7 @@ def opening_lines(experiment, run_name, sampler):
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
         f'{sampler.batch_size}, lr {args.lr}{held}',
         f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
-        + ('' if strict else '; not comparable with strict figures'),
+        + ('' if args.protocol == 'strict' else '; not comparable with strict figures'),
     ]
 
 

@@ -16,8 +16,6 @@ from areir.training import record
 from areir.training.batches import to_images, whole_batches
 from areir.training.checkpoints import model_weights
 
-# Embeddings
-
 
 def embed_parts(net, loaders, args, info, signals):
     """Embed all images except those of training.
@@ -82,9 +80,6 @@ def embed_with_all_heads(net, info, pixels):
         heads = len(range(rank, net.ensemble_size, processes))
         whole[:, rank::processes] = share[:, :heads]
     return whole.flatten(1)
-
-
-# Metrics
 
 
 class Result:

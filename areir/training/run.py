@@ -113,8 +113,6 @@ class Run:
         """Return the run's checkpoints, the newest first."""
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
-    # Begin
-
     def check_start(self, resume):
         """Return whether there is anything to train; if so, lock the run.
 
@@ -185,8 +183,6 @@ class Run:
                 f'--{name} {value}: {source} was begun with {saved.get(name)}'
             )
 
-    # Continue
-
     def begin(self, trainer):
         """Load the newest checkpoint that every process can read; return its Progress.
 
@@ -249,8 +245,6 @@ class Run:
         except OSError as error:
             line = f'warning: {error}; the checkpoint before it is kept'
             tqdm.write(line, file=sys.stderr)
-
-    # Results
 
     def write_csv(self, progress):
         """Write a row for each epoch so far."""

@@ -115,9 +115,8 @@ class Trainer:
         numbers = [0, *(member + 1 for member in model.members)]
         none = [nn.Identity()] * (1 + self.frozen_heads)
         criteria, runners = [*none, *loss.criteria], []
-        for number, criterion, (name, part) in zip(
-            numbers, criteria, self.parts.items()
-        ):
+        rows = zip(numbers, criteria, self.parts.items())
+        for number, criterion, (name, part) in rows:
             self.criteria[name] = criterion
             groups = [{'params': list(part.parameters())}]
             if weights := list(criterion.parameters()):

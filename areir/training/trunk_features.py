@@ -49,13 +49,8 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     name = fingerprint(dataset.paths, trainer.model.trunk, settings)
     path = os.path.join(run.path('trunk_features'), f'{name}.npy')
     sampler = InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1))
-    loader = make_loader(
-        dataset.paths,
-        args.image_size,
-        sampler,
-        args.num_workers,
-        transform=dataset.transform,
-    )
+    options = {'num_workers': args.num_workers, 'transform': dataset.transform}
+    loader = make_loader(dataset.paths, args.image_size, sampler, **options)
     ensure_features(path, loader, trainer, info, signals)
     trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
@@ -76,10 +71,7 @@ def fingerprint(paths, trunk, settings):
 
 
 def ensure_features(path, loader, trainer, info, signals):
-    """Write the features of all views, unless they are there; remove other files.
-
-    loader: of all views of the training images.
-    """
+    """Write the features of the loader's views, unless they are there; remove others."""
     missing = processes.is_first() and not is_whole(path)
     if not processes.any_process(missing):
         return
