@@ -136,6 +136,8 @@ def provenance(experiment, result):
         'gpus': hardware.gpus,
         'processes': experiment.world,
         'parameters': experiment.parameters,
+        'protocol': args.protocol,
+        'select': args.select,
         'versions': versions,
         'data': {
             'counts': info['counts'],

@@ -158,20 +158,22 @@ def test_answers_are_the_nearest_images_and_the_first_right_one(tmp_path):
     labels = dict(zip(database['images'], database['labels'].tolist()))
     vectors = dict(zip(database['images'], database['embeddings']))
     for query, _, answers in page['worst'] + page['best']:
-        scores = {path: float(vectors[query.path] @ vectors[path]) for path in labels}
-        del scores[query.path]
+        scores = {
+            path: float(vectors[query['path']] @ vectors[path]) for path in labels
+        }
+        del scores[query['path']]
         nearest = sorted(scores, key=scores.get, reverse=True)
-        right = [path for path in nearest if labels[path] == labels[query.path]]
-        shown = [tile.path for tile in answers]
+        right = [path for path in nearest if labels[path] == labels[query['path']]]
+        shown = [tile['path'] for tile in answers]
         assert shown[:8] == nearest[:8] and right[0] in shown
         assert shown[8:] == right[: len(shown) - 8]
         for tile in answers:
-            assert tile.score == pytest.approx(scores[tile.path], abs=1e-6)
-            assert tile.kind == ('right' if tile.path in right else 'wrong')
-            assert tile.class_name == database['classes'][labels[tile.path]]
+            assert tile['score'] == pytest.approx(scores[tile['path']], abs=1e-6)
+            assert tile['kind'] == ('right' if tile['path'] in right else 'wrong')
+            assert tile['class_name'] == database['classes'][labels[tile['path']]]
     assert {len(answers) for *_, answers in page['worst']} == {8, 9}
     for row, query, answer in page['classes']:
-        assert query.class_name == database['classes'][row.label]
+        assert query['class_name'] == database['classes'][row.label]
         assert answer.class_name == database['classes'][row.confusions[0][0]]
 
 
