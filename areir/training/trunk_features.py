@@ -71,7 +71,7 @@ def fingerprint(paths, trunk, settings):
 
 
 def ensure_features(path, loader, trainer, info, signals):
-    """Write the features of the loader's views, unless they are there; remove others."""
+    """Write the features of all views, unless they are there; remove other files."""
     missing = processes.is_first() and not is_whole(path)
     if not processes.any_process(missing):
         return
