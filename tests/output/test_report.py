@@ -174,7 +174,7 @@ def test_answers_are_the_nearest_images_and_the_first_right_one(tmp_path):
     assert {len(answers) for *_, answers in page['worst']} == {8, 9}
     for row, query, answer in page['classes']:
         assert query['class_name'] == database['classes'][row.label]
-        assert answer.class_name == database['classes'][row.confusions[0][0]]
+        assert answer['class_name'] == database['classes'][row.confusions[0][0]]
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path):
