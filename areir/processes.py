@@ -141,10 +141,7 @@ def check_shared_folder(folder):
 
 
 def catch_signals():
-    """Install handlers for SIGTERM and Ctrl-C that append to the returned list.
-
-    Callers poll the list to stop cleanly.
-    """
+    """Install handlers for SIGTERM and Ctrl-C that append to the returned list."""
     signals = []
 
     def note(number, frame):

@@ -26,9 +26,6 @@ class Record(NamedTuple):
     origin: str = ''  # the file and the line that names it, for messages
 
 
-# Rows
-
-
 def read_lines(path, any_bytes=False):
     """Yield the lines of a UTF-8 text file, with their line ends.
 
@@ -127,9 +124,6 @@ def refuse_repeats(rows):
         first[image] = origin
 
 
-# What cells hold
-
-
 def to_class(cell, classes):
     """Return a class as int. Raises ValueError if it is not in a range of classes."""
     if not str(cell).isdecimal() or int(cell) not in classes:
@@ -189,9 +183,6 @@ def check_roles(rows):
                 'roles, or every one exactly one of them'
             )
     return separate
-
-
-# Where files are
 
 
 def find_file(files, name):

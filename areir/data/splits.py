@@ -85,10 +85,7 @@ def make_part(images_of, classes):
 
 
 def hold_out(split, seed):
-    """Return a Split with a fifth of the training classes, at least 2, as part 'val'.
-
-    The classes are drawn from the seed. Training keeps the others.
-    """
+    """Return a Split with a fifth of the training classes, drawn, as part 'val'."""
     classes = list(split.train.classes)
     random.Random(seed).shuffle(classes)
     count = max(2, round(len(classes) / 5))
