@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 
 from areir.errors import UserError
@@ -47,12 +46,9 @@ class Collection:
         return os.path.join(self.folder, self.images[index])
 
     def stored(self, position):
-        """Return (class or None, embedding (D,)) of names[position]."""
-        return self.classes[position], self.embedding_rows(position, position + 1)[0]
-
-    def embedding_rows(self, start, stop):
-        """Return the embeddings of images start ... stop - 1, float32."""
-        return torch.as_tensor(np.asarray(self.embeddings[start:stop])).float()
+        """Return (class or None, float32 embedding (D,)) of names[position]."""
+        embedding = torch.as_tensor(self.embeddings[position])
+        return self.classes[position], embedding.float()
 
 
 class DatabaseCollection(Collection):

@@ -15,30 +15,23 @@ OWN_FILES = ('/retrieved.csv', '/pairs.csv', '/index.sqlite')
 SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
-def list_user_files(folder, problems):
-    """Return `list_files` of a folder without what inference.py has written below it.
+def scan(folder):
+    """Look at all files below a folder except those that inference.py has written.
 
-    Files of all kinds are listed, but HEIC files that cannot be read here are left out,
-    with a notice. problems: a dict that receives {path: reason} for folders that cannot
-    be read.
+    Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
+    that cannot be read, and the paths of other files. HEIC files that cannot be read
+    here are left out, with a notice.
     """
+    images, problems, others = {}, {}, []
     files = list_files(folder, problems=problems)
     own = {os.path.dirname(path) for path in files if path.endswith(OWN_FILES)}
     files = [path for path in files if os.path.dirname(path) not in own]
     unreadable = set(unreadable_heic(files))
     if unreadable:
         print(f'notice: {len(unreadable):,} HEIC files are left out: {HEIC_ADVICE}')
-    return [path for path in files if path not in unreadable]
-
-
-def scan(folder):
-    """Look at all files below a folder except those that inference.py has written.
-
-    Returns {path: [size, mtime_ns]} of the images, {path: reason} of folders and links
-    that cannot be read, and the paths of other files.
-    """
-    images, problems, others = {}, {}, []
-    for path in list_user_files(folder, problems):
+    for path in files:
+        if path in unreadable:
+            continue
         file = os.path.join(folder, path)
         try:
             seen = os.stat(file)

@@ -258,15 +258,19 @@ class Update:
 
     def add(self, paths, vectors, problems):
         """Store vectors (n, D) of images, and why others cannot be read."""
-        rows = [
-            make_row(path, self.images[path], problem)
+        found = [
+            (path, os.fsencode(problem), None, b'')
             for path, problem in problems.items()
             if problem != GONE
         ]
         if paths:
             first = append_vectors(self.vectors_path, vectors)
             for place, (path, vector) in enumerate(zip(paths, vectors), first):
-                rows.append(make_row(path, self.images[path], None, place, vector))
+                found.append((path, None, place, vector))
+        rows = []
+        for path, problem, place, vector in found:
+            values = os.fsencode(path), *self.images[path], problem
+            rows.append(Row(*values, place, checksum_of(values, vector)))
         with self.database:
             self.database.executemany(ADD_ROW, rows)
             if paths and not self.state.dimensions:
@@ -456,12 +460,6 @@ def lock(database, folder):
             time.sleep(0.1)  # SQLite's own waiting would not end with Ctrl-C
     database.execute('PRAGMA locking_mode = EXCLUSIVE')  # beyond this transaction
     database.commit()
-
-
-def make_row(path, seen, problem=None, place=None, vector=b''):
-    """Return the Row of an image; seen: its (size, mtime_ns)."""
-    values = os.fsencode(path), *seen, problem and os.fsencode(problem)
-    return Row(*values, place, checksum_of(values, vector))
 
 
 def checksum_of(values, vector=b''):

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from areir.data.images import is_image
 from areir.data.loading import embed_files
 from areir.errors import UserError, printable
 from areir.evaluation.scores import check_embeddings
-from areir.gallery.folders import list_user_files
+from areir.gallery.folders import scan
 from areir.processes import gather_objects, rank_and_count, sum_over_all
 
 TOGETHER = 4096  # queries searched at a time
@@ -55,12 +54,11 @@ def find_queries(name, collection):
 
 def images_below(folder):
     """Return the paths of the images below a folder of queries."""
-    problems = {}
-    paths = [os.path.join(folder, path) for path in list_user_files(folder, problems)]
-    paths = [path for path in paths if is_image(path)]
-    gone = {path: 'no such file' for path in paths if not os.path.isfile(path)}
-    report_problems(problems | gone)  # broken links among them
-    paths = [path for path in paths if path not in gone]
+    images, problems, _ = scan(folder)
+    report_problems(
+        {os.path.join(folder, path): reason for path, reason in problems.items()}
+    )
+    paths = [os.path.join(folder, path) for path in images]
     if not paths:
         raise UserError(f'--query_img_name {folder}: no images in it')
     return paths

@@ -4,8 +4,7 @@
     vectors_<token>.codes   the same in 8 bits per number: codes (images, D) int8, then
                             the scale of each vector and the largest error, float32
 
-A search reads the codes of all images, but only a few of the vectors: see CodePass in
-evaluation/ranking.py.
+A search reads the codes of all images, but only a few of the vectors.
 """
 
 import os

@@ -27,7 +27,7 @@ def find_pairs(collection, k):
     threshold = threshold_of(collection)
     lowest = threshold.score if threshold else -1
     for rows in torch.arange(len(collection)).split(queries.TOGETHER):
-        query = collection.embedding_rows(int(rows[0]), int(rows[-1]) + 1)
+        query = torch.as_tensor(collection.embeddings[rows]).float()
         scores, indices = collection.search(query, k, rows)
         wanted = (scores >= lowest) & (indices >= 0)
         row, column = wanted.nonzero(as_tuple=True)
