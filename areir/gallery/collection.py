@@ -54,9 +54,8 @@ class Collection:
 class DatabaseCollection(Collection):
     """The images of a database of train.py.
 
-    database: the contents of the file; path: the file; folder: see `image_folder`;
-    open_model: returns the TrainedModel of a path, and is called only if an image from
-    outside the database must be embedded; device: where to embed it.
+    database: the contents of the file; folder: see `image_folder`; open_model: returns
+    the TrainedModel of a path; it and device embed images from outside the database.
     """
 
     def __init__(self, database, path, folder, open_model, device):
@@ -87,10 +86,7 @@ class DatabaseCollection(Collection):
 
     @cached_property
     def trained(self):
-        """The TrainedModel beside the database.
-
-        Raises UserError if it is missing or belongs to another run or epoch.
-        """
+        """Raises UserError if it is missing or belongs to another run or epoch."""
         path = os.path.join(os.path.dirname(self.path), self.database['model'])
         if not os.path.isfile(path):
             raise UserError(

@@ -38,8 +38,7 @@ def find_file(name, results_root):
 def load_database(name, results_root):
     """Return (database, its path); name: a file, or its name below results_root.
 
-    Raises UserError if there is none, or if it cannot be used. The message lists the
-    databases that exist, or says what to do if nothing is trained yet.
+    Raises UserError if there is none, or if it cannot be used.
     """
     path = find_file(name, results_root)
     if path:

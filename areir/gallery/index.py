@@ -360,10 +360,7 @@ class Update:
 
 
 def fit_components(state, vectors):
-    """Fit the components of a State to its vectors.
-
-    Scores change, so the threshold is dropped. A notice says so.
-    """
+    """Fit the components of a State to its vectors, and drop its threshold."""
     count = len(vectors)
     step = math.ceil(count / MOST_IMAGES)
     try:
@@ -423,10 +420,7 @@ def locked(index_folder):
 
 
 def open_database(path):
-    """Open a database, create its tables if they are missing, and lock it.
-
-    Raises sqlite3.Error if it is damaged, of another version, or cannot be written.
-    """
+    """Open a database, create its tables if they are missing, and lock it."""
     # SQLite's default journal mode, DELETE, works on network shares too
     database = sqlite3.connect(path, timeout=0)
     database.text_factory = bytes  # a damaged text may not be UTF-8

@@ -32,9 +32,7 @@ class Query:
 def find_queries(name, collection):
     """Return the Queries that --query_img_name means: a file, or a folder's images.
 
-    Queries whose embeddings the collection stores have them. Files that cannot be read
-    are left out with a notice. Raises UserError if there is no such file and no such
-    image in the collection.
+    Raises UserError if there is no such file and no such image in the collection.
     """
     paths = images_below(name) if os.path.isdir(name) else [name]
     positions = find_images(paths, collection)
@@ -128,10 +126,9 @@ def stored_query(position, collection):
 
 
 def embed_queries(queries, collection):
-    """Embed the Queries whose embeddings the collection does not hold.
+    """Embed the Queries without embeddings, and return those that can be read.
 
-    Returns the Queries that can be read. The others are left out with a notice. Raises
-    UserError if none is left.
+    Raises UserError if none can.
     """
     outside = [query for query in queries if query.embedding is None]
     embeddings, bad = embed_images([query.file for query in outside], collection)
@@ -174,11 +171,7 @@ def embed_images(paths, collection):
 
 
 def search_queries(queries, collection, k):
-    """Return [(Query, (scores, indices))] with the k nearest images of each Query.
-
-    No query retrieves itself. scores and indices are lists, as `ranking.search` orders
-    them.
-    """
+    """Return [(Query, (scores, indices))], lists of the k nearest images of each."""
     results = []
     for start in range(0, len(queries), TOGETHER):
         batch = queries[start : start + TOGETHER]

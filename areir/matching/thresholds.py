@@ -38,10 +38,7 @@ def threshold_of(collection):
 
 
 def threshold_lines(calibration):
-    """Return the lines to print about a calibration; none if it is None.
-
-    The second is about the rate on classes that did not set the threshold.
-    """
+    """Return the lines to print about a calibration; none if it is None."""
     if not calibration:
         return []
     interval = describe_interval(calibration['low'], calibration['high'], '{:.3f}')

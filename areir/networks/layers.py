@@ -85,10 +85,7 @@ class SqueezeExcitation(nn.Module):
 
 
 def fold_batch_norms(model):
-    """Return a copy of a module, each batch norm folded into the convolution before it.
-
-    The copy cannot be trained.
-    """
+    """Return a copy whose convolutions hold the batch norms after them."""
     model = copy.deepcopy(model).eval()
     for parent in list(model.modules()):
         layers = list(parent.named_children())
@@ -100,10 +97,9 @@ def fold_batch_norms(model):
 
 
 def folded(model, dtype):
-    """Return a copy of a model that is faster to embed with.
+    """Return a copy of a model that embeds faster, and cannot be trained.
 
-    Batch norms are folded, and all layers before the pooling are in `dtype`. The copy
-    cannot be trained.
+    Batch norms are folded, and all layers before the pooling are in `dtype`.
     """
     model = fold_batch_norms(model)
     model.trunk.to(dtype, memory_format=torch.channels_last)
