@@ -40,7 +40,8 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
 
     Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
     by gallery index. Raises UserError for embeddings that are not finite or do not
-    fit, and for a k below 1 or beyond the images that can be retrieved.
+    fit, an exclude that does not, and a k below 1 or beyond the images that can be
+    retrieved.
     """
     best = BestImages(query, gallery, k, exclude, norm)
     best.add_tiles(best.tiles(tile))
@@ -60,7 +61,13 @@ class BestImages:
         self.query, self.gallery, self.k = query, gallery, k
         self.exclude = torch.full((len(query),), -1, device=query.device)
         if exclude is not None:
-            self.exclude[:] = torch.as_tensor(exclude)
+            exclude = torch.as_tensor(exclude, device=query.device)
+            fits = exclude.shape == (len(query),)
+            if not fits or exclude.min() < -1 or exclude.max() >= len(gallery):
+                raise UserError(
+                    'exclude must be one index of the gallery per query, or -1'
+                )
+            self.exclude[:] = exclude
         available = len(gallery) - int((self.exclude >= 0).any())
         if not isinstance(k, Integral) or not 1 <= k <= available:
             raise UserError(

@@ -111,6 +111,9 @@ def test_scores_are_those_of_the_float32_values(dtype, seed):
         (2.0, None, r'k = 2\.0'),
         (7, None, 'k = 7: .* 1 to 6'),
         (6, torch.arange(6), 'k = 6: .* 1 to 5'),
+        (1, torch.arange(5), 'exclude'),
+        (1, torch.full((6,), 6), 'exclude'),
+        (1, torch.full((6,), -2), 'exclude'),
     ],
 )
 def test_search_refuses(k, exclude, offender):
