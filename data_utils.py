@@ -20,7 +20,7 @@ import utils
 from areir.cli.preparation import get_parser
 
 if __name__ == '__main__':
-    utils.before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir.data.crops import link_images, link_source, refuse_foreign_files, write_crops
 from areir.data.layouts import KNOWN_DATASETS

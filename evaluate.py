@@ -19,7 +19,7 @@ from areir.cli.evaluation import get_parser
 from areir.cli.types import RECALLS
 
 if __name__ == '__main__':
-    utils.before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # the imports below take seconds
 
 import torch
 

@@ -8,11 +8,11 @@
     python inference.py --data_base NAME --report                         # a run's page
     python inference.py --model NAME --export_model network.onnx    # for other programs
 
-Training has embedded the images of a database. --model embeds the images of --gallery;
-an index below --results_root keeps their embeddings, and every call brings it up to
-date. The query, the retrieved images, a contact sheet and a table are written to
-results/<query>/.
-With torchrun, the processes share the embedding and the search of a folder.
+The database of --data_base holds embeddings that training has computed. The images of
+--gallery are embedded by --model; an index below --results_root keeps their embeddings,
+and every call brings it up to date. The query, the retrieved images, a contact sheet
+and a table are written to results/<query>/.
+With torchrun, the processes divide the embedding and the search of a folder.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import utils
 from areir.cli.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
-    utils.before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir import hardware, processes
 from areir.errors import UserError
@@ -43,9 +43,9 @@ from areir.networks.projection import Projection
 from areir.output.answers import make_answer, write_answer, write_answers
 from model import PretrainedModel, TrainedModel, open_model
 
-# what only some calls need is imported where they begin
+# functions import what only some calls need
 
-PREPROCESSING = 1  # raise it if image files come to give other pixels
+PREPROCESSING = 1  # raise it if the same image file now gives other pixels
 
 
 def get_args():
@@ -143,7 +143,7 @@ def open_folder(args, trained, embedder, clock):
 
 
 def open_faiss(index, clock):
-    """Return the function that searches an Index approximately, in rank 0 for all."""
+    """Return a function that searches an Index approximately: rank 0 does, for all."""
     from areir.gallery.approximate import open_approximate
 
     approximate = None
@@ -193,7 +193,8 @@ def find_answers(name, collection, args, clock):
     """Return the Answers to the query of a file or to those of a folder."""
     queries = find_queries(name, collection)
     number = args.retrieval_num or DEFAULT_NUMBER
-    least = args.retrieval_num or 1  # the default takes what there is
+    least = args.retrieval_num or 1  # by default, fewer will do
+    # no query retrieves itself
     available = len(collection) - any(query.index >= 0 for query in queries)
     if least > available:
         raise UserError(
@@ -202,13 +203,15 @@ def find_answers(name, collection, args, clock):
         )
     if any(query.embedding is None for query in queries):
         with clock('model'):
-            _ = collection.trained  # a database loads it here
+            _ = collection.trained  # a database's model is loaded here
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):
-        nearest = images_to_find(number, available)
-        results = search_queries(queries, collection, nearest)
-    return [make_answer(query, *row, collection, number) for query, row in results]
+        k = images_to_find(number, available)
+        results = search_queries(queries, collection, k)
+    return [
+        make_answer(query, *nearest, collection, number) for query, nearest in results
+    ]
 
 
 def compare_folder(collection, args, clock):
@@ -223,12 +226,12 @@ def compare_folder(collection, args, clock):
         )
     number = min(args.retrieval_num or DEFAULT_NUMBER, available)
     with clock('search'):
-        scores = duplicates.find_pairs(collection, number)
+        pair_scores = duplicates.find_pairs(collection, number)
     with clock('comparing'):
-        kinds = duplicates.kinds_of_pairs(scores, collection)
+        kinds = duplicates.kinds_of_pairs(pair_scores, collection)
     if not collection.calibration:
         print('notice: the model has no threshold, so only duplicates are reported')
-    table = pairs.pairs_table(scores, kinds, collection)
+    table = pairs.pairs_table(pair_scores, kinds, collection)
     if not processes.is_first():
         return ''
     with clock('drawing'):
@@ -299,7 +302,7 @@ def main():
         from areir.output.exports import export_vectors
 
         export_vectors(collection, args.export)
-    # with a folder, only its index tells whether vectors are shortened
+    # for a folder, only the index knows whether vectors are shortened
     if args.export_model and args.gallery:
         export_model(collection.trained, args)
 

@@ -19,7 +19,7 @@ import utils
 from areir.cli.training import check_flags, get_parser
 
 if __name__ == '__main__':
-    utils.before_imports(get_parser)  # those below take seconds
+    utils.before_imports(get_parser)  # the imports below take seconds
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Exact retrieval on embeddings: search, metrics, intervals and thresholds."""
+"""Exact retrieval on embeddings, for your own programs: search and metrics."""
 
 from areir.evaluation.metrics import evaluate
 from areir.evaluation.ranking import search

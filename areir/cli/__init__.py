@@ -4,7 +4,7 @@ import argparse
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Ends the help of each flag that has a default with that default."""
+    """Adds its default to the help of each flag that has one."""
 
     def _get_help_string(self, action):
         default = action.default

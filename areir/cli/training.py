@@ -25,6 +25,7 @@ def get_parser():
     flag = add('--store', choices=['fp32', 'fp16'], default='fp32')
     flag.help = 'number format of the embeddings in the database'
     add('--results_root', type=path, default='results', help='folder to write to')
+    # argparse does not know the defaults that depend on --recipe
     for action in parser._actions:
         if action.dest in RECIPES['current']:
             action.help += f' [default value is {by_recipe(action.dest)}]'
@@ -171,7 +172,7 @@ def add_evaluation_flags(add):
 
 
 def check_flags(args, parser):
-    """End the script with a message if flags do not go together."""
+    """End the script with a message if flags cannot be combined."""
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error(
             '--batch_size 1 needs an --image_size above 32: batch norm would '

@@ -11,7 +11,7 @@ from areir.errors import UserError
 from areir.files import is_unicode, refuse_special
 
 SHOWN = 10  # bad rows that a message lists
-EMPTY = ('', 'nan', 'none')  # cells
+EMPTY = ('', 'nan', 'none')  # cells without a value
 YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
 
 
@@ -71,14 +71,14 @@ def read_cells(path, any_bytes=False):
                 yield f'line {first}', cells
             first = table.line_num + 1
     except csv.Error as error:
-        raise UserError(f'{path}, line {first}: no row of a CSV ({error})') from error
+        raise UserError(f'{path}, line {first}: not a CSV row ({error})') from error
 
 
 def read_csv(path, required, any_bytes=False):
     """Yield ('line N', {column: text}) of each row of a CSV below its header.
 
     required: for each needed column, the names that it may have. Raises UserError
-    naming a column that is missing or there twice, or a row of another length.
+    naming a column that is missing or repeated, or a row that is too short or too long.
     """
     table = read_cells(path, any_bytes)
     _, columns = next(table, ('', []))
@@ -120,7 +120,7 @@ def refuse_repeats(rows):
     first = {}
     for origin, image in rows:
         if image in first:
-            raise UserError(f'{origin}: image {image!r} is in {first[image]}, too')
+            raise UserError(f'{origin}: image {image!r} is already in {first[image]}')
         first[image] = origin
 
 
@@ -134,7 +134,7 @@ def to_class(cell, classes):
 
 
 def to_numbers(cells):
-    """Return the four numbers of a box. Raises ValueError if they are none."""
+    """Return the numbers of a box. Raises ValueError unless all are finite."""
     try:
         numbers = [float(cell) for cell in cells]
     except ValueError:
@@ -145,7 +145,7 @@ def to_numbers(cells):
 
 
 def make_box(*corners):
-    """Return left, top, right, bottom as integers. Raises ValueError without area."""
+    """Return left, top, right, bottom as integers. Raises ValueError if empty."""
     left, top, right, bottom = map(round, corners)
     if left >= right or top >= bottom:
         raise ValueError(f'box from {left}, {top} to {right}, {bottom} is empty')
@@ -153,7 +153,7 @@ def make_box(*corners):
 
 
 def read_roles(cells):
-    """Return (is_query, is_gallery) of {column: text}; without a column, true.
+    """Return (is_query, is_gallery) of a row; a missing column counts as true.
 
     Raises ValueError if a cell is neither true nor false.
     """
@@ -177,16 +177,17 @@ def check_roles(rows):
     separate = bool(rows) and rows[0][1] != (True, True)
     for origin, (is_query, is_gallery) in rows:
         both, neither = is_query and is_gallery, not is_query and not is_gallery
+        # the first row says whether all must have both roles
         if neither or both == separate:
             raise UserError(
-                f'{origin}: is_query and is_gallery: every test image must have both '
-                'roles, or every one exactly one of them'
+                f'{origin}: is_query and is_gallery: either all test images must have '
+                'both roles, or each must have exactly one'
             )
     return separate
 
 
 def find_file(files, name):
-    """Return the shortest path that is `name` or ends with it, or None."""
+    """Return the shortest path that is `name` or ends with /`name`, or None."""
     paths = [path for path in files if f'/{path}'.endswith(f'/{name}')]
     return min(paths, key=len, default=None)
 
@@ -200,15 +201,16 @@ def need_file(root, files, name, dataset):
 
 
 def locate(files, rows, source):
-    """Return the records of parsed rows, with their origins and whole paths.
+    """Return the records of parsed rows, with their origins and full paths.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
-    `Img/img/1.jpg` is on disk. The folder where most of the images exist precedes all
-    paths; of several such folders the shortest.
+    `Img/img/1.jpg` is on disk. All paths get the prefix with which most images exist,
+    the shortest of several.
     source: the file that lists the images. Raises UserError if none is found.
     """
     wanted = [record.path for _, record in rows]
     prefixes = set()
+    # a few images suffice to find the prefixes that are possible
     for probe in wanted[:: max(1, len(wanted) // 8)]:
         paths = [path for path in files if f'/{path}'.endswith(f'/{probe}')]
         prefixes |= {path.removesuffix(probe) for path in paths}

@@ -1,7 +1,7 @@
 """Read anybody's embeddings and their labels from a file, and rank its queries.
 
-A dict of torch.save or a .npz file has these entries, with a prefix `query_` or
-`gallery_`, or both, if the queries are not the gallery:
+A file of torch.save or numpy.savez has these entries. If the queries are not the
+gallery, prefix the entries of one or both with `query_` or `gallery_`:
 
     embeddings      (N, D) floats
     labels          (N,) integers or texts
@@ -11,14 +11,14 @@ A dict of torch.save or a .npz file has these entries, with a prefix `query_` or
 Databases of the original code (https://github.com/leftthomas/NormSoftmax/commits) hold
 test_features, test_labels and perhaps test_images, and the same of the gallery.
 Features are (N, D), (N, heads, D), or a list of tensors of one image or batch. That
-code scored two images by the mean of the heads' dot products, and concatenated heads
-rank the images as it did.
+code scored two images by the mean of the heads' dot products, so concatenated heads
+rank images in the same order.
 
 A .npy file holds the embeddings alone. Their labels are in a CSV with a row for each,
 in the same order, and the columns label (or class), and optionally path, is_query and
 is_gallery.
 
-All functions raise UserError that names the file and what is missing or does not fit.
+All functions raise a UserError that names the file and what is missing or wrong.
 """
 
 import os
@@ -71,7 +71,7 @@ class EmbeddingsFile:
     def keep_heads(self, heads):
         """Reduce the embeddings to those of the first `heads` heads."""
         known = self.ensemble_size or 0
-        if known == 1 < heads:
+        if known == 1 and heads > 1:
             raise UserError(
                 f'--evaluate_heads {heads}: {self.path} has one head, or components '
                 'that mix its heads (train with --dimensions 0)'
@@ -94,7 +94,7 @@ def rank_file(path, device, heads=None, labels_csv=None):
     if heads is not None:
         file.keep_heads(heads)
     sides = {'query': file.query, 'gallery': file.gallery}
-    arguments, names = [], {}
+    arguments, names = [], {}  # {argument of rank_positives: entry of the file}
     for argument, side in sides.items():
         if side:
             arguments += [side.embeddings.to(device), side.labels.to(device)]
@@ -120,12 +120,13 @@ def read_embeddings(path, labels_csv=None):
     """
     entries = load_entries(path, labels_csv)
     names = find_names(path, entries)
-    numbers = number_labels(path, [entries[each[1]] for each in names])
+    numbers = number_labels(path, [entries[labels] for _, labels, _ in names])
     sides = []
-    for each, labels in zip(names, numbers):
-        vectors = to_vectors(path, each[0], entries)
-        images = read_images(path, each[2], entries, len(labels))
-        sides.append(ImageSet(each, vectors, labels, images))
+    for side_names, labels in zip(names, numbers):
+        vectors_name, _, images_name = side_names
+        vectors = to_vectors(path, vectors_name, entries)
+        images = read_images(path, images_name, entries, len(labels))
+        sides.append(ImageSet(side_names, vectors, labels, images))
     heads = plain(entries.get('ensemble_size'))
     vectors = sides[0].embeddings
     if names[0][0] == 'test_features':
@@ -136,6 +137,7 @@ def read_embeddings(path, labels_csv=None):
             heads = vectors.shape[1]
             for side in sides:
                 side.embeddings = side.embeddings.flatten(1)
+    # 1 for a tensor of one number, which `rank_positives` refuses
     dimensions = sides[0].embeddings.shape[-1:].numel()
     if heads is not None and (
         type(heads) is not int or heads < 1 or dimensions % heads
@@ -183,7 +185,7 @@ def load_entries(path, labels_csv=None):
 
 
 def label_entries(path, embeddings, labels_csv):
-    """Return the entries of an array and of the CSV of its labels; path: its file."""
+    """Return the entries of an array and the CSV of its labels; path: of the array."""
     table = read_csv(labels_csv, [LABEL_COLUMNS], any_bytes=True)
     rows = parse_rows(labels_csv, table, read_row)
     embeddings = np.atleast_1d(embeddings)
@@ -192,7 +194,9 @@ def label_entries(path, embeddings, labels_csv):
             f'{path} has {len(embeddings):,} embeddings, but {labels_csv} has '
             f'{len(rows):,} rows'
         )
-    labels, images, roles = zip(*(row for _, row in rows)) if rows else [()] * 3
+    labels, images, roles = (), (), ()
+    if rows:
+        labels, images, roles = zip(*(row for _, row in rows))
     entries = {'embeddings': embeddings, 'labels': np.array(labels, dtype=str)}
     if None not in images:
         entries['images'] = np.array(images, dtype=str)
@@ -229,7 +233,7 @@ def find_names(path, entries):
         (prefix + field, prefix + 'labels', prefix + 'images')
         for prefix in dict.fromkeys(prefixes)
     ]
-    needed = [name for each in names for name in each[:2]]
+    needed = [name for each in names for name in each[:2]]  # images are optional
     missing = [name for name in needed if name not in entries]
     if missing:
         present = ', '.join(map(str, entries)) or 'nothing'
@@ -258,7 +262,7 @@ def to_vectors(path, name, entries):
 
 
 def number_labels(path, labels):
-    """Return the labels of each side as a tensor; texts get one numbering."""
+    """Return the labels of each side as a tensor; both sides number texts alike."""
     with must_be(path, 'labels', 'arrays'):
         labels = [np.atleast_1d(np.asarray(values)) for values in labels]
         if any(values.dtype.kind in 'US' for values in labels):
@@ -279,7 +283,7 @@ def read_images(path, name, entries, count):
 
 
 def plain(value):
-    """Return the number or text of an array or tensor of one; others as they are."""
+    """Return the value of a 0-d array or tensor, and anything else as it is."""
     is_array = isinstance(value, (np.ndarray, torch.Tensor))
     return value.item() if is_array and value.ndim == 0 else value
 
@@ -288,11 +292,11 @@ def plain(value):
 
 
 def match_queries(one, other):
-    """Return (Nq,) the place in `other` of each query of `one`, two ranked files.
+    """Return the place in `other` of each query of `one`, int64 (Nq,).
 
-    Queries are matched by their images' names, or by their order if a file has no
-    names. Both files must have the same queries and retrieve from the same gallery:
-    equal names, numbers of images, and images of each query's class.
+    Both are ranked EmbeddingsFiles. Queries are matched by the names of their images,
+    or by their order if a file has no names. Both files must have the same queries and
+    the same gallery: equal names, numbers of images, and images of each query's class.
     """
     both = f'{one.path} and {other.path}'
     images, others = one.query.images, other.query.images

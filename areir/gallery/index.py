@@ -4,17 +4,17 @@
         index.sqlite            a row for each image; see below
         vectors_<token>.f32     (images, dimensions) float32, in the order of the paths
         vectors_<token>.codes   the same in 8 bits; see vectors.py
-        shortened_<token>.*     both for shortened vectors, which are then searched
+        shortened_<token>.*     both for shortened vectors; if there, these are searched
         vectors_<token>.faiss   see approximate.py
 
 An update appends the vectors of new images to the file and then adds their rows to the
-database, batch by batch, so a killed update continues. At the end the vectors of all
-images that are there are written to a new file, and one transaction names it. If
-nothing has changed, nothing is written.
+database, batch by batch, so the next update continues a killed one. At the end it
+writes the vectors of all images that still exist to a new file, and one transaction
+names that file. If nothing has changed, nothing is written.
 
-If a row or a vector is damaged, only its image is embedded again. If another file is
-damaged, all are written again. SQLite does not notice a flipped bit in a value, so a
-row has the CRC-32 of its values and of its vector, and the State one of its own.
+If a row or a vector is damaged, only its image is embedded again. If any other file is
+damaged, all files are written again. SQLite does not notice a flipped bit in a value,
+so each row stores a CRC-32 of its values and its vector, and the State another.
 """
 
 import contextlib
@@ -49,11 +49,11 @@ from areir.gallery.vectors import (
 )
 from areir.networks.projection import Projection, fit_projection
 
-# The vectors of a network that was not trained on such images are shortened by the
-# principal components of the folder; docs/search.md has the figures.
+# The vectors of a pretrained network are shortened by the principal components of the
+# folder. docs/search.md has the measurements.
 DIMENSIONS, WHITENING = 256, 0.75
-LEAST_IMAGES = 1000
-MOST_IMAGES = 16384  # that components are fitted to
+LEAST_IMAGES = 1000  # in a folder whose vectors are shortened
+MOST_IMAGES = 16384  # that the components are fitted to
 FORMAT = 1  # of the database and the files beside it
 TABLES = """
     BEGIN;
@@ -74,23 +74,23 @@ class Row(NamedTuple):
     size: int
     mtime_ns: int
     problem: bytes | None  # why it cannot be read
-    place: int | None  # the row of its vector
-    checksum: int  # of what comes before, with the vector in the place of its row
+    place: int | None  # of its vector in the file
+    checksum: int  # of the first four values and the vector
 
 
 @dataclass
 class State:
-    """What the database has besides the images."""
+    """What the database holds besides the rows of the images."""
 
     settings: dict  # that the vectors depend on
     token: str  # in the names of the files
     dimensions: int = 0  # of the vectors before they are shortened; 0 without any
-    count: int = 0  # vectors in the order of the paths; behind them are new ones
+    count: int = 0  # vectors sorted by path; those appended since follow them
     checksums: dict = field(default_factory=dict)  # {derived file: CRC-32}
-    fitted: int = 0  # how many images the components were fitted to
+    fitted: int = 0  # the number of images when the components were fitted
     components: dict | None = None  # of the Projection that shortens the vectors
     calibration: dict | None = None  # stored by --calibrate
-    approximate: dict | None = None  # what was measured of the faiss index
+    approximate: dict | None = None  # recall and checksum of the faiss index
 
     def searched(self):
         """Return (name, dimensions) of the file that is searched."""
@@ -108,7 +108,7 @@ class Index:
     sizes: list  # bytes
     problems: dict  # {path: why it cannot be read}
     embedded: int  # images embedded by this update
-    removed: int  # images that are gone since the last update
+    removed: int  # images deleted since the last update
     components: dict | None  # of the Projection that shortened the vectors
     calibration: dict | None  # stored by --calibrate
     vectors: VectorsFile  # to search: the shortened ones, if any
@@ -118,9 +118,9 @@ def index_path(folder, model_path, results_root):
     """Return the path of the index of a folder for a model."""
     real = os.path.realpath(folder)
     name = cut_name(os.path.basename(real), 60) or 'root'
-    place = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
+    digest = hashlib.sha256(os.fsencode(real)).hexdigest()[:8]
     model = os.path.basename(model_path).removesuffix('.pth').removesuffix('_model')
-    return os.path.join(results_root, f'{name}_{place}_{cut_name(model, 100)}_index')
+    return os.path.join(results_root, f'{name}_{digest}_{cut_name(model, 100)}_index')
 
 
 def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
@@ -131,8 +131,8 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
 
     settings: the plain values that vectors depend on; if they have changed, a notice
     says so and all images are embedded. embed: see `embed_files`. shortened: whether to
-    shorten vectors by the principal components of the folder. They are fitted once it
-    has LEAST_IMAGES, and again when the number of its images has doubled.
+    shorten vectors by the principal components of the folder. They are fitted once the
+    folder has LEAST_IMAGES, and again when the number of its images has doubled.
 
     Raises UserError if the folder is missing or has no readable image, or if vectors
     are not finite, and OSError if the folder vanishes or the index cannot be written.
@@ -141,24 +141,25 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
     if not os.path.isdir(folder):
         raise UserError(f'--gallery {folder}: no such folder')
     with contextlib.ExitStack() as stack:
-        update = todo = index = None
+        update = todo = index = None  # rank 0 sets them
         if processes.is_first():
             database = stack.enter_context(locked(index_folder))
             update = Update(folder, index_folder, database)
             todo = update.plan(settings)
         todo = processes.from_first(todo)
-        for batch in embed_shares(folder, todo, image_size, embed) if todo else ():
+        batches = embed_shares(folder, todo, image_size, embed) if todo else ()
+        for batch in batches:
             if update:
                 update.add(*batch)
         if update:
             index = update.finish(shortened)
         index = processes.from_first(index)
-        processes.wait_for_all()  # all have opened the vectors
+        processes.wait_for_all()  # hold the lock until all have opened the vectors
         return index
 
 
 def embed_shares(folder, paths, image_size, embed):
-    """Embed images, each process its share; all processes yield all batches.
+    """Embed images: each process embeds a share, and all yield the batches of all.
 
     A batch is (paths, their vectors (n, D), {path: why it cannot be read}).
     """
@@ -166,9 +167,8 @@ def embed_shares(folder, paths, image_size, embed):
     share = paths[rank::count]
     files = [os.path.join(folder, path) for path in share]
     batches = embed_files(files, image_size, embed, 'indexing')
-    results = [()]
-    while any(result is not None for result in results):
-        batch = next(batches, None)
+    while True:
+        batch = next(batches, None)  # None: this share is done
         if batch:
             indices, vectors, problems = batch
             if indices:
@@ -176,6 +176,8 @@ def embed_shares(folder, paths, image_size, embed):
             problems = {share[index]: problem for index, problem in problems.items()}
             batch = [share[index] for index in indices], vectors.numpy(), problems
         results = processes.gather_objects(batch)
+        if not any(results):
+            return
         yield from filter(None, results)
 
 
@@ -219,26 +221,28 @@ class Update:
                 )
             self.state = State(settings, secrets.token_hex(8))
         self.rows = [] if changes else self.check_rows(rows)
+        # a new State has no rows yet
         if not self.rows or len(self.rows) < len(rows):
             replace(self.database, self.state, self.rows)
         known = {os.fsdecode(row.path) for row in self.rows}
         todo = [path for path in self.images if path not in known]
         places = [row.place for row in self.rows if row.place is not None]
-        waiting = sum(place >= self.state.count for place in places)
-        if todo and waiting:
-            print(f'notice: continuing from {waiting:,} images of an interrupted build')
+        appended = sum(place >= self.state.count for place in places)
+        if todo and appended:
+            print(f'notice: continuing an interrupted build after {appended:,} images')
         return todo
 
     def check_rows(self, rows):
-        """Return the Rows that fit the folder and their vectors."""
+        """Return the undamaged Rows of images that have not changed."""
         kept, damaged = [], 0
-        vectors, width = b'', 4 * self.state.dimensions
+        vectors, vector_bytes = b'', 4 * self.state.dimensions
         if os.path.isfile(self.vectors_path) and os.path.getsize(self.vectors_path):
             vectors = memoryview(np.memmap(self.vectors_path, np.uint8, 'r'))
         for row in rows:
             vector = b''
-            if isinstance(row.place, int):
-                vector = vectors[width * row.place : width * (row.place + 1)]
+            if isinstance(row.place, int):  # a damaged one may be anything
+                start = vector_bytes * row.place
+                vector = vectors[start : start + vector_bytes]
             if row.checksum != checksum_of(row[:4], vector):
                 damaged += 1
                 continue
@@ -287,29 +291,29 @@ class Update:
                 'and the same command continues'
             )
         state = self.state
-        found = sorted(row for row in self.rows if not row.problem)
-        paths = [os.fsdecode(row.path) for row in found]
+        readable = sorted(row for row in self.rows if not row.problem)
+        paths = [os.fsdecode(row.path) for row in readable]
         unreadable = [row for row in self.rows if row.problem]
         for row in unreadable:
             self.problems[os.fsdecode(row.path)] = os.fsdecode(row.problem)
         for path in self.images.keys() - self.problems.keys() - set(paths):
             self.problems[path] = 'gone while it was read'
-        if not found:
+        if not readable:
             raise UserError(
                 f'--gallery {self.folder}: none of its {len(self.images):,} images can '
                 f'be read, such as {printable(min(self.images))}'
             )
-        places = [row.place for row in found]
+        places = [row.place for row in readable]
         if places != list(range(state.count)) or self.is_damaged():
             self.write_files(places, shortened)
-            found = [row._replace(place=place) for place, row in enumerate(found)]
-            replace(self.database, state, found + unreadable)
+            readable = [row._replace(place=place) for place, row in enumerate(readable)]
+            replace(self.database, state, readable + unreadable)
         self.remove_old_files()
         name, dimensions = state.searched()
         return Index(
             folder=self.index_folder,
             paths=paths,
-            sizes=[row.size for row in found],
+            sizes=[row.size for row in readable],
             problems=self.problems,
             embedded=self.embedded,
             removed=self.removed,
@@ -319,7 +323,7 @@ class Update:
         )
 
     def is_damaged(self):
-        """Whether a file does not have its size or checksum; a notice says so."""
+        """Return whether a file has a wrong size or checksum; print which."""
         state, damaged = self.state, None
         if os.path.getsize(self.vectors_path) != 4 * state.dimensions * state.count:
             damaged = self.vectors_path
@@ -331,7 +335,7 @@ class Update:
         return bool(damaged)
 
     def write_files(self, places, shortened):
-        """Write the vectors of these places, and what is derived from them, anew."""
+        """Write new files of the vectors at `places` and of what derives from them."""
         state = self.state
         earlier = VectorsFile(self.vectors_path, state.dimensions)
         state.token, state.count = secrets.token_hex(8), len(places)
@@ -354,7 +358,7 @@ class Update:
         for name in os.listdir(self.index_folder):
             ours = name.startswith(('vectors_', 'shortened_'))
             if name.endswith('.part') or (ours and self.state.token not in name):
-                # Windows does not remove a file that another process reads
+                # on Windows, a file that another process reads cannot be removed
                 with contextlib.suppress(OSError):
                     os.remove(self.path_of(name))
 
@@ -377,7 +381,7 @@ def fit_components(state, vectors):
 
 
 def store_calibration(index, calibration):
-    """Store the result of `calibrate` in an Index and on the disk.
+    """Store the result of `calibrate` in an Index and on disk.
 
     Raises UserError if another process has changed the index meanwhile.
     """
@@ -398,8 +402,8 @@ def store_calibration(index, calibration):
 def locked(index_folder):
     """Yield the database of an index; no other process can use it meanwhile.
 
-    If another process does, print so and wait. If the database is damaged, print so and
-    replace it by an empty one. Raises WriteError if it cannot be opened or written.
+    If another process is using it, say so and wait. If it is damaged, say so and
+    replace it with an empty one. Raises WriteError if it cannot be opened or written.
     """
     path = os.path.join(index_folder, 'index.sqlite')
     os.makedirs(index_folder, exist_ok=True)

@@ -22,7 +22,7 @@ class Query:
     file: str
     name: str  # as the user gave it, or the collection's own name for it
     label: object = None  # the name of its class, or None
-    index: int = -1  # in the collection, or -1
+    index: int = -1  # among the images that are searched, or -1
     embedding: object = None  # (D,), or None if it must be computed
 
 
@@ -71,11 +71,11 @@ def report_problems(problems):
 def find_images(paths, collection):
     """Return the position of each path in the collection's `names`, or -1.
 
-    A path that is a file is compared by file, whatever names and links lead to it. Any
-    other path is compared by name.
+    A file is found by device and inode, so it may have other names or be a link. A path
+    that is no file is found by name.
     """
     positions = [-1] * len(paths)
-    wanted, wanted_sizes = {}, set()
+    wanted, wanted_sizes = {}, set()  # wanted: {(device, inode): numbers of paths}
     for number, path in enumerate(paths):
         if os.path.isfile(path):
             seen = os.stat(path)
@@ -88,7 +88,7 @@ def find_images(paths, collection):
         if not wanted:
             break
         if sizes and sizes[position] not in wanted_sizes:
-            continue
+            continue  # another size, so another file: no need to stat it
         with contextlib.suppress(OSError):
             seen = os.stat(os.path.join(collection.folder, name))
             for number in wanted.pop((seen.st_dev, seen.st_ino), ()):
@@ -117,6 +117,7 @@ def stored_query(position, collection):
         file=os.path.join(collection.folder, name),
         name=name,
         label=label,
+        # the names of images that are not searched come last
         index=position if position < len(collection) else -1,
         embedding=embedding,
     )
@@ -171,7 +172,7 @@ def embed_images(paths, collection):
 
 
 def search_queries(queries, collection, k):
-    """Return [(Query, (scores, indices))], lists of the k nearest images of each."""
+    """Return [(Query, (scores, indices))]: lists, of the query's k nearest images."""
     results = []
     for start in range(0, len(queries), TOGETHER):
         batch = queries[start : start + TOGETHER]

@@ -25,7 +25,7 @@ from areir.output import charts, run_statistics
 from areir.output.charts import number, share
 from areir.training.run import read_results, read_run_json
 
-NEIGHBOURS = 8  # nearest images that are shown of a query
+NEIGHBOURS = 8  # nearest images shown for a query
 THUMBNAIL = 96  # pixels
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'templates')
 
@@ -33,19 +33,19 @@ TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'templates'
 def write_report(results_root, database_path, database, folder):
     """Write the page of a finished run and return its path, in results_root.
 
-    database: what the file database_path holds, as train.py wrote it. The run's CSV and
-    JSON are beside that file; each of them may be missing. folder: where the paths of
-    images start. Raises UserError if there is nothing to retrieve.
+    database: the contents of the file database_path. The run's CSV and JSON lie beside
+    that file; each of them may be missing. folder: that image paths are relative to.
+    Raises UserError if there is nothing to retrieve.
     """
-    beside = database_path.removesuffix('_data_base.pth')
-    run = os.path.basename(beside)
+    prefix = database_path.removesuffix('_data_base.pth')  # of the run's files
+    run = os.path.basename(prefix)
     images = run_statistics.SearchedImages(database)
     if not images.available:
         raise UserError(
             f'{database_path}: it holds a single image, which has nothing to retrieve'
         )
-    record, record_problem = read(read_run_json, f'{beside}_run.json')
-    rows, curves_problem = read(read_results, f'{beside}_results.csv')
+    record, record_problem = read(read_run_json, f'{prefix}_run.json')
+    rows, curves_problem = read(read_results, f'{prefix}_results.csv')
     curves = {} if curves_problem else describe_curves(rows, database['epoch'])
     page = {
         'run': run,
@@ -63,7 +63,7 @@ def write_report(results_root, database_path, database, folder):
 
 
 def render(page):
-    """Return the HTML of a page, {name: what the template shows}."""
+    """Return the HTML of a page. page: {name in the template: value}."""
     import jinja2  # only pages need it
 
     environment = jinja2.Environment(
@@ -77,7 +77,7 @@ def render(page):
     environment.filters.update(writers, quote=shlex.quote)
     environment.globals.update(interval=describe_interval, zip=zip)
     html = environment.get_template('report.html.jinja').render(page)
-    return html.encode(errors='replace').decode()  # names of files hold any bytes
+    return html.encode(errors='replace').decode()  # file names may hold any bytes
 
 
 def read(reader, path):
@@ -106,7 +106,7 @@ def describe_curves(rows, kept):
 
 
 def describe_results(images, database, folder):
-    """Return what the page shows of SearchedImages; folder: where their paths start."""
+    """Return what the page shows of SearchedImages. folder: see `write_report`."""
     recalls, ranks = run_statistics.rank_heads(images, database['ensemble_size'])
     statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
@@ -116,9 +116,9 @@ def describe_results(images, database, folder):
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
     best = run_statistics.pick(statistics.margin, labels, rank == 1)
     tiles = TileMaker(images, (scores, nearest), database['classes'], folder)
-    first = images.labels[nearest[:, 0]], scores[:, 0]
+    first_labels, first_scores = images.labels[nearest[:, 0]], scores[:, 0]
     classes = []
-    for row in run_statistics.lowest_classes(labels, rank, *first):
+    for row in run_statistics.lowest_classes(labels, rank, first_labels, first_scores):
         query = row.example
         answer = tiles.tile(query, nearest[query, 0], scores[query, 0])
         classes.append((row, tiles.tile(query), answer))
@@ -145,7 +145,7 @@ def describe_results(images, database, folder):
 
 
 def score_rows(*histograms):
-    """Return rows of texts: a bin and its share in each histogram; no empty bins."""
+    """Return a row of texts for each bin in use: the bin, its share per histogram."""
     edges = np.linspace(-1, 1, len(histograms[0]) + 1)
     rows = []
     for low, high, *shares in zip(edges, edges[1:], *histograms):
@@ -158,7 +158,7 @@ class TileMaker:
     """Makes tiles, thumbnails with captions, of SearchedImages' queries and answers.
 
     nearest: (scores, indices) of the nearest images, (Q, k) each; classes: names by
-    label; folder: where the paths of images start.
+    label; folder: see `write_report`.
     """
 
     def __init__(self, images, nearest, classes, folder):
@@ -167,7 +167,7 @@ class TileMaker:
         self.picture = functools.cache(thumbnail)
 
     def tile(self, query, index=None, score=None):
-        """Return the tile of a query, or of image `index` of the gallery for it."""
+        """Return the tile of a query, or of gallery image `index` as its answer."""
         images = self.images
         if index is None:
             kind, label = 'query', images.query_labels[query]
@@ -184,7 +184,7 @@ class TileMaker:
         """Return (tile, note, answers) of a query that has a right image.
 
         The answers are the tiles of the nearest images, and of the first right one if
-        it is not among them. rank (Q,): of the first right images.
+        it is not among them. rank (Q,): that of each query's first right image.
         """
         rank, margin = int(rank[query]), float(statistics.margin[query])
         found = list(zip(self.indices[query], self.scores[query]))

@@ -1,6 +1,6 @@
-"""The images of a run: which they are, what is seen of them, and their batches.
+"""The images of a run: which ones, how they are transformed, and their batches.
 
-Batches are the same in all processes, each of which decodes a share.
+All processes see the same batches, and each decodes a share of every batch.
 """
 
 import os
@@ -14,14 +14,15 @@ from areir.errors import UserError
 from areir.processes import gather, rank_and_count
 from areir.seeds import CROP, ORDER, SAMPLE, random_generator
 
-ASPECT = 4 / 3  # a crop's width and height, as shares of the image's, differ by less
+ASPECT = 4 / 3  # a crop's aspect ratio differs from the image's by at most this factor
 TEST_BATCH = {'strict': 64, 'published': 8}  # images, for each --protocol
-FIT_IMAGES = 4096  # training images at most that a projection is fitted to
+FIT_IMAGES = 4096  # the most training images that a projection is fitted to
 
 
 def load_data(args):
     """Return the Split of the dataset, with classes held out for --select val.
 
+    If the dataset has no boxes, args.crop_type becomes 'uncropped', with a notice.
     Raises UserError if too few classes are left to train.
     """
     prepared = prepared_names(args.data_root).get(args.data_name)
@@ -35,7 +36,7 @@ def load_data(args):
     held_out = ''
     if args.select == 'val':
         split = hold_out(split, args.seed)
-        held_out = ' beside those that --select val holds out'
+        held_out = ' besides those that --select val holds out'
     classes = len(split.train.classes)
     if classes < 2:
         raise UserError(
@@ -74,17 +75,16 @@ def make_loaders(split, args, device):
 
 
 class CropAndFlip:
-    """A transform of training images: a random crop, squashed, and a random flip.
+    """A transform of training images: crop at random, squash to a square, maybe flip.
 
-    count: of all images; least_area: the smallest share of an image that a crop keeps,
-    1 for whole images. What is drawn depends on seed, epoch and the image's number
-    alone.
+    count: the number of images; least_area: the smallest share of an image that a crop
+    keeps, 1 for whole images. Crop and flip depend on seed, epoch and index alone.
     """
 
     def __init__(self, count, image_size, seed, least_area=1):
         self.count, self.image_size = count, image_size
         self.seed, self.least_area = seed, least_area
-        self.epoch = None  # that was drawn last
+        self.epoch = None  # the epoch whose crops and flips are drawn
 
     def __call__(self, image, index, epoch):
         """Return uint8 pixels (3, S, S) of a pillow image, number `index`."""
@@ -114,12 +114,12 @@ def draw_order(count, seed, epoch):
 
 
 def crop_regions(count, least_area, generator):
-    """Draw the part of each image that training sees: shares of width and height.
+    """Draw a crop of each image, in shares of its width and height.
 
     Returns float (count, 4): left, top, right, bottom. Areas are uniform between
-    least_area and 1, aspect ratios log-uniform up to ASPECT, and places uniform, as in
-    torchvision's RandomResizedCrop, but a side that would be longer than the image is
-    cut to it.
+    least_area and 1, aspect ratios log-uniform between 1 / ASPECT and ASPECT, and
+    positions uniform, as in torchvision's RandomResizedCrop; but a side longer than the
+    image's is cut to it.
     """
     area, aspect, left, top = torch.rand(4, count, generator=generator)
     area = least_area + (1 - least_area) * area
@@ -134,8 +134,8 @@ def crop_regions(count, least_area, generator):
 class InOrder:
     """Batch sampler of all images in order: this process's share of each batch.
 
-    Items are (image, epoch). epochs: in each of them, the images are transformed as in
-    that epoch; by default they are taken once and as they are.
+    Items are (image, epoch). epochs: all images come once for each, transformed as in
+    that epoch; by default they come once, not transformed.
     """
 
     def __init__(self, count, batch_size, epochs=(None,)):
@@ -157,9 +157,8 @@ class EpochSampler(InOrder):
     """Batch sampler of the training images: this process's share of each batch.
 
     order: a function of the epoch that returns the numbers of its images, int64
-    (images,); by default all `count` in random order. The last ones are left out if
-    they do not fill a batch.
-    Call set_epoch before each pass, as with torch's DistributedSampler.
+    (images,); by default all `count` in random order. Leftovers that fill no batch are
+    dropped. Call set_epoch before each pass, as with torch's DistributedSampler.
     """
 
     def __init__(self, count, batch_size, seed, order=None):
@@ -191,10 +190,10 @@ def own_share(batch, rank, processes):
 
 
 def whole_batches(loader, device):
-    """Put the shares of all processes together.
+    """Yield whole batches, put together from the shares of all processes.
 
-    loader: a DataLoader of `ImageDataset` with one of the samplers above. Yields
-    whole batches in the same form: (pixels (N, 3, S, S) on the device, indices (N,),
+    loader: a DataLoader of `ImageDataset` with one of the samplers above. Batches have
+    the loader's form: (pixels (N, 3, S, S) on the device, indices (N,),
     problems, all empty). Raises UserError naming an image that cannot be read.
     """
     remaining = loader.batch_sampler.remaining

@@ -20,8 +20,8 @@ from areir.training.checkpoints import model_weights
 def embed_parts(net, loaders, args, info, signals):
     """Embed all images except those of training.
 
-    Returns ({part: (N, D)}, Projection or None) in rank 0, without the vectors
-    elsewhere. The projection is fitted to the part 'fit' of the training images.
+    Returns ({part: (N, D)}, Projection or None) in rank 0; in other ranks the tensors
+    are empty, and there is no Projection. It is fitted to the images of part 'fit'.
     """
     dtype = torch.float16 if args.store == 'fp16' else torch.float32
     projection = None
@@ -31,7 +31,7 @@ def embed_parts(net, loaders, args, info, signals):
         )
         if is_first():
             projection = fit_projection(vectors, args.dimensions, args.whitening)
-        del vectors  # they may be long
+        del vectors  # they may take much memory
     embeddings = {
         name: embed_part(
             net, loader, info, dtype, signals, f'embedding {name}', projection
@@ -66,7 +66,7 @@ def embed_part(net, loader, info, dtype, signals, description, projection=None):
 
 
 def embed_with_all_heads(net, info, pixels):
-    """Return the embeddings (N, D) of uint8 pixels in rank 0.
+    """Return the embeddings (N, D) of uint8 pixels, in every process.
 
     Each process embeds with its heads, rank r with heads r, r + processes, ...
     """
@@ -74,6 +74,7 @@ def embed_with_all_heads(net, info, pixels):
     own = net.embed(to_images(pixels, info))
     own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
     most = -(-net.ensemble_size // processes)
+    # some ranks have a head less, but `gather` takes tensors of one shape
     padded = F.pad(own, (0, 0, 0, most - own.shape[1])).contiguous()
     whole = own.new_empty(len(own), net.ensemble_size, own.shape[2])
     for rank, share in enumerate(gather(padded)):
@@ -104,7 +105,7 @@ class Result:
             del self.val_metrics['queries_without_positive']
 
     def on_device(self, names, dtype=None):
-        """Return embeddings and labels of one part, or of the query and the gallery."""
+        """Return embeddings and labels of one part, or of queries and gallery."""
         tensors, device = [], self.experiment.hardware.device
         for name in names:
             tensors.append(self.embeddings[name].to(device, dtype))
@@ -113,7 +114,7 @@ class Result:
 
     @property
     def score(self):
-        """The epoch with the highest is kept; the last one with --select last."""
+        """The epoch with the highest score is kept; --select last scores by epoch."""
         if self.select == 'val':
             return self.val_metrics['recall@1']
         if self.select == 'test':
@@ -140,7 +141,7 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
 
     checkpoint: the folder that holds its weights; started: when embedding began.
     """
-    trained = progress.seconds if result.epoch else 0
+    trained = progress.seconds if result.epoch else 0  # epoch 0 is not trained
     seconds = trained + time.perf_counter() - started
     row = record.csv_row(experiment, progress, result, lr, seconds)
     progress.rows.append(row)

@@ -84,12 +84,12 @@ class Trainer:
     """The trunk and this process's heads, each with an optimizer of its own.
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
-    and gpus; with more than one GPU each part runs under nn.DataParallel. The trunk and
-    the first heads are not trained if they need no gradients. loss: an EnsembleLoss of
-    the heads that are. freeze_bn: whether batch norm keeps its statistics. seed: of
-    what layers drop by chance, with the numbers in `step_place`. optimizer: makes one
-    from groups of parameters and lr. criterion_rate: the learning rate of a criterion's
-    weights, which do not decay, as a multiple of the network's.
+    and gpus; with more than one GPU each part runs under nn.DataParallel. If the trunk
+    or the first heads need no gradients, they are frozen. loss: an EnsembleLoss of the
+    other heads. freeze_bn: whether batch norm keeps its statistics. seed: with the
+    epoch and batch in `step_place`, it seeds the layers that drop something. optimizer:
+    makes one from groups of parameters and lr. criterion_rate: the learning rate of a
+    criterion's weights, which do not decay, as a multiple of the network's.
     """
 
     def __init__(
@@ -112,9 +112,11 @@ class Trainer:
         self.parts, self.criteria, self.optimizers = {'trunk': model.trunk}, {}, {}
         for member, head in zip(model.members, model.heads):
             self.parts[head_name(member)] = head
+        # of the parts, for `seed_part`: the trunk, then the heads of this process
         numbers = [0, *(member + 1 for member in model.members)]
-        none = [nn.Identity()] * (1 + self.frozen_heads)
-        criteria, runners = [*none, *loss.criteria], []
+        # the trunk and the frozen heads have no criterion
+        no_criteria = [nn.Identity()] * (1 + self.frozen_heads)
+        criteria, runners = [*no_criteria, *loss.criteria], []
         rows = zip(numbers, criteria, self.parts.items())
         for number, criterion, (name, part) in rows:
             self.criteria[name] = criterion
@@ -133,7 +135,7 @@ class Trainer:
         self.heads = heads[self.frozen_heads :]
 
     def begin_epoch(self, lr):
-        """Set the learning rate, and batch norm to training where weights train."""
+        """Set the learning rate, and put the parts that train in training mode."""
         self.begin_step(lr, *self.step_place)
         for part in self.parts.values():
             part.train(next(part.parameters()).requires_grad)
@@ -149,7 +151,7 @@ class Trainer:
                 group['lr'] = lr * group.get('rate', 1)
 
     def seed_part(self, number, runner, inputs):
-        """Let what a part drops depend on the seed, the step and its number alone."""
+        """Make what a part drops depend only on the seed, the step and its number."""
         torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
 
     def step(self, images, meta_labels):
@@ -185,8 +187,8 @@ def learning_rate(schedule, lr, num_epochs, warmup, epochs):
     """Return the rate after `epochs` epochs, which may be a fraction.
 
     step: lr, divided by 10 after 50 % and again after 70 % of the epochs. cosine: lr,
-    falling to 0 like half a wave (arXiv 1608.03983). warmup: the share of all epochs
-    in which the rate first rises from 0.
+    falling to 0 along half a cosine wave (arXiv 1608.03983). warmup: the share of all
+    epochs in which the rate first rises from 0.
     """
     if schedule == 'step':
         milestones = [max(1, int(num_epochs * part)) for part in (0.5, 0.7)]

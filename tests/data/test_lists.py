@@ -87,7 +87,7 @@ ISC = 'Eval/list_eval_partition.txt'
 @pytest.mark.parametrize(
     ('file', 'number', 'line', 'expected'),
     [
-        ('images.txt', 2, '1 a.jpg', "line 2: image '1' is in .*line 1, too"),
+        ('images.txt', 2, '1 a.jpg', "line 2: image '1' .*line 1"),
         ('images.txt', 2, '2', 'line 2: 2 fields expected'),
         ('image_class_labels.txt', 2, None, r'images\.txt, line 2: image 2 is not in'),
         ('image_class_labels.txt', 2, '2 220', "line 2: class '220'"),
@@ -96,14 +96,14 @@ ISC = 'Eval/list_eval_partition.txt'
         ('bounding_boxes.txt', 2, '2 0 0 -9 9', 'line 2: box '),
         ('Ebay_train.txt', 3, f'2 11319 1 {SOP}', "line 3: class '11319'"),
         ('Ebay_train.txt', 3, '2 1', 'line 3: 4 fields expected'),
-        ('Ebay_train.txt', 3, f'2 1 1 {SOP}', 'line 3: image .* is in .*line 2, too'),
+        ('Ebay_train.txt', 3, f'2 1 1 {SOP}', 'line 3: image .*line 2'),
         (ISC, 4, None, "line 1: '5' images, but 4 lines"),
         (ISC, 1, None, 'line 1: '),
         (ISC, 4, 'img/x/id_2/1.jpg id_2 val', "line 4: status 'val'"),
         ('anno_train.csv', 1, '00001.jpg,3,2,12,9,abc', "line 1: class 'abc'"),
         ('anno_train.csv', 1, '00001.jpg,3,2,1,9,1', 'line 1: box '),
         ('anno_train.csv', 1, '00001.jpg,3,2', 'line 1: 6 cells expected'),
-        ('anno_train.csv', 1, '"00001.jpg,3,2,9,9,1', 'line 1: no row of a CSV'),
+        ('anno_train.csv', 1, '"00001.jpg,3,2,9,9,1', 'line 1: .*CSV'),
         ('names.csv', 7, None, '195 classes, not 196'),
     ],
 )

@@ -215,7 +215,7 @@ def test_an_interrupted_update_keeps_what_was_embedded(
     with open(next((tmp_path / 'index').glob('*.f32')), 'ab') as file:
         file.write(b'cut short')
     index = update(photos, tmp_path / 'index')
-    assert '4 images of an interrupted build' in capsys.readouterr().out
+    assert 'interrupted build after 4 images' in capsys.readouterr().out
     assert index.embedded == 3
     assert_same(index, update(photos, tmp_path / 'new'))
 
