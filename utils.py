@@ -145,6 +145,8 @@ def interrupt_once():
 
 def flush_stdout():
     """Flush stdout; return the OSError if that fails, else None."""
+    if sys.stdout is None:  # closed before the script began
+        return None
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -181,6 +181,13 @@ def test_an_error_is_told_even_if_nothing_can_be_printed(start):
         assert end(process) == (2, ['script.py: error: b: damaged'])
 
 
+def test_a_closed_stdout_is_no_failure():
+    code = "import utils; utils.run_script(lambda: print('a'))"
+    shell = ['sh', '-c', 'exec "$@" >&-', 'sh', sys.executable, '-c', code]
+    process = subprocess.run(shell, cwd=REPOSITORY, stderr=subprocess.PIPE)
+    assert process.returncode == 0 and not process.stderr
+
+
 def test_names_that_are_no_text_are_printed(start):
     process = start("print('\\udcff', 'é')")
     assert process.stdout.read() == '\\udcff é\n' and process.wait() == 0

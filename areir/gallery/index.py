@@ -411,7 +411,7 @@ def locked(index_folder):
     try:
         try:
             database = open_database(path)
-        except sqlite3.Error:
+        except (sqlite3.Error, UnicodeDecodeError):
             if not os.path.isfile(path) or not os.path.getsize(path):
                 raise  # it cannot be created
             print(f'notice: {path} is damaged: the index is built again')
@@ -435,9 +435,11 @@ def open_database(path):
         if version not in (0, FORMAT) or checks != [(b'ok',)]:
             raise sqlite3.DatabaseError('damaged, or of another version')
         database.executescript(TABLES)
+        for table in ('images', 'state'):
+            database.execute(f'SELECT * FROM {table} LIMIT 0')  # decodes their columns
         if not version:
             database.execute(f'PRAGMA user_version = {FORMAT}')
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         database.close()
         raise
     return database

@@ -388,6 +388,17 @@ def test_a_damaged_database_is_built_again(photos, tmp_path, statement):
     assert names_in(tmp_path / 'index') == ['index.sqlite', 'vectors', 'vectors']
 
 
+@pytest.mark.parametrize('name', [b'place INTEGER', b'content BLOB'])
+def test_a_column_whose_name_is_no_text_is_noticed(photos, tmp_path, name):
+    update(photos, tmp_path / 'index')
+    path = tmp_path / 'index/index.sqlite'
+    content = path.read_bytes()
+    path.write_bytes(content.replace(name, b'\xa0' + name[1:]))
+    index = update(photos, tmp_path / 'index')
+    assert index.embedded == 7
+    assert_same(index, update(photos, tmp_path / 'new'))
+
+
 @pytest.mark.parametrize('is_there', [True, False])
 def test_damaged_codes_are_written_again(photos, tmp_path, capsys, is_there):
     path = codes_path(update(photos, tmp_path / 'index').vectors.path)
