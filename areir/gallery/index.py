@@ -414,7 +414,7 @@ def locked(index_folder):
         except (sqlite3.Error, UnicodeDecodeError):
             if not os.path.isfile(path) or not os.path.getsize(path):
                 raise  # it cannot be created
-            print(f'notice: {path} is damaged: the index is built again')
+            print(f'notice: {path} is damaged or of another version: it is built again')
             os.remove(path)
             database = open_database(path)
         with contextlib.closing(database):
@@ -435,8 +435,7 @@ def open_database(path):
         if version not in (0, FORMAT) or checks != [(b'ok',)]:
             raise sqlite3.DatabaseError('damaged, or of another version')
         database.executescript(TABLES)
-        for table in ('images', 'state'):
-            database.execute(f'SELECT * FROM {table} LIMIT 0')  # decodes their columns
+        database.execute('SELECT * FROM images, state LIMIT 0')  # decodes their names
         if not version:
             database.execute(f'PRAGMA user_version = {FORMAT}')
     except (sqlite3.Error, UnicodeDecodeError):
