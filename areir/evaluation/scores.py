@@ -77,8 +77,8 @@ def check_pair(query, gallery, norm=None):
 def largest_norm(embeddings):
     """Return the largest norm of a row, computed in float64."""
     blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
-    norms = [torch.linalg.vector_norm(block.double(), dim=1).max() for block in blocks]
-    return max(norms).item()
+    norms = [torch.linalg.vector_norm(block.double(), dim=1) for block in blocks]
+    return torch.cat(norms).max().item()
 
 
 # Scores
