@@ -92,9 +92,7 @@ class Head(Stages):
         return self.fc(self.run(self.tail, features).flatten(1))
 
     def forward(self, features):  # of the trunk, (N, C, H, W)
-        for stage in self.stages:
-            features = self.run(stage, features)
-        return self.logits(features)
+        return self.fc(super().forward(features).flatten(1))
 
     def pooled(self, outputs):
         """Return the pooled features of stages, a list of (N, width).
@@ -113,7 +111,7 @@ class EnsembleModel(nn.Module):
     The trunk is drawn from seed, head h from (seed, h).
 
     model_type: a name of `backbones.model_types`, or a list of modules, the stages of a
-    network, of which every head gets a copy with the same weights.
+    network; every head gets a copy of them with the same weights.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
     what each head adds to the description of an image: its 'logits'; the pooled

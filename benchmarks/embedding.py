@@ -78,7 +78,7 @@ def get_args():
     add('--ensemble_size', type=int, default=8, help='heads')
     add('--images', type=int, default=64, help='embedded at once')
     add('--image_size', type=int, default=256, help='pixels a side')
-    add('--rounds', type=int, default=3, help='measurements, of which the median')
+    add('--rounds', type=int, default=3, help='times to measure; medians are shown')
     return parser.parse_args()
 
 

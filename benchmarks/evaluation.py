@@ -187,7 +187,7 @@ def get_args():
     add('--ensemble_size', type=int, default=48, help='heads')
     add('--meta_class_size', type=int, default=12, help='numbers of a head')
     add('--methods', default=','.join(METHODS), help='what to measure')
-    add('--rounds', type=int, default=3, help='measurements, of which the median')
+    add('--rounds', type=int, default=3, help='times to measure; medians are shown')
     return parser.parse_args()
 
 

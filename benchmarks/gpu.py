@@ -288,7 +288,7 @@ def get_args():
     add('--images', type=int, default=60502, help='images to evaluate')
     add('--seeds', type=int, default=3, help='of the runs in bf16 and fp32')
     add('--num_epochs', type=int, default=5, help='of those runs')
-    add('--rounds', type=int, default=3, help='measurements, of which the median')
+    add('--rounds', type=int, default=3, help='times to measure; medians are shown')
     args = parser.parse_args()
     if args.tiny:
         vars(args).update(TINY)

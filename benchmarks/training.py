@@ -232,7 +232,7 @@ def get_args():
     add('--no_joint', action='store_true', help='leave out the joint loop')
     add('--steps', type=int, default=4, help='measured in a process')
     add('--memory', action='store_true', help='compute what each variant needs')
-    add('--rounds', type=int, default=3, help='measurements, of which the median')
+    add('--rounds', type=int, default=3, help='times to measure; medians are shown')
     return parser.parse_args()
 
 

@@ -284,7 +284,7 @@ class Update:
         self.embedded += len(paths)
 
     def finish(self, shortened):
-        """Write the files anew if the index has changed; return the Index."""
+        """Rewrite the files if the index has changed, and return the Index."""
         if not os.path.isdir(self.folder):
             raise OSError(
                 f'{self.folder} vanished while it was read; what was embedded is kept, '

@@ -159,7 +159,7 @@ class Run:
                 f'{self.name} is going on in another process, which locks {path}: '
                 'wait for it or stop it'
             ) from None
-        except (NotImplementedError, OSError):  # some disks of networks
+        except (NotImplementedError, OSError):  # some network disks
             line = f'notice: {path} cannot be locked: start this run only once'
             print(line, file=sys.stderr)
 
