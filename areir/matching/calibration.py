@@ -51,13 +51,23 @@ class LabelledVectors(NamedTuple):
 
 
 def calibrate(
-    query, query_labels, gallery=None, gallery_labels=None, false_match_rate=0.01
+    query,
+    query_labels,
+    gallery=None,
+    gallery_labels=None,
+    false_match_rate=0.01,
+    own=None,
 ):
     """Set the threshold for embeddings of unseen classes.
 
     query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,): as in
-    `metrics.evaluate`, but unit vectors. Returns None if there are fewer than two
-    classes, else a dict of plain numbers, which is saved with the model or the index:
+    `metrics.evaluate`, but unit vectors. own (Q,): each query's index in the gallery,
+    or -1; by default -1 for all. Without a gallery, the queries are searched among
+    themselves. The gallery may hold classes that no query has, such as those of
+    training.
+
+    Returns None if there are fewer than two classes, else a dict of plain numbers,
+    which is saved with the model or the index:
 
         false_match_rate      the wanted rate
         gallery_size          wrong images that a query was compared with, on average
@@ -73,7 +83,7 @@ def calibrate(
         queries, classes      how many set the threshold
         confidence            the curve for `votes.confidence_of`, or None
     """
-    images = draw_queries(query, query_labels, gallery, gallery_labels)
+    images = draw_queries(query, query_labels, gallery, gallery_labels, own)
     wrong, best = count_wrong(images)
     labels = images.query_labels.cpu()
     classes = len(labels.unique())
@@ -108,18 +118,21 @@ def calibrate(
     }
 
 
-def draw_queries(query, query_labels, gallery, gallery_labels):
+def draw_queries(query, query_labels, gallery, gallery_labels, own):
     """Return LabelledVectors of at most MOST_QUERIES queries, drawn at random."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(query), generator=generator)[:MOST_QUERIES]
     drawn = drawn.sort().values.to(query.device)
     query_labels = torch.as_tensor(query_labels, device=query.device)
-    own = torch.full_like(drawn, -1)
     if gallery is None:
-        gallery, gallery_labels, own = query, query_labels, drawn
+        gallery, gallery_labels = query, query_labels
+        own = torch.arange(len(query))
+    elif own is None:
+        own = torch.full((len(query),), -1)
+    own = torch.as_tensor(own, device=query.device)
     gallery_labels = torch.as_tensor(gallery_labels, device=query.device)
     return LabelledVectors(
-        query[drawn], query_labels[drawn], gallery, gallery_labels, own
+        query[drawn], query_labels[drawn], gallery, gallery_labels, own[drawn]
     )
 
 
@@ -244,11 +257,13 @@ def threshold_interval(rates, labels, wanted):
 def cross_check(images, wanted):
     """Return the false-match rate (Q,) on classes that did not set the threshold.
 
-    One half of the classes sets the threshold, and the rate is measured on the other
-    half in a gallery of its own; then the halves change roles. Rates are means of
-    HALVINGS random halvings, NaN for queries that could not be measured.
+    One half of the queries' classes sets the threshold, and the rate is measured on the
+    other half in a gallery of its own; then the halves change roles. Classes that no
+    query has are in both galleries. Rates are means of HALVINGS random halvings, NaN
+    for queries that could not be measured.
     """
-    classes = torch.cat([images.query_labels, images.gallery_labels]).unique()
+    classes = images.query_labels.unique()
+    is_shared = ~torch.isin(images.gallery_labels, classes)
     generator = torch.Generator().manual_seed(0)
     matches, measured = torch.zeros(2, len(images.query), dtype=torch.float64)
     for _ in range(HALVINGS):
@@ -256,7 +271,7 @@ def cross_check(images, wanted):
         halves = []
         for part in classes[order].tensor_split([len(classes) // 2]):
             asked = torch.isin(images.query_labels, part)
-            searched = torch.isin(images.gallery_labels, part)
+            searched = torch.isin(images.gallery_labels, part) | is_shared
             half = LabelledVectors(
                 images.query[asked],
                 images.query_labels[asked],

@@ -114,8 +114,27 @@ def test_queries_apart_from_the_gallery():
     query, gallery = (embeddings[::2], labels[::2]), (embeddings[1::2], labels[1::2])
     result = calibrate(*query, *gallery, false_match_rate=0.1)
     assert result['gallery_size'] == 57 and result['queries'] == 60
+    own = torch.arange(120)
+    among_themselves = calibrate(embeddings, labels, embeddings, labels, own=own)
+    assert among_themselves == calibrate(embeddings, labels)
     tiny = embeddings[12:13], labels[12:13]
     assert calibrate(embeddings[:12], labels[:12], *tiny) is not None
+
+
+def test_a_gallery_with_classes_that_no_query_has():
+    """Their images are wrong for every query, and no query finds itself."""
+    embeddings, labels = clusters(30, 6)
+    query, own = slice(120, 180), torch.arange(120, 180)
+    asked = embeddings[query], labels[query], embeddings, labels
+    result = calibrate(*asked, false_match_rate=0.1, own=own)
+    assert (result['classes'], result['gallery_size']) == (10, 174)
+    scores = embeddings[query] @ embeddings.T
+    wrong = scores.masked_fill(labels[query, None] == labels, -2).amax(dim=1)
+    rate = (wrong >= result['threshold']).double().mean().item()
+    assert rate == pytest.approx(0.1, abs=0.04)
+    small = calibrate(*asked[:2], false_match_rate=0.1)
+    assert result['threshold'] > small['threshold']
+    assert 0.02 < result['realised'] < 0.3
 
 
 @pytest.mark.parametrize('count', [1, 2, 5, 6])
