@@ -6,9 +6,9 @@
     torchrun --nproc_per_node 2 train.py ...     # divides the heads among 2 processes
 
 A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size},
-followed by its protocol, selection or recipe if that is not the default. Its files
-below --results_root begin with that name. A run can be killed at any moment: the same
-command with --resume continues from its last checkpoint.
+followed by its protocol, selection or recipe if that is not the default, or as
+--run_name says. Its files below --results_root begin with that name. A run can be
+killed at any moment: the same command with --resume continues from its last checkpoint.
 """
 
 import math
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from areir import processes
 from areir.cli.recipes import fill_in_defaults
+from areir.data.splits import check_name
 from areir.errors import UserError
 from areir.hardware import (
     available_cores,
@@ -52,6 +53,8 @@ def get_args(argv=None):
     args = parser.parse_args(argv)
     check_flags(args, parser)
     check_image_size(args.image_size, args.model_type)
+    if args.run_name is not None:
+        check_name(args.run_name, '--run_name')
     if args.num_workers is None:
         available = min(8, available_cores())
         args.num_workers = max(1, available // local_processes())
@@ -221,7 +224,7 @@ def main(args=None, stages=None, normalisation=None):
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)
-    if not run.check_start(args.resume):
+    if not run.check_start(args.resume, args.overwrite):
         return
     processes.check_shared_folder(args.results_root)
 

@@ -137,6 +137,46 @@ def test_queries_search_the_gallery(slim, slim_backbone, tmp_path):
     assert recall == pytest.approx(again['recall@1'])
 
 
+# Its name
+
+
+def test_a_finished_run_is_not_replaced_unasked(slim, slim_backbone, base, tmp_path):
+    """Not by another seed; a run of its own name is found as any other."""
+    results = tmp_path / 'results'
+    shutil.copytree(base, results)
+    flags = [*FLAGS, *SHORT, '--results_root', results, '--seed', 1]
+    line = slim.refuse('train.py', *flags)
+    assert f'--seed 1: {results / RUN}_run.json was begun with 0;' in line
+    assert '--run_name' in line and '--overwrite' in line
+    assert contents(results) == contents(base)
+
+    slim.ask('train.py', *flags, '--run_name', 'mine')
+    kept = contents(results)
+    assert sorted(kept) == sorted(
+        f'{run}_{name}' for run in (RUN, 'mine') for name in FILES
+    )
+    assert contents(base).items() <= kept.items()
+    assert 'mine is finished' in slim.ask(
+        'train.py', *flags, '--run_name', 'mine', '--resume'
+    )
+    at = ['--results_root', results]
+    slim.ask('inference.py', *at, '--data_base', 'mine_data_base.pth', '--report')
+    assert (results / 'mine_report.html').exists()
+    query = slim.root / 'data/photos/test/figure_07'
+    output = slim.ask(
+        'inference.py', *at, '--gallery', query, '--query_img_name', query
+    )
+    assert f'model {results}/mine_model.pth, the newest of 2' in output
+
+    slim.ask('train.py', *flags, '--overwrite')
+    tables = read_table(results), read_table(results, 'mine')
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 # More heads
 
 

@@ -25,6 +25,13 @@ def get_parser():
     flag = add('--store', choices=['fp32', 'fp16'], default='fp32')
     flag.help = 'number format of the embeddings in the database'
     add('--results_root', type=path, default='results', help='folder to write to')
+    flag = add('--run_name', metavar='NAME')
+    flag.help = (
+        'name with which the files of this run begin [default value is '
+        '{data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}]'
+    )
+    flag = add('--overwrite', action='store_true')
+    flag.help = 'replace an interrupted run, or a finished one with other settings'
     # argparse does not know the defaults that depend on --recipe
     for action in parser._actions:
         if action.dest in RECIPES['current']:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from areir.errors import UserError
-from areir.files import load_own
+from areir.files import cut_name, load_own
 
 ADVICE = 'run data_utils.py again'
 SPLIT_SUFFIX = '_data_dicts.pth'
@@ -112,10 +112,11 @@ def missing_files(folder, names):
     return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
 
 
-def check_name(name):
-    """Raise UserError unless `name` can be the name of a folder below data."""
-    if not name or name.startswith('.') or os.path.basename(name) != name:
-        raise UserError(f'--data_name {name!r}: a plain folder name is needed')
+def check_name(name, flag='--data_name'):
+    """Raise UserError unless `name`, given by `flag`, can be the name of a folder."""
+    plain = name and not name.startswith('.') and os.path.basename(name) == name
+    if not plain or cut_name(name) != name:
+        raise UserError(f'{flag} {name!r:.99}: a plain, short name is needed')
 
 
 def prepared_names(data_root):

@@ -31,14 +31,16 @@ from areir.training import checkpoints
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
-    *('resume', 'checkpoint_minutes', 'test_every'),
+    *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
 )
 WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
-AGAIN = 'to train the run again, leave out --resume'
+KEEP = '--run_name NAME keeps that run, --overwrite without --resume replaces it'
 
 
 def run_name(args, old_heads):
     """Return the name of a run; old_heads: how many are those of --extend, or 0."""
+    if args.run_name:
+        return args.run_name
     backbone = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
     sizes = f'{args.ensemble_size}_{args.meta_class_size}'
     name = f'{args.data_name}_{args.crop_type}_{backbone}_{sizes}'
@@ -113,35 +115,69 @@ class Run:
         """Return the run's checkpoints, the newest first."""
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
-    def check_start(self, resume):
+    def check_start(self, resume, overwrite=False):
         """Return whether there is anything to train; if so, lock the run.
 
-        Raises UserError if another process trains the run, if it was interrupted and is
-        not resumed, or if it is finished and was run with other settings.
+        A checkpoint that is not resumed is removed if `overwrite` is true. Raises
+        UserError if another process trains the run and, unless `overwrite` is true, if
+        it was interrupted and is not resumed, or if it is finished and was run with
+        other settings.
         """
         if processes.is_first():
             self.take_lock()
-        if self.checkpoints():
-            if not resume:
-                raise UserError(
-                    f'{self.name} was interrupted: continue with --resume, or remove '
-                    f'{self.path("checkpoint")} to start again'
-                )
-        elif resume:
-            path = self.path('run.json')
-            run = read_run_json(path) if os.path.isfile(path) else {}
-            if run.get('finished'):
-                settings = {**run['arguments'], 'precision': run['precision']}
-                settings['split_sha256'] = run['data']['split_sha256']
-                self.refuse_other_settings(settings, path)
-                print(f'{self.name} is finished: nothing to do')
-                self.release_lock()
-                return False
-            print(f'notice: --resume: {self.name} has no checkpoint: training begins')
+        try:
+            if self.checkpoints():
+                if not resume:
+                    self.remove_checkpoints(overwrite)
+            else:
+                finished = self.is_finished(overwrite)
+                if resume and finished:
+                    print(f'{self.name} is finished: nothing to do')
+                    self.release_lock()
+                    return False
+                if resume:
+                    line = f'{self.name} has no checkpoint: training begins'
+                    print(f'notice: --resume: {line}')
+        except UserError:
+            self.release_lock()
+            raise
         if processes.is_first():  # it holds the lock, so nothing else writes them
             for path in map(self.path, WRITTEN):
                 remove_leftovers(*os.path.split(path), older_than=0)
         return True
+
+    def remove_checkpoints(self, overwrite):
+        """Remove the checkpoints. Raises UserError unless `overwrite` is true."""
+        if not overwrite:
+            raise UserError(
+                f'{self.name} was interrupted: continue with --resume, or start again '
+                'with --overwrite'
+            )
+        processes.wait_for_all()  # until all have seen them
+        if processes.is_first():
+            remove(self.path('checkpoint'))
+        processes.wait_for_all()
+
+    def is_finished(self, overwrite):
+        """Whether a run of this name and with these settings is finished.
+
+        Raises UserError, unless `overwrite` is true, if the finished run had other
+        settings, or if its run.json is damaged.
+        """
+        path = self.path('run.json')
+        if not os.path.isfile(path):
+            return False
+        try:
+            run = read_run_json(path)
+            if run.get('finished'):
+                settings = {**run['arguments'], 'precision': run['precision']}
+                settings['split_sha256'] = run['data']['split_sha256']
+                self.refuse_other_settings(settings, path)
+        except UserError:
+            if overwrite:
+                return False
+            raise
+        return bool(run.get('finished'))
 
     def take_lock(self):
         """Lock the run. Raises UserError if another process trains it.
@@ -176,11 +212,10 @@ class Run:
                 continue
             if name == 'split_sha256':
                 raise OtherSettings(
-                    f'the dataset has changed since {source} was written: undo that, '
-                    'or train with another --results_root'
+                    f'the dataset has changed since {source} was written; {KEEP}'
                 )
             raise OtherSettings(
-                f'--{name} {value}: {source} was begun with {saved.get(name)}'
+                f'--{name} {value}: {source} was begun with {saved.get(name)}; {KEEP}'
             )
 
     def begin(self, trainer):
@@ -276,7 +311,7 @@ def read_run_json(path):
             return run
     except (ValueError, AttributeError):
         pass
-    raise UserError(f'{path} is damaged or no run.json of train.py; {AGAIN}')
+    raise UserError(f'{path} is damaged or no run.json of train.py; {KEEP}')
 
 
 def read_results(path):

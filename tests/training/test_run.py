@@ -27,6 +27,7 @@ FLAGS = {
     'meta_class_size': 12,
     'protocol': 'strict',
     'select': 'last',
+    'run_name': None,
 }
 
 
@@ -44,6 +45,7 @@ FLAGS = {
         ({}, 8, 'car_uncropped_resnet18_48_12_from_8'),
         ({'recipe': 'current'}, 0, 'car_uncropped_resnet18_48_12_current'),
         ({'data_name': 'shop'}, 0, 'shop_uncropped_resnet18_48_12_2019'),
+        ({'run_name': 'mine'}, 8, 'mine'),
     ],
 )
 def test_names(changes, extended, name):
@@ -126,8 +128,11 @@ def test_an_interrupted_run_must_be_resumed(interrupted):
     open(leftover, 'w').close()
     with pytest.raises(UserError, match='--resume'):
         run.check_start(resume=False)
-    assert run.check_start(resume=True)
+    assert run.check_start(resume=True, overwrite=True)
     assert not os.path.exists(leftover)  # of a killed process
+    assert len(run.checkpoints()) == 2
+    assert run.check_start(resume=False, overwrite=True)
+    assert run.checkpoints() == []
 
 
 # Finished
@@ -155,8 +160,18 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
     assert run.check_start(resume=False)  # trained again
     finish(run, seed=5)
-    with pytest.raises(UserError, match='--seed 1'):
-        run.check_start(resume=True)
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r'--seed 1: .* 5; --run_name.*--overwrite'):
+            run.check_start(resume)
+    assert sorted(os.listdir(tmp_path)) == [f'small_{name}' for name in names]
+    assert run.check_start(resume=True, overwrite=True)
+
+
+def test_a_run_without_checkpoints_that_is_not_finished_begins_again(tmp_path):
+    run = make_run(tmp_path)
+    run.write_csv(Progress(rows=[{'epoch': 1}]))
+    run.keep({}, {}, {'arguments': {'seed': 5}, 'precision': 'fp32', 'data': {}})
+    assert run.check_start(resume=False)
 
 
 @pytest.mark.parametrize('text', ['', '[]', 'PK\x03\x04\x00'])
@@ -165,8 +180,10 @@ def test_a_damaged_run_json_is_named(tmp_path, text):
     finish(run)
     with open(run.path('run.json'), 'w') as file:
         file.write(text)
-    with pytest.raises(UserError, match=r'run\.json.*--resume'):
-        run.check_start(resume=True)
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r'run\.json.*--overwrite'):
+            run.check_start(resume)
+    assert run.check_start(resume=False, overwrite=True)
 
 
 def test_the_csv_is_read_with_what_a_spreadsheet_left(tmp_path):
