@@ -171,21 +171,20 @@ def test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals):
     net = trainer.model
     if trainer.precision == 'bf16' and args.protocol == 'strict':
         net = folded(net, torch.bfloat16)
-    embeddings = embed_parts(net, loaders, args, experiment.split.info, signals)
+    embeddings = embed_parts(net, loaders, experiment.split, args, signals)
     if processes.is_first():
         result = Result(experiment, epoch, *embeddings)
         record_epoch(experiment, run, progress, result, checkpoint, lr, started)
 
 
-def print_result(run, progress, k):
-    """Print what a finished run has reached, and draw its curves; k: of recall@k."""
+def print_result(run, progress):
+    """Print what a finished run has reached, and draw its curves."""
     import pandas as pd
 
     from areir.output.charts import draw_curves  # imports matplotlib, a second
 
-    print(progress.kept)
-    calibration = read_run_json(run.path('run.json'))['calibration']
-    print(*record.closing_lines(progress.rows, k, calibration), sep='\n')
+    reached = read_run_json(run.path('run.json'))
+    print(*record.closing_lines(progress.rows, reached), sep='\n')
     draw_curves(pd.DataFrame(progress.rows), run.path('curves.svg'))
     files = '{results.csv,model.pth,data_base.pth,run.json,curves.svg}'
     print(f'wrote {run.path(files)}')
@@ -280,7 +279,7 @@ def main(args=None, stages=None, normalisation=None):
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
 
     if rank == 0:
-        print_result(run, progress, recalls[0])
+        print_result(run, progress)
     processes.leave()
     if rank == 0:
         run.end()

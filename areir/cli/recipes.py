@@ -103,6 +103,7 @@ def fill_in_defaults(args, classes, from_scratch):
         values |= FROM_SCRATCH
     values['test_every'] = default_test_every(args)
     values['meta_class_size'] = default_meta_classes(args, classes)
+    values['whole_gallery'] = 'no' if default_recipe(args) == '2019' else 'yes'
     for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -170,6 +170,13 @@ def add_evaluation_flags(add):
         '--num_epochs (2019, or --select val or test: 1)]'
     )
     add('--recalls', type=positives, default=list(RECALLS), help='K of recall@K')
+    flag = add('--whole_gallery', choices=['yes', 'no'])
+    flag.help = (
+        'also embed the training images, and search every image among all others: '
+        'recall@1 of trained and of new classes, and the threshold of a match, in one '
+        'gallery of both [default value is yes, no for car, cub, sop, isc and '
+        '--protocol published]'
+    )
     flag = add('--false_match_rate', type=number(float, 1e-6, 0.999), default=0.01)
     flag.help = (
         'share of the queries whose class is not in the gallery that may be reported '

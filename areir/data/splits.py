@@ -31,6 +31,11 @@ class Part:
     def __len__(self):
         return len(self.images)
 
+    def rows(self, indices):
+        """Return the Part of the images with these indices, int64 (n,)."""
+        images = [self.images[index] for index in indices.tolist()]
+        return Part(images, self.labels[indices], self.classes)
+
     def of_classes(self, classes):
         """Return the Part of only these classes, renumbered by their position."""
         images_of = {label: [] for label in classes}
@@ -82,6 +87,18 @@ def make_part(images_of, classes):
         images += images_of[label]
         labels += [position[label]] * len(images_of[label])
     return Part(images, torch.tensor(labels, dtype=torch.int64), classes)
+
+
+def common_labels(parts):
+    """Return the labels of several Parts in one numbering of their classes' names."""
+    names = sorted(set().union(*(part.classes for part in parts)))
+    position = {name: index for index, name in enumerate(names)}
+    return torch.cat(
+        [
+            torch.tensor([position[name] for name in part.classes])[part.labels]
+            for part in parts
+        ]
+    )
 
 
 def hold_out(split, seed):

@@ -46,25 +46,34 @@ def load_data(args):
     return split
 
 
+def parts_to_embed(split, args):
+    """Return {name: Part} of the images that a test embeds, those of training first.
+
+    'fit' is a sample of the training images, for the projection, and 'rest' are all
+    others, for --whole_gallery.
+    """
+    generator = random_generator(args.seed, SAMPLE)
+    order = torch.randperm(len(split.train), generator=generator)
+    fit, rest = order.tensor_split([FIT_IMAGES if args.dimensions else 0])
+    parts = {'fit': split.train.rows(fit.sort().values)}
+    if args.whole_gallery == 'yes':
+        parts['rest'] = split.train.rows(rest.sort().values)
+    parts |= {name: part for name, part in split.parts.items() if name != 'train'}
+    return {name: part for name, part in parts.items() if len(part)}
+
+
 def make_loaders(split, args, device):
-    """Return {part: DataLoader}; 'fit' is a sample of training images for PCA."""
-    images = {name: part.images for name, part in split.parts.items()}
-    if args.dimensions:
-        images['fit'] = split.train.images
-        if len(images['fit']) > FIT_IMAGES:
-            generator = random_generator(args.seed, SAMPLE)
-            order = torch.randperm(len(images['fit']), generator=generator)
-            drawn = order[:FIT_IMAGES].sort().values.tolist()
-            images['fit'] = [images['fit'][index] for index in drawn]
+    """Return {part: DataLoader} of 'train' and of `parts_to_embed`."""
+    parts = {'train': split.train, **parts_to_embed(split, args)}
     loaders = {}
-    for name, names in images.items():
-        count = len(names)
+    for name, part in parts.items():
+        count = len(part)
         sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
         if name == 'train':
             sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
             transform = CropAndFlip(count, args.image_size, args.seed, args.crop_area)
         loaders[name] = make_loader(
-            [os.path.join(split.folder, image) for image in names],
+            [os.path.join(split.folder, image) for image in part.images],
             args.image_size,
             sampler,
             args.num_workers,

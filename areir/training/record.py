@@ -14,7 +14,7 @@ import torch
 
 from areir.cli.recipes import RECIPES
 from areir.data.splits import Split
-from areir.evaluation.intervals import nan_to_none
+from areir.evaluation.intervals import describe_interval, nan_to_none
 from areir.hardware import Hardware
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
@@ -65,6 +65,7 @@ def csv_row(experiment, progress, result, lr, seconds):
         'train_accuracy': progress.accuracy / batches,
         **{f'test_{name}': value for name, value in result.metrics.items()},
         **{f'val_{name}': value for name, value in result.val_metrics.items()},
+        **result.all_metrics,
         'lr': lr,
         'seconds': seconds,
         'train_seconds': progress.seconds_before + progress.seconds,
@@ -150,7 +151,7 @@ def provenance(experiment, result):
         },
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
-        'metrics': result.metrics,
+        'metrics': {**result.metrics, **result.all_metrics},
         'intervals': {
             name: nan_to_none(pair) for name, pair in result.intervals.items()
         },
@@ -194,6 +195,9 @@ def epoch_line(experiment, row, result):
     args, metrics = experiment.args, result.metrics
     figures = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
     figures.append(f'MAP@R {metrics["map@r"]:.2%}')
+    if result.all_metrics:
+        trained, new = result.all_metrics.values()
+        figures.append(f'whole gallery R@1 {trained:.2%} trained, {new:.2%} new')
     if args.select == 'val':
         figures.append(f'held out R@1 {result.score:.2%}')
     figures.append(f'{row["seconds"]:.0f} s')
@@ -206,18 +210,48 @@ def epoch_line(experiment, row, result):
     )
 
 
-def closing_lines(rows, k, calibration):
-    """Return the lines after the last epoch: a setback, and the threshold of a match.
+def closing_lines(rows, run):
+    """Return the lines after the last epoch: a setback, the figures, the threshold.
 
-    rows: of the CSV; k: the first K of recall@K.
+    rows: of the CSV; run: the contents of run.json.
     """
-    lines = threshold_lines(calibration)
-    before, after = (row[f'test_recall@{k}'] for row in (rows[0], rows[-1]))
-    if rows[0]['epoch'] or after >= before:
-        return lines
+    metrics, intervals = run['metrics'], run['intervals']
+    first = next(name for name in metrics if name.startswith('recall@'))
+    titles = {
+        first: f'new classes among themselves: {first.title()}',
+        'all_recall@1_trained': 'whole gallery, trained classes: Recall@1',
+        'all_recall@1_new': 'whole gallery, new classes: Recall@1',
+    }
+    titles = {name: title for name, title in titles.items() if name in metrics}
     return [
-        f'notice: the last epoch, R@{k} {after:.2%}, is worse than the initial '
-        f'weights, {before:.2%}: train longer, with a lower --lr, or, if weights were '
-        'loaded, with --freeze_trunk yes',
-        *lines,
+        *setback_lines(rows, first),
+        f'kept epoch {run["epoch"]}, {KEPT_EPOCH[run["select"]]}',
+        *(
+            f'{title} {metrics[name]:.2%}, {describe_interval(*intervals[name])}'
+            for name, title in titles.items()
+        ),
+        *threshold_lines(run['calibration']),
+    ]
+
+
+def setback_lines(rows, recall):
+    """Return a notice if the last epoch is worse than the initial weights.
+
+    rows: of the CSV; recall: the name of the first recall@K.
+    """
+    columns = {
+        f'test_{recall}': recall.title(),
+        'all_recall@1_trained': 'Recall@1 of trained classes in the whole gallery',
+    }
+    worse = [
+        f'{title} {rows[-1][name]:.2%} after {rows[0][name]:.2%}'
+        for name, title in columns.items()
+        if name in rows[0] and rows[-1][name] < rows[0][name]
+    ]
+    if rows[0]['epoch'] or not worse:
+        return []
+    return [
+        'notice: the last epoch is worse than the initial weights, '
+        f'{" and ".join(worse)}: train longer, with a lower --lr, or, if weights were '
+        'loaded, with --freeze_trunk yes'
     ]

@@ -7,38 +7,45 @@ import torch
 from torch.nn import functional as F
 
 from areir.data.loading import embed_batches
-from areir.evaluation.intervals import confidence_intervals, describe_interval
+from areir.data.splits import common_labels
+from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives, summary
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_projection
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.training import record
-from areir.training.batches import to_images, whole_batches
+from areir.training.batches import parts_to_embed, to_images, whole_batches
 from areir.training.checkpoints import model_weights
 
+BLOCK = 256  # embeddings that are projected at once
 
-def embed_parts(net, loaders, args, info, signals):
-    """Embed all images except those of training.
 
-    Returns ({part: (N, D)}, Projection or None) in rank 0; in other ranks the tensors
-    are empty, and there is no Projection. It is fitted to the images of part 'fit'.
+def embed_parts(net, loaders, split, args, signals):
+    """Embed the test images, and with --whole_gallery those of training.
+
+    loaders: of `parts_to_embed`. Returns ({part: (N, D)}, Projection or None) in rank
+    0; in other ranks the tensors are empty, and there is no Projection. It is fitted to
+    the images of part 'fit'.
     """
     dtype = torch.float16 if args.store == 'fp16' else torch.float32
-    projection = None
+    embeddings, projection = {}, None
     if args.dimensions:
         vectors = embed_part(
-            net, loaders['fit'], info, torch.float32, signals, 'embedding for PCA'
+            net, loaders['fit'], split.info, torch.float32, signals, 'embedding for PCA'
         )
         if is_first():
             projection = fit_projection(vectors, args.dimensions, args.whitening)
+            if args.whole_gallery == 'yes':
+                blocks = vectors.split(BLOCK)
+                fitted = [projection(block).to(dtype) for block in blocks]
+                embeddings['fit'] = torch.cat(fitted)
         del vectors  # they may take much memory
-    embeddings = {
-        name: embed_part(
-            net, loader, info, dtype, signals, f'embedding {name}', projection
-        )
-        for name, loader in loaders.items()
-        if name not in ('train', 'fit')
-    }
+    for name, loader in loaders.items():
+        if name not in ('train', 'fit'):
+            text = f'embedding {name}'
+            embeddings[name] = embed_part(
+                net, loader, split.info, dtype, signals, text, projection
+            )
     return embeddings, projection
 
 
@@ -84,17 +91,20 @@ def embed_with_all_heads(net, info, pixels):
 
 
 class Result:
-    """The metrics of an epoch on the test classes, and the score for `--select`.
+    """The metrics of an epoch, and the score for `--select`.
 
-    embeddings: {part: (N, D)} of all parts of the split but train; projection: the
-    Projection that shortened them, or None. metrics: of the test classes; val_metrics:
-    recall@1, map@r, ... of the classes that --select val holds out, else empty.
+    embeddings: {part: (N, D)} of `parts_to_embed`, of training only with
+    --whole_gallery; projection: the Projection that shortened them, or None.
+    metrics: of the test classes among themselves; val_metrics: recall@1, map@r, ... of
+    the classes that --select val holds out, else empty; all_metrics: recall@1 of
+    trained and of new classes in the whole gallery, empty without --whole_gallery.
     """
 
     def __init__(self, experiment, epoch, embeddings, projection=None):
         self.experiment, self.split = experiment, experiment.split
         self.select = experiment.args.select
         self.epoch, self.embeddings = epoch, embeddings
+        self.parts = parts_to_embed(self.split, experiment.args)
         self.projection = projection
         self.ranks = rank_positives(*self.on_device(self.split.test_parts))
         self.metrics = summary(self.ranks, experiment.recalls)
@@ -103,6 +113,12 @@ class Result:
         if self.select == 'val':
             self.val_metrics = summary(rank_positives(*self.on_device(['val'])), [1])
             del self.val_metrics['queries_without_positive']
+        self.all_hits = {}
+        if experiment.args.whole_gallery == 'yes':
+            self.all_hits = self.search_whole_gallery()
+        self.all_metrics = {
+            name: hits.mean().item() for name, (hits, _) in self.all_hits.items()
+        }
 
     def on_device(self, names, dtype=None):
         """Return embeddings and labels of one part, or of queries and gallery."""
@@ -111,6 +127,28 @@ class Result:
             tensors.append(self.embeddings[name].to(device, dtype))
             tensors.append(self.split.parts[name].labels.to(device))
         return tensors
+
+    def join(self, names, dtype=None):
+        """Return embeddings and labels of several parts, one after the other."""
+        device = self.experiment.hardware.device
+        embeddings = torch.cat([self.embeddings[name] for name in names])
+        labels = common_labels([self.parts[name] for name in names])
+        return embeddings.to(device, dtype), labels.to(device)
+
+    def search_whole_gallery(self):
+        """Search each image of all parts among all others.
+
+        Returns {metric: (hits (Q,), labels (Q,))} of trained and of new classes; a hit
+        is 1 if the nearest image is of the query's class, else 0.
+        """
+        embeddings, labels = self.join(self.parts)
+        hits = measures(rank_positives(embeddings, labels), [1])['recall@1']
+        trained = len(self.split.train)  # they come first, classes held out last
+        new = trained + sum(len(self.parts[name]) for name in self.split.test_parts)
+        return {
+            'all_recall@1_trained': (hits[:trained], labels[:trained]),
+            'all_recall@1_new': (hits[trained:new], labels[trained:new]),
+        }
 
     @property
     def score(self):
@@ -125,15 +163,28 @@ class Result:
     def intervals(self):
         """95 % intervals of the metrics."""
         values = measures(self.ranks, self.experiment.recalls)
-        return confidence_intervals(values, self.split.query.labels)
+        intervals = confidence_intervals(values, self.split.query.labels)
+        for name, (hits, labels) in self.all_hits.items():
+            intervals |= confidence_intervals({name: hits}, labels)
+        return intervals
 
     @cached_property
     def calibration(self):
-        """The threshold of a match, set on held-out classes, else the test classes."""
+        """The threshold of a match, set on held-out classes, else the test classes.
+
+        An unknown product is of a new class. With --whole_gallery it is searched among
+        new and trained ones.
+        """
         names = ['val'] if self.select == 'val' else self.split.test_parts
-        tensors = self.on_device(names, torch.float32)
         rate = self.experiment.args.false_match_rate
-        return calibrate(*tensors, false_match_rate=rate)
+        if not self.all_hits:
+            tensors = self.on_device(names, torch.float32)
+            return calibrate(*tensors, false_match_rate=rate)
+        trained = [name for name in ('fit', 'rest') if name in self.parts]
+        gallery, labels = self.join([*names, *trained], torch.float32)
+        own = torch.arange(sum(len(self.parts[name]) for name in names))
+        query = gallery[: len(own)], labels[: len(own)]
+        return calibrate(*query, gallery, labels, false_match_rate=rate, own=own)
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
@@ -150,12 +201,6 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
     if result.score <= progress.best:
         return
     progress.best = result.score
-    name = f'recall@{experiment.recalls[0]}'
-    interval = describe_interval(*result.intervals[name])
-    progress.kept = (
-        f'kept epoch {result.epoch}, {record.KEPT_EPOCH[result.select]}: '
-        f'R@{experiment.recalls[0]} {result.metrics[name]:.2%}, {interval}'
-    )
     state_dict = model_weights(checkpoint, experiment.args.ensemble_size)
     files = record.result_files(experiment, result, state_dict, run.name)
     run.keep(*files, record.provenance(experiment, result))

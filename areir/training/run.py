@@ -86,7 +86,6 @@ class Progress:
     seconds_before: float = 0.0  # of training in the epochs before
     rows: list = field(default_factory=list)  # of the CSV
     best: float = -1  # score of the epoch that is kept
-    kept: str = ''  # the line about that epoch
 
     def begin_epoch(self, epoch):
         """Start an epoch, unless a checkpoint within it was restored."""

@@ -9,6 +9,7 @@ from areir.cli.recipes import RECIPES
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.hardware import Hardware
+from areir.training.batches import parts_to_embed
 from areir.training.record import Experiment
 from model import assign_meta_classes
 
@@ -42,6 +43,7 @@ def arguments(**changed):
         'select': 'last',
         'protocol': 'strict',
         'false_match_rate': 0.05,
+        'whole_gallery': 'no',
         'num_workers': 0,
         'seed': 3,
     }
@@ -81,14 +83,13 @@ def make_experiment(gallery=False, **changed):
 
 
 def make_embeddings(experiment, seed=0, spread=1.0):
-    """Return {part: unit vectors (N, 6)} of all parts but train, near their classes."""
+    """Return {part: unit vectors (N, 6)} of `parts_to_embed`, near their classes."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, 6, generator=generator)
     embeddings = {}
-    for name, images in experiment.split.parts.items():
-        if name != 'train':
-            noise = torch.randn(len(images), 6, generator=generator)
-            embeddings[name] = F.normalize(centres[images.labels] + spread * noise)
+    for name, images in parts_to_embed(experiment.split, experiment.args).items():
+        noise = torch.randn(len(images), 6, generator=generator)
+        embeddings[name] = F.normalize(centres[images.labels] + spread * noise)
     return embeddings
 
 

@@ -9,18 +9,23 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from experiments import INFO, make_embeddings, make_experiment
-from trained import CALIBRATION
 
 from areir.training import record
 from areir.training.result import Result
 from areir.training.run import Progress
 from model import EnsembleModel
 
+WHOLE_GALLERY = ['all_recall@1_trained', 'all_recall@1_new']
 
-@pytest.fixture(scope='module', params=['last', 'val'])
+
+@pytest.fixture(scope='module', params=[('last', 'no'), ('val', 'yes')])
 def epoch(request):
-    """(experiment, Result of its second epoch, Progress) for two --select."""
-    experiment = make_experiment(select=request.param)
+    """(experiment, Result of its second epoch, Progress) for two --select.
+
+    The second has the figures of the whole gallery.
+    """
+    select, whole_gallery = request.param
+    experiment = make_experiment(select=select, whole_gallery=whole_gallery)
     result = Result(experiment, 2, make_embeddings(experiment))
     done = {'batches': 4, 'loss': 6.0, 'accuracy': 2.0, 'seconds': 8.0, 'waited': 2.0}
     return experiment, result, Progress(epoch=2, **done, seconds_before=20.0)
@@ -58,6 +63,7 @@ def test_a_row_of_the_csv(epoch):
     if select == 'val':
         names.remove('recall@2')
         wanted |= {f'val_{name}': result.val_metrics[name] for name in names}
+        wanted |= {name: result.all_metrics[name] for name in WHOLE_GALLERY}
     wanted |= {'lr': 1e-5, 'seconds': 12.5, 'train_seconds': 28.0, 'data_wait': 0.25}
     wanted |= {'protocol': 'strict', 'select': select}
     assert row == wanted and list(row) == list(wanted)
@@ -84,12 +90,14 @@ def test_provenance(epoch):
     provenance = json.loads(json.dumps(record.provenance(experiment, result)))
     assert provenance['arguments'] == vars(experiment.args)
     assert provenance['commit'] == 'c0ffee' and provenance['epoch'] == 2
-    assert provenance['metrics'] == result.metrics
+    assert provenance['metrics'] == {**result.metrics, **result.all_metrics}
     assert provenance['calibration'] == result.calibration
-    names = [name for name in result.metrics if name != 'mean_rank']
+    names = [name for name in provenance['metrics'] if name != 'mean_rank']
     assert list(provenance['intervals']) == names
     for name, (low, high) in provenance['intervals'].items():
         assert low <= provenance['metrics'][name] <= high
+    whole = WHOLE_GALLERY if experiment.args.select == 'val' else []
+    assert names[4:] == whole
     data = provenance['data']
     assert data['split_sha256'] == 'abc' and data['counts']['test'] == [36, 6]
     held_out = ['r', 's'] if experiment.args.select == 'val' else []
@@ -100,20 +108,36 @@ def test_provenance(epoch):
 # What is printed
 
 
-def rows_of(*recalls, first=0):
-    return [
-        {'epoch': epoch, 'test_recall@2': recall}
-        for epoch, recall in enumerate(recalls, first)
-    ]
+def rows_of(*recalls, first=0, **whole):
+    rows = []
+    for epoch, recall in enumerate(recalls, first):
+        rows.append({'epoch': epoch, 'test_recall@2': recall})
+        rows[-1] |= {name: values[len(rows) - 1] for name, values in whole.items()}
+    return rows
 
 
 def test_training_that_sets_back_is_noticed():
-    line, *rest = record.closing_lines(rows_of(0.5, 0.9, 0.4321), 2, CALIBRATION)
+    (line,) = record.setback_lines(rows_of(0.5, 0.9, 0.4321), 'recall@2')
     assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
+    trained = {WHOLE_GALLERY[0]: (0.8, 0.9, 0.3)}
+    (line,) = record.setback_lines(rows_of(0.5, 0.9, 0.6, **trained), 'recall@2')
+    assert 'trained classes' in line and '30.00%' in line and '60.00%' not in line
     # better than the start, as good, or without a start to compare with
     for rows in (
         rows_of(0.5, 0.4, 0.51),
         rows_of(1.0, 1.0),
         rows_of(0.5, 0.4, first=1),
     ):
-        assert record.closing_lines(rows, 2, CALIBRATION) == rest
+        assert record.setback_lines(rows, 'recall@2') == []
+
+
+def test_the_figures_at_the_end(epoch):
+    """Those of run.json, with their intervals."""
+    experiment, result, _ = epoch
+    run = record.provenance(experiment, result)
+    text = '\n'.join(record.closing_lines(rows_of(0.5, 0.9), run))
+    assert ('whole gallery' in text) == bool(result.all_metrics)
+    for name in ['recall@1', *result.all_metrics]:
+        assert f' {run["metrics"][name]:.2%}, ' in text
+        assert f'{run["intervals"][name][0]:.2%} to ' in text
+    assert 'threshold of a match' in text

@@ -2,6 +2,8 @@
 
 from unittest.mock import Mock
 
+import experiments
+import numpy as np
 import pytest
 import torch
 from experiments import (
@@ -16,14 +18,10 @@ from experiments import (
 from areir.data.images import load_image, normalise, to_pixels
 from areir.matching.calibration import calibrate
 from areir.retrieval import evaluate
+from areir.training import batches
 from areir.training import result as module
-from areir.training.batches import make_loaders
-from areir.training.record import KEPT_EPOCH
-from areir.training.result import (
-    Result,
-    embed_part,
-    record_epoch,
-)
+from areir.training.batches import make_loaders, parts_to_embed
+from areir.training.result import Result, embed_part, embed_parts, record_epoch
 from areir.training.run import Progress
 from model import EnsembleModel
 
@@ -59,6 +57,69 @@ def test_the_threshold_is_set_on_classes_without_training(select, name, dtype):
     assert Result(experiment, 1, embeddings).calibration == wanted
 
 
+# The whole gallery
+
+
+def in_one_gallery(experiment, embeddings):
+    """Return vectors, classes and {'train', 'new', 'val': rows} of all images."""
+    parts = parts_to_embed(experiment.split, experiment.args)
+    vectors = torch.cat([embeddings[name] for name in parts])
+    classes = [part.classes[label] for part in parts.values() for label in part.labels]
+    rows, first = {'train': [], 'new': [], 'val': []}, 0
+    for name, part in parts.items():
+        kind = {'fit': 'train', 'rest': 'train', 'val': 'val'}.get(name, 'new')
+        rows[kind] += range(first, first + len(part))
+        first += len(part)
+    return vectors, np.array(classes), rows
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {},
+        {'dimensions': 6},
+        {'select': 'val'},
+        {'dimensions': 6, 'gallery': True},
+        {'select': 'val', 'gallery': True},
+    ],
+)
+def test_every_image_is_searched_among_all_others(monkeypatch, changed):
+    """By the nearest image of each in one matrix of scores, and the names of classes.
+
+    Some training images are a sample for components; one test class was trained, too.
+    """
+    monkeypatch.setattr(batches, 'FIT_IMAGES', 5)
+    monkeypatch.setattr(experiments, 'CLASSES', [*'xabcde'])
+    experiment = make_experiment(whole_gallery='yes', **changed)
+    embeddings = make_embeddings(experiment)
+    vectors, classes, rows = in_one_gallery(experiment, embeddings)
+    nearest = (vectors @ vectors.T).fill_diagonal_(-2).argmax(dim=1)
+    hits = classes[nearest] == classes
+    result = Result(experiment, 1, embeddings)
+    wanted = {
+        'all_recall@1_trained': hits[rows['train']].mean(),
+        'all_recall@1_new': hits[rows['new']].mean(),
+    }
+    assert len(rows['train']) == 12 and len(rows['new']) == 36
+    assert result.all_metrics == pytest.approx(wanted)
+    assert 0 < wanted['all_recall@1_trained'] < wanted['all_recall@1_new'] < 1
+    for name, (low, high) in list(result.intervals.items())[-2:]:
+        assert low < wanted[name] < high
+
+    # an unknown image is of a class that was not trained
+    asked = rows['val' if 'select' in changed else 'new']
+    searched = rows['train'] + asked
+    labels = torch.from_numpy(np.unique(classes, return_inverse=True)[1])
+    own = len(rows['train']) + torch.arange(len(asked))
+    calibration = calibrate(
+        *(vectors[asked], labels[asked], vectors[searched], labels[searched]),
+        false_match_rate=0.05,
+        own=own,
+    )
+    for name in ('queries', 'gallery_size', 'threshold', 'found', 'realised'):
+        assert result.calibration[name] == pytest.approx(calibration[name]), name
+
+
 # Embedding
 
 
@@ -87,6 +148,28 @@ def test_all_images_are_embedded_in_their_order(net, split):
     assert torch.equal(half, embeddings.half())
 
 
+@pytest.mark.parametrize('fit_images', [4, 10, 4096])
+def test_training_images_are_embedded_once_and_as_they_are(
+    net, split, monkeypatch, fit_images
+):
+    """Those that the projection is fitted to, and the others."""
+    monkeypatch.setattr(batches, 'FIT_IMAGES', fit_images)
+    args = arguments(dimensions=3, whole_gallery='yes', store='fp32')
+    loaders, parts = make_loaders(split, args, CPU), parts_to_embed(split, args)
+    embeddings, projection = embed_parts(net, loaders, split, args, [])
+    assert set(embeddings) == set(parts) == set(loaders) - {'train'}
+    paths = [path for part in parts.values() for path in part.images]
+    assert sorted(paths) == sorted(split.train.images + split.query.images)
+    for name, part in parts.items():
+        images = [load_image(f'{split.folder}/{path}') for path in part.images]
+        pixels = torch.stack([to_pixels(image, 32) for image in images])
+        wanted = projection(net.embed(normalise(pixels, *MEAN_STD)))
+        torch.testing.assert_close(embeddings[name], wanted)
+        for path, label in zip(part.images, part.labels):
+            whole = split.parts['test' if name == 'test' else 'train']
+            assert whole.labels[whole.images.index(path)] == label
+
+
 # The epoch that is kept
 
 
@@ -108,4 +191,3 @@ def test_the_best_epoch_is_kept_even_the_one_before_training(monkeypatch, select
         files = [call.args[index] for call in run.keep.call_args_list]
         assert [file['epoch'] for file in files] == kept
     assert [row['epoch'] for row in progress.rows] == [0, 1, 2, 3]
-    assert progress.kept.startswith(f'kept epoch {kept[-1]}, {KEPT_EPOCH[select]}')
