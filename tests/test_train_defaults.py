@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -45,7 +46,7 @@ def trained(tmp_path_factory):
             ('data_utils.py', '--data_path', project.photos),
             ('train.py', '--weights', 'none', '--image_size', 32, '--num_epochs', 2),
         ):
-            project.ask(script, *flags, *more)
+            project.output = project.ask(script, *flags, *more)
     (model,) = project.results.glob('*_model.pth')
     project.run_name = model.name.removesuffix('_model.pth')
     return project
@@ -80,6 +81,32 @@ def test_the_database_holds_unit_vectors_of_the_components(trained):
     assert database['ensemble_size'] == saved['ensemble_size'] == 1
     assert saved['projection']['matrix'].shape[1] == embeddings.shape[1]
     assert saved['classes'] + database['classes'] == sorted(os.listdir(trained.photos))
+
+
+def test_the_whole_gallery_is_the_folder(trained, slim_backbone):
+    """Its photos, searched one by one; console, CSV, run.json and page agree."""
+    folder = trained.root / 'exported'
+    trained.ask('inference.py', '--gallery', trained.photos, '--export', folder)
+    vectors = np.load(folder / 'vectors.npy')
+    classes = pd.read_csv(folder / 'images.csv')['class'].to_numpy()
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -2)
+    hits = classes[scores.argmax(axis=1)] == classes
+    is_trained = np.isin(classes, load(trained, 'model')['classes'])
+    assert is_trained.sum() == 18 and (~is_trained).sum() == 12
+    names = ['all_recall@1_trained', 'all_recall@1_new']
+    wanted = dict(zip(names, (hits[is_trained].mean(), hits[~is_trained].mean())))
+    assert table_of(trained)[names].iloc[-1].to_dict() == pytest.approx(wanted)
+    run = json.loads((trained.results / f'{trained.run_name}_run.json').read_text())
+    assert {name: run['metrics'][name] for name in names} == pytest.approx(wanted)
+    database = f'{trained.run_name}_data_base.pth'
+    trained.ask('inference.py', '--data_base', database, '--report')
+    page = (trained.results / f'{trained.run_name}_report.html').read_text()
+    for name, value in wanted.items():
+        kind = 'trained' if name == names[0] else 'new'
+        line = f'whole gallery, {kind} classes: Recall@1 {value:.2%}, no interval'
+        assert line in trained.output
+        assert f'{kind} classes</dt><dd class="large">{value:.2%}' in page
 
 
 # What uses it

@@ -19,6 +19,8 @@ share, number = '{:.2%}'.format, '{:.3f}'.format
 WIDTH, HEIGHT = 2.25, 1.9  # of a chart in inches
 COLOURS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'
 RIGHT, WRONG, *_ = COLOURS
+# columns of the CSV
+WHOLE_GALLERY = {'all_recall@1_trained': 'R@1 trained', 'all_recall@1_new': 'R@1 new'}
 DASHED = {'color': 'black', 'linewidth': 0.8, 'linestyle': '--'}
 STYLE = {
     'font.size': 8,
@@ -77,6 +79,7 @@ def curve_panels(rows):
         ('Training loss', {'train_loss': ''}, number),
         ('Training accuracy', {'train_accuracy': ''}, share),
         ('Test Recall@K', recalls, share),
+        ('Whole gallery', WHOLE_GALLERY, share),
         ('Test MAP@R', {'test_map@r': ''}, share),
         ('Recall@1 of held-out classes', {'val_recall@1': ''}, share),
     ):

@@ -47,6 +47,8 @@ def write_report(results_root, database_path, database, folder):
     record, record_problem = read(read_run_json, f'{prefix}_run.json')
     rows, curves_problem = read(read_results, f'{prefix}_results.csv')
     curves = {} if curves_problem else describe_curves(rows, database['epoch'])
+    results = describe_results(images, database, folder)
+    results['figures'][1:1] = whole_gallery_figures(record or {})
     page = {
         'run': run,
         'database': database,
@@ -55,7 +57,7 @@ def write_report(results_root, database_path, database, folder):
         'record_problem': record_problem,
         'curves_problem': curves_problem,
         **curves,
-        **describe_results(images, database, folder),
+        **results,
     }
     path = os.path.join(results_root, f'{run}_report.html')
     write_text(path, render(page))
@@ -103,6 +105,20 @@ def describe_curves(rows, kept):
         'curve_table': table,
         'is_marked': kept < rows['epoch'].max(),
     }
+
+
+def whole_gallery_figures(record):
+    """Return the Estimates of recall@1 in the whole gallery that run.json holds."""
+    metrics, intervals = record.get('metrics', {}), record.get('intervals', {})
+    titles = {
+        'all_recall@1_trained': 'Whole gallery: trained classes',
+        'all_recall@1_new': 'Whole gallery: new classes',
+    }
+    return [
+        run_statistics.Estimate(title, metrics[name], *intervals[name])
+        for name, title in titles.items()
+        if name in metrics
+    ]
 
 
 def describe_results(images, database, folder):

@@ -43,7 +43,7 @@ class SearchedImages:
 
 
 class Estimate(NamedTuple):
-    """A mean over queries with its 95 % interval, NaN if it has none."""
+    """A mean over queries with its 95 % interval, NaN or None if it has none."""
 
     name: str
     value: float

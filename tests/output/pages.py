@@ -12,10 +12,11 @@ from areir.output.report import write_report
 RUN = 'small_uncropped_resnet18_3_4'
 HOSTILE = '<script>alert("1")</script>\'"&<img src=x onerror=alert(2)>'
 CSV = (
-    'epoch,train_loss,train_accuracy,test_recall@1,test_recall@2,test_map@r,protocol\n'
-    '1,2.5,0.25,0.5,0.75,0.125,strict\n'
-    '2,inf,0.5,0.625,1.0,0.25,strict\n'
-    '3,1.0,nan,0.6,1.0,0.2,strict\n'
+    'epoch,train_loss,train_accuracy,test_recall@1,test_recall@2,test_map@r,'
+    'all_recall@1_trained,all_recall@1_new,protocol\n'
+    '1,2.5,0.25,0.5,0.75,0.125,0.75,0.5,strict\n'
+    '2,inf,0.5,0.625,1.0,0.25,0.875,0.4375,strict\n'
+    '3,1.0,nan,0.6,1.0,0.2,0.9375,0.3125,strict\n'
 )
 RECORD = {
     'command': ['train.py', '--data_name', HOSTILE],
@@ -24,6 +25,8 @@ RECORD = {
     'versions': {'torch': '2.11'},
     'device': 'CPU',
     'precision': 'fp32',
+    'metrics': {'all_recall@1_trained': 0.875, 'all_recall@1_new': 0.4375},
+    'intervals': {'all_recall@1_trained': [0.7, 0.9], 'all_recall@1_new': [None, None]},
     'data': {
         'counts': {'train': [10, 5], 'test': [24, 4]},
         'split_sha256': 'cafe',

@@ -45,6 +45,8 @@ def test_page(tmp_path):
     recall = evaluate(database['embeddings'], database['labels'], [1])['recall@1']
     assert f'Recall@1 is {share(recall)}' in text and 'protocol strict' in text
     assert '24 images of 4 classes' in text
+    trained = f'trained classes{share(0.875)}95 % interval {share(0.7)} to'
+    assert trained in text and f'new classes{share(0.4375)}no interval' in text
     assert not re.search(r'\b(nan|inf)\b', text)  # the CSV has both
     assert '0.900' in text and '100 images' in text and share(0.5) in text
     for part in ('10 images of 5 classes', 'cafe', 'torch 2.11', 'train.py', '2.500'):
@@ -94,11 +96,12 @@ def test_charts_and_tables_tell_their_numbers(tmp_path, database):
     outline = check_page(page)
     pictures = zip(outline.all('src', 'img'), outline.all('alt', 'img'))
     charts = [alt for source, alt in pictures if source.startswith(PICTURES[1])]
-    assert len(charts) == 7  # 4 of curves, 1 of heads, 2 of scores
+    assert len(charts) == 8  # 5 of curves, 1 of heads, 2 of scores
     assert charts[0] == 'Training loss, by epoch: 2.500 at epoch 1, 1.000 at epoch 3'
     rows = re.findall(r'<tr>.*?</tr>', page.split('Every epoch')[2], re.DOTALL)
     cells = re.findall(r'<t[hd][^>]*>([^<]*)</t[hd]>', rows[3])
-    assert cells == ['3', '1.000', '', share(0.6), share(1), share(0.2)]
+    shares = [share(value) for value in (0.6, 1, 0.9375, 0.3125, 0.2)]
+    assert cells == ['3', '1.000', '', *shares]
 
 
 # Other runs
