@@ -70,7 +70,14 @@ def get_args():
 
 
 def prepare(
-    data_root, name, data_path=None, image_size=256, seed=0, num_workers=1, table=None
+    data_root,
+    name,
+    data_path=None,
+    image_size=256,
+    seed=0,
+    num_workers=1,
+    table=None,
+    test_share=None,
 ):
     """Read, verify and write the splits of one dataset.
 
@@ -78,7 +85,7 @@ def prepare(
     image that cannot be read.
     """
     check_name(name)
-    dataset = read_source(data_root, name, data_path, seed, table)
+    dataset = read_source(data_root, name, data_path, seed, table, test_share)
     print_source(dataset)
     fingerprint = dataset.fingerprint(image_size, seed)
     if is_unchanged(dataset, fingerprint):
@@ -235,6 +242,7 @@ def prepare_one(args, name):
         args.seed,
         args.num_workers,
         args.csv,
+        args.test_share,
     )
 
 

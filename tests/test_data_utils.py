@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from official import (
     many_cars,
@@ -105,6 +106,19 @@ def test_a_csv_is_prepared(call, root, tmp_path):
     assert len(images_of(root, 'shop')) == 8  # as it was
 
 
+def test_another_share_of_the_test_is_prepared_again(call, root, tmp_path):
+    write_classes(tmp_path / 'photos')
+    flags = ['--data_path', 'photos', '--data_name', 'shoes', '--image_size', 8]
+    sizes = []
+    for more in ([], ['--test_share', 0], ['--test_share', 0.5], []):
+        code, output, _ = call(*flags, *more)
+        assert code == 0
+        parts = torch.load(root / 'shoes/uncropped_data_dicts.pth')
+        sizes.append({name: len(parts[name]) for name in parts['info']['counts']})
+    assert sizes == [halves := {'train': 2, 'test': 2}, {'train': 4}, halves, halves]
+    assert 'nothing changed' in output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'count'), [('sample', 800), ('car', 7)])
 def test_two_processes_prepare_the_same_dataset(root, name, count):
@@ -187,6 +201,8 @@ def test_two_usual_names_of_a_dataset_are_refused(call, root):
         ('--data_name car', 'data/car'),
         ('--num_workers 0', '--num_workers'),
         ('--seed -1', '--seed'),
+        ('--test_share 1', '--test_share'),
+        ('--test_share 0.9 --data_path photos --data_name shoes', '--test_share 0.9'),
     ],
 )
 def test_bad_flags_are_refused_by_name(call, tmp_path, flags, names):
@@ -217,7 +233,7 @@ def test_training_images_that_cannot_be_normalised_are_refused(call, root):
 )
 def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, send):
     photos = tmp_path / 'photos'
-    write_classes(photos, ['a', 'b'], images=200)
+    write_classes(photos, images=100)
     flags = ['--data_root', root, '--data_name', 'shoes', '--data_path', photos]
     process = start(
         *(*flags, '--num_workers', 1, '--image_size', 1024),

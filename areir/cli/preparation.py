@@ -33,7 +33,12 @@ def get_parser():
         'are computed'
     )
     flag = add('--seed', type=seed, default=0)
-    flag.help = 'seed that draws the training half of your own dataset'
+    flag.help = 'seed that draws the test classes of your own dataset'
+    flag = add('--test_share', type=number(float, 0, 0.999))
+    flag.help = (
+        'share of the classes of your own dataset that is held out for the test, if it '
+        'has no split of its own; 0 trains on all of them [default value is 0.5]'
+    )
     flag = add('--num_workers', type=number(int, 1, 256))
     flag.help = 'processes that read images [default value is the number of cores]'
     return parser

@@ -3,13 +3,14 @@
 The CSV has the columns of open-metric-learning:
 
     path,label              required; path is relative to the folder of the CSV
-    split                   train or validation; without it, half of the classes train
+    split                   train or validation; without it, classes are drawn
     is_query,is_gallery     roles of validation images; without them, all have both
     x_1,x_2,y_1,y_2         a box on the stored pixels, or empty cells
 
 https://open-metric-learning.readthedocs.io describes the format.
 """
 
+import math
 import os
 import random
 
@@ -21,11 +22,11 @@ from areir.errors import UserError
 PART_OF = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
 
 
-def read_folder(root, files, seed=0):
+def read_folder(root, files):
     """Return (layout, records) of any folder of class folders.
 
     Folders train and test (or train, query and gallery) at its top are its parts.
-    Otherwise half of the classes, drawn from the seed, train and the others test.
+    Otherwise the part of its records is None.
     """
     images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
     images = [path for path in images if '/' in path]
@@ -44,25 +45,37 @@ def read_folder(root, files, seed=0):
             'at least two'
         )
     records = [Record(None, path.split('/')[0], path) for path in images]
-    return f'{len(tops)} class folders', draw_parts(records, seed)
+    return f'{len(tops)} class folders', records
 
 
-def draw_parts(records, seed):
-    """Make half of the classes, drawn from the seed, train and the others test."""
+def draw_parts(records, seed, test_share):
+    """Draw the classes of the test from the seed; the others train.
+
+    test_share: their share of all classes, rounded, a half down. Raises UserError if
+    fewer than two classes train, or if one is left for the test.
+    """
     classes = sorted({record.label for record in records})
     random.Random(seed).shuffle(classes)
-    train = set(classes[: (len(classes) + 1) // 2])
+    tested = math.ceil(len(classes) * test_share - 0.5)
+    trained = len(classes) - tested
+    if trained < 2 or (test_share and tested < 2):
+        raise UserError(
+            f'--test_share {test_share:g}: of {len(classes)} classes, {trained} would '
+            f'train and {tested} test, and each needs at least 2: choose another share '
+            '(0 trains on all) or add classes'
+        )
+    train = set(classes[:trained])
     return [
         record._replace(part='train' if record.label in train else 'test')
         for record in records
     ]
 
 
-def read_table(path, seed=0):
+def read_table(path):
     """Return (layout, records) of a CSV; see the top of this file.
 
-    seed: draws the training classes if there is no column split. Raises UserError
-    naming the lines that are wrong.
+    Without a column split, the part of the records is None. Raises UserError naming the
+    lines that are wrong.
     """
     folder = os.path.dirname(path)
 
@@ -79,9 +92,6 @@ def read_table(path, seed=0):
         if part == 'test' and separate:
             part = 'query' if is_query else 'gallery'
         records.append(record._replace(part=part, origin=origin))
-    if any(record.part is None for record in records):
-        print(f'notice: {path}: no column split, so half of the classes train')
-        records = draw_parts(records, seed)
     return os.path.basename(path), records
 
 

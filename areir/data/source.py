@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from areir.data.images import IMAGE_SUFFIXES, list_files
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
-from areir.data.own_images import read_folder, read_table
+from areir.data.own_images import draw_parts, read_folder, read_table
 from areir.data.splits import SPLIT_SUFFIX, split_path
 from areir.data.verification import count_parts
 from areir.errors import UserError
 
+TEST_SHARE = 0.5  # of the classes of a dataset without a split of its own
 TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
 MADE_HERE = ('uncropped', 'cropped')  # folders below that of a known dataset
 
@@ -126,25 +127,36 @@ def find_source(data_root, name, data_path=None, table=None):
     return source, table
 
 
-def read_source(data_root, name, data_path=None, seed=0, table=None):
+def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=None):
     """Read the layout of a dataset and return it as a SourceDataset.
 
-    seed: draws the training classes of a folder that has no split of its own; table:
-    a CSV that describes the dataset, whose folder has the images.
-    Raises UserError if the dataset's own files are incomplete.
+    seed: draws the test classes of a dataset that has no split of its own; test_share:
+    their share, 0 for none, by default TEST_SHARE; table: a CSV that describes the
+    dataset, whose folder has the images. Raises UserError if the dataset's own files
+    are incomplete, or if there is a split of its own and a `test_share`.
     """
     source, table = find_source(data_root, name, data_path, table)
     files = [] if table else list_files(source)
     if table:
-        layout, records = read_table(table, seed)
+        layout, records = read_table(table)
     elif name in KNOWN_DATASETS:
         files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)
     else:
-        layout, records = read_folder(source, files, seed)
+        layout, records = read_folder(source, files)
     refuse_repeats([(record.origin, record.path) for record in records])
+    if any(record.part is None for record in records):
+        share = TEST_SHARE if test_share is None else test_share
+        if table:
+            print(f'notice: {table}: no column split, so --test_share {share:g} holds')
+        records = draw_parts(records, seed, share)
+    elif test_share is not None:
+        raise UserError(
+            f'--test_share {test_share:g}: {table or source} has training and test '
+            'images of its own: leave it out'
+        )
     counts = count_parts(records)
-    if 'train' not in counts or len(counts) < 2:
+    if 'train' not in counts or (len(counts) < 2 and test_share != 0):
         present = ' and '.join(counts) or 'no'
         raise UserError(
             f'{table or source}: {present} images found; both training and test are '

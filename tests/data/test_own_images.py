@@ -127,6 +127,38 @@ def test_splits_and_classes(tmp_path):
     assert read_table(path)[1] == records
 
 
+@pytest.mark.parametrize(
+    ('share', 'tested'),
+    # of 10 classes: a share in between is rounded, a half down
+    [(0, 0), (0.2, 2), (0.25, 2), (0.26, 3), (0.3, 3), (None, 5), (0.5, 5), (0.8, 8)],
+)
+def test_the_share_of_test_classes(root, tmp_path, share, tested):
+    write_classes(tmp_path / 'photos', 'abcdefghij', images=1)
+    dataset = read_source(root, 'shoes', tmp_path / 'photos', test_share=share)
+    assert len(classes_of(dataset, 'test')) == tested
+    assert len(classes_of(dataset, 'train')) == 10 - tested
+    all_tested = read_source(root, 'shoes', tmp_path / 'photos', test_share=0.8)
+    assert classes_of(dataset, 'test') <= classes_of(all_tested, 'test')
+
+
+def test_too_few_classes_for_a_share_are_refused(root, tmp_path):
+    photos = tmp_path / 'photos'
+    write_classes(photos, 'abc', images=1)
+    for share in (None, 0.5, 0.1, 0.9):
+        with pytest.raises(UserError, match=r'--test_share .* 3 classes'):
+            read_source(root, 'shoes', photos, test_share=share)
+    assert read_source(root, 'shoes', photos, test_share=0).counts == {'train': (3, 3)}
+
+
+def test_a_share_of_a_dataset_with_a_split_is_refused(root, tmp_path):
+    for part in ('train', 'test'):
+        write_classes(tmp_path / 'parted' / part, [part])
+    path = write_table(tmp_path / 'photos', ROWS)
+    for source in ({'data_path': tmp_path / 'parted'}, {'table': path}):
+        with pytest.raises(UserError, match='--test_share 0: '):
+            read_source(root, 'shop', **source, test_share=0)
+
+
 def test_query_and_gallery(tmp_path):
     rows = list(ROWS)
     rows[4::2] = [row.replace('True,True', 'True,False') for row in rows[4::2]]
@@ -142,11 +174,13 @@ def test_mixed_roles_are_refused(tmp_path, roles):
         read_table(write_table(tmp_path, rows))
 
 
-def test_without_a_split_half_of_the_classes_train(tmp_path, capsys):
+def test_without_a_column_split_the_share_holds(root, tmp_path, capsys):
     path = write_table(tmp_path, *without('split'))
-    splits = {record.label: record.part for record in read_table(path)[1]}
-    assert sorted(splits.values()) == ['test', 'test', 'train', 'train']
+    dataset = read_source(root, 'shop', table=path)
+    assert dataset.counts == {'train': (4, 2), 'test': (4, 2)}
     assert f'notice: {path}: no column split' in capsys.readouterr().out
+    dataset = read_source(root, 'shop', table=path, test_share=0)
+    assert dataset.counts == {'train': (8, 4)}
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_workers_end_with_their_parent():
 @pytest.mark.slow
 def test_workers_start_after_multithreaded_arithmetic(tmp_path):
     """OpenMP's threads do not survive a fork: who waits for them waits forever."""
-    write_classes(tmp_path / 'photos', ['a', 'b'])
+    write_classes(tmp_path / 'photos')
     code = (
         'import sys, torch, data_utils; torch.rand(10 ** 7).sum(); '
         'data_utils.prepare(*sys.argv[1:])'
