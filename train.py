@@ -41,7 +41,14 @@ from areir.networks.pretrained import load_weights
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
 from areir.training.result import Result, embed_parts, record_epoch
-from areir.training.run import Run, model_args, read_run_json, run_name, run_settings
+from areir.training.run import (
+    Run,
+    earlier_calibration,
+    model_args,
+    read_run_json,
+    run_name,
+    run_settings,
+)
 from areir.training.trainer import Trainer, learning_rate
 from areir.training.weights import freeze_old_heads, initial_weights, read_base
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
@@ -207,6 +214,7 @@ def main(args=None, stages=None, normalisation=None):
     recalls = usable_recalls(args.recalls, split.available)
     classes = len(split.train.classes)
     fill_in_defaults(args, classes, from_scratch=args.weights == 'none' and not stages)
+    calibration = earlier_calibration(args, classes)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
     )
@@ -240,7 +248,7 @@ def main(args=None, stages=None, normalisation=None):
 
     _, _, parameters = model.count_parameters()
     experiment = record.Experiment(
-        args, split, recalls, partition, hardware, world, parameters
+        args, split, recalls, partition, hardware, world, parameters, calibration
     )
     print(*record.opening_lines(experiment, run.name, sampler), sep='\n')
     progress = run.begin(trainer)

@@ -90,21 +90,28 @@ def default_test_every(args):
     return max(1, args.num_epochs // TESTS)
 
 
-def fill_in_defaults(args, classes, from_scratch):
-    """Set the flags that were not given, in `args`.
+def default_values(args, classes, from_scratch):
+    """Return {flag: its default} of the flags that depend on recipe or dataset.
 
     classes: number of training classes; from_scratch: whether the weights are random.
-    Raises UserError if random weights would be frozen.
     """
-    if args.recipe is None:
-        args.recipe = default_recipe(args)
     values = dict(RECIPES[args.recipe])
     if args.recipe == 'current' and from_scratch:
         values |= FROM_SCRATCH
     values['test_every'] = default_test_every(args)
     values['meta_class_size'] = default_meta_classes(args, classes)
     values['whole_gallery'] = 'no' if default_recipe(args) == '2019' else 'yes'
-    for name, value in values.items():
+    return values
+
+
+def fill_in_defaults(args, classes, from_scratch):
+    """Set the flags that were not given, in `args`, to `default_values`.
+
+    Raises UserError if random weights would be frozen.
+    """
+    if args.recipe is None:
+        args.recipe = default_recipe(args)
+    for name, value in default_values(args, classes, from_scratch).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.meta_class_size < classes / MOST_CLASSES / 2:

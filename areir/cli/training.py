@@ -183,6 +183,11 @@ def add_evaluation_flags(add):
         'as matches; sets the threshold of inference.py, on the test classes or on '
         'those held out by --select val'
     )
+    flag = add('--threshold_from', metavar='RUN', type=path)
+    flag.help = (
+        'take the threshold of a finished run of the same recipe, such as results/RUN, '
+        'or RUN below --results_root; for training on all classes'
+    )
 
 
 def check_flags(args, parser):

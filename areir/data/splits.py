@@ -60,8 +60,15 @@ class Split:
 
     @property
     def query(self):
-        """The query images: all test images if there is no gallery."""
-        return self.parts['query' if 'query' in self.parts else 'test']
+        """The query images: all test images if there is no gallery.
+
+        Without a test they are those of training.
+        """
+        return next(
+            self.parts[name]
+            for name in ('query', 'test', 'train')
+            if name in self.parts
+        )
 
     @property
     def gallery(self):
@@ -70,7 +77,7 @@ class Split:
 
     @property
     def test_parts(self):
-        """The names of the test's parts: test, or query and gallery."""
+        """The names of the test's parts: test, or query and gallery, or none."""
         return [name for name in self.parts if name not in ('train', 'val')]
 
     @property

@@ -23,7 +23,8 @@ def load_data(args):
     """Return the Split of the dataset, with classes held out for --select val.
 
     If the dataset has no boxes, args.crop_type becomes 'uncropped', with a notice.
-    Raises UserError if too few classes are left to train.
+    Raises UserError if too few classes are left to train, or if flags need a test that
+    the dataset lacks.
     """
     prepared = prepared_names(args.data_root).get(args.data_name)
     if args.crop_type == 'cropped' and prepared == ['uncropped']:
@@ -33,6 +34,13 @@ def load_data(args):
         )
         args.crop_type = 'uncropped'
     split = load_split(args.data_root, args.data_name, args.crop_type)
+    flags = {'protocol': 'published', 'select': 'test', 'whole_gallery': 'no'}
+    for flag, value in flags.items():
+        if not split.test_parts and getattr(args, flag) == value:
+            raise UserError(
+                f'--{flag} {value}: {args.data_name} has no test classes, because all '
+                'of them train'
+            )
     held_out = ''
     if args.select == 'val':
         split = hold_out(split, args.seed)

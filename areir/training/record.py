@@ -27,6 +27,14 @@ KEPT_EPOCH = {
     'val': 'the best epoch on held-out training classes',
     'test': 'the best epoch on the test classes: flattered by that choice',
 }
+OPTIMISTIC = (
+    'notice: all classes were trained, so this figure is optimistic, and nothing says '
+    'how new ones are found'
+)
+NO_THRESHOLD = (
+    'no threshold of a match: too few classes were held out to set one; '
+    '--threshold_from RUN takes that of an earlier run of this recipe'
+)
 
 
 def git_commit():
@@ -53,6 +61,7 @@ class Experiment:
     hardware: Hardware
     world: int  # processes
     parameters: int  # trainable ones of the whole ensemble
+    calibration: dict | None = None  # that of --threshold_from
     commit: str | None = field(default_factory=git_commit)
 
 
@@ -78,8 +87,9 @@ def csv_row(experiment, progress, result, lr, seconds):
 def result_files(experiment, result, state_dict, run_name):
     """Return the contents of <run>_model.pth and <run>_data_base.pth.
 
-    One version ties them together. If the queries are not the gallery, the names of
-    their entries in the database begin with query_.
+    One version ties them together. The database holds the test images; those of
+    training if there is no test. If the queries are not the gallery, the names of their
+    entries in the database begin with query_.
     """
     args, split, info = experiment.args, experiment.split, experiment.split.info
     common = {
@@ -111,6 +121,7 @@ def result_files(experiment, result, state_dict, run_name):
         **common,
         'model': f'{run_name}_model.pth',
         'classes': split.query.classes,
+        'trained': not split.test_parts,
         'data_root': os.path.relpath(data_root, results_root),
     }
     for name in split.test_parts:
@@ -118,6 +129,12 @@ def result_files(experiment, result, state_dict, run_name):
         database[f'{prefix}embeddings'] = result.embeddings[name]
         database[f'{prefix}labels'] = split.parts[name].labels
         database[f'{prefix}images'] = split.parts[name].images
+    if not split.test_parts:
+        parts = [result.parts[name] for name in result.trained]
+        embeddings = [result.embeddings[name] for name in result.trained]
+        database['embeddings'] = torch.cat(embeddings)
+        database['labels'] = torch.cat([part.labels for part in parts])
+        database['images'] = [image for part in parts for image in part.images]
     return model, database
 
 
@@ -193,11 +210,14 @@ def opening_lines(experiment, run_name, sampler):
 def epoch_line(experiment, row, result):
     """Return the line about an epoch."""
     args, metrics = experiment.args, result.metrics
-    figures = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
-    figures.append(f'MAP@R {metrics["map@r"]:.2%}')
+    figures = []
+    if metrics:
+        figures = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
+        figures.append(f'MAP@R {metrics["map@r"]:.2%}')
     if result.all_metrics:
-        trained, new = result.all_metrics.values()
-        figures.append(f'whole gallery R@1 {trained:.2%} trained, {new:.2%} new')
+        trained, *new = [f'{value:.2%}' for value in result.all_metrics.values()]
+        new = f', {new[0]} new' if new else ' (optimistic)'
+        figures.append(f'whole gallery R@1 {trained} trained{new}')
     if args.select == 'val':
         figures.append(f'held out R@1 {result.score:.2%}')
     figures.append(f'{row["seconds"]:.0f} s')
@@ -216,7 +236,9 @@ def closing_lines(rows, run):
     rows: of the CSV; run: the contents of run.json.
     """
     metrics, intervals = run['metrics'], run['intervals']
-    first = next(name for name in metrics if name.startswith('recall@'))
+    source = run['arguments']['threshold_from']
+    # without a test there is none
+    first = next((name for name in metrics if name.startswith('recall@')), '')
     titles = {
         first: f'new classes among themselves: {first.title()}',
         'all_recall@1_trained': 'whole gallery, trained classes: Recall@1',
@@ -230,7 +252,13 @@ def closing_lines(rows, run):
             f'{title} {metrics[name]:.2%}, {describe_interval(*intervals[name])}'
             for name, title in titles.items()
         ),
-        *threshold_lines(run['calibration']),
+        *([] if first else [OPTIMISTIC]),
+        *(threshold_lines(run['calibration']) or [NO_THRESHOLD]),
+        *(
+            [f'notice: the threshold and its figures are those of {source}']
+            if source
+            else []
+        ),
     ]
 
 

@@ -95,9 +95,10 @@ class Result:
 
     embeddings: {part: (N, D)} of `parts_to_embed`, of training only with
     --whole_gallery; projection: the Projection that shortened them, or None.
-    metrics: of the test classes among themselves; val_metrics: recall@1, map@r, ... of
-    the classes that --select val holds out, else empty; all_metrics: recall@1 of
-    trained and of new classes in the whole gallery, empty without --whole_gallery.
+    metrics: of the test classes among themselves, empty without a test; val_metrics:
+    recall@1, map@r, ... of the classes that --select val holds out, else empty;
+    all_metrics: recall@1 of trained and of new classes in the whole gallery, empty
+    without --whole_gallery.
     """
 
     def __init__(self, experiment, epoch, embeddings, projection=None):
@@ -106,10 +107,13 @@ class Result:
         self.epoch, self.embeddings = epoch, embeddings
         self.parts = parts_to_embed(self.split, experiment.args)
         self.projection = projection
-        self.ranks = rank_positives(*self.on_device(self.split.test_parts))
-        self.metrics = summary(self.ranks, experiment.recalls)
-        self.queries_without_positive = self.metrics.pop('queries_without_positive')
-        self.val_metrics = {}
+        # the parts of 'train'
+        self.trained = [name for name in ('fit', 'rest') if name in self.parts]
+        self.metrics, self.val_metrics = {}, {}
+        if self.split.test_parts:
+            self.ranks = rank_positives(*self.on_device(self.split.test_parts))
+            self.metrics = summary(self.ranks, experiment.recalls)
+        self.queries_without_positive = self.metrics.pop('queries_without_positive', 0)
         if self.select == 'val':
             self.val_metrics = summary(rank_positives(*self.on_device(['val'])), [1])
             del self.val_metrics['queries_without_positive']
@@ -145,10 +149,10 @@ class Result:
         hits = measures(rank_positives(embeddings, labels), [1])['recall@1']
         trained = len(self.split.train)  # they come first, classes held out last
         new = trained + sum(len(self.parts[name]) for name in self.split.test_parts)
-        return {
-            'all_recall@1_trained': (hits[:trained], labels[:trained]),
-            'all_recall@1_new': (hits[trained:new], labels[trained:new]),
-        }
+        found = {'all_recall@1_trained': (hits[:trained], labels[:trained])}
+        if self.split.test_parts:
+            found['all_recall@1_new'] = hits[trained:new], labels[trained:new]
+        return found
 
     @property
     def score(self):
@@ -162,8 +166,10 @@ class Result:
     @cached_property
     def intervals(self):
         """95 % intervals of the metrics."""
-        values = measures(self.ranks, self.experiment.recalls)
-        intervals = confidence_intervals(values, self.split.query.labels)
+        intervals = {}
+        if self.metrics:
+            values = measures(self.ranks, self.experiment.recalls)
+            intervals = confidence_intervals(values, self.split.query.labels)
         for name, (hits, labels) in self.all_hits.items():
             intervals |= confidence_intervals({name: hits}, labels)
         return intervals
@@ -173,15 +179,17 @@ class Result:
         """The threshold of a match, set on held-out classes, else the test classes.
 
         An unknown product is of a new class. With --whole_gallery it is searched among
-        new and trained ones.
+        new and trained ones. It is None without new classes, unless --threshold_from
+        gives one.
         """
         names = ['val'] if self.select == 'val' else self.split.test_parts
+        if self.experiment.calibration or not names:
+            return self.experiment.calibration
         rate = self.experiment.args.false_match_rate
         if not self.all_hits:
             tensors = self.on_device(names, torch.float32)
             return calibrate(*tensors, false_match_rate=rate)
-        trained = [name for name in ('fit', 'rest') if name in self.parts]
-        gallery, labels = self.join([*names, *trained], torch.float32)
+        gallery, labels = self.join([*names, *self.trained], torch.float32)
         own = torch.arange(sum(len(self.parts[name]) for name in names))
         query = gallery[: len(own)], labels[: len(own)]
         return calibrate(*query, gallery, labels, false_match_rate=rate, own=own)

@@ -5,6 +5,7 @@ results/<run>_checkpoint/     while it is not finished, see checkpoints.py
 results/<run>.lock            locked by the process that trains
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from areir import processes
-from areir.cli.recipes import default_recipe
+from areir.cli.recipes import RECIPES, default_recipe, default_values
 from areir.errors import UserError
 from areir.files import (
     refuse_special,
@@ -32,6 +33,12 @@ from areir.training import checkpoints
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
     *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
+)
+# flags that a threshold depends on
+CALIBRATED = (
+    *('model_type', 'with_se', 'weights', 'crop_type', 'image_size', 'protocol'),
+    *('recipe', 'num_epochs', 'meta_class_size', *RECIPES['current']),
+    'false_match_rate',
 )
 WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
 KEEP = '--run_name NAME keeps that run, --overwrite without --resume replaces it'
@@ -172,10 +179,10 @@ class Run:
                 settings = {**run['arguments'], 'precision': run['precision']}
                 settings['split_sha256'] = run['data']['split_sha256']
                 self.refuse_other_settings(settings, path)
-        except UserError:
+        except UserError as error:
             if overwrite:
                 return False
-            raise
+            raise UserError(f'{error}; {KEEP}') from None
         return bool(run.get('finished'))
 
     def take_lock(self):
@@ -211,10 +218,10 @@ class Run:
                 continue
             if name == 'split_sha256':
                 raise OtherSettings(
-                    f'the dataset has changed since {source} was written; {KEEP}'
+                    f'the dataset has changed since {source} was written'
                 )
             raise OtherSettings(
-                f'--{name} {value}: {source} was begun with {saved.get(name)}; {KEEP}'
+                f'--{name} {value}: {source} was begun with {saved.get(name)}'
             )
 
     def begin(self, trainer):
@@ -228,8 +235,8 @@ class Run:
             problem = None
             try:
                 progress = self.load(trainer, folder)
-            except OtherSettings:
-                raise
+            except OtherSettings as error:
+                raise UserError(f'{error}; {KEEP}') from None
             except (UserError, OSError) as error:
                 problem = error
             if processes.any_process(problem):
@@ -310,7 +317,41 @@ def read_run_json(path):
             return run
     except (ValueError, AttributeError):
         pass
-    raise UserError(f'{path} is damaged or no run.json of train.py; {KEEP}')
+    raise UserError(f'{path} is damaged or no run.json of train.py')
+
+
+def earlier_calibration(args, classes):
+    """Return the calibration of the run of --threshold_from, or None without it.
+
+    classes: number of training classes. Raises UserError if that run is not finished,
+    has no calibration, or was trained with other flags of CALIBRATED. Two flags that
+    both follow from the number of classes are alike.
+    """
+    if not args.threshold_from:
+        return None
+    flag = f'--threshold_from {args.threshold_from}'
+    names = args.threshold_from, os.path.join(args.results_root, args.threshold_from)
+    paths = [f'{name}_run.json' for name in names if os.path.isfile(f'{name}_run.json')]
+    if not paths:
+        raise UserError(f'{flag}: neither {names[0]}_run.json nor {names[1]}_run.json')
+    run = read_run_json(paths[0])
+    if not run.get('finished') or not run['calibration']:
+        lacks = 'no threshold' if run.get('finished') else 'not been finished'
+        raise UserError(f'{flag}: that run has {lacks}')
+    other = argparse.Namespace(**run['arguments'])
+    counts = classes, run['data']['counts']['train'][1] - len(run['data']['held_out'])
+    defaults = [
+        default_values(of_run, count, of_run.weights == 'none')
+        for of_run, count in zip((args, other), counts)
+    ]
+    for name in CALIBRATED:
+        values = [getattr(of_run, name, None) for of_run in (args, other)]
+        follow = values == [of_run.get(name) for of_run in defaults]
+        if values[0] != values[1] and not follow:
+            raise UserError(
+                f'{flag}: --{name} is {values[0]}, but that run has {values[1]}'
+            )
+    return run['calibration']
 
 
 def read_results(path):

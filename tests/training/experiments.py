@@ -43,6 +43,7 @@ def arguments(**changed):
         'select': 'last',
         'protocol': 'strict',
         'false_match_rate': 0.05,
+        'threshold_from': None,
         'whole_gallery': 'no',
         'num_workers': 0,
         'seed': 3,
