@@ -30,7 +30,10 @@ from areir.data.crops import link_images
 from areir.data.loading import Embedder
 from areir.data.splits import load_split
 from areir.files import load_tensors
+from areir.retrieval import evaluate
+from model import TrainedModel
 
+PARTS = 'train', 'test'
 PIXELS = 64  # per side, at most, of the images whose pixels are compared
 HELD_OUT = 1 / 3  # share of the training classes that choose a learning rate
 
@@ -84,6 +87,11 @@ class Dataset:
         """Return the labels (N,) of the images of 'train' or 'test'."""
         return self.split.parts[part].labels
 
+    @property
+    def all_labels(self):
+        """The labels {part: (N,)}."""
+        return {part: self.labels(part) for part in PARTS}
+
     def embed(self, part, net, image_size=None):
         """Return the vectors (N, D) of net.embed for the images of a part."""
         size = image_size or self.image_size
@@ -128,7 +136,7 @@ class Trained:
     """What a training took and what it gave.
 
     seconds: of training; parameters: of the network and its loss; outputs: {name:
-    vectors (N, D) of the test images}.
+    {part: vectors (N, D)}} of the images of 'train' and 'test'.
     """
 
     seconds: float
@@ -146,7 +154,8 @@ class Pixels:
 
     def train(self, dataset, lr, seed, epochs):
         side = min(PIXELS, dataset.image_size)
-        return Trained(0, 0, {'embedding': dataset.embed('test', RawPixels(), side)})
+        pixels = {part: dataset.embed(part, RawPixels(), side) for part in PARTS}
+        return Trained(0, 0, {'embedding': pixels})
 
 
 class Untrained:
@@ -161,7 +170,7 @@ class Untrained:
         model = peers.build_model(self.weights, seed)
         weights = dict(model.named_parameters())
         count = sum(w.numel() for name, w in weights.items() if '.fc.' not in name)
-        return Trained(0, count, peers.read_features(model, dataset))
+        return Trained(0, count, peers.read_features(model, dataset, self.weights))
 
 
 class Peer:
@@ -180,9 +189,9 @@ class Peer:
         run = peers.Run(self.loss, self.weights, dataset, lr, seed, epochs)
         seconds = sum(run.train_epoch(epoch) for epoch in range(1, epochs + 1))
         model = run.model
-        outputs = {'embedding': peers.read(model, dataset, 'test', 'logits')}
+        outputs = {'embedding': peers.read(model, dataset, 'logits')}
         if self.loss == peers.WHITENED_LOSS:
-            outputs |= peers.read_features(model, dataset)
+            outputs |= peers.read_features(model, dataset, self.weights)
         modules = model, run.trainer.loss
         count = sum(w.numel() for module in modules for w in module.parameters())
         return Trained(seconds, count, outputs)
@@ -200,9 +209,9 @@ class Ours:
     def __init__(self, recipe, weights, changes=None):
         self.recipe, self.weights = recipe, weights
         self.changes = changes or {}
-        values = dict(recipes.RECIPES[recipe])
-        if recipe == 'current' and weights == 'none':
-            values |= recipes.FROM_SCRATCH
+        values = peers.current_recipe(weights)
+        if recipe == '2019':
+            values = recipes.RECIPES[recipe]
         self.default_lr = values['lr']
         self.lrs = tuple(self.default_lr * factor for factor in FACTORS)
         if recipe == '2019':
@@ -232,7 +241,11 @@ class Ours:
         return train.get_args([f'--{name}={value}' for name, value in flags.items()])
 
     def run(self, dataset, lr, seed, epochs):
-        """Return (the CSV of a run, its Trained)."""
+        """Return (the CSV of a run, its Trained).
+
+        Its outputs are 'embedding' and 'unprojected', the same without components. All
+        images are embedded again, and test images must have the recall of the CSV.
+        """
         extra = {}
         if self.weights != 'none':
             extra['stages'] = lite0.build_lite0(self.weights)
@@ -243,15 +256,24 @@ class Ours:
             with contextlib.redirect_stdout(sys.stderr):
                 train.main(self.arguments(dataset, folder, lr, seed, epochs), **extra)
             table = pd.read_csv(find(folder, 'results.csv'))
-            database = load_tensors(find(folder, 'data_base.pth'))
+            saved = load_tensors(find(folder, 'model.pth'))
             with open(find(folder, 'run.json'), encoding='utf-8') as file:
                 parameters = json.load(file)['parameters']
         for number, handler in handlers.items():
             signal.signal(number, handler)  # train.py has installed its own
-        assert torch.equal(database['labels'], dataset.labels('test'))
-        outputs = {'embedding': database['embeddings'].float()}
-        seconds = table['train_seconds'].iloc[-1]
-        return table, Trained(seconds, parameters, outputs)
+        last = table.iloc[-1]
+        if extra:
+            with torch.device('meta'):
+                saved['model_args']['model_type'] = lite0.random_stages()
+        model = TrainedModel('', saved).model
+        model.projection, projection = None, model.projection
+        vectors = peers.read(model, dataset, model.embedding, model.mirror)
+        outputs = {'unprojected': vectors, 'embedding': vectors}
+        if projection:
+            outputs['embedding'] = {part: projection(vectors[part]) for part in PARTS}
+        found = evaluate(outputs['embedding']['test'], dataset.labels('test'), [1])
+        assert abs(found['recall@1'] - last['test_recall@1']) < 0.01
+        return table, Trained(last['train_seconds'], parameters, outputs)
 
     def time_epoch(self, dataset):
         table, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir import hardware
-from areir.cli.recipes import RECIPES
+from areir.cli.recipes import FROM_SCRATCH, RECIPES
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.networks.backbones import has_depthwise
@@ -66,6 +66,11 @@ def make_criterion(name, classes):
         'cosface': losses.CosFaceLoss,
     }
     return kinds[name](classes, DIMENSIONS)
+
+
+def current_recipe(weights):
+    """Return {flag: value} of the current recipe; weights: 'none' or others."""
+    return RECIPE | (FROM_SCRATCH if weights == 'none' else {})
 
 
 def build_model(weights, seed):
@@ -160,40 +165,42 @@ class Run:
 # Embedding
 
 
-def read(model, dataset, part, embedding, mirror=False):
-    """Return the vectors (N, D) of the images of a part, see `EnsembleModel`."""
-    net = model
-    if choose_hardware(model).precision == 'bf16':
-        net = folded(model, torch.bfloat16)
+def read(model, dataset, embedding, mirror=False):
+    """Return {part: vectors (N, D)} of all images, see `EnsembleModel`."""
+    bf16 = choose_hardware(model).precision == 'bf16'
+    net = folded(model, torch.bfloat16 if bf16 else torch.float32)
     net.embedding, net.mirror = embedding, mirror
-    return dataset.embed(part, net.eval())
+    return {part: dataset.embed(part, net.eval()) for part in ('train', 'test')}
 
 
-def project(fitted, vectors, dimensions, whitening):
-    """Project vectors (N, L) by the components of `fitted` (K, L).
+def project(vectors, dimensions, whitening):
+    """Project vectors {part: (N, L)} by the components of the training images.
 
     A diverged training, whose vectors are not finite, keeps them.
     """
-    if not torch.isfinite(fitted).all():
+    if not torch.isfinite(vectors['train']).all():
         return vectors
-    return fit_projection(fitted, dimensions, whitening)(vectors)
+    projection = fit_projection(vectors['train'], dimensions, whitening)
+    return {part: projection(vectors[part]) for part in vectors}
 
 
-def read_features(model, dataset):
-    """Return {output: vectors (N, .) of the test images}, without the classifier.
+def read_features(model, dataset, weights):
+    """Return {output: {part: vectors (N, .)}} of all images, without the classifier.
 
     pooled: the features of the last stage; whitened: their WHITENED components;
-    our_embedding: as train.py embeds from scratch.
+    our_embedding: as train.py embeds with these weights, 'none' or others.
     """
     width = model.heads[0].fc.in_features
-    pooled, described = [], []
-    for part in ('train', 'test'):
-        features = read(model, dataset, part, 'features')
-        pooled.append(F.normalize(features[:, -width:], dim=1))
-        described.append(read(model, dataset, part, 'stages', mirror=True))
-    shape = RECIPE['dimensions'], RECIPE['whitening']
+    features = read(model, dataset, 'features')
+    pooled = {
+        part: F.normalize(vectors[:, -width:], dim=1)
+        for part, vectors in features.items()
+    }
+    recipe = current_recipe(weights)
+    described = read(model, dataset, recipe['embedding'], recipe['mirror'] == 'yes')
+    shape = recipe['dimensions'], recipe['whitening']
     return {
-        'pooled': pooled[1],
-        'whitened': project(*pooled, WHITENED, 1),
-        'our_embedding': project(*described, *shape),
+        'pooled': pooled,
+        'whitened': project(pooled, WHITENED, 1),
+        'our_embedding': project(described, *shape),
     }

@@ -1,4 +1,4 @@
-"""Measure Recall@1 and MAP@R on unseen classes: ours and pytorch-metric-learning's.
+"""Measure the recall of trained and new classes: ours and pytorch-metric-learning's.
 
     python benchmarks/quality.py --data ../shared/data/grocery --seconds 240
     python benchmarks/quality.py --data ../shared/data/cars196 --weights lite0 \
@@ -9,7 +9,7 @@
 Every method trains the same backbone on the same images for the same seconds on the
 same cores: the time of an epoch is measured once and gives the number of epochs. Each
 learning rate is the best of three on a third of the training classes, held out. The
-test classes choose nothing.
+test classes choose nothing. figures.py says what the figures are.
 
 A method takes 6 trainings, so all of them at 240 seconds take about 3 hours. They can
 be interrupted: a second start skips what is in the folder --results. It has the vectors
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import common
+import figures
 import methods
 import numpy as np
 import peers
@@ -33,12 +34,11 @@ import torch
 import utils
 from areir import hardware
 from areir.cli import types
-from areir.evaluation.intervals import compare, confidence_intervals
-from areir.evaluation.metrics import measures, rank_positives
 from areir.files import atomic_path, write_text
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
-TITLES = {'recall@1': 'Recall@1', 'map@r': 'MAP@R'}
+PREFIXES = {'test': '', 'train': 'train_'}  # of the entries of a file of vectors
+EQUAL = 'equal embedding'  # the group of peers that are read with our embedding
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Method:
     label: str
     run: str  # what is trained
     output: str = 'embedding'
-    group: str = 'peers'  # or ours, untrained, or equal embedding
+    group: str = 'peers'  # or ours, untrained, or EQUAL
     tuned: bool = True  # whether the learning rate is chosen on held-out classes
 
 
@@ -69,10 +69,7 @@ METHODS = {
         'normalised softmax, features whitened', 'norm_softmax', 'whitened'
     ),
     'norm_softmax_ours': Method(
-        'normalised softmax, our embedding',
-        'norm_softmax',
-        'our_embedding',
-        'equal embedding',
+        'plain classifier, our embedding', 'norm_softmax', 'our_embedding', EQUAL
     ),
     'ours_2019': Method('ours, recipe of 2019', '2019', group='ours'),
     'ours': Method('ours', 'current', group='ours'),
@@ -88,38 +85,6 @@ def make_trainers(weights):
     for loss in peers.LOSSES:
         trainers[loss] = methods.Peer(loss, weights)
     return trainers
-
-
-# Figures
-
-
-def values_per_query(vectors, labels):
-    """Return {measure: (N,)} of vectors (N, D), each querying all others.
-
-    A diverged training, whose vectors are not finite, finds nothing.
-    """
-    if not torch.isfinite(vectors).all():
-        return {name: torch.zeros(len(labels)).double() for name in TITLES}
-    values = measures(rank_positives(vectors.float(), labels), [1])
-    return {name: values[name] for name in TITLES}
-
-
-def mean_values(runs):
-    """Return {measure: (N,)}, the means of the values of several seeds."""
-    return {name: sum(values[name] for values in runs) / len(runs) for name in TITLES}
-
-
-def differences(values, others, labels):
-    """Return {title: text}: the paired differences of two {measure: (N,)}, in points.
-
-    labels (N,): the class of each query.
-    """
-    cells = {}
-    compared = compare(values, others, labels)
-    for name, (difference, low, high, _) in compared.items():
-        limits = f'{100 * low:+.1f} to {100 * high:+.1f}'
-        cells[f'{TITLES[name]}, difference'] = f'{100 * difference:+.1f} ({limits})'
-    return cells
 
 
 # The experiment
@@ -192,16 +157,15 @@ class Experiment:
         for other in METHODS.values():
             if other.run != method.run or other.output not in trained.outputs:
                 continue
+            entries = {'epochs': epochs, 'seconds': trained.seconds}
+            for part, prefix in PREFIXES.items():
+                vectors = trained.outputs[other.output][part]
+                entries[f'{prefix}embeddings'] = vectors.half().numpy()
+                entries[f'{prefix}labels'] = dataset.labels(part).numpy()
+                entries[f'{prefix}images'] = np.array(dataset.paths(part))
             path = self.path(kind, other, lr, seed)
             with atomic_path(path) as temporary, open(temporary, 'wb') as file:
-                np.savez(
-                    file,
-                    embeddings=trained.outputs[other.output].half().numpy(),
-                    labels=dataset.labels('test').numpy(),
-                    images=np.array(dataset.paths('test')),
-                    epochs=epochs,
-                    seconds=trained.seconds,
-                )
+                np.savez(file, **entries)
 
     def complete_all(self, names):
         """Choose the learning rates of these methods, then train them seed by seed."""
@@ -236,7 +200,7 @@ class Experiment:
             runs = self.read('tuning', method, lr)
             if not runs:
                 return None
-            recalls[lr] = runs[0]['values']['recall@1'].mean().item()
+            recalls[lr] = figures.mean(runs[0]['values'][figures.NEW])
         return max(recalls, key=recalls.get)
 
     # the table
@@ -249,8 +213,14 @@ class Experiment:
             if os.path.isfile(path):
                 with np.load(path) as file:
                     run = dict(file)
-                labels = torch.from_numpy(run['labels'])
-                values = values_per_query(torch.from_numpy(run['embeddings']), labels)
+                vectors, labels = (
+                    {
+                        part: torch.from_numpy(run[f'{prefix}{entry}'])
+                        for part, prefix in PREFIXES.items()
+                    }
+                    for entry in ('embeddings', 'labels')
+                )
+                values = figures.values_per_query(vectors, labels)
                 runs.append({**run, 'labels': labels, 'values': values})
         return runs
 
@@ -263,39 +233,44 @@ class Experiment:
             runs = [] if unfinished else self.read('final', method, lr)
             if runs:
                 labels = runs[0]['labels']
-                values[name] = mean_values([run['values'] for run in runs])
+                values[name] = figures.mean_values([run['values'] for run in runs])
                 at_end = len(rates) > 1 and lr in (rates[0], rates[-1])
                 row = {'lr': '' if lr is None else f'{lr:g}' + ' (an end)' * at_end}
                 rows[method.label] = row | describe(runs, values[name])
-        best = max(
-            (name for name in values if METHODS[name].group == 'peers'),
-            key=lambda name: values[name]['recall@1'].mean(),
-            default=None,
-        )
-        for name in values if best else ():
-            if name != best:
-                cells = differences(values[name], values[best], labels)
-                rows[METHODS[name].label] |= cells
         common.print_table(rows)
-        if best:
-            print(f'differences are those to the best peer, {METHODS[best].label}')
+        for figure in (figures.NEW, figures.MEAN) if values else ():
+            self.print_differences(figure, values, labels)
+
+    def print_differences(self, figure, values, labels):
+        """Print how far the methods are from the best peer and from the plain one.
+
+        values: {method: its values}; labels: {part: (N,)}.
+        """
+        rows = {METHODS[name].label: {} for name in values}
+        for group in ('peers', EQUAL):
+            names = [name for name in values if METHODS[name].group == group]
+            if not names:
+                continue
+            best = max(names, key=lambda name: figures.mean(values[name][figure]))
+            column = f'{figure}, ahead of {METHODS[best].label}'
+            for name in values:
+                if name != best:
+                    cells = figures.differences(values[name], values[best], labels)
+                    rows[METHODS[name].label][column] = cells[figure]
+        common.print_table(rows)
 
 
 def describe(runs, values):
     """Return the cells of a method: {column: text}; values: means over the seeds."""
     seconds = sum(run['seconds'].item() for run in runs) / len(runs)
-    row = {
+    seeds = [100 * figures.mean(run['values'][figures.NEW]) for run in runs]
+    return {
         'numbers': str(runs[0]['embeddings'].shape[1]),
         'epochs': str(runs[0]['epochs'].item()),
         'seconds': f'{seconds:.0f}',
+        **figures.describe(values, runs[0]['labels']),
+        'each seed': ', '.join(f'{recall:.1f}' for recall in seeds),
     }
-    intervals = confidence_intervals(values, runs[0]['labels'])
-    for name, (low, high) in intervals.items():
-        limits = f'{100 * low:.1f} to {100 * high:.1f}'
-        row[TITLES[name]] = f'{values[name].mean():.2%} ({limits})'
-    seeds = [100 * run['values']['recall@1'].mean() for run in runs]
-    row['each seed'] = ', '.join(f'{recall:.1f}' for recall in seeds)
-    return row
 
 
 # Cost

@@ -1,10 +1,10 @@
-"""benchmarks/quality.py and recipe.py: their parts, and runs of the smallest size."""
+"""benchmarks/quality.py, recipe.py and small.py: parts, and the smallest runs."""
 
-import json
 import os
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -12,18 +12,19 @@ from test_benchmarks import call, tables  # noqa: F401
 from torch.nn import functional as F
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
+import figures
 import lite0
 import methods
 import peers
 import quality
 import recipe
+import small
 from quality import METHODS
 
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.evaluation.embeddings_file import rank_file
-from areir.networks.projection import fit_projection
-from areir.retrieval import evaluate
+from areir.evaluation.intervals import compare
 
 LABELS = torch.arange(6).repeat_interleave(2)
 
@@ -36,6 +37,52 @@ def photos(tmp_path_factory):
         str(folder), train_classes=6, test_classes=6, images_per_class=8, side=32
     )
     return folder
+
+
+# Figures
+
+
+def test_figures_of_both_galleries():
+    # on a circle: trained images of two classes, and between them new ones
+    degrees = {'train': [0, 10, 90, 100], 'test': [3, 50, 52, 4]}
+    angles = {part: torch.tensor(d) * torch.pi / 180 for part, d in degrees.items()}
+    vectors = {part: torch.stack([a.cos(), a.sin()], 1) for part, a in angles.items()}
+    labels = {'train': torch.tensor([0, 0, 1, 1]), 'test': torch.tensor([0, 1, 1, 0])}
+    values = figures.values_per_query(vectors, labels)
+    found = {name: figures.mean(parts) for name, parts in values.items()}
+    # among all, the nearest images of 0 and 10 degrees are new: 3 and 4
+    assert found == {
+        figures.NEW: 1,
+        figures.MAP_R: 1,
+        figures.TRAINED: 0.5,
+        figures.NEW_IN_ALL: 1,
+        figures.MEAN: 0.75,
+    }
+    vectors['train'][0] = torch.nan
+    diverged = figures.values_per_query(vectors, labels)
+    assert not any(map(figures.mean, diverged.values()))
+
+
+def test_differences_are_paired_and_their_intervals_over_classes():
+    generator = torch.Generator().manual_seed(0)
+    labels = {'train': torch.arange(60) // 3, 'test': torch.arange(80) // 4}
+    draws = torch.rand(2, 2, 80, generator=generator).round().double()
+    ours, other = (
+        {figures.NEW: {'test': test}, figures.MEAN: {'train': train[:60], 'test': test}}
+        for test, train in draws
+    )
+    cells = figures.differences(ours, other, labels)
+    arguments = ({'': draws[0][0]}, {'': draws[1][0]}, labels['test'])
+    difference, low, high, _ = 100 * np.array(compare(*arguments)[''])
+    assert cells[figures.NEW] == f'{difference:+.1f} ({low:+.1f} to {high:+.1f})'
+    # the mean of two halves varies less than either of them
+    halves = (draws[0] - draws[1])[1, :60], (draws[0] - draws[1])[0]
+    both = dict(zip(('train', 'test'), halves))
+    low, high = figures.interval(both, labels)
+    widths = [np.ptp(figures.interval({part: both[part]}, labels)) for part in both]
+    assert 0.3 * sum(widths) < high - low < 0.5 * sum(widths)
+    few = {part: numbers % 5 for part, numbers in labels.items()}
+    assert '(' not in figures.differences(ours, other, few)[figures.MEAN]
 
 
 # EfficientNet-Lite0
@@ -71,7 +118,7 @@ def test_losses_train_the_network_and_their_own_weights(dataset, loss, slim_back
     assert run.train_epoch(1) > 0
     for old, weights in zip(before, watched):
         assert not torch.equal(old, weights)
-    vectors = peers.read(run.model, dataset, 'test', 'logits')
+    vectors = peers.read(run.model, dataset, 'logits')['test']
     assert vectors.shape == (48, peers.DIMENSIONS)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(48), atol=1e-3)
 
@@ -97,7 +144,9 @@ class FakeTrainer:
         vectors = F.one_hot(LABELS, 6).float()
         if lr != 0.2:
             vectors = vectors.flip(0) * torch.tensor([1.0, -1.0] * 6)[:, None]
-        return methods.Trained(epochs / 4, 10, {'embedding': vectors})
+        both = {'test': vectors, 'train': vectors}
+        outputs = {'embedding': both, 'our_embedding': both}
+        return methods.Trained(epochs / 4, 10, outputs)
 
 
 @pytest.fixture
@@ -126,7 +175,7 @@ def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
     tables,  # noqa: F811
 ):
     flags = ['--data', 'd', '--results', tmp_path, '--seconds', 2]
-    flags += ['--methods', 'cosface,ours,ours_no_flag']
+    flags += ['--methods', 'cosface,norm_softmax_ours,ours,ours_no_flag']
     tables(quality, *flags, '--seeds', 1)
     tuning = [('cosface', lr, 0, 12) for lr in FakeTrainer.lrs]
     expected = [('cosface', 'timing'), *tuning, ('cosface', 0.2, 0, 8)]
@@ -135,14 +184,17 @@ def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
     assert fake_runs.count(('current', 0.2, 0, 8)) == 1
     done = len(fake_runs)
     rows = tables(quality, *flags, '--seeds', 2)
-    assert fake_runs[done:] == [(run, 0.2, 1, 8) for run in ('cosface', 'current')]
+    runs = 'cosface', 'norm_softmax', 'current'
+    assert fake_runs[done:] == [(run, 0.2, 1, 8) for run in runs]
     row = rows['CosFace']
-    assert row['Recall@1'] == '100.00% (100.0 to 100.0)'
+    assert row[figures.NEW] == '100.00% (100.0 to 100.0)'
     assert (row['lr'], row['each seed'], row['seconds']) == ('0.2', '100.0, 100.0', '2')
-    difference = rows['ours, no flag']['Recall@1, difference']
-    assert difference == '+0.0 (+0.0 to +0.0)'
+    for other in ('CosFace', 'plain classifier, our embedding'):
+        for figure in (figures.NEW, figures.MEAN):
+            difference = rows['ours, no flag'][f'{figure}, ahead of {other}']
+            assert difference == '+0.0 (+0.0 to +0.0)'
     tables(quality, *flags, '--seeds', 3, '--table')
-    assert len(fake_runs) == done + 2  # it trains nothing
+    assert len(fake_runs) == done + 3  # it trains nothing
     ranked = rank_file(
         str(tmp_path / 'final_current_embedding_0.2_2s_seed1.npz'), 'cpu'
     )
@@ -187,21 +239,19 @@ def test_difference_is_paired(monkeypatch):
     right = (torch.arange(24) % 3 > 0).double()
     better = right.clone()
     better[:12] = 1
-    results = {
-        recipe.RECIPE: [(10, {'recall@1': right, 'map@r': right})] * 2,
-        'other': [
-            (20, {'recall@1': better, 'map@r': right}),
-            (30, {'recall@1': right, 'map@r': right}),
-        ],
-    }
+    plain, ours = (
+        {figures.NEW: {'test': test}, figures.MEAN: {'test': test, 'train': right}}
+        for test in (right, better)
+    )
+    results = {recipe.RECIPE: [(10, plain)] * 2, 'other': [(20, ours), (30, plain)]}
     rows = {}
     monkeypatch.setattr(recipe.common, 'print_table', rows.update)
-    recipe.print_parts(results, labels)
-    assert rows[recipe.RECIPE]['Recall@1'] == '66.67%'
+    recipe.print_parts(results, {'test': labels, 'train': labels})
+    assert rows[recipe.RECIPE][figures.NEW] == '66.67%'
     # 4 of the 24 queries are right in one of two seeds
-    assert rows['other']['Recall@1'] == '75.00%'
-    assert rows['other']['Recall@1, difference'].startswith('+8.3 (')
-    assert rows['other']['MAP@R, difference'] == '+0.0 (+0.0 to +0.0)'
+    assert rows['other'][figures.NEW] == '75.00%'
+    assert rows['other'][f'{figures.NEW}, difference'].startswith('+8.3 (')
+    assert rows['other'][f'{figures.MEAN}, difference'].startswith('+4.2 (')
 
 
 @pytest.mark.slow
@@ -211,40 +261,15 @@ def test_parts_of_the_recipe(photos, tables, monkeypatch, slim_backbone):  # noq
     flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 1]
     rows = tables(recipe, *flags)
     assert list(rows) == list(changes)
-    assert all(0 < float(row['Recall@1'][:-1]) <= 100 for row in rows.values())
+    assert all(0 < float(row[figures.MEAN][:-1]) <= 100 for row in rows.values())
 
 
-# Dimensions and whitening
-
-
-def write_run(root, whitening=0.75):
-    """Write the files of a run; return (its name, fitted and test vectors, labels)."""
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.linspace(3, 0.1, 40)
-    fitted, vectors = spread * torch.randn(2, 120, 40, generator=generator) + 0.5
-    labels = torch.arange(120) % 5
-    vectors[:, 30:] += 0.2 * torch.randn(5, 10, generator=generator)[labels]
-    projection = fit_projection(fitted, 4096, whitening)
-    run = str(root / 'small')
-    torch.save({'projection': dict(projection.named_buffers())}, f'{run}_model.pth')
-    database = {'embeddings': projection(vectors), 'labels': labels}
-    torch.save(database, f'{run}_data_base.pth')
-    with open(f'{run}_run.json', 'w') as file:
-        json.dump({'arguments': {'whitening': whitening}}, file)
-    return run, fitted, vectors, labels
-
-
-def test_metrics_are_those_of_projections_that_were_fitted(tmp_path, tables):  # noqa: F811
-    run, fitted, vectors, labels = write_run(tmp_path)
-    found = recipe.measure_dimensions(run)
-    assert list(found) == [16, 32, 40]
-    for length, metrics in found.items():
-        for whitening in recipe.WHITENINGS:
-            projection = fit_projection(fitted, length, whitening)
-            expected = evaluate(projection(vectors), labels, [1])
-            assert metrics[whitening] == expected
-    rows = tables(recipe, '--run', run)
-    assert list(rows) == [16, 32, 40]
-    run, *_ = write_run(tmp_path, whitening=0)  # its deviations are lost
-    with pytest.raises(UserError, match='--whitening'):
-        recipe.measure_dimensions(run)
+@pytest.mark.slow
+def test_small_folders(photos, tables, slim_backbone):  # noqa: F811
+    flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 2]
+    rows = tables(small, *flags, '--products', 6, '--photos', 5)
+    assert list(rows) == ['seed 0', 'seed 1', 'all seeds', 'all folders']
+    for row in rows.values():
+        assert all(' = ' in row[figure] for figure in (figures.NEW, figures.TRAINED))
+    with pytest.raises(UserError, match='--products'):
+        tables(small, *flags, '--products', 13, '--photos', 5)

@@ -1,0 +1,124 @@
+"""Measure what the components of an embedding are worth in small folders.
+
+    python benchmarks/small.py --data ../shared/data/birds --weights lite0 --epochs 4
+    python benchmarks/small.py --data ../shared/data/grocery --products 32 --photos 18
+
+Products and their photographs are drawn from --data by the seed. Half of the products
+are trained with train.py's defaults. Its embedding is compared with that of the same
+network without components, so nothing is trained twice. The interval of a difference is
+paired and over products, at least 6 in each half. The lines of all seeds count a
+product that was drawn twice as one. The figures are those of figures.py.
+"""
+
+import itertools
+import os
+import random
+import tempfile
+
+import common
+import figures
+import methods
+import numpy as np
+import torch
+
+import utils
+from areir import hardware
+from areir.cli import types
+from areir.data.crops import link_images
+from areir.data.images import list_files
+from areir.errors import UserError
+
+
+def read_products(folder, photos):
+    """Return {product: paths} of the products with at least so many photographs."""
+    products = {}
+    for path in list_files(folder):
+        product = os.path.basename(os.path.dirname(path))
+        products.setdefault(product, []).append(os.path.join(folder, path))
+    return {name: paths for name, paths in products.items() if len(paths) >= photos}
+
+
+def draw(data, products, photos, seed, folder):
+    """Link to photographs of products in folder/train and folder/test, half in each."""
+    found = read_products(data, photos)
+    if len(found) < products:
+        raise UserError(
+            f'--data {data}: {len(found)} products have {photos} photographs; '
+            f'--products {products} needs more'
+        )
+    rng = random.Random(seed)
+    images, links = [], []
+    for number, name in enumerate(rng.sample(sorted(found), products)):
+        part = 'train' if number < products // 2 else 'test'
+        for path in rng.sample(found[name], photos):
+            images.append(os.path.abspath(path))
+            links.append(os.path.join(folder, part, name, os.path.basename(path)))
+    link_images(images, links)
+
+
+def measure(args, products, photos, seed):
+    """Train on a draw; return (values, values without components, names of products).
+
+    The names are {part: (N,)}, one for each image.
+    """
+    with tempfile.TemporaryDirectory() as root:
+        folder = os.path.join(root, 'drawn')
+        draw(args.data, products, photos, seed, folder)
+        dataset = methods.open_dataset(args, root, 'small', folder)
+        ours = methods.Ours('current', args.weights)
+        outputs = ours.train(dataset, ours.default_lr, seed, args.epochs).outputs
+    values = [
+        figures.values_per_query(outputs[name], dataset.all_labels)
+        for name in ('embedding', 'unprojected')
+    ]
+    names = {
+        part: np.array(dataset.split.parts[part].classes)[labels]
+        for part, labels in dataset.all_labels.items()
+    }
+    return *values, names
+
+
+def describe(runs):
+    """Return {figure: text} of what `measure` returned, all queries together."""
+    *values, names = zip(*runs)
+    ours, plain = (
+        figures.combine(lambda *each: torch.cat(each), *of_runs) for of_runs in values
+    )
+    labels = {part: np.concatenate([run[part] for run in names]) for part in names[0]}
+    differences = figures.differences(ours, plain, labels)
+    return {
+        figure: f'{100 * figures.mean(ours[figure]):.1f} - '
+        f'{100 * figures.mean(plain[figure]):.1f} = {difference}'
+        for figure, difference in differences.items()
+    }
+
+
+def main():
+    parser = common.make_parser(__doc__)
+    methods.add_data_flags(parser)
+    add = parser.add_argument
+    add('--products', type=types.positives, default=[8, 16, 32], help='in a folder')
+    add('--photos', type=types.positives, default=[10, 18], help='of each product')
+    add('--seeds', type=types.positive, default=3, help='draws of each kind of folder')
+    add('--epochs', type=types.positive, default=8, help='of each training')
+    args = parser.parse_args()
+    if not args.data:
+        parser.error('--data: which folder?')
+    methods.fill_in_data_flags(args)
+    hardware.keep_freed_memory()
+    print(
+        f'{args.data}, weights {args.weights}, {args.epochs} epochs: with components - '
+        f'without = difference; {common.describe_machine()}'
+    )
+    done = []
+    for products, photos in itertools.product(args.products, args.photos):
+        runs = [measure(args, products, photos, seed) for seed in range(args.seeds)]
+        rows = {f'seed {seed}': describe([run]) for seed, run in enumerate(runs)}
+        print(f'{products} products of {photos} photographs')
+        common.print_table({**rows, 'all seeds': describe(runs)})
+        done += runs
+    common.print_table({'all folders': describe(done)})
+
+
+if __name__ == '__main__':
+    utils.run_script(main)
