@@ -50,8 +50,8 @@ def read(name):
     network = os.path.basename(name).split('-')[0].split('.')[0]
     if network not in model_types():
         raise UserError(
-            f'{name}: for which network are these weights? Rename the file so that '
-            'its name begins with that of the network, such as resnet18-mine.pth'
+            f'{name}: {network!r} is no network that train.py takes; the name of a '
+            'file of weights begins with that of its network, as in resnet18-mine.pth'
         )
     with open(name, 'rb') as file:
         version = hashlib.sha256(file.read()).hexdigest()
@@ -115,7 +115,9 @@ def load_weights(model, checkpoint, name):
             raise ValueError(f'{key} has no place')
     except (ValueError, RuntimeError) as error:  # torch's for odd kinds of tensors
         reason = str(error).partition('\n')[0]
-        raise UserError(f'{name}: weights do not fit the model: {reason}') from error
+        known = isinstance(model.model_type, str)
+        network = model.model_type if known else 'the model'
+        raise UserError(f'{name}: weights do not fit {network}: {reason}') from error
 
 
 def check_finite(state):

@@ -57,9 +57,14 @@ def test_torchvision_weights_go_to_trunk_and_every_head(resnet18, with_se, membe
             assert torch.equal(value, resnet18[original]), name
 
 
-def test_other_networks_are_refused():
+def test_other_networks_are_refused(tmp_path, resnet18):
     deeper = torchvision.models.resnet34().state_dict()
-    assert 'layer' in refusal(EnsembleModel('resnet18', 1, 4), deeper)
+    line = refusal(EnsembleModel('resnet18', 1, 4), deeper)
+    assert 'resnet18' in line and 'layer' in line
+    path = tmp_path / 'efficientnet_lite0-57934424.pth'  # torchvision has no Lite0
+    torch.save(resnet18, path)
+    with pytest.raises(UserError, match="'efficientnet_lite0'"):
+        read(str(path))
 
 
 def test_odd_weights_are_refused(resnet18):
