@@ -175,7 +175,9 @@ def percents(values):
 
 
 def print_warning(result):
-    """Print a warning unless the result is strict and not selected on test classes."""
+    """Print a warning if figures are flattered or not comparable."""
+    if result.get('trained'):
+        print(f'{result["file"]}: training used these classes: optimistic figures')
     protocol, select = result.get('protocol'), result.get('select')
     if protocol in (None, 'strict') and select != 'test':
         return

@@ -211,7 +211,7 @@ def main(args=None, stages=None, normalisation=None):
     split = load_data(args)
     if normalisation:
         split.info['mean'], split.info['std'] = normalisation
-    recalls = usable_recalls(args.recalls, split.available)
+    recalls = usable_recalls(args.recalls, split.available) if split.test_parts else []
     classes = len(split.train.classes)
     fill_in_defaults(args, classes, from_scratch=args.weights == 'none' and not stages)
     calibration = earlier_calibration(args, classes)

@@ -72,6 +72,7 @@ def test_the_model_searches(shop, slim_backbone):
     file = results / f'{ALL}_data_base.pth'
     project.ask('inference.py', *at, '--data_base', file, '--report')
     assert 'Optimistic' in (results / f'{ALL}_report.html').read_text()
+    assert 'optimistic' in project.ask('evaluate.py', file)
 
 
 def test_without_an_earlier_run_there_is_no_threshold(shop, slim_backbone, tmp_path):

@@ -33,7 +33,7 @@ from areir.errors import UserError
 from areir.evaluation.metrics import rank_positives
 from areir.files import is_unicode, load_tensors, refuse_special
 
-NOTES = ('protocol', 'select')
+NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
 PREFIXES = ('', 'query_', 'gallery_', 'test_')
 FIELDS = ('embeddings', 'features', 'labels', 'images')
 USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
@@ -60,7 +60,7 @@ class EmbeddingsFile:
     gallery: ImageSet | None  # None: each image queries all others
     dimensions: int
     ensemble_size: int | None  # heads that the embeddings consist of
-    notes: dict  # protocol and select, if the file has them
+    notes: dict  # those of NOTES that the file has
     ranks: dict | None = None  # of `rank_positives`
 
     @property

@@ -121,7 +121,6 @@ def result_files(experiment, result, state_dict, run_name):
         **common,
         'model': f'{run_name}_model.pth',
         'classes': split.query.classes,
-        'trained': not split.test_parts,
         'data_root': os.path.relpath(data_root, results_root),
     }
     for name in split.test_parts:
@@ -132,6 +131,7 @@ def result_files(experiment, result, state_dict, run_name):
     if not split.test_parts:
         parts = [result.parts[name] for name in result.trained]
         embeddings = [result.embeddings[name] for name in result.trained]
+        database['trained'] = True
         database['embeddings'] = torch.cat(embeddings)
         database['labels'] = torch.cat([part.labels for part in parts])
         database['images'] = [image for part in parts for image in part.images]
