@@ -63,7 +63,7 @@ def test_answers_are_those_of_inference(folder, page, tmp_path):
     assert paths == table['path'].tolist()
     assert [score for *_, score in tiles] == [f'{s:.3f}' for s in table['score']]
     assert html.count('✓ match') == table['match'].sum()
-    assert html.count('<span>no match') == (~table['match']).sum()
+    assert html.count('<span>below the threshold') == (~table['match']).sum()
     assert all(f'<bdi>{name}</bdi>' in html for name in table['class'])
 
 
@@ -85,6 +85,7 @@ def test_a_high_threshold_and_none(folder, page, tmp_path):
     strict = PageCase(folder, '--model', folder / 'strict_model.pth')
     html = strict.post('/search', picture=noise).text
     assert '✗ No match' in html and '✓' not in html and len(read_tiles(html)) == 8
+    assert 'no match' not in html  # said once, about the whole answer
 
     trained.save_model(folder / 'without_model.pth', calibration=None)
     without = PageCase(folder, '--model', folder / 'without_model.pth')
