@@ -18,9 +18,9 @@ DEMO = sample_uncropped_resnet18_2_40
 
 demo: $(VENV)/.installed
 	$(RUN) data_utils.py --data_name sample --image_size 64
-	rm -rf results/$(DEMO)_checkpoint
 	$(RUN) train.py --data_name sample --weights none --image_size 64 \
-		--num_epochs 8 --recalls 1,2,4,8 --false_match_rate 0.05
+		--num_epochs 8 --recalls 1,2,4,8 --false_match_rate 0.05 \
+		--overwrite
 	$(RUN) inference.py --data_base $(DEMO)_data_base.pth \
 		--query_img_name data/sample/test/figure_41/figure_41_01.png
 	$(RUN) benchmarks/demo.py results/$(DEMO)

@@ -204,6 +204,13 @@ def test_heads_of_another_partition_are_refused(slim, base):
     assert '--seed' in line and str(model) in line
 
 
+def test_a_run_does_not_replace_the_model_that_it_extends(slim, slim_backbone, base):
+    model = base / f'{RUN}_model.pth'
+    flags = ['--ensemble_size', 5, '--extend', model, '--run_name', RUN, '--overwrite']
+    line = slim.refuse('train.py', *FLAGS, *SHORT, '--results_root', base, *flags)
+    assert '--extend' in line and '--run_name' in line
+
+
 # Refusals
 
 

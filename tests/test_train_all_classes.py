@@ -97,7 +97,7 @@ def test_without_an_earlier_run_there_is_no_threshold(shop, slim_backbone, tmp_p
         (['--protocol', 'published'], '--protocol published'),
         (['--whole_gallery', 'no'], '--whole_gallery no'),
         (['--threshold_from', 'nowhere'], 'nowhere_run.json'),
-        (['--threshold_from', ALL[:3]], '--threshold_from all'),
+        (['--threshold_from', HALVES, '--run_name', HALVES], '--run_name'),
         (['--threshold_from', HALVES, '--num_epochs', 3], '--num_epochs is 3'),
         (['--threshold_from', HALVES, '--mirror', 'no'], '--mirror is no'),
         (
