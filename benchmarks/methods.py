@@ -1,8 +1,7 @@
 """What benchmarks/quality.py trains: ours, peers, and what needs no training.
 
-Each has lrs, its learning rates to choose from; time_epoch(dataset), the seconds that
-a run takes beside its epochs and those of an epoch; and
-train(dataset, lr, seed, epochs), which returns a Trained.
+Each has lrs, its learning rates to choose from; time_epoch(dataset), the seconds of an
+epoch; and train(dataset, lr, seed, epochs), which returns a Trained.
 """
 
 import contextlib
@@ -20,12 +19,12 @@ import lite0
 import pandas as pd
 import peers
 import torch
-from demo import RawPixels
+from torch.nn import functional as F
 
 import data_utils
 import train
 from areir import hardware
-from areir.cli import recipes, types
+from areir.cli import types
 from areir.data.crops import link_images
 from areir.data.loading import Embedder
 from areir.data.splits import load_split
@@ -39,7 +38,6 @@ HELD_OUT = 1 / 3  # share of the training classes that choose a learning rate
 
 # learning rates to choose from: without and with weights
 PEER_LRS = (3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3)
-LRS_OF_2019 = (2.5e-4, 5e-4, 1e-3), (5e-5, 1e-4, 2e-4)
 FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
 
 
@@ -49,7 +47,8 @@ FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
 def add_data_flags(parser):
     """Add the flags of data, weights and image size."""
     add = parser.add_argument
-    add('--data', type=types.path, help='folder of train/<class> and test/<class>')
+    flag = add('--data', type=types.path, required=True)
+    flag.help = 'folder of train/<class> and test/<class>'
     add(
         '--weights',
         default='none',
@@ -148,13 +147,16 @@ class Trained:
 
 
 class Pixels:
-    """The pixels of small images."""
+    """The pixels of small images, as unit vectors."""
 
     lrs = (None,)
 
+    def embed(self, images):
+        return F.normalize(images.flatten(1), dim=1)
+
     def train(self, dataset, lr, seed, epochs):
         side = min(PIXELS, dataset.image_size)
-        pixels = {part: dataset.embed(part, RawPixels(), side) for part in PARTS}
+        pixels = {part: dataset.embed(part, self, side) for part in PARTS}
         return Trained(0, 0, {'embedding': pixels})
 
 
@@ -183,13 +185,13 @@ class Peer:
     def time_epoch(self, dataset):
         run = peers.Run(self.loss, self.weights, dataset, self.lrs[0], 0, epochs=2)
         run.train_epoch(1)  # the first is slower
-        return 0, run.train_epoch(2)
+        return run.train_epoch(2)
 
     def train(self, dataset, lr, seed, epochs):
         run = peers.Run(self.loss, self.weights, dataset, lr, seed, epochs)
         seconds = sum(run.train_epoch(epoch) for epoch in range(1, epochs + 1))
         model = run.model
-        outputs = {'embedding': peers.read(model, dataset, 'logits')}
+        outputs = {'embedding': peers.read(model, dataset)}
         if self.loss == peers.WHITENED_LOSS:
             outputs |= peers.read_features(model, dataset, self.weights)
         modules = model, run.trainer.loss
@@ -201,21 +203,15 @@ class Peer:
 
 
 class Ours:
-    """A recipe of train.py: 'current' or '2019'.
+    """The current recipe of train.py.
 
     changes: {flag: value} to use instead of the recipe's, even of --lr.
     """
 
-    def __init__(self, recipe, weights, changes=None):
-        self.recipe, self.weights = recipe, weights
-        self.changes = changes or {}
-        values = peers.current_recipe(weights)
-        if recipe == '2019':
-            values = recipes.RECIPES[recipe]
-        self.default_lr = values['lr']
+    def __init__(self, weights, changes=None):
+        self.weights, self.changes = weights, changes or {}
+        self.default_lr = peers.current_recipe(weights)['lr']
         self.lrs = tuple(self.default_lr * factor for factor in FACTORS)
-        if recipe == '2019':
-            self.lrs = LRS_OF_2019[weights != 'none']
 
     def arguments(self, dataset, results_root, lr, seed, epochs):
         """Return the arguments of train.py."""
@@ -225,65 +221,50 @@ class Ours:
             'results_root': results_root,
             'image_size': dataset.image_size,
             'weights': 'none',
-            'recipe': self.recipe,
+            'recipe': 'current',
             'recalls': 1,
             'test_every': epochs,
             'lr': lr,
             'seed': seed,
             'num_epochs': epochs,
         }
-        if self.recipe == '2019':
-            # few heads, because each of many would hardly train in minutes
-            classes = len(dataset.split.train.classes)
-            flags |= {'ensemble_size': 2, 'batch_size': 32}
-            flags['meta_class_size'] = max(2, classes // 2)
         flags |= self.changes
         return train.get_args([f'--{name}={value}' for name, value in flags.items()])
 
-    def run(self, dataset, lr, seed, epochs):
-        """Return (the CSV of a run, its Trained).
+    def train(self, dataset, lr, seed, epochs):
+        """Return the Trained; its 'unprojected' vectors are those without components.
 
-        Its outputs are 'embedding' and 'unprojected', the same without components. All
-        images are embedded again, and test images must have the recall of the CSV.
+        All images are embedded again. The test images must have the recall of the CSV.
         """
         extra = {}
         if self.weights != 'none':
             extra['stages'] = lite0.build_lite0(self.weights)
             extra['normalisation'] = dataset.normalisation
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.getsignal(number) for number in numbers}
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(sys.stderr):
                 train.main(self.arguments(dataset, folder, lr, seed, epochs), **extra)
-            table = pd.read_csv(find(folder, 'results.csv'))
+            last = pd.read_csv(find(folder, 'results.csv')).iloc[-1]
             saved = load_tensors(find(folder, 'model.pth'))
             with open(find(folder, 'run.json'), encoding='utf-8') as file:
                 parameters = json.load(file)['parameters']
         for number, handler in handlers.items():
             signal.signal(number, handler)  # train.py has installed its own
-        last = table.iloc[-1]
         if extra:
             with torch.device('meta'):
                 saved['model_args']['model_type'] = lite0.random_stages()
         model = TrainedModel('', saved).model
-        model.projection, projection = None, model.projection
-        vectors = peers.read(model, dataset, model.embedding, model.mirror)
+        vectors = peers.read(model, dataset, projection=None)
         outputs = {'unprojected': vectors, 'embedding': vectors}
-        if projection:
-            outputs['embedding'] = {part: projection(vectors[part]) for part in PARTS}
+        if model.projection:
+            embeddings = {part: model.projection(vectors[part]) for part in PARTS}
+            outputs['embedding'] = embeddings
         found = evaluate(outputs['embedding']['test'], dataset.labels('test'), [1])
         assert abs(found['recall@1'] - last['test_recall@1']) < 0.01
-        return table, Trained(last['train_seconds'], parameters, outputs)
+        return Trained(last['train_seconds'], parameters, outputs)
 
     def time_epoch(self, dataset):
-        table, _ = self.run(dataset, self.lrs[0], seed=0, epochs=2)
-        seconds = table['train_seconds']
-        # before the first epoch: the features of a frozen trunk
-        fixed = seconds[0] if table['epoch'][0] == 0 else 0
-        return fixed, (seconds.iloc[-1] - fixed) / 2
-
-    def train(self, dataset, lr, seed, epochs):
-        return self.run(dataset, lr, seed, epochs)[1]
+        return self.train(dataset, self.lrs[0], seed=0, epochs=2).seconds / 2
 
 
 def find(folder, ending):

@@ -165,11 +165,15 @@ class Run:
 # Embedding
 
 
-def read(model, dataset, embedding, mirror=False):
-    """Return {part: vectors (N, D)} of all images, see `EnsembleModel`."""
+def read(model, dataset, **changes):
+    """Return {part: vectors (N, D)} of all images.
+
+    changes: attributes of the EnsembleModel, such as another embedding.
+    """
     bf16 = choose_hardware(model).precision == 'bf16'
     net = folded(model, torch.bfloat16 if bf16 else torch.float32)
-    net.embedding, net.mirror = embedding, mirror
+    for name, value in changes.items():
+        setattr(net, name, value)
     return {part: dataset.embed(part, net.eval()) for part in ('train', 'test')}
 
 
@@ -191,13 +195,14 @@ def read_features(model, dataset, weights):
     our_embedding: as train.py embeds with these weights, 'none' or others.
     """
     width = model.heads[0].fc.in_features
-    features = read(model, dataset, 'features')
+    features = read(model, dataset, embedding='features')
     pooled = {
         part: F.normalize(vectors[:, -width:], dim=1)
         for part, vectors in features.items()
     }
     recipe = current_recipe(weights)
-    described = read(model, dataset, recipe['embedding'], recipe['mirror'] == 'yes')
+    changes = {'embedding': recipe['embedding'], 'mirror': recipe['mirror'] == 'yes'}
+    described = read(model, dataset, **changes)
     shape = recipe['dimensions'], recipe['whitening']
     return {
         'pooled': pooled,

