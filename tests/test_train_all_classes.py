@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from slim import use_slim_backbone
-from train_runs import read
+from train_runs import assert_same_run, dying, read
 
 from areir.retrieval import evaluate
+from areir.training.trainer import Trainer
 
 SMALL = ['--image_size', 32, '--num_workers', 0, '--num_epochs', 2, '--weights', 'none']
 HALVES, ALL = 'half_uncropped_resnet18_2_3', 'all_uncropped_resnet18_2_5'
@@ -75,14 +76,35 @@ def test_the_model_searches(shop, slim_backbone):
     assert 'optimistic' in project.ask('evaluate.py', file)
 
 
+def test_an_interrupted_run_goes_on(shop, slim_backbone, tmp_path):
+    """By the same command, with its own name and the threshold of another run."""
+    project, results = shop
+    flags = [
+        '--data_name',
+        'all',
+        *SMALL,
+        '--results_root',
+        tmp_path,
+        '--run_name',
+        ALL,
+    ]
+    flags += ['--threshold_from', results / HALVES, '--overwrite', '--resume']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, 'step', dying(Trainer.step, 2))
+        code, _, errors = project.call('train.py', *flags)
+    assert code == 1 and 'Killed' in errors
+    assert 'resumed' in project.ask('train.py', *flags)
+    assert_same_run(results, tmp_path, ALL)
+    assert 'is finished' in project.ask('train.py', *flags)
+
+
 def test_without_an_earlier_run_there_is_no_threshold(shop, slim_backbone, tmp_path):
-    """An interrupted run goes on with the same command, and classes can be held out."""
+    """Unless classes are held out."""
     project, _ = shop
     flags = ['--data_name', 'all', *SMALL, '--results_root', tmp_path]
-    output = project.ask('train.py', *flags, '--resume')
+    output = project.ask('train.py', *flags)
     assert read(tmp_path, 'model', ALL)['calibration'] is None
     assert '--threshold_from' in output.splitlines()[-2]
-    assert 'is finished' in project.ask('train.py', *flags, '--resume')
     project.ask('train.py', *flags, '--run_name', 'held', '--select', 'val')
     assert read(tmp_path, 'model', 'held')['calibration']['classes'] == 2
     table = pd.read_csv(tmp_path / 'held_results.csv')

@@ -48,7 +48,8 @@ def write_report(results_root, database_path, database, folder):
     rows, curves_problem = read(read_results, f'{prefix}_results.csv')
     curves = {} if curves_problem else describe_curves(rows, database['epoch'])
     results = describe_results(images, database, folder)
-    results['figures'][1:1] = whole_gallery_figures(record or {})
+    if not database.get('trained'):  # else the gallery is the whole one
+        results['figures'][1:1] = whole_gallery_figures(record or {})
     page = {
         'run': run,
         'database': database,

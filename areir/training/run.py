@@ -38,7 +38,7 @@ FREE = (
 CALIBRATED = (
     *('model_type', 'with_se', 'weights', 'crop_type', 'image_size', 'protocol'),
     *('recipe', 'num_epochs', 'meta_class_size', *RECIPES['current']),
-    'false_match_rate',
+    *('whole_gallery', 'false_match_rate'),
 )
 WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
 KEEP = '--run_name NAME keeps that run, --overwrite without --resume replaces it'
