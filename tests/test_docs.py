@@ -40,9 +40,10 @@ def script_flags(script):
 
 
 def known_flags(script):
-    """Return the flags that a script takes; those of a benchmark are in its source."""
+    """Return the flags that a script takes; those of benchmarks are in their source."""
     if script.startswith('benchmarks/'):
-        return set(re.findall(r"'(--\w+)'", read(script)))
+        source = read(script) + read('benchmarks/methods.py')
+        return set(re.findall(r"'(--\w+)'", source))
     return script_flags(script)
 
 
