@@ -212,8 +212,9 @@ def main(args=None, stages=None, normalisation=None):
     if normalisation:
         split.info['mean'], split.info['std'] = normalisation
     recalls = usable_recalls(args.recalls, split.available) if split.test_parts else []
-    classes = len(split.train.classes)
-    fill_in_defaults(args, classes, from_scratch=args.weights == 'none' and not stages)
+    images, classes = split.info['counts']['train'][0], len(split.train.classes)
+    from_scratch = args.weights == 'none' and not stages
+    fill_in_defaults(args, images, classes, from_scratch)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
     )
@@ -230,7 +231,7 @@ def main(args=None, stages=None, normalisation=None):
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)
-    calibration = earlier_calibration(args, classes, run)
+    calibration = earlier_calibration(args, images, classes, run)
     if base:
         run.refuse_to_replace(args.extend, '--extend')
     if not run.check_start(args.resume, args.overwrite):

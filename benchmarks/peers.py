@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir import hardware
-from areir.cli.recipes import FROM_SCRATCH, RECIPES
+from areir.cli.recipes import FROM_SCRATCH, RECIPES, default_projection
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.networks.backbones import has_depthwise
 from areir.networks.layers import folded
-from areir.networks.projection import fit_projection
+from areir.networks.projection import fit_projection, fit_whitening
 from areir.seeds import random_stream
 from areir.training.batches import CropAndFlip, EpochSampler, training_batches
 from areir.training.trainer import Trainer, learning_rate
@@ -177,21 +177,22 @@ def read(model, dataset, **changes):
     return {part: dataset.embed(part, net.eval()) for part in ('train', 'test')}
 
 
-def project(vectors, dimensions, whitening):
-    """Project vectors {part: (N, L)} by the components of the training images.
+def project(vectors, fit, *settings):
+    """Project vectors {part: (N, L)} by fit(those of the training images, *settings).
 
     A diverged training, whose vectors are not finite, keeps them.
     """
     if not torch.isfinite(vectors['train']).all():
         return vectors
-    projection = fit_projection(vectors['train'], dimensions, whitening)
+    projection = fit(vectors['train'], *settings)
     return {part: projection(vectors[part]) for part in vectors}
 
 
 def read_features(model, dataset, weights):
     """Return {output: {part: vectors (N, .)}} of all images, without the classifier.
 
-    pooled: the features of the last stage; whitened: their WHITENED components;
+    pooled: the features of the last stage; whitened: their WHITENED components, which
+    need no labels;
     our_embedding: as train.py embeds with these weights, 'none' or others.
     """
     width = model.heads[0].fc.in_features
@@ -203,9 +204,12 @@ def read_features(model, dataset, weights):
     recipe = current_recipe(weights)
     changes = {'embedding': recipe['embedding'], 'mirror': recipe['mirror'] == 'yes'}
     described = read(model, dataset, **changes)
-    shape = recipe['dimensions'], recipe['whitening']
+    labels = dataset.labels('train')
+    dimensions, whitening = default_projection(len(labels), len(labels.unique()))
+    dimensions = dimensions or described['train'].shape[1]
+    settings = labels, dimensions, whitening
     return {
         'pooled': pooled,
-        'whitened': project(pooled, WHITENED, 1),
-        'our_embedding': project(described, *shape),
+        'whitened': project(pooled, fit_projection, WHITENED, 1),
+        'our_embedding': project(described, fit_whitening, *settings),
     }

@@ -24,7 +24,7 @@ RECIPES = {
         'embedding': 'logits',
         'mirror': 'no',
         'dimensions': 0,
-        'whitening': 1.0,
+        'whitening': 0.0,
     },
     'current': {
         'ensemble_size': 2,
@@ -39,8 +39,6 @@ RECIPES = {
         'label_smoothing': 0.1,
         'embedding': 'features',
         'mirror': 'yes',
-        'dimensions': 512,
-        'whitening': 0.75,
     },
 }
 # how the current recipe differs if it starts from random weights
@@ -52,6 +50,9 @@ FROM_SCRATCH = {
 }
 # training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
+DIMENSIONS = 1024  # of the current recipe
+FEW_IMAGES = 1000  # training images; embeddings of fewer keep all their numbers
+WHITENED = 400  # degrees of freedom within classes at which whitening is a half
 TESTS = 5  # in a run of the current recipe, after that of the initial weights
 MOST_CLASSES = 23  # per meta-class in the published runs
 
@@ -90,28 +91,42 @@ def default_test_every(args):
     return max(1, args.num_epochs // TESTS)
 
 
-def default_values(args, classes, from_scratch):
+def default_projection(images, classes):
+    """Return the defaults of --dimensions and --whitening in the current recipe.
+
+    The more training images, the better the covariance within classes is known, and
+    the further embeddings are whitened. Few images do not span what new classes need.
+    """
+    freedom = max(0, images - classes)
+    whitening = round(freedom / (freedom + WHITENED), 2)
+    return DIMENSIONS if images >= FEW_IMAGES else 0, whitening
+
+
+def default_values(args, images, classes, from_scratch):
     """Return {flag: its default} of the flags that depend on recipe or dataset.
 
-    classes: number of training classes; from_scratch: whether the weights are random.
+    images, classes: how many there are to train; from_scratch: whether the weights are
+    random.
     """
     values = dict(RECIPES[args.recipe])
-    if args.recipe == 'current' and from_scratch:
-        values |= FROM_SCRATCH
+    if args.recipe == 'current':
+        projection = default_projection(images, classes)
+        values |= dict(zip(('dimensions', 'whitening'), projection))
+        values |= FROM_SCRATCH if from_scratch else {}
     values['test_every'] = default_test_every(args)
     values['meta_class_size'] = default_meta_classes(args, classes)
     values['whole_gallery'] = 'no' if default_recipe(args) == '2019' else 'yes'
     return values
 
 
-def fill_in_defaults(args, classes, from_scratch):
+def fill_in_defaults(args, images, classes, from_scratch):
     """Set the flags that were not given, in `args`, to `default_values`.
 
     Raises UserError if random weights would be frozen.
     """
     if args.recipe is None:
         args.recipe = default_recipe(args)
-    for name, value in default_values(args, classes, from_scratch).items():
+    for name, value in default_values(args, images, classes, from_scratch).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.meta_class_size < classes / MOST_CLASSES / 2:

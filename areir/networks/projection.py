@@ -1,4 +1,4 @@
-"""Shorten embeddings: principal components (PCA), partly or wholly whitened."""
+"""Projections of embeddings: whitened within classes, or by principal components."""
 
 import torch
 from torch import nn
@@ -27,6 +27,70 @@ class Projection(nn.Module):
     def forward(self, vectors):
         """Return unit vectors (N, D) for vectors (N, L)."""
         return F.normalize((vectors.float() - self.mean) @ self.matrix, dim=1)
+
+
+def fit_whitening(vectors, labels, dimensions, whitening):
+    """Fit a Projection that shrinks the directions in which images of a class differ.
+
+    vectors (N, L); labels (N,): classes 0 to C - 1, each with images. W is the
+    covariance within classes, estimated with N - C degrees of freedom. It is
+    regularised by its mean variance t = trace(W) / L, as in regularised discriminant
+    analysis (Friedman, JASA 84(405), 1989):
+
+        S = whitening * W + (1 - whitening) * t * I
+
+    Centred vectors are multiplied by S ** -0.5. `whitening` is from 0 to below 1; 0
+    only centres them. If `dimensions` is below L, the principal components of the
+    result are kept, which are at most N - 1. Raises UserError for vectors that are not
+    finite or span nothing.
+    """
+    centred, mean = centre(vectors)
+    count, length = centred.shape
+    basis = None  # of what the vectors span, (L, r)
+    if count < length and dimensions < length:
+        variances, left = by_variance(centred @ centred.T)
+        left = left[:, variances > LEAST_VARIANCE * variances[0]]
+        scales = variances[: left.shape[1]].sqrt()
+        basis = centred.T @ (left / scales)
+        centred = left * scales
+    sizes = torch.bincount(labels)
+    means = F.one_hot(labels).double().T @ centred / sizes[:, None]
+    differences = centred - means[labels]
+    within = differences.T @ differences / max(1, count - len(sizes))
+    shift = (1 - whitening) * within.trace() / length
+    if not whitening or shift <= LEAST_VARIANCE * centred.square().mean():
+        whitening, shift = 0, 1  # each class has one image, or equal ones
+    variances, axes = by_variance(whitening * within)
+    matrix = axes * (variances.clamp(min=0) + shift).rsqrt() @ axes.T
+    if dimensions < length:
+        whitened = centred @ matrix
+        variances, components = by_variance(whitened.T @ whitened)
+        kept = int((variances > LEAST_VARIANCE * variances[0]).sum())
+        matrix = matrix @ components[:, : min(kept, dimensions)]
+        if basis is not None:
+            matrix = basis @ matrix
+    return Projection(mean.float(), with_signs(matrix).float())
+
+
+def centre(vectors):
+    """Return vectors (N, L) minus their mean, and the mean (L,), in float64.
+
+    Raises UserError for vectors that are too few, not finite or equal.
+    """
+    vectors = vectors.double()
+    mean = vectors.mean(dim=0)
+    if not torch.isfinite(mean).all():
+        raise UserError('embeddings are not finite: a smaller --lr may help')
+    centred = vectors - mean
+    if centred.square().sum() <= LEAST_SPREAD * vectors.square().sum():
+        raise UserError(f'{len(vectors)} embeddings are equal: nothing to tell apart')
+    return centred, mean
+
+
+def with_signs(matrix):
+    """Make the largest number of each column positive: signs are arbitrary."""
+    places = matrix.abs().argmax(dim=0, keepdim=True)
+    return matrix * matrix.gather(0, places).sign()
 
 
 def fit_projection(vectors, dimensions, whitening):
@@ -65,11 +129,7 @@ def fit_projection(vectors, dimensions, whitening):
         weights = components / (variances * count).sqrt()
         blocks = centred_blocks(vectors, mean, BLOCK)
         components = torch.cat([centred.T @ weights for centred in blocks])
-    # the sign of a component is arbitrary: make its largest number positive
-    places = components.abs().argmax(dim=0, keepdim=True)
-    signs = components.gather(0, places).sign()
-    scales = variances.pow(-whitening / 2)
-    matrix = components * (signs * scales)
+    matrix = with_signs(components) * variances.pow(-whitening / 2)
     return Projection(mean.float(), matrix.float())
 
 

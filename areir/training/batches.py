@@ -60,14 +60,32 @@ def parts_to_embed(split, args):
     'fit' is a sample of the training images, for the projection, and 'rest' are all
     others, for --whole_gallery.
     """
-    generator = random_generator(args.seed, SAMPLE)
-    order = torch.randperm(len(split.train), generator=generator)
-    fit, rest = order.tensor_split([FIT_IMAGES if args.dimensions else 0])
+    order = by_whole_classes(split.train.labels, args.seed)
+    projects = args.dimensions or args.whitening
+    fit, rest = order.tensor_split([FIT_IMAGES if projects else 0])
     parts = {'fit': split.train.rows(fit.sort().values)}
     if args.whole_gallery == 'yes':
         parts['rest'] = split.train.rows(rest.sort().values)
     parts |= {name: part for name, part in split.parts.items() if name != 'train'}
     return {name: part for name, part in parts.items() if len(part)}
+
+
+def by_whole_classes(labels, seed):
+    """Return an order of images (N,), at random, the first from as few classes as many.
+
+    The covariance within classes needs several images of each. So of FIT_IMAGES, each
+    class has its share, and at least two.
+    """
+    generator = random_generator(seed, SAMPLE)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].sort(stable=True).indices]
+    sizes = torch.bincount(labels)
+    firsts = sizes.cumsum(0) - sizes
+    place = torch.arange(len(labels)) - firsts[labels[order]]  # within the class
+    share = max(2, -(-FIT_IMAGES // len(sizes)))
+    turn = torch.randperm(len(sizes), generator=generator)[labels[order]]
+    rounds = place // share * len(sizes) + turn
+    return order[rounds.sort(stable=True).indices]
 
 
 def make_loaders(split, args, device):

@@ -11,7 +11,7 @@ from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives, summary
 from areir.matching.calibration import calibrate
-from areir.networks.projection import fit_projection
+from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.training import record
 from areir.training.batches import parts_to_embed, to_images, whole_batches
@@ -29,12 +29,15 @@ def embed_parts(net, loaders, split, args, signals):
     """
     dtype = torch.float16 if args.store == 'fp16' else torch.float32
     embeddings, projection = {}, None
-    if args.dimensions:
+    if args.dimensions or args.whitening:
         vectors = embed_part(
-            net, loaders['fit'], split.info, torch.float32, signals, 'embedding for PCA'
+            net, loaders['fit'], split.info, torch.float32, signals, 'embedding to fit'
         )
         if is_first():
-            projection = fit_projection(vectors, args.dimensions, args.whitening)
+            labels = parts_to_embed(split, args)['fit'].labels
+            labels = labels.unique(return_inverse=True)[1]
+            dimensions = args.dimensions or vectors.shape[1]
+            projection = fit_whitening(vectors, labels, dimensions, args.whitening)
             if args.whole_gallery == 'yes':
                 blocks = vectors.split(BLOCK)
                 fitted = [projection(block).to(dtype) for block in blocks]

@@ -37,7 +37,7 @@ FREE = (
 # flags that a threshold depends on
 CALIBRATED = (
     *('model_type', 'with_se', 'weights', 'crop_type', 'image_size', 'protocol'),
-    *('recipe', 'num_epochs', 'meta_class_size', *RECIPES['current']),
+    *('recipe', 'num_epochs', 'meta_class_size', *RECIPES['2019']),
     *('whole_gallery', 'false_match_rate'),
 )
 WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
@@ -328,13 +328,13 @@ def read_run_json(path):
     raise UserError(f'{path} is damaged or no run.json of train.py')
 
 
-def earlier_calibration(args, classes, new):
+def earlier_calibration(args, images, classes, new):
     """Return the calibration of the run of --threshold_from, or None without it.
 
-    classes: number of training classes; new: the Run that begins. Raises UserError if
-    that run is not finished, has no calibration, was trained with other flags of
-    CALIBRATED, or would be replaced. Two flags that both follow from the number of
-    classes are alike.
+    images, classes: how many there are to train; new: the Run that begins. Raises
+    UserError if that run is not finished, has no calibration, was trained with other
+    flags of CALIBRATED, or would be replaced. Two flags that both follow from these
+    numbers are alike.
     """
     if not args.threshold_from:
         return None
@@ -349,9 +349,12 @@ def earlier_calibration(args, classes, new):
         lacks = 'no threshold' if run.get('finished') else 'not been finished'
         raise UserError(f'{flag}: that run has {lacks}')
     other = argparse.Namespace(**run['arguments'])
-    counts = classes, run['data']['counts']['train'][1] - len(run['data']['held_out'])
+    data = run['data']
+    other_images, other_classes = data['counts']['train']
+    other_classes -= len(data['held_out'])
+    counts = (images, classes), (other_images, other_classes)
     defaults = [
-        default_values(of_run, count, of_run.weights == 'none')
+        default_values(of_run, *count, of_run.weights == 'none')
         for of_run, count in zip((args, other), counts)
     ]
     for name in CALIBRATED:

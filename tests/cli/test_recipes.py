@@ -14,10 +14,10 @@ from areir.cli.recipes import (
 from areir.errors import UserError
 
 
-def completed(*flags, data_name='shop', classes=98, weights='none'):
+def completed(*flags, data_name='shop', images=4000, classes=98, weights='none'):
     words = ['--data_name', data_name, '--weights', weights, *map(str, flags)]
     args = train.get_args(words)
-    fill_in_defaults(args, classes, from_scratch=weights == 'none')
+    fill_in_defaults(args, images, classes, from_scratch=weights == 'none')
     return args
 
 
@@ -74,3 +74,13 @@ def test_the_published_protocol_has_its_recipe(capsys):
 def test_random_weights_are_not_frozen(flag):
     with pytest.raises(UserError, match=flag):
         completed(flag, 'yes')
+
+
+def test_the_projection_follows_from_the_training_images():
+    few, many = completed(images=190, classes=10), completed(images=4000, classes=100)
+    assert (few.dimensions, few.whitening) == (0, round(180 / 580, 2))
+    assert (many.dimensions, many.whitening) == (1024, round(3900 / 4300, 2))
+    given = completed('--dimensions', 64, '--whitening', 0.5)
+    assert (given.dimensions, given.whitening) == (64, 0.5)
+    lone = completed(images=10, classes=10)
+    assert (lone.dimensions, lone.whitening) == (0, 0)

@@ -185,3 +185,16 @@ def test_a_transform_of_torchvision_is_one_with_a_seed(ramp):
     one(ramp, 4, 1)
     assert torch.equal(other(ramp, 3, 1), first)
     assert not torch.equal(other(ramp, 3, 2), first)
+
+
+@pytest.mark.parametrize(('classes', 'images'), [(500, 3), (4, 30)])
+def test_a_sample_to_whiten_has_several_images_of_each_class(
+    monkeypatch, classes, images
+):
+    monkeypatch.setattr(batches, 'FIT_IMAGES', 100)
+    labels = torch.arange(classes).repeat_interleave(images)
+    order = batches.by_whole_classes(labels, seed=3)
+    assert order.sort().values.tolist() == list(range(len(labels)))
+    assert not torch.equal(order, batches.by_whole_classes(labels, seed=4))
+    sizes = torch.bincount(labels[order[:100]])
+    assert sizes[sizes > 0].tolist() == ([2] * 50 if classes == 500 else [25] * 4)
