@@ -94,7 +94,9 @@ def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
     assert output.count('before training') == output.count('epoch 2/2') == 1
     run = RUN.removesuffix('_2019')
     assert_almost_same_run(one, several, run)
-    assert read_table(one, run)['epoch'].tolist() == [0, 1, 2]
+    table = read_table(one, run)
+    assert table['epoch'].tolist() == [0, 1, 2]
+    assert table.filter(like='all_recall@1').shape == (3, 2)  # of the whole gallery
 
 
 @pytest.mark.parametrize('model_type', ['mobilenet_v3_small', 'efficientnet_b0'])
