@@ -14,6 +14,7 @@ killed at any moment: the same command with --resume continues from its last che
 import math
 import time
 from functools import partial
+from itertools import chain
 
 import utils
 from areir.cli.training import check_flags, get_parser
@@ -101,8 +102,8 @@ def build_model(args, base, initialise, stages=None):
         freeze_old_heads(model, base['state_dict'], old_heads)
     elif initialise and args.weights != 'none':
         load_weights(model, initial_weights(args), f'--weights {args.weights}')
-    if args.freeze_trunk == 'yes':
-        model.trunk.requires_grad_(False)
+    for name in chain.from_iterable(model.trunk.stages[: args.frozen_stages]):
+        model.trunk.get_submodule(name).requires_grad_(False)
     return model
 
 
@@ -257,7 +258,7 @@ def main(args=None, stages=None, normalisation=None):
     progress = run.begin(trainer)
     signals = processes.catch_signals()
     make_batches = training_batches
-    if args.freeze_trunk == 'yes':
+    if args.frozen_stages == args.shared_stages:
         from areir.training.trunk_features import feature_maker  # few runs need it
 
         make_batches = feature_maker(

@@ -132,7 +132,7 @@ def test_the_scripts_take_what_the_run_wrote(trained, slim_backbone):
             wanted = scores.sort(descending=True).values[:11].tolist()
             assert table['score'].tolist() == pytest.approx(wanted, abs=1e-5)
     page = (trained.results / f'{trained.run_name}_report.html').read_text()
-    for name in ('recipe', 'freeze_trunk', 'whitening', 'shared_stages'):
+    for name in ('recipe', 'frozen_stages', 'whitening', 'shared_stages'):
         assert name in page
     path = trained.results / file
     output = trained.ask('evaluate.py', path, '--recalls', '1', '--json')

@@ -71,10 +71,10 @@ def test_a_process_that_dies_ends_the_run_and_others_resume_it(
     assert_almost_same_run(gentle, tmp_path)
 
 
-MOVING = ['--freeze_trunk', 'no']
+MOVING = ['--frozen_stages', 0]
 CURRENT = {
     'from scratch': (3, ['--weights', 'none', '--dimensions', 0]),
-    'a frozen trunk': (2, ['--freeze_trunk', 'yes', '--dimensions', 0]),
+    'a frozen trunk': (2, ['--frozen_stages', 3, '--dimensions', 0]),
     'frozen statistics': (3, [*MOVING, '--freeze_bn', 'yes']),
     'few components': (2, [*MOVING, '--dimensions', 4, '--whitening', 0]),
 }

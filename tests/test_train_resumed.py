@@ -27,7 +27,7 @@ SHORT = [
     *('--recalls', '1,2', '--precision', 'fp32'),
 ]
 RUN = 'small_uncropped_resnet18_2_3'
-FROZEN = ['--freeze_trunk', 'yes']
+FROZEN = ['--frozen_stages', 3]
 KINDS = {
     'as it is': [],
     'all that is trained': ['--freeze_bn', 'no', '--dimensions', 0, '--mirror', 'no'],

@@ -15,7 +15,7 @@ RECIPES = {
         'batch_size': 8,
         'lr': 1e-4,
         'shared_stages': 1,
-        'freeze_trunk': 'no',
+        'frozen_stages': 0,
         'freeze_bn': 'no',
         'schedule': 'step',
         'warmup': 0.0,
@@ -31,7 +31,7 @@ RECIPES = {
         'batch_size': 32,
         'lr': 3e-4,
         'shared_stages': 3,
-        'freeze_trunk': 'no',
+        'frozen_stages': 2,
         'freeze_bn': 'yes',
         'schedule': 'cosine',
         'warmup': 0.05,
@@ -45,6 +45,7 @@ RECIPES = {
 FROM_SCRATCH = {
     'batch_size': 64,
     'lr': 1.5e-3,
+    'frozen_stages': 0,
     'freeze_bn': 'no',
     'embedding': 'stages',
 }
@@ -113,6 +114,9 @@ def default_values(args, images, classes, from_scratch):
         projection = default_projection(images, classes)
         values |= dict(zip(('dimensions', 'whitening'), projection))
         values |= FROM_SCRATCH if from_scratch else {}
+        if args.shared_stages:
+            most = args.shared_stages - 1  # the rest of the trunk is trained
+            values['frozen_stages'] = min(values['frozen_stages'], most)
     values['test_every'] = default_test_every(args)
     values['meta_class_size'] = default_meta_classes(args, classes)
     values['whole_gallery'] = 'no' if default_recipe(args) == '2019' else 'yes'
@@ -134,8 +138,13 @@ def fill_in_defaults(args, images, classes, from_scratch):
             f'notice: --meta_class_size {args.meta_class_size} is low for {classes:,} '
             f'training classes: {classes // MOST_CLASSES} to {classes:,} are usual'
         )
-    if from_scratch and 'yes' in (args.freeze_trunk, args.freeze_bn):
+    if args.frozen_stages > args.shared_stages:
         raise UserError(
-            '--freeze_trunk and --freeze_bn keep what was loaded, and --weights none '
+            f'--frozen_stages {args.frozen_stages}: at most --shared_stages, '
+            f'{args.shared_stages}'
+        )
+    if from_scratch and (args.frozen_stages or args.freeze_bn == 'yes'):
+        raise UserError(
+            '--frozen_stages and --freeze_bn keep what was loaded, and --weights none '
             'loads nothing: leave them out or give weights'
         )

@@ -112,8 +112,11 @@ def add_recipe_flags(add):
     flag.help = (
         'how many of the four stages of the backbone are the trunk; more are faster'
     )
-    flag = add('--freeze_trunk', choices=['yes', 'no'])
-    flag.help = 'keep the trunk as it was loaded, and compute its features only once'
+    flag = add('--frozen_stages', type=int, choices=[0, 1, 2, 3])
+    flag.help = (
+        'how many stages of the trunk stay as they were loaded, which saves much of '
+        'the time; if all --shared_stages do, their features are computed only once'
+    )
     flag = add('--freeze_bn', choices=['yes', 'no'])
     flag.help = 'keep the statistics of batch norm as they were loaded'
     flag = add('--schedule', choices=['step', 'cosine'])
@@ -200,7 +203,7 @@ def check_flags(args, parser):
             'have a single value to normalise'
         )
     if args.protocol == 'published':
-        needed = {'select': 'test', 'recipe': '2019', 'freeze_trunk': 'no'}
+        needed = {'select': 'test', 'recipe': '2019', 'frozen_stages': 0}
         for name, value in needed.items():
             if getattr(args, name) not in (None, value):
                 parser.error(f'--protocol published needs --{name} {value}')

@@ -281,5 +281,5 @@ def setback_lines(rows, recall):
     return [
         'notice: the last epoch is worse than the initial weights, '
         f'{" and ".join(worse)}: train longer, with a lower --lr, or, if weights were '
-        'loaded, with --freeze_trunk yes'
+        'loaded, with --frozen_stages 3'
     ]

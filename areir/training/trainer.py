@@ -73,7 +73,8 @@ def sum_gradients(trunk):
     """Sum the trunk's gradients, to which each process adds those of its heads."""
     if not distributed.is_initialized():
         return
-    gradients = [parameter.grad for parameter in trunk.parameters()]
+    weights = [weight for weight in trunk.parameters() if weight.requires_grad]
+    gradients = [weight.grad for weight in weights]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     summed = sum_over_all(flat).split([gradient.numel() for gradient in gradients])
     for gradient, values in zip(gradients, summed):
@@ -138,9 +139,11 @@ class Trainer:
         """Set the learning rate, and put the parts that train in training mode."""
         self.begin_step(lr, *self.step_place)
         for part in self.parts.values():
-            part.train(next(part.parameters()).requires_grad)
+            part.train()
             for layer in part.modules():
-                if self.freeze_bn and isinstance(layer, nn.BatchNorm2d):
+                trained = [weight.requires_grad for weight in layer.parameters()]
+                is_frozen = trained and not any(trained)
+                if is_frozen or (self.freeze_bn and isinstance(layer, nn.BatchNorm2d)):
                     layer.eval()
 
     def begin_step(self, lr, epoch, batch):

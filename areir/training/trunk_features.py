@@ -108,7 +108,7 @@ def write_views(path, batches, count):
     if size > free:
         raise UserError(
             f'{path}: the features of the frozen trunk need {size / 1e9:.1f} GB and '
-            f'the disk has {free / 1e9:.1f}: use --freeze_trunk no'
+            f'the disk has {free / 1e9:.1f}: use fewer --frozen_stages'
         )
     fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
     with open(path, 'w+b') as file:

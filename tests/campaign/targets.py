@@ -77,7 +77,7 @@ def preparation():
 def training():
     short = [*PLAIN, '--num_epochs', 1]
     extend = [*short, '--results_root', 'out', '--ensemble_size', 3, '--extend', MODEL]
-    weights = [*FREEZE, '--freeze_trunk', 'no', '--num_epochs', 1]
+    weights = [*FREEZE, '--frozen_stages', 0, '--num_epochs', 1]
     again = [*PLAIN, '--resume']
     resume = [*again, '--results_root', 'resume']
     frozen = [*FREEZE, '--results_root', 'frozen', '--resume']

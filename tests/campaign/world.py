@@ -27,7 +27,7 @@ TRAIN = [
 ]
 PLAIN = [*TRAIN, '--weights', 'none', '--recipe', '2019']
 FREEZE = [*TRAIN, '--weights', 'files/slim.pth', '--recipe', 'current']
-FREEZE += ['--freeze_trunk', 'yes', '--dimensions', 0]
+FREEZE += ['--frozen_stages', 3, '--dimensions', 0]
 PREPARE = ['data_utils.py', '--num_workers', 1]
 CAR = [*PREPARE, '--data_root', 'crops', '--data_name', 'car']
 

@@ -70,10 +70,17 @@ def test_the_published_protocol_has_its_recipe(capsys):
     assert '--recipe 2019' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('flag', ['--freeze_trunk', '--freeze_bn'])
+@pytest.mark.parametrize('flag', [('--frozen_stages', 1), ('--freeze_bn', 'yes')])
 def test_random_weights_are_not_frozen(flag):
-    with pytest.raises(UserError, match=flag):
-        completed(flag, 'yes')
+    with pytest.raises(UserError, match=flag[0]):
+        completed(*flag)
+
+
+def test_frozen_stages_are_some_of_the_trunk():
+    args = completed('--shared_stages', 2, weights='imagenet')
+    assert args.frozen_stages == 1
+    with pytest.raises(UserError, match='--frozen_stages 3'):
+        completed('--frozen_stages', 3, '--shared_stages', 2, weights='imagenet')
 
 
 def test_the_projection_follows_from_the_training_images():

@@ -172,6 +172,20 @@ def test_frozen_statistics_stay_and_weights_move(slim_backbone):
         torch.testing.assert_close(alone, model(random_images()))
 
 
+def test_frozen_stages_of_the_trunk_stay_as_they_are(slim_backbone):
+    model = EnsembleModel('resnet18', 2, 4, seed=1, shared_stages=3)
+    first, second, third = model.trunk.stages
+    for name in (*first, *second):
+        model.trunk.get_submodule(name).requires_grad_(False)
+    before = copy.deepcopy(model)
+    trainer = Trainer(model, loss_of(2), 1e-3, CPU)
+    trainer.begin_epoch(1e-3)
+    trainer.step(random_images(), META_LABELS[:, :2])
+    for name in (*first, *second, *third):
+        old, new = before.trunk.get_submodule(name), model.trunk.get_submodule(name)
+        assert small.equal_weights(old, new) == (name not in third)
+
+
 # Another criterion
 
 

@@ -132,7 +132,7 @@ def test_a_disk_that_is_too_small_is_refused_before_writing(tmp_path, monkeypatc
     usage = SimpleNamespace(free=999)
     monkeypatch.setattr(trunk_features.shutil, 'disk_usage', lambda folder: usage)
     batches = iter([torch.zeros(5, 10, 10, 1, dtype=torch.float16)])
-    with pytest.raises(UserError, match='--freeze_trunk no'):
+    with pytest.raises(UserError, match='--frozen_stages'):
         write_views(str(tmp_path / 'file.npy'), batches, 5)
     assert not os.path.exists(tmp_path / 'file.npy')
 
