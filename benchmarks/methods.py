@@ -232,7 +232,7 @@ class Ours:
         return train.get_args([f'--{name}={value}' for name, value in flags.items()])
 
     def train(self, dataset, lr, seed, epochs):
-        """Return the Trained; its 'unprojected' vectors are those without components.
+        """Return the Trained; its 'unprojected' vectors are not whitened.
 
         All images are embedded again. The test images must have the recall of the CSV.
         """

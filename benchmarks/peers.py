@@ -191,9 +191,9 @@ def project(vectors, fit, *settings):
 def read_features(model, dataset, weights):
     """Return {output: {part: vectors (N, .)}} of all images, without the classifier.
 
-    pooled: the features of the last stage; whitened: their WHITENED components, which
-    need no labels;
-    our_embedding: as train.py embeds with these weights, 'none' or others.
+    pooled: the features of the last stage; whitened: their WHITENED components, fitted
+    without labels; our_embedding: as train.py embeds with these weights, 'none' or
+    others.
     """
     width = model.heads[0].fc.in_features
     features = read(model, dataset, embedding='features')

@@ -1,13 +1,13 @@
-"""Measure what the components of an embedding are worth in small folders.
+"""Measure what whitening is worth in small folders.
 
     python benchmarks/small.py --data ../shared/data/birds --weights lite0 --epochs 4
     python benchmarks/small.py --data ../shared/data/grocery --products 32 --photos 18
 
 Products and their photographs are drawn from --data by the seed. Half of the products
-are trained with train.py's defaults. Its embedding is compared with that of the same
-network without components, so nothing is trained twice. The interval of a difference is
-paired and over products, at least 6 in each half. The lines of all seeds count a
-product that was drawn twice as one. The figures are those of figures.py.
+are trained with train.py's defaults. The embedding is compared with that of the same
+network without whitening and components, so nothing is trained twice. The interval of a
+difference is paired and over products, at least 6 in each half. The lines of all seeds
+count a product that was drawn twice as one. figures.py says what the figures are.
 """
 
 import itertools
@@ -52,7 +52,7 @@ def draw(data, products, photos, seed, folder):
 
 
 def measure(args, products, photos, seed):
-    """Train on a draw; return (values, values without components, names of products).
+    """Train on a draw; return (values, values without whitening, names of products).
 
     The names are {part: (N,)}, one for each image.
     """
@@ -100,7 +100,7 @@ def main():
     methods.fill_in_data_flags(args)
     hardware.keep_freed_memory()
     print(
-        f'{args.data}, weights {args.weights}, {args.epochs} epochs: with components - '
+        f'{args.data}, weights {args.weights}, {args.epochs} epochs: with whitening - '
         f'without = difference; {common.describe_machine()}'
     )
     done = []
