@@ -183,12 +183,15 @@ class Result:
 
         An unknown product is of a new class. With --whole_gallery it is searched among
         new and trained ones. It is None without new classes, unless --threshold_from
-        gives one.
+        gives one, and before the last epoch if that is kept: it takes many seconds.
         """
+        args = self.experiment.args
         names = ['val'] if self.select == 'val' else self.split.test_parts
         if self.experiment.calibration or not names:
             return self.experiment.calibration
-        rate = self.experiment.args.false_match_rate
+        if self.select == 'last' and self.epoch < args.num_epochs:
+            return None
+        rate = args.false_match_rate
         if not self.all_hits:
             tensors = self.on_device(names, torch.float32)
             return calibrate(*tensors, false_match_rate=rate)

@@ -54,7 +54,10 @@ def test_the_threshold_is_set_on_classes_without_training(select, name, dtype):
     embeddings = {part: values.to(dtype) for part, values in embeddings.items()}
     arguments = embeddings[name].float(), experiment.split.parts[name].labels
     wanted = calibrate(*arguments, false_match_rate=0.05)
-    assert Result(experiment, 1, embeddings).calibration == wanted
+    assert Result(experiment, 3, embeddings).calibration == wanted
+    # the last epoch is kept: those before need no threshold
+    earlier = Result(experiment, 2, embeddings).calibration
+    assert earlier == (None if select == 'last' else wanted)
 
 
 # The whole gallery
@@ -95,7 +98,7 @@ def test_every_image_is_searched_among_all_others(monkeypatch, changed):
     vectors, classes, rows = in_one_gallery(experiment, embeddings)
     nearest = (vectors @ vectors.T).fill_diagonal_(-2).argmax(dim=1)
     hits = classes[nearest] == classes
-    result = Result(experiment, 1, embeddings)
+    result = Result(experiment, 3, embeddings)
     wanted = {
         'all_recall@1_trained': hits[rows['train']].mean(),
         'all_recall@1_new': hits[rows['new']].mean(),
