@@ -51,8 +51,8 @@ from areir.networks.projection import Projection, fit_projection
 
 # The vectors of a pretrained network are shortened by the principal components of the
 # folder. docs/search.md has the measurements.
-DIMENSIONS, WHITENING = 256, 0.75
-LEAST_IMAGES = 1000  # in a folder whose vectors are shortened
+DIMENSIONS, WHITENING = 256, 0.5
+LEAST_IMAGES = 300  # in a folder whose vectors are shortened
 MOST_IMAGES = 16384  # that the components are fitted to
 FORMAT = 1  # of the database and the files beside it
 TABLES = """

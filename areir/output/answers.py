@@ -1,10 +1,11 @@
 """The answers to queries: a table, a contact sheet, and the images themselves."""
 
+import math
 import os
 from dataclasses import dataclass
 
 import pandas as pd
-from PIL import ImageOps
+from PIL import Image, ImageOps, ImageStat
 from tqdm import tqdm
 
 from areir.data.images import load_image, save_image
@@ -17,6 +18,8 @@ from areir.output.sheets import COLOURS, contact_sheet, thumbnail
 SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
 MARK = 'retrieved.csv'  # marks a folder that an earlier call wrote
+SIDE = 16  # pixels of a query, reduced to tell whether it is plain
+PLAIN = 4  # of 255: largest standard deviation of a plain query's pixels, in a channel
 
 
 @dataclass
@@ -26,6 +29,7 @@ class Answer:
     query: Query
     score: float  # of the nearest image
     matched: bool  # whether it reaches the threshold; True without one
+    is_plain: bool  # whether the query shows nothing, so that no image is a match
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
     predicted_class: object = None  # the winner of the nearest images' vote, or None
@@ -57,12 +61,15 @@ def make_answer(query, scores, indices, collection, number):
             'score': scores[: len(shown)],
         }
     )
-    answer = Answer(query, scores[0], True, labels[:number], table)
+    answer = Answer(query, scores[0], True, False, labels[:number], table)
     threshold = threshold_of(collection)
     if threshold:
-        answer.matched = answer.score >= threshold.score
-        table['match'] = table['score'] >= threshold.score
-        result = vote(scores, labels, threshold.score)
+        lowest = threshold.score
+        if answer.score >= lowest and query.index < 0 and is_plain(query.file):
+            answer.is_plain, lowest = True, math.inf
+        answer.matched = answer.score >= lowest
+        table['match'] = table['score'] >= lowest
+        result = vote(scores, labels, lowest)
         answer.predicted_class = result.label
         curve = collection.calibration['confidence']
         if result.label is not None and curve:
@@ -73,10 +80,18 @@ def make_answer(query, scores, indices, collection, number):
     return answer
 
 
+def is_plain(path):
+    """Return whether an image has one colour: a network may find it near anything."""
+    image = load_image(path, least=SIDE).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return max(ImageStat.Stat(image).stddev) <= PLAIN
+
+
 def verdict(answer, collection):
     """Return the sentence that tells whether the nearest image is a match."""
     if not collection.calibration:
         return 'no threshold, so no verdict: ' + collection.how_to_calibrate
+    if answer.is_plain:
+        return 'no match: the query has a single colour, so it shows nothing to find'
     threshold, calibrated = threshold_of(collection)
     rate = collection.calibration['false_match_rate']
     # as many digits as tell the two apart

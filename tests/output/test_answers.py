@@ -72,6 +72,23 @@ def test_the_verdict_names_score_threshold_and_size(collection, tmp_path):
     assert 'calibrated for at most 3' in answers.verdict(answer, collection)
 
 
+def test_a_query_of_one_colour_has_no_match(collection, tmp_path):
+    """Even with the very embedding of an image."""
+    path = str(tmp_path / 'green.jpg')
+    embedding = on_circle(0)[0]
+    query = Query(file=path, name=path, embedding=embedding)
+    for spread, matched in ((1, False), (25, True)):
+        image = Image.effect_noise((12, 12), spread).resize((200, 200))
+        image.convert('RGB').save(path)
+        ((_, row),) = search_queries([query], collection, 4)
+        answer = answers.make_answer(query, *row, collection, 4)
+        assert answer.score > 0.99 and answer.matched == matched
+        assert answer.table['match'].any() == matched
+        assert (answer.predicted_class is not None) == matched
+        text = answers.verdict(answer, collection)
+        assert ('no match' in text) == ('single colour' in text) == (not matched)
+
+
 def test_the_folder_is_named_after_the_query(collection):
     """With its folders, if other images of the collection have the same name."""
     for name, expected in (('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')):
