@@ -11,7 +11,7 @@ RUN = $(VENV)/bin/python
 # one test process per core, each with one thread: more would wait for each other;
 # a file's tests stay in one process, which sets up its fixtures once
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
-DEMO = sample_uncropped_resnet18_2_40
+DEMO = sample_uncropped_resnet18_1_40
 
 .PHONY: demo test test-fast campaign lint docs
 .SILENT: demo

@@ -1,6 +1,6 @@
 """Measure the figures of raw pixels, of the untrained and of the trained network.
 
-    python benchmarks/demo.py results/sample_uncropped_resnet18_2_40
+    python benchmarks/demo.py results/sample_uncropped_resnet18_1_40
 
 Run `make demo` before. All three embed the same images at the same size and are
 evaluated alike; figures.py says what the figures are. Takes 20 seconds on 2 cores.

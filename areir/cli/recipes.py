@@ -43,6 +43,7 @@ RECIPES = {
 }
 # how the current recipe differs if it starts from random weights
 FROM_SCRATCH = {
+    'ensemble_size': 1,
     'batch_size': 64,
     'lr': 1.5e-3,
     'frozen_stages': 0,
