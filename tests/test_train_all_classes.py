@@ -11,7 +11,10 @@ from train_runs import assert_same_run, dying, read
 from areir.retrieval import evaluate
 from areir.training.trainer import Trainer
 
-SMALL = ['--image_size', 32, '--num_workers', 0, '--num_epochs', 2, '--weights', 'none']
+SMALL = [
+    *('--image_size', 32, '--num_workers', 0, '--num_epochs', 2),
+    *('--weights', 'none', '--ensemble_size', 2),
+]
 HALVES, ALL = 'half_uncropped_resnet18_2_3', 'all_uncropped_resnet18_2_5'
 
 
