@@ -40,7 +40,7 @@ MODEL_TYPES = pretrained.PUBLISHED
 # what a search needs from a model file; training.record writes it
 SAVED = (
     *('model_args', 'state_dict', 'projection', 'calibration'),
-    *('mean', 'std', 'image_size', 'version'),
+    *('classes', 'mean', 'std', 'image_size', 'version'),
 )
 
 
@@ -278,7 +278,7 @@ class TrainedModel:
 
     model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
     side; version: the same as in its database; calibration: what sets the threshold, or
-    None. saved: the file's contents, if it has been read.
+    None; trained_classes: names; saved: the file's contents, if it has been read.
     Raises UserError naming the file if it is no such file or is damaged.
     """
 
@@ -291,7 +291,7 @@ class TrainedModel:
             self.model.projection = Projection(**saved['projection'])
         self.mean, self.std = saved['mean'], saved['std']
         self.image_size, self.version = saved['image_size'], saved['version']
-        self.calibration = saved['calibration']
+        self.calibration, self.trained_classes = saved['calibration'], saved['classes']
 
     @property
     def dimensions(self):
@@ -320,7 +320,7 @@ class PretrainedModel(TrainedModel):
         pretrained.load_weights(model, weights, name)
         self.model = model.requires_grad_(False).eval()
         self.mean, self.std, self.image_size = pretrained.preprocessing(network)
-        self.calibration = None
+        self.calibration, self.trained_classes = None, []
 
     def shortened(self, projection):
         """Return a copy of this model that shortens embeddings by a Projection."""

@@ -297,19 +297,25 @@ def cross_check(images, wanted):
 def calibrate_folder(collection, false_match_rate):
     """Set the threshold of a FolderCollection by its class folders, and store it.
 
-    Images outside class folders are left out. Raises UserError for a single class.
+    Images outside class folders are left out. Classes that trained the model are only
+    searched, as its own training does: it has learned to tell them apart, and unknown
+    products are not among them. Raises UserError unless two other classes are left.
     """
     known = [row for row, name in enumerate(collection.classes) if name is not None]
     names = [collection.classes[row] for row in known]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    trained = {str(name) for name in collection.trained.trained_classes}
+    own = torch.tensor([row for row, name in enumerate(names) if name not in trained])
     calibration = None
-    if len(numbers) > 1:
-        embeddings = torch.from_numpy(np.asarray(collection.embeddings[known]))
+    if len(numbers.keys() - trained) > 1:
+        gallery = torch.from_numpy(np.asarray(collection.embeddings[known]))
         labels = torch.tensor([numbers[name] for name in names])
-        calibration = calibrate(embeddings, labels, false_match_rate=false_match_rate)
+        arguments = gallery[own], labels[own], gallery, labels, false_match_rate, own
+        calibration = calibrate(*arguments)
     if not calibration:
+        besides = f' besides those that trained {collection.trained.path}'
         raise UserError(
             f'--calibrate: put the images of {collection.folder} into a folder for '
-            'each class, at least two'
+            f'each class, at least two{besides if trained & numbers.keys() else ""}'
         )
     collection.store_calibration(calibration)

@@ -9,6 +9,7 @@ from areir.errors import UserError
 # components of a variance below these are rounding
 LEAST_VARIANCE = 1e-10  # of the largest variance
 LEAST_SPREAD = 1e-12  # of the mean squared norm
+TOTAL = 0.1  # share of the total covariance, at most
 BLOCK = 2048  # columns in float64 at once
 
 
@@ -33,11 +34,13 @@ def fit_whitening(vectors, labels, dimensions, whitening):
     """Fit a Projection that shrinks the directions in which images of a class differ.
 
     vectors (N, L); labels (N,): classes 0 to C - 1, each with images. W is the
-    covariance within classes, estimated with N - C degrees of freedom. It is
-    regularised by its mean variance t = trace(W) / L, as in regularised discriminant
-    analysis (Friedman, JASA 84(405), 1989):
+    covariance within classes, estimated with N - C degrees of freedom, and T that of
+    all. A small share of T keeps the trained classes from outshining new ones. Both are
+    regularised by the mean variance t, as in regularised discriminant analysis
+    (Friedman, JASA 84(405), 1989):
 
-        S = whitening * W + (1 - whitening) * t * I
+        V = (1 - a) * W + a * T, with a = TOTAL * whitening ** 2
+        S = whitening * V + (1 - whitening) * t * I, with t = trace(V) / L
 
     Centred vectors are multiplied by S ** -0.5. `whitening` is from 0 to below 1; 0
     only centres them. If `dimensions` is below L, the principal components of the
@@ -56,11 +59,15 @@ def fit_whitening(vectors, labels, dimensions, whitening):
     sizes = torch.bincount(labels)
     means = F.one_hot(labels).double().T @ centred / sizes[:, None]
     differences = centred - means[labels]
-    within = differences.T @ differences / max(1, count - len(sizes))
-    shift = (1 - whitening) * within.trace() / length
+    freedom = count - len(sizes)
+    whitening = whitening if freedom else 0  # each class has one image
+    within = differences.T @ differences / max(1, freedom)
+    share = TOTAL * whitening**2
+    covariance = (1 - share) * within + share * centred.T @ centred / count
+    shift = (1 - whitening) * covariance.trace() / length
     if not whitening or shift <= LEAST_VARIANCE * centred.square().mean():
-        whitening, shift = 0, 1  # each class has one image, or equal ones
-    variances, axes = by_variance(whitening * within)
+        whitening, shift = 0, 1  # only centre
+    variances, axes = by_variance(whitening * covariance)
     matrix = axes * (variances.clamp(min=0) + shift).rsqrt() @ axes.T
     if dimensions < length:
         whitened = centred @ matrix

@@ -2,14 +2,16 @@
 
 import math
 from itertools import combinations
+from types import SimpleNamespace
 
 import pytest
 import torch
 from retrieval_cases import generator
 from torch.nn import functional as F
 
+from areir.errors import UserError
 from areir.matching import calibration, thresholds
-from areir.matching.calibration import calibrate
+from areir.matching.calibration import calibrate, calibrate_folder
 
 
 def clusters(classes, size, dimensions=16, seed=0):
@@ -154,3 +156,22 @@ def test_identical_images_of_several_classes_are_admitted():
     result = calibrate(embeddings, labels)
     assert result['threshold'] == pytest.approx(0.99999)
     assert result['realised'] > 0.1
+
+
+def test_the_classes_that_trained_a_model_are_only_searched():
+    embeddings, labels = clusters(8, 6)
+    stored = []
+    collection = SimpleNamespace(
+        folder='photos',
+        classes=[f'product_{label}' for label in labels],
+        embeddings=embeddings.numpy(),
+        trained=SimpleNamespace(path='m.pth', trained_classes=['product_0', 'x']),
+        store_calibration=stored.append,
+    )
+    calibrate_folder(collection, 0.05)
+    own = torch.arange(6, 48)
+    query = embeddings[own], labels[own]
+    assert stored == [calibrate(*query, embeddings, labels, 0.05, own)]
+    collection.trained.trained_classes = [f'product_{label}' for label in range(7)]
+    with pytest.raises(UserError, match=r'--calibrate.*m\.pth'):
+        calibrate_folder(collection, 0.05)

@@ -26,8 +26,10 @@ def whiten(vectors, labels, whitening):
         own = centred[labels == label]
         within += (own - own.mean(dim=0)).T @ (own - own.mean(dim=0))
     within /= len(vectors) - 5
-    shift = within.trace() / len(within) * torch.eye(len(within)).double()
-    values, axes = torch.linalg.eigh(whitening * within + (1 - whitening) * shift)
+    share = 0.1 * whitening**2
+    mixed = (1 - share) * within + share * centred.T @ centred / len(centred)
+    shift = mixed.trace() / len(mixed) * torch.eye(len(mixed)).double()
+    values, axes = torch.linalg.eigh(whitening * mixed + (1 - whitening) * shift)
     return centred @ (axes * values**-0.5) @ axes.T
 
 
@@ -47,11 +49,11 @@ def test_dot_products_are_those_of_the_definition(shape, dimensions):
 
 
 def test_by_hand():
-    """Within classes, the first number has variance 2 and the second none."""
+    """Variances: 2 and 0 within classes, 1 and 1 in total, 1 on average."""
     vectors = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     projection = fit_whitening(vectors, torch.tensor([0, 0, 1, 1]), 2, 0.5)
-    # W = diag(2, 0), t = 1, S = diag(1.5, 0.5)
-    wanted = torch.tensor([[1.5**-0.5, 0.0], [0.0, 0.5**-0.5]])
+    # a = 0.025, V = diag(1.975, 0.025), t = 1, S = diag(1.4875, 0.5125)
+    wanted = torch.tensor([[1.4875**-0.5, 0.0], [0.0, 0.5125**-0.5]])
     torch.testing.assert_close(projection.matrix.abs(), wanted)
     assert projection(vectors).norm(dim=1).tolist() == pytest.approx([1] * 4)
 
