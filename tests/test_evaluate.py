@@ -121,7 +121,7 @@ def test_recall_of_the_first_heads(save, call, refusal):
     assert heads['heads']['1']['recall@1'] == pytest.approx(expected)
     assert 'recall@1 of the first heads' in call('file.pt', *flags)
     save('file.pt', ensemble_size=1)
-    assert '--dimensions' in refusal('file.pt', '--evaluate_heads', '2')
+    assert '--whitening 0' in refusal('file.pt', '--evaluate_heads', '2')
 
 
 # Lone queries

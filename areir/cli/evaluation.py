@@ -32,7 +32,7 @@ def get_parser():
     flag = add('--evaluate_heads', metavar='1,2,4', type=positives, default=[])
     flag.help = (
         'also report Recall@1 of the first 1, 2, 4 heads, of a database of train.py '
-        '--dimensions 0'
+        '--dimensions 0 --whitening 0'
     )
     add = parser.add_argument_group('output and device').add_argument
     add('--json', action='store_true', help='print the report as JSON')

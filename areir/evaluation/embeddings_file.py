@@ -73,8 +73,8 @@ class EmbeddingsFile:
         known = self.ensemble_size or 0
         if known == 1 and heads > 1:
             raise UserError(
-                f'--evaluate_heads {heads}: {self.path} has one head, or components '
-                'that mix its heads (train with --dimensions 0)'
+                f'--evaluate_heads {heads}: {self.path} has one head, or a projection '
+                'that mixes its heads (train with --dimensions 0 --whitening 0)'
             )
         if not 1 <= heads <= known:
             count = known or 'an unknown number of'
