@@ -145,22 +145,23 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
     else:
         layout, records = read_folder(source, files)
     refuse_repeats([(record.origin, record.path) for record in records])
+    has_test = any(record.part != 'train' for record in records)
     if any(record.part is None for record in records):
         share = TEST_SHARE if test_share is None else test_share
         if table:
             print(f'notice: {table}: no column split, so --test_share {share:g} holds')
         records = draw_parts(records, seed, share)
-    elif test_share is not None:
+    elif test_share or (test_share == 0 and has_test):
         raise UserError(
-            f'--test_share {test_share:g}: {table or source} has training and test '
-            'images of its own: leave it out'
+            f'--test_share {test_share:g}: {table or source} has a split of its '
+            'own: leave it out'
         )
     counts = count_parts(records)
     if 'train' not in counts or (len(counts) < 2 and test_share != 0):
         present = ' and '.join(counts) or 'no'
         raise UserError(
             f'{table or source}: {present} images found; both training and test are '
-            'needed'
+            'needed, or --test_share 0 and training images only'
         )
     left_out = set(files).difference(record.path for record in records)
     if name in KNOWN_DATASETS:

@@ -159,6 +159,14 @@ def test_a_share_of_a_dataset_with_a_split_is_refused(root, tmp_path):
             read_source(root, 'shop', **source, test_share=0)
 
 
+def test_a_table_of_training_images_only(root, tmp_path):
+    path = write_table(tmp_path, ROWS[:4])
+    with pytest.raises(UserError, match='or --test_share 0'):
+        read_source(root, 'shop', table=path)
+    dataset = read_source(root, 'shop', table=path, test_share=0)
+    assert dataset.counts == {'train': (4, 2)}
+
+
 def test_query_and_gallery(tmp_path):
     rows = list(ROWS)
     rows[4::2] = [row.replace('True,True', 'True,False') for row in rows[4::2]]
