@@ -14,7 +14,7 @@ import torch
 from areir.evaluation.intervals import LEAST_CLASSES, class_sums, resampled_means
 from areir.evaluation.metrics import measures, rank_positives
 
-NEW = 'new among new'  # Recall@1, as that of all but MAP_R
+NEW = 'new among new'  # Recall@1, as all others but MAP_R
 MAP_R = 'MAP@R'  # of new among new
 TRAINED, NEW_IN_ALL = 'whole gallery: trained', 'whole gallery: new'
 MEAN = 'whole gallery: mean'

@@ -39,15 +39,17 @@ def get_changes(classes, from_scratch):
         # --warmup belongs to the cosine, so this has no warm-up either
         'learning rate in steps': {'schedule': 'step'},
         'no squeeze-and-excitation': {'with_se': 'no'},
-        '1 head': {'ensemble_size': 1},
         '4 heads': {'ensemble_size': 4},
         '1 shared stage': {'shared_stages': 1},
         '2 shared stages': {'shared_stages': 2},
         'half as many meta-classes': {'meta_class_size': max(2, classes // 2)},
     }
     if from_scratch:
+        changes['2 heads'] = {'ensemble_size': 2}
         changes['batches of 32, lr 1e-3'] = {'batch_size': 32, 'lr': 1e-3}
     else:
+        changes['1 head'] = {'ensemble_size': 1}
+        changes['no frozen stage'] = {'frozen_stages': 0}
         changes['batch norm trained'] = {'freeze_bn': 'no'}
     return changes
 

@@ -54,7 +54,7 @@ FROM_SCRATCH = {
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
 DIMENSIONS = 1024  # of the current recipe
 FEW_IMAGES = 1000  # training images; embeddings of fewer keep all their numbers
-WHITENED = 400  # degrees of freedom within classes at which whitening is a half
+WHITENED = 400  # degrees of freedom within classes at which --whitening is 0.5
 TESTS = 5  # in a run of the current recipe, after that of the initial weights
 MOST_CLASSES = 23  # per meta-class in the published runs
 
@@ -97,7 +97,8 @@ def default_projection(images, classes):
     """Return the defaults of --dimensions and --whitening in the current recipe.
 
     The more training images, the better the covariance within classes is known, and
-    the further embeddings are whitened. Few images do not span what new classes need.
+    the further embeddings are whitened. The components of few images do not span what
+    tells new classes apart.
     """
     freedom = max(0, images - classes)
     whitening = round(freedom / (freedom + WHITENED), 2)

@@ -145,14 +145,14 @@ def add_recipe_flags(add):
     flag.help = 'add the embedding of the mirror image; embedding takes twice the time'
     flag = add('--dimensions', type=number(int, 0, 65536))
     flag.help = (
-        'most numbers of an embedding: reduce longer ones to principal components of '
-        'the training images; 0 to keep all [default value is 1024, 0 below 1,000 '
-        'training images (2019: 0)]'
+        'reduce longer embeddings to this many numbers, the principal components of '
+        'the training images after --whitening; 0 to keep all [default value is 1024, '
+        '0 below 1,000 training images (2019: 0)]'
     )
     flag = add('--whitening', type=number(float, 0, 0.99))
     flag.help = (
-        'how far to shrink the directions in which images of a class differ: 0 for not '
-        'at all [default value follows from the number of training images, see '
+        'how far to shrink the directions in which images of a class differ, 0 for not '
+        'at all [default value is higher for more training images, see '
         'docs/training.md (2019: 0)]'
     )
 

@@ -297,9 +297,9 @@ def cross_check(images, wanted):
 def calibrate_folder(collection, false_match_rate):
     """Set the threshold of a FolderCollection by its class folders, and store it.
 
-    Images outside class folders are left out. Classes that trained the model are only
-    searched, as its own training does: it has learned to tell them apart, and unknown
-    products are not among them. Raises UserError unless two other classes are left.
+    Images outside class folders are left out. Classes that trained the model are in the
+    gallery but do not query: it has learned to tell them apart, so they say nothing
+    about unknown products. Raises UserError unless two other classes are left.
     """
     known = [row for row, name in enumerate(collection.classes) if name is not None]
     names = [collection.classes[row] for row in known]
@@ -310,8 +310,8 @@ def calibrate_folder(collection, false_match_rate):
     if len(numbers.keys() - trained) > 1:
         gallery = torch.from_numpy(np.asarray(collection.embeddings[known]))
         labels = torch.tensor([numbers[name] for name in names])
-        arguments = gallery[own], labels[own], gallery, labels, false_match_rate, own
-        calibration = calibrate(*arguments)
+        query = gallery[own], labels[own]
+        calibration = calibrate(*query, gallery, labels, false_match_rate, own)
     if not calibration:
         besides = f' besides those that trained {collection.trained.path}'
         raise UserError(

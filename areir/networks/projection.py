@@ -9,7 +9,7 @@ from areir.errors import UserError
 # components of a variance below these are rounding
 LEAST_VARIANCE = 1e-10  # of the largest variance
 LEAST_SPREAD = 1e-12  # of the mean squared norm
-TOTAL = 0.1  # share of the total covariance, at most
+TOTAL = 0.1  # largest share of the total covariance when whitening
 BLOCK = 2048  # columns in float64 at once
 
 
@@ -35,9 +35,9 @@ def fit_whitening(vectors, labels, dimensions, whitening):
 
     vectors (N, L); labels (N,): classes 0 to C - 1, each with images. W is the
     covariance within classes, estimated with N - C degrees of freedom, and T that of
-    all. A small share of T keeps the trained classes from outshining new ones. Both are
-    regularised by the mean variance t, as in regularised discriminant analysis
-    (Friedman, JASA 84(405), 1989):
+    all vectors. A small share of T keeps directions that differ between the trained
+    classes from dominating. The mixture is regularised by its mean variance t, as in
+    regularised discriminant analysis (Friedman, JASA 84(405), 1989):
 
         V = (1 - a) * W + a * T, with a = TOTAL * whitening ** 2
         S = whitening * V + (1 - whitening) * t * I, with t = trace(V) / L

@@ -60,7 +60,7 @@ def parts_to_embed(split, args):
     'fit' is a sample of the training images, for the projection, and 'rest' are all
     others, for --whole_gallery.
     """
-    order = by_whole_classes(split.train.labels, args.seed)
+    order = sample_order(split.train.labels, args.seed)
     projects = args.dimensions or args.whitening
     fit, rest = order.tensor_split([FIT_IMAGES if projects else 0])
     parts = {'fit': split.train.rows(fit.sort().values)}
@@ -70,11 +70,11 @@ def parts_to_embed(split, args):
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def by_whole_classes(labels, seed):
-    """Return an order of images (N,), at random, the first from as few classes as many.
+def sample_order(labels, seed):
+    """Return a random order of images (N,) that begins with a sample of FIT_IMAGES.
 
-    The covariance within classes needs several images of each. So of FIT_IMAGES, each
-    class has its share, and at least two.
+    The covariance within classes needs several images of a class. So each class of the
+    sample has an equal share of it, at least two images; other classes come later.
     """
     generator = random_generator(seed, SAMPLE)
     order = torch.randperm(len(labels), generator=generator)

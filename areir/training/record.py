@@ -237,7 +237,7 @@ def closing_lines(rows, run):
     """
     metrics, intervals = run['metrics'], run['intervals']
     source = run['arguments']['threshold_from']
-    # without a test there is none
+    # the first recall@K; without a test there is none
     first = next((name for name in metrics if name.startswith('recall@')), '')
     titles = {
         first: f'new classes among themselves: {first.title()}',
@@ -245,21 +245,17 @@ def closing_lines(rows, run):
         'all_recall@1_new': 'whole gallery, new classes: Recall@1',
     }
     titles = {name: title for name, title in titles.items() if name in metrics}
-    return [
-        *setback_lines(rows, first),
-        f'kept epoch {run["epoch"]}, {KEPT_EPOCH[run["select"]]}',
-        *(
-            f'{title} {metrics[name]:.2%}, {describe_interval(*intervals[name])}'
-            for name, title in titles.items()
-        ),
-        *([] if first else [OPTIMISTIC]),
-        *(threshold_lines(run['calibration']) or [NO_THRESHOLD]),
-        *(
-            [f'notice: the threshold and its figures are those of {source}']
-            if source
-            else []
-        ),
-    ]
+    lines = setback_lines(rows, first)
+    lines.append(f'kept epoch {run["epoch"]}, {KEPT_EPOCH[run["select"]]}')
+    for name, title in titles.items():
+        interval = describe_interval(*intervals[name])
+        lines.append(f'{title} {metrics[name]:.2%}, {interval}')
+    if not first:
+        lines.append(OPTIMISTIC)
+    lines += threshold_lines(run['calibration']) or [NO_THRESHOLD]
+    if source:
+        lines.append(f'notice: the threshold and its figures are those of {source}')
+    return lines
 
 
 def setback_lines(rows, recall):

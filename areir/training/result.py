@@ -30,9 +30,8 @@ def embed_parts(net, loaders, split, args, signals):
     dtype = torch.float16 if args.store == 'fp16' else torch.float32
     embeddings, projection = {}, None
     if args.dimensions or args.whitening:
-        vectors = embed_part(
-            net, loaders['fit'], split.info, torch.float32, signals, 'embedding to fit'
-        )
+        text, loader = 'embedding to whiten', loaders['fit']
+        vectors = embed_part(net, loader, split.info, torch.float32, signals, text)
         if is_first():
             labels = parts_to_embed(split, args)['fit'].labels
             labels = labels.unique(return_inverse=True)[1]
@@ -181,9 +180,9 @@ class Result:
     def calibration(self):
         """The threshold of a match, set on held-out classes, else the test classes.
 
-        An unknown product is of a new class. With --whole_gallery it is searched among
-        new and trained ones. It is None without new classes, unless --threshold_from
-        gives one, and before the last epoch if that is kept: it takes many seconds.
+        With --whole_gallery they are searched among trained classes, too. None without
+        either, unless --threshold_from gives one, and, as it takes many seconds, before
+        the last epoch if that is the one to keep.
         """
         args = self.experiment.args
         names = ['val'] if self.select == 'val' else self.split.test_parts

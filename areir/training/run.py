@@ -333,8 +333,8 @@ def earlier_calibration(args, images, classes, new):
 
     images, classes: how many there are to train; new: the Run that begins. Raises
     UserError if that run is not finished, has no calibration, was trained with other
-    flags of CALIBRATED, or would be replaced. Two flags that both follow from these
-    numbers are alike.
+    flags of CALIBRATED, or would be replaced. A flag may differ if it follows from
+    these numbers in both runs.
     """
     if not args.threshold_from:
         return None

@@ -85,12 +85,13 @@ class Trainer:
     """The trunk and this process's heads, each with an optimizer of its own.
 
     model: an EnsembleModel on the device of `hardware`, which has device, precision
-    and gpus; with more than one GPU each part runs under nn.DataParallel. If the trunk
-    or the first heads need no gradients, they are frozen. loss: an EnsembleLoss of the
-    other heads. freeze_bn: whether batch norm keeps its statistics. seed: with the
-    epoch and batch in `step_place`, it seeds the layers that drop something. optimizer:
-    makes one from groups of parameters and lr. criterion_rate: the learning rate of a
-    criterion's weights, which do not decay, as a multiple of the network's.
+    and gpus; with more than one GPU each part runs under nn.DataParallel. Layers of the
+    trunk and of the first heads are frozen if their weights need no gradients. loss: an
+    EnsembleLoss of the other heads. freeze_bn: whether batch norm keeps its statistics.
+    seed: with the epoch and batch in `step_place`, it seeds the layers that drop
+    something. optimizer: makes one from groups of parameters and lr. criterion_rate:
+    the learning rate of a criterion's weights, which do not decay, as a multiple of the
+    network's.
     """
 
     def __init__(

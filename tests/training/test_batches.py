@@ -193,8 +193,8 @@ def test_a_sample_to_whiten_has_several_images_of_each_class(
 ):
     monkeypatch.setattr(batches, 'FIT_IMAGES', 100)
     labels = torch.arange(classes).repeat_interleave(images)
-    order = batches.by_whole_classes(labels, seed=3)
+    order = batches.sample_order(labels, seed=3)
     assert order.sort().values.tolist() == list(range(len(labels)))
-    assert not torch.equal(order, batches.by_whole_classes(labels, seed=4))
+    assert not torch.equal(order, batches.sample_order(labels, seed=4))
     sizes = torch.bincount(labels[order[:100]])
     assert sizes[sizes > 0].tolist() == ([2] * 50 if classes == 500 else [25] * 4)
