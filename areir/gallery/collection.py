@@ -33,7 +33,9 @@ class Collection:
     calibration: dict | None  # what `calibration.calibrate` returns
 
     sizes = None  # bytes of the image files, if they are known
-    how_to_calibrate = 'the model has none; train again to give it one'
+    how_to_calibrate = (
+        'the model has none; train again with --threshold_from RUN, or hold classes out'
+    )
 
     def __post_init__(self):
         self.names = self.images

@@ -27,10 +27,7 @@ KEPT_EPOCH = {
     'val': 'the best epoch on held-out training classes',
     'test': 'the best epoch on the test classes: flattered by that choice',
 }
-OPTIMISTIC = (
-    'notice: all classes were trained, so this figure is optimistic, and nothing says '
-    'how new ones are found'
-)
+OPTIMISTIC = 'notice: training used these classes, so this figure is optimistic'
 NO_THRESHOLD = (
     'no threshold of a match: too few classes were held out to set one; '
     '--threshold_from RUN takes that of an earlier run of this recipe'
@@ -251,7 +248,9 @@ def closing_lines(rows, run):
         interval = describe_interval(*intervals[name])
         lines.append(f'{title} {metrics[name]:.2%}, {interval}')
     if not first:
-        lines.append(OPTIMISTIC)
+        is_unknown = run['select'] == 'last'  # no classes were held out
+        unknown = ', and nothing says how new ones are found' if is_unknown else ''
+        lines.append(OPTIMISTIC + unknown)
     lines += threshold_lines(run['calibration']) or [NO_THRESHOLD]
     if source:
         lines.append(f'notice: the threshold and its figures are those of {source}')

@@ -125,6 +125,12 @@ def test_without_calibration_or_its_check(tmp_path, database):
     assert 'too few classes to check' in text
 
 
+def test_heads_are_shown_if_they_have_parts(tmp_path, database):
+    assert 'first heads by themselves' in page_text(tmp_path, database)
+    text = page_text(tmp_path, database, ensemble_size=1)
+    assert 'mixes them' in text and 'by themselves' not in text
+
+
 @pytest.mark.parametrize(
     ('protocol', 'select'),
     [('strict', 'last'), ('strict', 'test'), ('published', 'val')],
