@@ -17,6 +17,7 @@ from areir.training import record
 from areir.training.batches import parts_to_embed, to_images, whole_batches
 from areir.training.checkpoints import model_weights
 
+MOST_NUMBERS = 8192  # of a whitened embedding; its matrix is as wide
 BLOCK = 256  # embeddings that are projected at once
 
 
@@ -35,7 +36,7 @@ def embed_parts(net, loaders, split, args, signals):
         if is_first():
             labels = parts_to_embed(split, args)['fit'].labels
             labels = labels.unique(return_inverse=True)[1]
-            dimensions = args.dimensions or vectors.shape[1]
+            dimensions = args.dimensions or min(vectors.shape[1], MOST_NUMBERS)
             projection = fit_whitening(vectors, labels, dimensions, args.whitening)
             if args.whole_gallery == 'yes':
                 blocks = vectors.split(BLOCK)
