@@ -62,6 +62,7 @@ def save_model(path, seed=0, calibration=CALIBRATION, **changed):
         'std': STD,
         'image_size': SIDE,
         'calibration': calibration,
+        'classes': ['ant', 'bee'],
         **changed,
     }
     write_tensors({str(path): saved})
