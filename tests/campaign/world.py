@@ -94,7 +94,7 @@ def make_data(world, folder):
 
 def make_photos(world, folder):
     drawn = folder.with_name('drawn')
-    draw_sample(str(drawn), 0, 3, 30, side=32)
+    draw_sample(str(drawn), 0, 6, 15, side=32)  # the last two are not trained
     (drawn / 'test').rename(folder)
     official.write_image(folder / 'figure_1/it.jpg', official.noise((40, 30), 9))
 
