@@ -119,12 +119,10 @@ def rows_of(*recalls, first=0, **whole):
 def test_training_that_sets_back_is_noticed():
     (line,) = record.setback_lines(rows_of(0.5, 0.9, 0.4321), 'recall@2')
     assert '50.00%' in line and '43.21%' in line and line.startswith('notice: ')
-    trained = {WHOLE_GALLERY[0]: (0.8, 0.9, 0.3)}
-    (line,) = record.setback_lines(rows_of(0.5, 0.9, 0.6, **trained), 'recall@2')
-    assert 'trained classes' in line and '30.00%' in line and '60.00%' not in line
     # better than the start, as good, or without a start to compare with
+    trained = {WHOLE_GALLERY[0]: (0.8, 0.9, 0.3)}  # fitted to before training, too
     for rows in (
-        rows_of(0.5, 0.4, 0.51),
+        rows_of(0.5, 0.4, 0.51, **trained),
         rows_of(1.0, 1.0),
         rows_of(0.5, 0.4, first=1),
     ):
