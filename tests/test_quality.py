@@ -1,4 +1,4 @@
-"""benchmarks/quality.py, recipe.py and small.py: parts, and the smallest runs."""
+"""benchmarks/quality.py, recipe.py and small_folders.py: parts, and the smallest runs."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ import methods
 import peers
 import quality
 import recipe
-import small
+import small_folders
 from quality import METHODS
 
 from areir.data.sample import draw_sample
@@ -295,9 +295,9 @@ def test_parts_of_the_recipe(photos, tables, monkeypatch, slim_backbone):  # noq
 @pytest.mark.slow
 def test_small_folders(photos, tables, slim_backbone):  # noqa: F811
     flags = ['--data', photos, '--image_size', 32, '--epochs', 1, '--seeds', 2]
-    rows = tables(small, *flags, '--products', 6, '--photos', 5)
+    rows = tables(small_folders, *flags, '--products', 6, '--photos', 5)
     assert list(rows) == ['seed 0', 'seed 1', 'all seeds', 'all folders']
     for row in rows.values():
         assert all(' = ' in row[figure] for figure in (figures.NEW, figures.TRAINED))
     with pytest.raises(UserError, match='--products'):
-        tables(small, *flags, '--products', 13, '--photos', 5)
+        tables(small_folders, *flags, '--products', 13, '--photos', 5)
