@@ -1,7 +1,7 @@
 """Measure what whitening is worth in small folders.
 
-    python benchmarks/small_folders.py --data ../shared/data/birds --weights lite0 --epochs 4
-    python benchmarks/small_folders.py --data ../shared/data/grocery --products 32 --photos 18
+    python benchmarks/small_folders.py --data DIR --weights lite0 --epochs 4
+    python benchmarks/small_folders.py --data DIR --products 32 --photos 18
 
 Products and their photographs are drawn from --data by the seed. Half of the products
 are trained with train.py's defaults. The embedding is compared with that of the same

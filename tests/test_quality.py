@@ -1,4 +1,4 @@
-"""benchmarks/quality.py, recipe.py and small_folders.py: parts, and the smallest runs."""
+"""benchmarks/quality.py, recipe.py, small_folders.py: parts, and the smallest runs."""
 
 import os
 import sys
