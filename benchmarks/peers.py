@@ -205,9 +205,7 @@ def read_features(model, dataset, weights):
     changes = {'embedding': recipe['embedding'], 'mirror': recipe['mirror'] == 'yes'}
     described = read(model, dataset, **changes)
     labels = dataset.labels('train')
-    dimensions, whitening = default_projection(len(labels), len(labels.unique()))
-    dimensions = dimensions or described['train'].shape[1]
-    settings = labels, dimensions, whitening
+    settings = labels, *default_projection(len(labels), len(labels.unique()))
     return {
         'pooled': pooled,
         'whitened': project(pooled, fit_projection, WHITENED, 1),

@@ -9,6 +9,7 @@ from areir.errors import UserError
 # components of a variance below these are rounding
 LEAST_VARIANCE = 1e-10  # of the largest variance
 LEAST_SPREAD = 1e-12  # of the mean squared norm
+MOST_NUMBERS = 8192  # of whitened embeddings; their matrix is as wide
 TOTAL = 0.1  # largest share of the total covariance when whitening
 BLOCK = 2048  # columns in float64 at once
 
@@ -44,11 +45,12 @@ def fit_whitening(vectors, labels, dimensions, whitening):
 
     Centred vectors are multiplied by S ** -0.5. `whitening` is from 0 to below 1; 0
     only centres them. If `dimensions` is below L, the principal components of the
-    result are kept, which are at most N - 1. Raises UserError for vectors that are not
-    finite or span nothing.
+    result are kept, which are at most N - 1; 0 keeps all numbers, up to MOST_NUMBERS.
+    Raises UserError for vectors that are not finite or span nothing.
     """
     centred, mean = centre(vectors)
     count, length = centred.shape
+    dimensions = dimensions or min(length, MOST_NUMBERS)
     basis = None  # of what the vectors span, (L, r)
     if count < length and dimensions < length:
         variances, left = by_variance(centred @ centred.T)

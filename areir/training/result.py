@@ -17,7 +17,6 @@ from areir.training import record
 from areir.training.batches import parts_to_embed, to_images, whole_batches
 from areir.training.checkpoints import model_weights
 
-MOST_NUMBERS = 8192  # of a whitened embedding; its matrix is as wide
 BLOCK = 256  # embeddings that are projected at once
 
 
@@ -36,8 +35,8 @@ def embed_parts(net, loaders, split, args, signals):
         if is_first():
             labels = parts_to_embed(split, args)['fit'].labels
             labels = labels.unique(return_inverse=True)[1]
-            dimensions = args.dimensions or min(vectors.shape[1], MOST_NUMBERS)
-            projection = fit_whitening(vectors, labels, dimensions, args.whitening)
+            shape = args.dimensions, args.whitening
+            projection = fit_whitening(vectors, labels, *shape)
             if args.whole_gallery == 'yes':
                 blocks = vectors.split(BLOCK)
                 fitted = [projection(block).to(dtype) for block in blocks]
