@@ -117,15 +117,14 @@ def open_folder(args, trained, embedder, clock):
     path = index_path(args.gallery, trained.path, args.results_root)
     settings = {
         'model': str(trained.version),
-        'image_size': trained.image_size,
-        'preprocessing': repr((PREPROCESSING, trained.mean, trained.std)),
+        'preprocessing': repr((PREPROCESSING, trained.pixel_format)),
     }
     with clock('index'):
         index = update_index(
             args.gallery,
             path,
             settings,
-            trained.image_size,
+            trained.pixel_format,
             embedder,
             shortened=isinstance(trained, PretrainedModel),
         )

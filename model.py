@@ -21,6 +21,7 @@ import utils
 from areir import hardware, seeds
 from areir.cli import types
 from areir.cli.recipes import EMBEDDINGS
+from areir.data.images import PixelFormat
 from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import check_own, load_tensors
@@ -40,7 +41,7 @@ MODEL_TYPES = pretrained.PUBLISHED
 # what a search needs from a model file; training.record writes it
 SAVED = (
     *('model_args', 'state_dict', 'projection', 'calibration'),
-    *('classes', 'mean', 'std', 'image_size', 'version'),
+    *('classes', 'pixel_format', 'version'),
 )
 
 
@@ -276,9 +277,9 @@ class EnsembleLoss(nn.Module):
 class TrainedModel:
     """A model file of train.py: the network and everything needed to embed an image.
 
-    model: EnsembleModel in eval mode; mean, std: per channel; image_size: pixels per
-    side; version: the same as in its database; calibration: what sets the threshold, or
-    None; trained_classes: names; saved: the file's contents, if it has been read.
+    model: EnsembleModel in eval mode; pixel_format: of its images, a PixelFormat;
+    version: the same as in its database; calibration: what sets the threshold, or None;
+    trained_classes: names; saved: the file's contents, if it has been read.
     Raises UserError naming the file if it is no such file or is damaged.
     """
 
@@ -289,8 +290,8 @@ class TrainedModel:
         self.model = rebuild(saved['model_args'], saved['state_dict'])
         if saved['projection']:
             self.model.projection = Projection(**saved['projection'])
-        self.mean, self.std = saved['mean'], saved['std']
-        self.image_size, self.version = saved['image_size'], saved['version']
+        self.pixel_format = PixelFormat(**saved['pixel_format'])
+        self.version = saved['version']
         self.calibration, self.trained_classes = saved['calibration'], saved['classes']
 
     @property
@@ -302,7 +303,7 @@ class TrainedModel:
         """Return the Embedder of this model on a device, in bf16 where it is native."""
         dtype = torch.bfloat16 if hardware.has_native_bf16(device) else torch.float32
         net = folded(self.model, dtype).to(device)
-        return Embedder(net, self.mean, self.std, self.image_size, device)
+        return Embedder(net, self.pixel_format, device)
 
 
 class PretrainedModel(TrainedModel):
@@ -319,7 +320,7 @@ class PretrainedModel(TrainedModel):
         model = EnsembleModel(network, 1, 1, **options)
         pretrained.load_weights(model, weights, name)
         self.model = model.requires_grad_(False).eval()
-        self.mean, self.std, self.image_size = pretrained.preprocessing(network)
+        self.pixel_format = pretrained.pixel_format(network)
         self.calibration, self.trained_classes = None, []
 
     def shortened(self, projection):

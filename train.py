@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from areir import processes
 from areir.cli.recipes import fill_in_defaults
+from areir.data.images import PixelFormat
 from areir.data.splits import check_name
 from areir.errors import UserError
 from areir.hardware import (
@@ -198,11 +199,12 @@ def print_result(run, progress):
     print(f'wrote {run.path(files)}')
 
 
-def main(args=None, stages=None, normalisation=None):
+def main(args=None, stages=None, pixel_format=None):
     """Train one run.
 
     stages: of a network to start from instead of --model_type and --weights;
-    normalisation: (mean, std) to use instead of the dataset's.
+    pixel_format: the PixelFormat to use instead of --image_size and the dataset's mean
+    and deviation.
     """
     args = args or get_args()
     keep_freed_memory()
@@ -210,8 +212,7 @@ def main(args=None, stages=None, normalisation=None):
 
     # data
     split = load_data(args)
-    if normalisation:
-        split.info['mean'], split.info['std'] = normalisation
+    pixel_format = pixel_format or split.pixel_format(args.image_size)
     recalls = usable_recalls(args.recalls, split.available) if split.test_parts else []
     images, classes = split.info['counts']['train'][0], len(split.train.classes)
     from_scratch = args.weights == 'none' and not stages
@@ -234,6 +235,7 @@ def main(args=None, stages=None, normalisation=None):
     run = Run(run_name(args, old_heads), args.results_root, settings)
     calibration = earlier_calibration(args, images, classes, run)
     if base:
+        pixel_format = PixelFormat(**base['pixel_format'])
         run.refuse_to_replace(args.extend, '--extend')
     if not run.check_start(args.resume, args.overwrite):
         return
@@ -246,13 +248,21 @@ def main(args=None, stages=None, normalisation=None):
     model.to(device, memory_format=torch.channels_last)
     trainer = make_trainer(model, args, hardware, old_heads)
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
-    loaders = make_loaders(split, args, device)
+    loaders = make_loaders(split, args, pixel_format, device)
     sampler = loaders['train'].batch_sampler
     rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
 
     _, _, parameters = model.count_parameters()
     experiment = record.Experiment(
-        args, split, recalls, partition, hardware, world, parameters, calibration
+        args,
+        split,
+        recalls,
+        partition,
+        pixel_format,
+        hardware,
+        world,
+        parameters,
+        calibration,
     )
     print(*record.opening_lines(experiment, run.name, sampler), sep='\n')
     progress = run.begin(trainer)
@@ -273,7 +283,7 @@ def main(args=None, stages=None, normalisation=None):
             sampler.set_epoch(epoch, progress.batches)
             trainer.begin_epoch(rate(epoch - 0.5))
             bar = tqdm(
-                make_batches(loaders['train'], meta_labels, split.info, device),
+                make_batches(loaders['train'], meta_labels, device),
                 desc=f'epoch {epoch}/{args.num_epochs}',
                 total=len(sampler.batches),
                 initial=sampler.start,

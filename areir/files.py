@@ -21,7 +21,7 @@ import torch
 
 from areir.errors import UserError
 
-FORMAT = 2  # of the .pth files written here; raise it if their contents change
+FORMAT = 3  # of the .pth files written here; raise it if their contents change
 LONGEST_NAME = 200  # bytes
 READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover

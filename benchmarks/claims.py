@@ -131,7 +131,7 @@ def new_figures(trained, seeds=SEEDS, **sizes):
     sizes: arguments of `draw_sample`.
     """
     net = folded(trained.model, torch.float32)
-    embedder = Embedder(net, trained.mean, trained.std, trained.image_size)
+    embedder = Embedder(net, trained.pixel_format)
     embeddings, names = [], []
     for seed in seeds:
         with tempfile.TemporaryDirectory() as temporary:

@@ -155,7 +155,7 @@ def embed_all(paths, embedder):
     Raises UserError naming a file that cannot be read.
     """
     embeddings = []
-    batches = embed_files(paths, embedder.image_size, embedder, 'embedding')
+    batches = embed_files(paths, embedder.pixel_format, embedder, 'embedding')
     for _, vectors, problems in batches:
         for index, problem in problems.items():
             raise UserError(f'{paths[index]}: {problem}')

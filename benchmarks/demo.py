@@ -36,8 +36,9 @@ def main():
     database, path = load_database(path, os.path.dirname(path))
     root = os.path.dirname(os.path.abspath(image_folder(database, path, None)))
     trained = TrainedModel(f'{run}_model.pth')
-    dataset = methods.Dataset(root, database['data_name'], trained.image_size, 'none')
-    dataset.normalisation = trained.mean, trained.std
+    size = trained.pixel_format.image_size
+    dataset = methods.Dataset(root, database['data_name'], size, 'none')
+    dataset.pixel_format = trained.pixel_format
     vectors = {
         'raw pixels': methods.Pixels().train(dataset, None, 0, 0).outputs['embedding'],
         'untrained network': peers.read(untrained_model(run), dataset),

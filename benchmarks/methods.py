@@ -12,7 +12,7 @@ import random
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import common
 import lite0
@@ -26,6 +26,7 @@ import train
 from areir import hardware
 from areir.cli import types
 from areir.data.crops import link_images
+from areir.data.images import PixelFormat
 from areir.data.loading import Embedder
 from areir.data.splits import load_split
 from areir.files import load_tensors
@@ -70,12 +71,11 @@ class Dataset:
     """A prepared dataset, and how its images become vectors."""
 
     def __init__(self, root, name, image_size, weights):
-        self.root, self.name, self.image_size = root, name, image_size
+        self.root, self.name = root, name
         self.split = load_split(root, name)
-        info = self.split.info
-        self.normalisation = info['mean'], info['std']
+        self.pixel_format = self.split.pixel_format(image_size)
         if weights != 'none':
-            self.normalisation = lite0.MEAN, lite0.STD
+            self.pixel_format = PixelFormat(image_size, lite0.MEAN, lite0.STD)
 
     def paths(self, part):
         """Return the paths of the images of 'train' or 'test'."""
@@ -93,9 +93,9 @@ class Dataset:
 
     def embed(self, part, net, image_size=None):
         """Return the vectors (N, D) of net.embed for the images of a part."""
-        size = image_size or self.image_size
-        device = hardware.local_device()
-        embedder = Embedder(net, *self.normalisation, size, device)
+        size = image_size or self.pixel_format.image_size
+        pixel_format = replace(self.pixel_format, image_size=size)
+        embedder = Embedder(net, pixel_format, hardware.local_device())
         return common.embed_all(self.paths(part), embedder)
 
 
@@ -155,7 +155,7 @@ class Pixels:
         return F.normalize(images.flatten(1), dim=1)
 
     def train(self, dataset, lr, seed, epochs):
-        side = min(PIXELS, dataset.image_size)
+        side = min(PIXELS, dataset.pixel_format.image_size)
         pixels = {part: dataset.embed(part, self, side) for part in PARTS}
         return Trained(0, 0, {'embedding': pixels})
 
@@ -219,7 +219,7 @@ class Ours:
             'data_name': dataset.name,
             'data_root': dataset.root,
             'results_root': results_root,
-            'image_size': dataset.image_size,
+            'image_size': dataset.pixel_format.image_size,
             'weights': 'none',
             'recipe': 'current',
             'recalls': 1,
@@ -239,7 +239,7 @@ class Ours:
         extra = {}
         if self.weights != 'none':
             extra['stages'] = lite0.build_lite0(self.weights)
-            extra['normalisation'] = dataset.normalisation
+            extra['pixel_format'] = dataset.pixel_format
         handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(sys.stderr):

@@ -114,11 +114,11 @@ def make_batches(loss, dataset, seed):
         batch_size = most // PER_CLASS * PER_CLASS
         order = class_order(labels, batch_size, seed)
     sampler = EpochSampler(len(labels), batch_size, seed, order)
-    size = dataset.image_size
-    transform = CropAndFlip(len(labels), size, seed, RECIPE['crop_area'])
+    pixel_format = dataset.pixel_format
+    transform = CropAndFlip(len(labels), pixel_format, seed, RECIPE['crop_area'])
     workers = min(8, hardware.available_cores())
     paths = dataset.paths('train')
-    return make_loader(paths, size, sampler, workers, transform=transform)
+    return make_loader(paths, pixel_format, sampler, workers, transform=transform)
 
 
 class Run:
@@ -151,8 +151,7 @@ class Run:
         sampler = self.loader.batch_sampler
         sampler.set_epoch(epoch)
         self.trainer.begin_epoch(self.lr)
-        info = dict(zip(('mean', 'std'), self.dataset.normalisation))
-        batches = training_batches(self.loader, self.labels, info, self.trainer.device)
+        batches = training_batches(self.loader, self.labels, self.trainer.device)
         bar = tqdm(batches, f'epoch {epoch}', len(sampler), leave=False)
         for number, (images, labels) in enumerate(bar):
             done = epoch - 1 + (number + 0.5) / len(sampler)

@@ -6,10 +6,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from areir.data import loading
+from areir.data.images import PixelFormat
 from areir.gallery import index
 from areir.gallery.vectors import VectorsFile
 
 SIDE = 4
+PIXEL_FORMAT = PixelFormat(SIDE)
 SETTINGS = {'model': 'a', 'image_size': SIDE}
 DIMENSIONS = 6
 
@@ -48,7 +50,9 @@ class Counting:
 
 
 def update(folder, index_folder, settings=SETTINGS, embed=embed):
-    return index.update_index(str(folder), str(index_folder), settings, SIDE, embed)
+    return index.update_index(
+        str(folder), str(index_folder), settings, PIXEL_FORMAT, embed
+    )
 
 
 def assert_same(one, other):

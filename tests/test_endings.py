@@ -38,8 +38,9 @@ TIDY = """
         sys.stdin.readline()
 """
 LOAD = """
+    from areir.data.images import PixelFormat
     from areir.data.loading import make_loader
-    batches = iter(make_loader(sys.argv[1:], 8, num_workers=2))
+    batches = iter(make_loader(sys.argv[1:], PixelFormat(8), num_workers=2))
     next(batches)
     wait()
 """

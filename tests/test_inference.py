@@ -11,13 +11,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import trained
 from conftest import REPOSITORY, Project
 from PIL import Image
 from train_runs import together
 
-from areir.data.images import list_files, load_image, normalise, to_pixels
+from areir.data.images import list_files
 from areir.data.sample import draw_sample
 from areir.evaluation import ranking
 from areir.gallery import vectors
@@ -220,8 +219,7 @@ def test_the_program_of_the_docs(project, photos, tmp_path, ask):
     for package in ONNX_PACKAGES:
         pytest.importorskip(package, reason=f'{package} is optional')
     paths = [photos / path for path in list_files(photos)]
-    pixels = [to_pixels(load_image(path), trained.SIDE) for path in paths]
-    images = normalise(torch.stack(pixels), trained.MEAN, trained.STD)
+    images = trained.read_images(paths)
     model = EnsembleModel(**trained.MODEL_ARGS)  # one that tells them apart
     weights = trained.take_statistics(model, images).state_dict()
     trained.save_model(tmp_path / 'own_model.pth', state_dict=weights)

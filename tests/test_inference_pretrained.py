@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import Project
+from trained import read_images
 
-from areir.data.images import load_image, normalise, to_pixels
+from areir.data.images import PixelFormat, load_image
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
@@ -47,9 +48,8 @@ def ask(project, network, tmp_path):
 def embed_by_hand(network, path):
     """Return the normalised features of the last two stages, one after the other."""
     trained = PretrainedModel(str(network))
-    pixels = to_pixels(load_image(path), 224)[None]
     with torch.no_grad():
-        third = trained.model.trunk(normalise(pixels, trained.mean, trained.std))
+        third = trained.model.trunk(read_images([path], trained.pixel_format))
         fourth = trained.model.heads[0].layer4(third)
     parts = [features.mean(dim=(2, 3)) for features in (third, fourth)]
     parts = [torch.nn.functional.normalize(part) for part in parts]
@@ -94,7 +94,9 @@ def test_many_images_are_shortened(ask, project, tmp_path, monkeypatch):
     vectors = np.load(tmp_path / 'out/vectors.npy')
     images = pd.read_csv(tmp_path / 'out/images.csv')['path'][:3]
     files = [project.photos / image for image in images]
-    pixels = torch.stack([to_pixels(load_image(file), 224) for file in files])
+    pixels = torch.stack(
+        [PixelFormat(224).to_pixels(load_image(file)) for file in files]
+    )
     network = torch.export.load(path).module()
     found = network(pixels.permute(0, 2, 3, 1))
     assert len(vectors) == 30 and found.shape[1] == vectors.shape[1] < 48

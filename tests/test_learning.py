@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 from trained import SAMPLE_FLAGS, SAMPLE_RUN
 
-from areir.data.images import normalise
 from areir.data.loading import ImageDataset
 from areir.data.sample import Figure, draw_image
 from areir.files import load_tensors
@@ -33,7 +32,7 @@ def load(project, name):
 
 def embed(model, pixels, trained):
     """Return the embeddings of uint8 pixels (N, 3, S, S)."""
-    batches = [normalise(part, trained.mean, trained.std) for part in pixels.split(100)]
+    batches = map(trained.pixel_format.normalise, pixels.split(100))
     return torch.cat([model.embed(images) for images in batches])
 
 
@@ -102,11 +101,12 @@ def test_learning_is_real(trained_sample, tmp_path):
     reached = recall(trained_sample.root / 'results')
     saved, database = load(trained_sample, 'model'), load(trained_sample, 'data_base')
     folder = trained_sample.root / 'data/sample'
-    dataset = ImageDataset([str(folder / name) for name in database['images']], SIDE)
+    paths = [str(folder / name) for name in database['images']]
+    trained = open_model(trained_sample)
+    dataset = ImageDataset(paths, trained.pixel_format)
     pixels = torch.stack([dataset[index][0] for index in range(len(dataset))])
     model = EnsembleModel(**saved['model_args'], seed=0)
-    trained = open_model(trained_sample)
-    raw = F.normalize(normalise(pixels, trained.mean, trained.std).flatten(1), dim=1)
+    raw = F.normalize(trained.pixel_format.normalise(pixels).flatten(1), dim=1)
     embeddings = embed(model, pixels, trained)
     untrained = recall_of(embeddings, database['labels'])
     learned_nothing = max(untrained, recall_of(raw, database['labels']))
@@ -148,7 +148,7 @@ def test_heat_lies_on_the_figure_and_not_on_the_ground(trained_sample):
     hot, area, peaks = [], [], []
     for index in range(200, 230):
         images, places = draw_pair(index)
-        pixels = normalise(images, trained.mean, trained.std)
+        pixels = trained.pixel_format.normalise(images)
         heat = similarity_maps(trained.model, pixels)
         heat = F.interpolate(heat[:, None], (SIDE, SIDE), mode='bilinear')[:, 0]
         for one, inside in zip(heat, places):

@@ -10,11 +10,10 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn import functional as F
-from trained import MEAN, MODEL_ARGS, SIDE, STD, save_model
+from trained import MODEL_ARGS, PIXEL_FORMAT, SIDE, save_model
 
 import model as model_module
 import utils
-from areir.data.images import normalise
 from areir.errors import UserError
 from areir.networks.layers import SqueezeExcitation
 from areir.networks.projection import fit_projection
@@ -216,7 +215,7 @@ def test_a_trained_model_embeds_as_the_model_that_was_saved(tmp_path, dimensions
     model_args = {**MODEL_ARGS, **options, 'neutral_se': True}
     source = EnsembleModel(**model_args, seed=4).eval()
     pixels = torch.randint(0, 256, (9, 3, SIDE, SIDE), dtype=torch.uint8)
-    images = normalise(pixels, MEAN, STD)
+    images = PIXEL_FORMAT.normalise(pixels)
     changed = {'state_dict': source.state_dict(), 'model_args': model_args}
     if dimensions:
         projection = fit_projection(source.embed(images), dimensions, whitening=0.75)
@@ -228,11 +227,8 @@ def test_a_trained_model_embeds_as_the_model_that_was_saved(tmp_path, dimensions
     saved = save_model(path, **changed)
     trained = TrainedModel(path)
     assert (trained.path, trained.version) == (path, 'v0')
-    assert (trained.image_size, trained.dimensions) == (
-        SIDE,
-        dimensions or source.length,
-    )
-    assert (trained.mean, trained.std) == (MEAN, STD)
+    assert trained.pixel_format == PIXEL_FORMAT
+    assert trained.dimensions == (dimensions or source.length)
     assert trained.calibration == saved['calibration']
     assert not trained.model.training
     assert not any(weight.requires_grad for weight in trained.model.parameters())

@@ -10,8 +10,9 @@ import pytest
 import torch
 from slim import use_slim_backbone
 from train_runs import EVERY_BATCH, FLAGS, RUN, assert_same_run, read, read_table, train
+from trained import read_images
 
-from areir.data.images import load_image, normalise, to_pixels
+from areir.data.images import PixelFormat
 from areir.retrieval import evaluate
 from areir.training.trainer import Trainer
 from model import EnsembleModel
@@ -35,9 +36,9 @@ def test_the_files_of_a_run_belong_together(small):
     model = EnsembleModel(**saved['model_args'])
     model.load_state_dict(saved['state_dict'])
     folder = small.root / 'data/small'
-    images = [load_image(str(folder / image)) for image in database['images']]
-    pixels = torch.stack([to_pixels(image, saved['image_size']) for image in images])
-    embeddings = model.embed(normalise(pixels, saved['mean'], saved['std']))
+    paths = [str(folder / image) for image in database['images']]
+    images = read_images(paths, PixelFormat(**saved['pixel_format']))
+    embeddings = model.embed(images)
     torch.testing.assert_close(embeddings, database['embeddings'], rtol=0, atol=1e-5)
     again = evaluate(embeddings, database['labels'], [1, 2, 4])
     assert table['test_recall@2'].iloc[-1] == pytest.approx(again['recall@2'])

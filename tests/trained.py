@@ -1,16 +1,17 @@
 """Models and databases for tests, made without training, and the sample, trained."""
 
 import functools
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
-from areir.data.images import list_files, load_image, normalise, to_pixels
+from areir.data.images import PixelFormat, list_files, load_image
 from areir.files import write_tensors
 from model import EnsembleModel, rebuild
 
 SIDE = 32
-MEAN, STD = [0.5] * 3, [0.25] * 3
+PIXEL_FORMAT = PixelFormat(SIDE, [0.5] * 3, [0.25] * 3)
 MODEL_ARGS = {
     'model_type': 'resnet18',
     'ensemble_size': 2,
@@ -58,9 +59,7 @@ def save_model(path, seed=0, calibration=CALIBRATION, **changed):
         'state_dict': random_weights(seed),
         'model_args': MODEL_ARGS,
         'projection': None,
-        'mean': MEAN,
-        'std': STD,
-        'image_size': SIDE,
+        'pixel_format': asdict(PIXEL_FORMAT),
         'calibration': calibration,
         'classes': ['ant', 'bee'],
         **changed,
@@ -72,9 +71,13 @@ def save_model(path, seed=0, calibration=CALIBRATION, **changed):
 def embed(saved, paths):
     """Return the embeddings (N, 6) of image files by the contents of a model file."""
     model = rebuild(saved['model_args'], saved['state_dict'])
-    size = saved['image_size']
-    pixels = torch.stack([to_pixels(load_image(path), size) for path in paths])
-    return model.embed(normalise(pixels, saved['mean'], saved['std']))
+    return model.embed(read_images(paths, PixelFormat(**saved['pixel_format'])))
+
+
+def read_images(paths, pixel_format=PIXEL_FORMAT):
+    """Return the normalised images (N, 3, S, S) of files."""
+    pixels = [pixel_format.to_pixels(load_image(path)) for path in paths]
+    return pixel_format.normalise(torch.stack(pixels))
 
 
 def save_database(path, folder, saved, model='none.pth', **changed):

@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -169,26 +170,40 @@ def clamp_box(box, size):
     return left, top, right, bottom
 
 
-def to_pixels(image, image_size, region=None):
-    """Squash an RGB image to uint8 (3, image_size, image_size).
+@dataclass(frozen=True)
+class PixelFormat:
+    """The form in which a network takes images, and the two steps to it.
 
-    region: the part to take, (left, top, right, bottom) as shares of width and height.
+    image_size: pixels per side; mean, std: per channel; interpolation: the filter of
+    resizing, bilinear, bicubic or lanczos.
     """
-    if region is not None:
-        width, height = image.size
-        left, top, right, bottom = region
-        region = (left * width, top * height, right * width, bottom * height)
-    size = (image_size, image_size)
-    squashed = image.resize(size, Image.Resampling.BILINEAR, region)
-    return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
 
+    image_size: int
+    mean: tuple = (0.0, 0.0, 0.0)
+    std: tuple = (1.0, 1.0, 1.0)
+    interpolation: str = 'bilinear'
 
-def normalise(pixels, mean, std):
-    """Return uint8 pixels (N, 3, H, W) as floats, minus mean, divided by std."""
-    channels = (3, 1, 1)
-    mean = torch.tensor(mean, device=pixels.device).view(channels)
-    std = torch.tensor(std, device=pixels.device).view(channels)
-    return (pixels.float() / 255 - mean) / std
+    def to_pixels(self, image, region=None):
+        """Squash an RGB image to uint8 (3, image_size, image_size).
+
+        region: the part to take, (left, top, right, bottom) as shares of width and
+        height.
+        """
+        if region is not None:
+            width, height = image.size
+            left, top, right, bottom = region
+            region = (left * width, top * height, right * width, bottom * height)
+        size = (self.image_size, self.image_size)
+        resampling = Image.Resampling[self.interpolation.upper()]
+        squashed = image.resize(size, resampling, region)
+        return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
+
+    def normalise(self, pixels):
+        """Return uint8 pixels (N, 3, H, W) as floats, minus mean, divided by std."""
+        channels = (3, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(channels)
+        std = torch.tensor(self.std, device=pixels.device).view(channels)
+        return (pixels.float() / 255 - mean) / std
 
 
 def list_files(root, problems=None):

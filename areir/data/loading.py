@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 from tqdm import tqdm
 
-from areir.data.images import load_image, normalise, to_pixels
+from areir.data.images import load_image
 from areir.errors import UserError
 from areir.hardware import available_cores, local_processes
 from areir.processes import is_first
@@ -23,13 +23,13 @@ class ImageDataset(Dataset):
 
     Item (i, epoch) is the same with the pixels that transform(image, i, epoch) returns
     of the pillow image.
-    pixels: uint8 (3, image_size, image_size). problem: '', or GONE, or why the file
+    pixels: uint8 (3, S, S), of a PixelFormat. problem: '', or GONE, or why the file
     cannot be read; its pixels are then zeros.
     """
 
-    def __init__(self, paths, image_size, transform=None):
+    def __init__(self, paths, pixel_format, transform=None):
         self.paths = paths
-        self.image_size, self.transform = image_size, transform
+        self.pixel_format, self.transform = pixel_format, transform
 
     def __len__(self):
         return len(self.paths)
@@ -40,13 +40,14 @@ class ImageDataset(Dataset):
         try:
             image = load_image(path)
             if epoch is None:
-                pixels = to_pixels(image, self.image_size)
+                pixels = self.pixel_format.to_pixels(image)
             else:
                 pixels = self.transform(image, index, epoch)
             return pixels, index, ''
         except UserError as error:
             problem = str(error).removeprefix(f'{path}: ')
-            blank = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
+            side = self.pixel_format.image_size
+            blank = torch.zeros(3, side, side, dtype=torch.uint8)
             return blank, index, problem if os.path.isfile(path) else GONE
 
 
@@ -71,7 +72,12 @@ def start_loader_worker(number):
 
 
 def make_loader(
-    paths, image_size, batches=None, num_workers=None, pin_memory=False, transform=None
+    paths,
+    pixel_format,
+    batches=None,
+    num_workers=None,
+    pin_memory=False,
+    transform=None,
 ):
     """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
 
@@ -85,7 +91,7 @@ def make_loader(
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)
     return DataLoader(
-        ImageDataset(paths, image_size, transform),
+        ImageDataset(paths, pixel_format, transform),
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
@@ -97,18 +103,16 @@ def make_loader(
 class Embedder:
     """Turns pixels into embeddings: normalises them and runs the network.
 
-    net: a module with embed(images (N, 3, H, W)) -> (N, D); mean, std: per channel;
-    image_size: pixels per side of what it was trained on.
+    net: a module with embed(images (N, 3, H, W)) -> (N, D); pixel_format: that of the
+    images it was trained on.
     """
 
-    def __init__(self, net, mean, std, image_size, device='cpu'):
-        self.net, self.device = net, device
-        self.mean, self.std, self.image_size = mean, std, image_size
+    def __init__(self, net, pixel_format, device='cpu'):
+        self.net, self.pixel_format, self.device = net, pixel_format, device
 
     def __call__(self, pixels):
         """Return the embeddings (N, D) of uint8 pixels (N, 3, S, S)."""
-        images = normalise(pixels.to(self.device), self.mean, self.std)
-        return self.net.embed(images)
+        return self.net.embed(self.pixel_format.normalise(pixels.to(self.device)))
 
 
 def embed_batches(batches, embed, total, description):
@@ -132,7 +136,7 @@ def embed_batches(batches, embed, total, description):
             bar.update(len(indices))
 
 
-def embed_files(paths, image_size, embed, description):
+def embed_files(paths, pixel_format, embed, description):
     """Embed image files; yields as `embed_batches` does."""
-    loader = make_loader(paths, image_size)
+    loader = make_loader(paths, pixel_format)
     yield from embed_batches(loader, embed, len(paths), description)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from areir.data.images import PixelFormat
 from areir.errors import UserError
 from areir.files import cut_name, load_own
 
@@ -84,6 +85,10 @@ class Split:
     def available(self):
         """How many images a query can retrieve."""
         return len(self.gallery) if self.gallery else len(self.query) - 1
+
+    def pixel_format(self, image_size):
+        """Return the PixelFormat with the mean and deviation of the training images."""
+        return PixelFormat(image_size, self.info['mean'], self.info['std'])
 
 
 def make_part(images_of, classes):

@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-from areir.data.images import load_image, to_pixels
+from areir.data.images import PixelFormat, load_image
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.loading import end_with_parent
 from areir.errors import UserError
@@ -89,7 +89,8 @@ def pixel_sums(job):
     that starts a worker process.
     """
     path, image_size = job
-    pixels = to_pixels(load_image(path), image_size).numpy().astype(np.int64)
+    pixels = PixelFormat(image_size).to_pixels(load_image(path))
+    pixels = pixels.numpy().astype(np.int64)
     return pixels.sum((1, 2)), (pixels**2).sum((1, 2))
 
 

@@ -123,7 +123,7 @@ def index_path(folder, model_path, results_root):
     return os.path.join(results_root, f'{name}_{digest}_{cut_name(model, 100)}_index')
 
 
-def update_index(folder, index_folder, settings, image_size, embed, shortened=False):
+def update_index(folder, index_folder, settings, pixel_format, embed, shortened=False):
     """Bring the index of a folder up to date and return it as an Index.
 
     Only images that are new or changed, by size or time, are embedded. All processes of
@@ -147,7 +147,7 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
             update = Update(folder, index_folder, database)
             todo = update.plan(settings)
         todo = processes.from_first(todo)
-        batches = embed_shares(folder, todo, image_size, embed) if todo else ()
+        batches = embed_shares(folder, todo, pixel_format, embed) if todo else ()
         for batch in batches:
             if update:
                 update.add(*batch)
@@ -158,7 +158,7 @@ def update_index(folder, index_folder, settings, image_size, embed, shortened=Fa
         return index
 
 
-def embed_shares(folder, paths, image_size, embed):
+def embed_shares(folder, paths, pixel_format, embed):
     """Embed images: each process embeds a share, and all yield the batches of all.
 
     A batch is (paths, their vectors (n, D), {path: why it cannot be read}).
@@ -166,7 +166,7 @@ def embed_shares(folder, paths, image_size, embed):
     rank, count = processes.rank_and_count()
     share = paths[rank::count]
     files = [os.path.join(folder, path) for path in share]
-    batches = embed_files(files, image_size, embed, 'indexing')
+    batches = embed_files(files, pixel_format, embed, 'indexing')
     while True:
         batch = next(batches, None)  # None: this share is done
         if batch:

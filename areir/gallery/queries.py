@@ -157,7 +157,7 @@ def embed_images(paths, collection):
     dimensions = collection.embeddings.shape[1]
     embeddings, problems = torch.zeros(len(paths), dimensions), {}
     for indices, vectors, bad in embed_files(
-        files, embedder.image_size, embedder, 'queries'
+        files, embedder.pixel_format, embedder, 'queries'
     ):
         if indices:
             check_embeddings('vectors', vectors)

@@ -9,6 +9,7 @@ import functools
 
 import torch
 
+from areir.data.images import PixelFormat
 from areir.data.loading import embed_files
 from areir.gallery import queries
 from areir.matching.thresholds import threshold_of
@@ -59,8 +60,9 @@ def reduce_images(indices, collection):
     indices = sorted(indices)
     files = [collection.path_of(index) for index in indices]
     flatten = functools.partial(torch.flatten, start_dim=1)
+    pixel_format = PixelFormat(SIDE)
     reduced = {}
-    for places, values, _ in embed_files(files, SIDE, flatten, 'comparing'):
+    for places, values, _ in embed_files(files, pixel_format, flatten, 'comparing'):
         values = values.to(torch.int16)
         reduced |= {indices[place]: row for place, row in zip(places, values)}
     return reduced

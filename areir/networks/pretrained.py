@@ -9,6 +9,7 @@ import os
 
 import torch
 
+from areir.data.images import PixelFormat
 from areir.errors import UserError
 from areir.files import load_tensors
 from areir.networks.backbones import CLASSIFIERS, model_types
@@ -58,10 +59,15 @@ def read(name):
     return network, load_tensors(name), version
 
 
-def preprocessing(model_type):
-    """Return (mean, std, pixels per side) of the images of a network's weights."""
+def pixel_format(model_type):
+    """Return the PixelFormat of a network's weights."""
     transforms = find_weights(model_type, 'imagenet').transforms()
-    return transforms.mean, transforms.std, transforms.crop_size[0]
+    return PixelFormat(
+        transforms.crop_size[0],
+        tuple(transforms.mean),
+        tuple(transforms.std),
+        transforms.interpolation.value,
+    )
 
 
 def imagenet_weights(model_type, name='imagenet', otherwise=OTHERWISE):

@@ -3,8 +3,8 @@
 The file of a network (ONNX or torch.export) holds every step from pixels to vectors:
 the normalisation, trunk and heads, the mirror image and the projection. Its input
 `images` is uint8 (N, S, S, 3): RGB, with EXIF orientation applied, squashed to S by S
-by bilinear resizing with antialiasing. Its output `vectors` is float32 (N, D), of
-length 1. N is free; the model sets S and D.
+with antialiasing, by the filter that `interpolation` in the file's metadata names. Its
+output `vectors` is float32 (N, D), of length 1. N is free; the model sets S and D.
 """
 
 import importlib
@@ -50,7 +50,7 @@ class PixelEmbedder(nn.Module):
     def __init__(self, net, trained):
         super().__init__()
         self.net = net
-        self.embed = Embedder(net, trained.mean, trained.std, trained.image_size)
+        self.embed = Embedder(net, trained.pixel_format)
 
     def forward(self, images):
         return self.embed(images.permute(0, 3, 1, 2))
@@ -73,10 +73,11 @@ def export_network(trained, path):
         check_onnx(trained.model, path)
     about = {
         'model': os.path.basename(trained.path),
-        'image_size': str(trained.image_size),
+        'image_size': str(trained.pixel_format.image_size),
+        'interpolation': trained.pixel_format.interpolation,
         'dimensions': str(trained.dimensions),
         'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
-        'image_size, bilinear with antialiasing, as pillow resizes',
+        'image_size by interpolation with antialiasing, as pillow resizes',
     }
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's, about its own code
@@ -90,7 +91,7 @@ def export_network(trained, path):
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
-    side, megabytes = trained.image_size, len(content) / 1e6
+    side, megabytes = trained.pixel_format.image_size, len(content) / 1e6
     print(
         f'wrote {path} ({megabytes:.1f} MB): images uint8 (N, {side}, {side}, 3) to '
         f'vectors float32 (N, {trained.dimensions}); lowest cosine with the vectors '
@@ -121,7 +122,7 @@ def trace(trained):
     """Return the ExportedProgram of a model, for any number of images."""
     net = fold_batch_norms(trained.model).float().requires_grad_(False)
     embedder = PixelEmbedder(net, trained).eval()
-    side = trained.image_size
+    side = trained.pixel_format.image_size
     # two images, because torch.export would fix a dimension of 1
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     shapes = ({0: torch.export.Dim('images')},)
@@ -169,7 +170,7 @@ def lowest_cosine(run, trained):
     run: maps images to vectors, as the file does. The images are random spots.
     """
     embed = PixelEmbedder(trained.model, trained)
-    side, generator = trained.image_size, torch.Generator().manual_seed(0)
+    side, generator = trained.pixel_format.image_size, torch.Generator().manual_seed(0)
     cosines = []
     for count in (1, 3):
         colours = 255 * torch.rand(count, 3, 4, 4, generator=generator)

@@ -4,7 +4,6 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
-from areir.data.images import normalise, to_pixels
 from areir.output.sheets import sheet, thumbnail
 
 CELLS = 7  # least cells per side of the features that are used
@@ -78,8 +77,8 @@ def overlay(image, heat):
 
 def pair_heat(images, trained):
     """Return the `similarity_maps` of a pair of RGB images, an array (2, h, w)."""
-    pixels = [to_pixels(image, trained.image_size) for image in images]
-    pair = normalise(torch.stack(pixels), trained.mean, trained.std)
+    pixels = [trained.pixel_format.to_pixels(image) for image in images]
+    pair = trained.pixel_format.normalise(torch.stack(pixels))
     return similarity_maps(trained.model, pair).numpy()
 
 

@@ -7,7 +7,6 @@ import os
 
 import torch
 
-from areir.data.images import normalise, to_pixels
 from areir.data.loading import make_loader
 from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
@@ -88,7 +87,7 @@ def sample_order(labels, seed):
     return order[rounds.sort(stable=True).indices]
 
 
-def make_loaders(split, args, device):
+def make_loaders(split, args, pixel_format, device):
     """Return {part: DataLoader} of 'train' and of `parts_to_embed`."""
     parts = {'train': split.train, **parts_to_embed(split, args)}
     loaders = {}
@@ -97,10 +96,10 @@ def make_loaders(split, args, device):
         sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
         if name == 'train':
             sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
-            transform = CropAndFlip(count, args.image_size, args.seed, args.crop_area)
+            transform = CropAndFlip(count, pixel_format, args.seed, args.crop_area)
         loaders[name] = make_loader(
             [os.path.join(split.folder, image) for image in part.images],
-            args.image_size,
+            pixel_format,
             sampler,
             args.num_workers,
             pin_memory=device.type == 'cuda',
@@ -116,8 +115,8 @@ class CropAndFlip:
     keeps, 1 for whole images. Crop and flip depend on seed, epoch and index alone.
     """
 
-    def __init__(self, count, image_size, seed, least_area=1):
-        self.count, self.image_size = count, image_size
+    def __init__(self, count, pixel_format, seed, least_area=1):
+        self.count, self.pixel_format = count, pixel_format
         self.seed, self.least_area = seed, least_area
         self.epoch = None  # the epoch whose crops and flips are drawn
 
@@ -126,7 +125,7 @@ class CropAndFlip:
         if epoch != self.epoch:
             self.draw(epoch)
         region = None if self.regions is None else self.regions[index].tolist()
-        pixels = to_pixels(image, self.image_size, region)
+        pixels = self.pixel_format.to_pixels(image, region)
         return pixels.flip(2) if self.mirrored[index] else pixels
 
     def draw(self, epoch):
@@ -241,16 +240,16 @@ def whole_batches(loader, device):
         yield pixels, batch, [''] * len(batch)
 
 
-def to_images(pixels, info):
+def to_images(pixels, pixel_format):
     """Normalise uint8 pixels (N, 3, S, S) and lay them out for convolutions."""
-    images = normalise(pixels, info['mean'], info['std'])
+    images = pixel_format.normalise(pixels)
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def training_batches(loader, meta_labels, info, device):
+def training_batches(loader, meta_labels, device):
     """Yield (images, meta-labels) of each remaining batch of the epoch.
 
     meta_labels: those of all training images, (images, heads of this process).
     """
     for pixels, indices, _ in whole_batches(loader, device):
-        yield to_images(pixels, info), meta_labels[indices]
+        yield to_images(pixels, loader.dataset.pixel_format), meta_labels[indices]

@@ -7,12 +7,13 @@ import platform
 import secrets
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 
 import torch
 
 from areir.cli.recipes import RECIPES
+from areir.data.images import PixelFormat
 from areir.data.splits import Split
 from areir.evaluation.intervals import describe_interval, nan_to_none
 from areir.hardware import Hardware
@@ -55,6 +56,7 @@ class Experiment:
     split: Split
     recalls: list  # the K of recall@K
     partition: torch.Tensor  # int64 (E, classes)
+    pixel_format: PixelFormat
     hardware: Hardware
     world: int  # processes
     parameters: int  # trainable ones of the whole ensemble
@@ -88,7 +90,7 @@ def result_files(experiment, result, state_dict, run_name):
     training if there is no test. If the queries are not the gallery, the names of their
     entries in the database begin with query_.
     """
-    args, split, info = experiment.args, experiment.split, experiment.split.info
+    args, split = experiment.args, experiment.split
     common = {
         'data_name': args.data_name,
         'crop_type': args.crop_type,
@@ -108,9 +110,7 @@ def result_files(experiment, result, state_dict, run_name):
         'classes': split.train.classes,
         'model_args': model_args(args),
         'projection': projection and dict(projection.named_buffers()),
-        'mean': info['mean'],
-        'std': info['std'],
-        'image_size': args.image_size,
+        'pixel_format': asdict(experiment.pixel_format),
     }
     data_root = os.path.realpath(args.data_root)
     results_root = os.path.realpath(args.results_root)
@@ -160,9 +160,8 @@ def provenance(experiment, result):
             'layout': info['layout'],
             'split_sha256': split.sha256,
             'held_out': held_out,
-            'mean': info['mean'],
-            'std': info['std'],
         },
+        'pixel_format': asdict(experiment.pixel_format),
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
         'metrics': {**result.metrics, **result.all_metrics},

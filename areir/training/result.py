@@ -31,7 +31,7 @@ def embed_parts(net, loaders, split, args, signals):
     embeddings, projection = {}, None
     if args.dimensions or args.whitening:
         text, loader = 'embedding to whiten', loaders['fit']
-        vectors = embed_part(net, loader, split.info, torch.float32, signals, text)
+        vectors = embed_part(net, loader, torch.float32, signals, text)
         if is_first():
             labels = parts_to_embed(split, args)['fit'].labels
             labels = labels.unique(return_inverse=True)[1]
@@ -45,13 +45,11 @@ def embed_parts(net, loaders, split, args, signals):
     for name, loader in loaders.items():
         if name not in ('train', 'fit'):
             text = f'embedding {name}'
-            embeddings[name] = embed_part(
-                net, loader, split.info, dtype, signals, text, projection
-            )
+            embeddings[name] = embed_part(net, loader, dtype, signals, text, projection)
     return embeddings, projection
 
 
-def embed_part(net, loader, info, dtype, signals, description, projection=None):
+def embed_part(net, loader, dtype, signals, description, projection=None):
     """Embed the images of a loader with the heads of all processes.
 
     dtype: of the result; projection: applied to the embeddings, or None. Returns
@@ -61,7 +59,7 @@ def embed_part(net, loader, info, dtype, signals, description, projection=None):
     count = len(loader.dataset)
     embeddings = torch.empty(0, dtype=dtype)
     batches = whole_batches(loader, next(net.trunk.parameters()).device)
-    embed = partial(embed_with_all_heads, net, info)
+    embed = partial(embed_with_all_heads, net, loader.dataset.pixel_format)
     embedded = embed_batches(batches, embed, count, description)
     saved = 'the trained epoch is saved'
     for indices, vectors, _ in until_signal(embedded, signals, saved):
@@ -74,13 +72,13 @@ def embed_part(net, loader, info, dtype, signals, description, projection=None):
     return embeddings
 
 
-def embed_with_all_heads(net, info, pixels):
+def embed_with_all_heads(net, pixel_format, pixels):
     """Return the embeddings (N, D) of uint8 pixels, in every process.
 
     Each process embeds with its heads, rank r with heads r, r + processes, ...
     """
     _, processes = rank_and_count()
-    own = net.embed(to_images(pixels, info))
+    own = net.embed(to_images(pixels, pixel_format))
     own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
     most = -(-net.ensemble_size // processes)
     # some ranks have a head less, but `gather` takes tensors of one shape

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import time
+from dataclasses import astuple
 from functools import partial
 from itertools import chain
 
@@ -41,17 +42,17 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     Returns a function like `training_batches`. All processes call this together.
     Raises KeyboardInterrupt once `signals` is not empty.
     """
-    args, info = experiment.args, experiment.split.info
+    args, pixel_format = experiment.args, dataset.pixel_format
     started = time.perf_counter()
     trainer.model.trunk.eval()
-    settings = [args.image_size, args.crop_area, args.seed, VIEWS, trainer.precision]
-    settings += [info['mean'], info['std']]
+    settings = [args.crop_area, args.seed, VIEWS, trainer.precision]
+    settings += astuple(pixel_format)
     name = fingerprint(dataset.paths, trainer.model.trunk, settings)
     path = os.path.join(run.path('trunk_features'), f'{name}.npy')
     sampler = InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1))
     options = {'num_workers': args.num_workers, 'transform': dataset.transform}
-    loader = make_loader(dataset.paths, args.image_size, sampler, **options)
-    ensure_features(path, loader, trainer, info, signals)
+    loader = make_loader(dataset.paths, pixel_format, sampler, **options)
+    ensure_features(path, loader, trainer, signals)
     trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
     return partial(feature_batches, np.load(path, mmap_mode='r'))
@@ -70,12 +71,12 @@ def fingerprint(paths, trunk, settings):
     return digest.hexdigest()[:32]
 
 
-def ensure_features(path, loader, trainer, info, signals):
+def ensure_features(path, loader, trainer, signals):
     """Write the features of all views, unless they are there; remove other files."""
     missing = processes.is_first() and not is_whole(path)
     if not processes.any_process(missing):
         return
-    features = view_features(loader, trainer, info)
+    features = view_features(loader, trainer)
     features = processes.until_signal(features, signals, 'no epoch is trained yet')
     if processes.is_first():
         folder = os.path.dirname(path)
@@ -90,10 +91,10 @@ def ensure_features(path, loader, trainer, info, signals):
 
 
 @torch.no_grad()
-def view_features(loader, trainer, info):
+def view_features(loader, trainer):
     """Yield the trunk's features, float16 (N, C, H, W), of each batch of all views."""
     for pixels, _, _ in whole_batches(loader, trainer.device):
-        features = trainer.trunk(to_images(pixels, info))
+        features = trainer.trunk(to_images(pixels, loader.dataset.pixel_format))
         yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
 
 
@@ -133,7 +134,7 @@ def is_whole(path):
     return False
 
 
-def feature_batches(features, loader, meta_labels, info, device):
+def feature_batches(features, loader, meta_labels, device):
     """Yield (features (N, C, H, W), meta-labels) of the epoch's remaining batches.
 
     features: the mapped file, (views * images, C, H, W); the other arguments are those

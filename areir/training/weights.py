@@ -7,7 +7,14 @@ from areir.files import load_own, load_tensors
 from areir.networks.pretrained import imagenet_weights
 from areir.training.run import model_args
 
-NEEDED = ('state_dict', 'model_args', 'image_size', 'partition', 'classes', 'protocol')
+NEEDED = (
+    'state_dict',
+    'model_args',
+    'pixel_format',
+    'partition',
+    'classes',
+    'protocol',
+)
 
 
 def initial_weights(args):
@@ -40,7 +47,7 @@ def read_base(args, split, partition):
     if not args.extend:
         return None
     base = load_own(args.extend, NEEDED, '--extend needs a model file of train.py')
-    saved = {**base, **base['model_args']}
+    saved = {**base, **base['pixel_format'], **base['model_args']}
     wanted = {'image_size': args.image_size, 'protocol': args.protocol}
     wanted |= model_args(args)
     del wanted['ensemble_size']  # it may grow

@@ -6,8 +6,7 @@ import torch
 from official import noise, to_pixels, write_classes, write_image, write_lines
 from PIL import Image
 
-from areir.data.images import is_image, list_files, load_image, normalise
-from areir.data.images import to_pixels as to_tensor
+from areir.data.images import PixelFormat, is_image, list_files, load_image
 from areir.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -131,10 +130,11 @@ def test_formats_that_run_another_program_are_refused(tmp_path):
 
 
 def test_pixels_are_squashed_to_a_square_and_normalised():
-    pixels = to_tensor(Image.new('RGB', (30, 10), (0, 51, 255)), 8)
+    pixel_format = PixelFormat(8, (0.5, 0.1, 0.25), (0.25, 0.2, 0.5))
+    pixels = pixel_format.to_pixels(Image.new('RGB', (30, 10), (0, 51, 255)))
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 8, 8))
     assert (pixels == torch.tensor([0, 51, 255]).view(3, 1, 1)).all()
-    images = normalise(pixels[None], (0.5, 0.1, 0.25), (0.25, 0.2, 0.5))
+    images = pixel_format.normalise(pixels[None])
     assert (images.shape, images.dtype) == ((1, 3, 8, 8), torch.float32)
     torch.testing.assert_close(images[0, :, 0, 0], torch.tensor([-2.0, 0.5, 1.5]))
 

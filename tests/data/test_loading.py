@@ -5,10 +5,11 @@ import torch
 from official import noise, write_image
 
 from areir.data import loading
-from areir.data.images import load_image, to_pixels
+from areir.data.images import PixelFormat, load_image
 from areir.data.loading import embed_batches, embed_files, make_loader
 
 SIDE = 8
+PIXEL_FORMAT = PixelFormat(SIDE)
 
 
 def embed(pixels):
@@ -28,7 +29,7 @@ def collect(batches):
 
 
 def expected(path):
-    return embed(to_pixels(load_image(path), SIDE)[None])[0]
+    return embed(PIXEL_FORMAT.to_pixels(load_image(path))[None])[0]
 
 
 @pytest.fixture
@@ -48,11 +49,11 @@ def small_batches(monkeypatch):
 
 
 def test_vectors_belong_to_their_paths_whatever_the_batch(paths, small_batches):
-    batches = list(embed_files(paths, SIDE, embed, 'embedding'))
+    batches = list(embed_files(paths, PIXEL_FORMAT, embed, 'embedding'))
     assert [indices for indices, _, _ in batches] == [[0, 1], [2, 3], [4, 5], [6]]
     vectors, problems = collect(batches)
     assert not problems
-    backwards, _ = collect(embed_files(paths[::-1], SIDE, embed, 'embedding'))
+    backwards, _ = collect(embed_files(paths[::-1], PIXEL_FORMAT, embed, 'embedding'))
     for index, path in enumerate(paths):
         torch.testing.assert_close(vectors[index], expected(path))
         torch.testing.assert_close(backwards[6 - index], expected(path))
@@ -71,7 +72,7 @@ def test_unreadable_and_vanished_files_cost_no_others(paths, small_batches, tmp_
 
     mixed = [paths[0], *bad, *paths[1:]]
     wanted = {index: expected(mixed[index]) for index in (0, *range(4, 9))}
-    batches = embed_files(mixed, SIDE, remove_the_last, 'embedding')
+    batches = embed_files(mixed, PIXEL_FORMAT, remove_the_last, 'embedding')
     vectors, problems = collect(batches)
     assert sorted(problems) == [1, 2, 3, 9]
     assert problems[3] == problems[9] == 'gone'
@@ -81,8 +82,8 @@ def test_unreadable_and_vanished_files_cost_no_others(paths, small_batches, tmp_
 
 
 def test_worker_processes_yield_the_same(paths, small_batches):
-    loader = make_loader(paths, SIDE, num_workers=2)
+    loader = make_loader(paths, PIXEL_FORMAT, num_workers=2)
     vectors, problems = collect(embed_batches(loader, embed, len(paths), 'embedding'))
-    here, _ = collect(embed_files(paths, SIDE, embed, 'embedding'))
+    here, _ = collect(embed_files(paths, PIXEL_FORMAT, embed, 'embedding'))
     assert not problems and list(vectors) == list(here)
     assert all(torch.equal(vectors[index], here[index]) for index in here)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from photos import (
+    PIXEL_FORMAT,
     SETTINGS,
-    SIDE,
     Counting,
     assert_same,
     draw,
@@ -25,7 +25,7 @@ from photos import (
 )
 from special import largest_file
 
-from areir.data.images import load_image, to_pixels
+from areir.data.images import load_image
 from areir.errors import UserError
 from areir.files import WriteError
 from areir.gallery import index as index_module
@@ -59,7 +59,7 @@ def test_vectors_are_in_the_order_of_the_paths(photos, tmp_path):
     assert index.paths == [f'a/{n}.png' for n in (0, 2, 4, 6)] + [
         f'b/{n}.png' for n in (1, 3, 5)
     ]
-    pixels = [to_pixels(load_image(photos / path), SIDE) for path in index.paths]
+    pixels = [PIXEL_FORMAT.to_pixels(load_image(photos / path)) for path in index.paths]
     expected = embed(torch.stack(pixels))
     np.testing.assert_allclose(index.vectors.array, expected, atol=1e-6)
     assert index.sizes == [os.path.getsize(photos / path) for path in index.paths]

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from photos import SETTINGS, SIDE, draw, draw_photos, embed, flip_bit
+from photos import PIXEL_FORMAT, SETTINGS, draw, draw_photos, embed, flip_bit
 from trained import CALIBRATION
 
 from areir.errors import UserError
@@ -30,7 +30,12 @@ def update(photos, tmp_path):
 
     def called(name='index', settings=SETTINGS):
         return update_index(
-            str(photos), str(tmp_path / name), settings, SIDE, embed, shortened=True
+            str(photos),
+            str(tmp_path / name),
+            settings,
+            PIXEL_FORMAT,
+            embed,
+            shortened=True,
         )
 
     return called

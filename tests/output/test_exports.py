@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from toy import ToyCollection, on_circle
 from trained import take_statistics
 
-from areir.data.images import list_files, load_image, normalise
+from areir.data.images import PixelFormat, list_files, load_image
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.files import WriteError
@@ -47,10 +47,9 @@ def read_pixels(pictures, side):
     return np.stack([picture.resize(size, bilinear) for picture in pictures])
 
 
-def prepare(pixels):
+def prepare(pixels, pixel_format):
     """Return the normalised images (N, 3, S, S) of pixels (N, S, S, 3)."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return normalise(images, MEAN, STD)
+    return pixel_format.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
 
 def make_trained(pictures, model_type='resnet18', side=32, projected=False, **options):
@@ -59,20 +58,24 @@ def make_trained(pictures, model_type='resnet18', side=32, projected=False, **op
     It knows images of noise and spots, too: without them, an untrained network blows
     up rounding errors. Its weights can be trained, which those of a file must not need.
     """
-    images = prepare(read_pixels(pictures, side))
+    pixel_format = PixelFormat(side, MEAN, STD)
+    images = prepare(read_pixels(pictures, side), pixel_format)
     generator = torch.Generator().manual_seed(1)
     known = [images]
     for cells in (4, side):
         noise = 255 * torch.rand(4, 3, cells, cells, generator=generator)
         noise = F.interpolate(noise, (side, side), mode='bilinear')
-        known.append(normalise(noise, MEAN, STD))
+        known.append(pixel_format.normalise(noise))
     model = EnsembleModel(model_type, 2, 5, **options)
     take_statistics(model, torch.cat(known))
     if projected:
         model.projection = fit_projection(model.embed(images), 4, whitening=0.5)
-    sizes = {'image_size': side, 'dimensions': model.dimensions}
-    path = 'results/toy_model.pth'
-    return SimpleNamespace(model=model, path=path, mean=MEAN, std=STD, **sizes)
+    return SimpleNamespace(
+        model=model,
+        path='results/toy_model.pth',
+        pixel_format=pixel_format,
+        dimensions=model.dimensions,
+    )
 
 
 def run_onnx(path, pixels):
@@ -91,8 +94,8 @@ def check_export(trained, pictures, folder, ending):
     """Export a model and compare the file with it, on batches of several sizes."""
     path = str(folder / f'network{ending}')
     export_network(trained, path)
-    pixels = read_pixels(pictures, trained.image_size)
-    wanted = trained.model.embed(prepare(pixels)).numpy()
+    pixels = read_pixels(pictures, trained.pixel_format.image_size)
+    wanted = trained.model.embed(prepare(pixels, trained.pixel_format)).numpy()
     assert wanted.shape == (8, trained.dimensions)
     scores = wanted @ wanted.T
     assert scores[~np.eye(8, dtype=bool)].max() < 0.9995  # they differ

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from areir.cli.recipes import RECIPES
+from areir.data.images import PixelFormat
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.hardware import Hardware
@@ -20,6 +21,7 @@ INFO = {
     'mean': [0.5, 0.4, 0.3],
     'std': [0.25, 0.2, 0.3],
 }
+PIXEL_FORMAT = PixelFormat(32, INFO['mean'], INFO['std'])
 CLASSES = ['ant', 'bee', 'cat', 'dog', 'eel', 'fox']
 
 
@@ -76,6 +78,7 @@ def make_experiment(gallery=False, **changed):
         Split('data/shoes', INFO, 'abc', parts),
         [1, 2],
         assign_meta_classes(6, 3, 2, seed=0),
+        PIXEL_FORMAT,
         Hardware(torch.device('cpu'), [], 'fp32', False),
         world=1,
         parameters=1_234_567,

@@ -5,12 +5,12 @@ import os
 import pytest
 import torch
 from conftest import REPOSITORY
-from experiments import INFO, arguments, draw_split
+from experiments import INFO, PIXEL_FORMAT, arguments, draw_split
 from PIL import Image
 from torchvision.transforms import v2
 
 from areir import seeds
-from areir.data.images import normalise, to_pixels
+from areir.data.images import PixelFormat
 from areir.data.splits import Part, Split
 from areir.errors import UserError
 from areir.training import batches
@@ -25,7 +25,7 @@ from areir.training.batches import (
 )
 
 CPU = torch.device('cpu')
-MEAN_STD = INFO['mean'], INFO['std']
+SMALL = PixelFormat(8)
 
 
 def test_an_epoch_holds_each_image_once_in_an_order_of_its_own():
@@ -86,8 +86,8 @@ def ramp():
 
 
 def test_half_of_the_images_are_mirrored(ramp):
-    transform = CropAndFlip(400, 8, seed=3)
-    whole = to_pixels(ramp, 8)
+    transform = CropAndFlip(400, SMALL, seed=3)
+    whole = SMALL.to_pixels(ramp)
     mirrored = 0
     for index in range(400):
         pixels = transform(ramp, index, epoch=2)
@@ -98,26 +98,26 @@ def test_half_of_the_images_are_mirrored(ramp):
 
 
 def test_a_crop_is_that_region_of_the_image(ramp):
-    transform = CropAndFlip(50, 8, seed=3, least_area=0.2)
+    transform = CropAndFlip(50, SMALL, seed=3, least_area=0.2)
     transform.draw(1)
     for index in range(50):
-        pixels = to_pixels(ramp, 8, transform.regions[index].tolist())
+        pixels = SMALL.to_pixels(ramp, transform.regions[index].tolist())
         if transform.mirrored[index]:
             pixels = pixels.flip(2)
         assert torch.equal(transform(ramp, index, 1), pixels)
     # half of an image of 16 pixels is 8 pixels, which nothing resizes
     whole = torch.arange(16 * 16).view(16, 16).byte()
-    assert torch.equal(to_pixels(ramp, 8, (0.5, 0.25, 1, 0.75))[1], whole[4:12, 8:])
+    assert torch.equal(SMALL.to_pixels(ramp, (0.5, 0.25, 1, 0.75))[1], whole[4:12, 8:])
 
 
 def test_what_is_seen_depends_on_seed_epoch_and_image_alone(ramp):
-    one, other = (CropAndFlip(20, 8, seed=3, least_area=0.2) for _ in range(2))
+    one, other = (CropAndFlip(20, SMALL, seed=3, least_area=0.2) for _ in range(2))
     first = [one(ramp, index, 1) for index in range(20)]
     one(ramp, 5, 2)
     for index in (7, 3, 19):
         assert torch.equal(other(ramp, index, 1), first[index])
         assert torch.equal(one(ramp, index, 1), first[index])
-    another = CropAndFlip(20, 8, seed=4, least_area=0.2)
+    another = CropAndFlip(20, SMALL, seed=4, least_area=0.2)
     for changed in (another(ramp, 3, 1), one(ramp, 3, 2), one(ramp, 4, 1)):
         assert not torch.equal(changed, first[3])
 
@@ -153,7 +153,7 @@ def test_components_come_from_a_sample_that_the_seed_draws(split, monkeypatch):
     drawn = []
     for seed in (1, 1, 2):
         args = arguments(dimensions=8, seed=seed)
-        dataset = make_loaders(split, args, CPU)['fit'].dataset
+        dataset = make_loaders(split, args, PIXEL_FORMAT, CPU)['fit'].dataset
         assert dataset.transform is None  # images as they are
         drawn.append(dataset.paths)
     assert drawn[0] == drawn[1] != drawn[2]
@@ -161,16 +161,16 @@ def test_components_come_from_a_sample_that_the_seed_draws(split, monkeypatch):
 
 
 def test_images_and_meta_labels_of_a_batch_belong_together(split):
-    loader = make_loaders(split, arguments(), CPU)['train']
+    loader = make_loaders(split, arguments(), PIXEL_FORMAT, CPU)['train']
     loader.batch_sampler.set_epoch(2, start=1)
     meta_labels = torch.arange(30).view(10, 3)
-    batches = list(training_batches(loader, meta_labels, INFO, CPU))
+    batches = list(training_batches(loader, meta_labels, CPU))
     rows = loader.batch_sampler.remaining
     assert len(batches) == len(rows) == 1
     for (images, labels), row in zip(batches, rows):
         assert torch.equal(labels, meta_labels[row])
         items = [loader.dataset[index, 2][0] for index in row.tolist()]
-        assert torch.equal(images, normalise(torch.stack(items), *MEAN_STD))
+        assert torch.equal(images, PIXEL_FORMAT.normalise(torch.stack(items)))
 
 
 def test_a_transform_of_torchvision_is_one_with_a_seed(ramp):

@@ -8,8 +8,9 @@ import subprocess
 import pytest
 import torch
 from conftest import REPOSITORY
-from experiments import INFO, make_embeddings, make_experiment
+from experiments import PIXEL_FORMAT, make_embeddings, make_experiment
 
+from areir.data.images import PixelFormat
 from areir.training import record
 from areir.training.result import Result
 from areir.training.run import Progress
@@ -80,7 +81,7 @@ def test_model_and_database_have_one_version(epoch):
     assert model['ensemble_size'] == database['ensemble_size'] == 2
     assert model['calibration'] == database['calibration'] == result.calibration
     assert model['classes'] == list('uvwxyz')
-    assert (model['mean'], model['std']) == (INFO['mean'], INFO['std'])
+    assert PixelFormat(**model['pixel_format']) == PIXEL_FORMAT
     with torch.device('meta'):
         EnsembleModel(**model['model_args'])  # takes them all
 

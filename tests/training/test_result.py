@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from experiments import (
-    INFO,
+    PIXEL_FORMAT,
     arguments,
     draw_split,
     make_embeddings,
     make_experiment,
     paths_of,
 )
+from trained import read_images
 
-from areir.data.images import load_image, normalise, to_pixels
 from areir.matching.calibration import calibrate
 from areir.retrieval import evaluate
 from areir.training import batches
@@ -26,7 +26,6 @@ from areir.training.run import Progress
 from model import EnsembleModel
 
 CPU = torch.device('cpu')
-MEAN_STD = INFO['mean'], INFO['std']
 
 
 def test_the_metrics_are_those_of_the_test_images():
@@ -137,13 +136,12 @@ def net(slim_backbone):
 
 
 def embed(net, split, dtype=torch.float32):
-    loaders = make_loaders(split, arguments(dimensions=0), CPU)
-    return embed_part(net, loaders['test'], INFO, dtype, [], 'embedding test')
+    loaders = make_loaders(split, arguments(dimensions=0), PIXEL_FORMAT, CPU)
+    return embed_part(net, loaders['test'], dtype, [], 'embedding test')
 
 
 def test_all_images_are_embedded_in_their_order(net, split):
-    images = [to_pixels(load_image(path), 32) for path in paths_of(split, 'test')]
-    images = normalise(torch.stack(images), *MEAN_STD)
+    images = read_images(paths_of(split, 'test'), PIXEL_FORMAT)
     embeddings = embed(net, split)
     assert embeddings.shape == (10, 12) and embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings, net.embed(images))
@@ -158,15 +156,17 @@ def test_training_images_are_embedded_once_and_as_they_are(
     """Those that the projection is fitted to, and the others."""
     monkeypatch.setattr(batches, 'FIT_IMAGES', fit_images)
     args = arguments(dimensions=3, whole_gallery='yes', store='fp32')
-    loaders, parts = make_loaders(split, args, CPU), parts_to_embed(split, args)
+    loaders, parts = (
+        make_loaders(split, args, PIXEL_FORMAT, CPU),
+        parts_to_embed(split, args),
+    )
     embeddings, projection = embed_parts(net, loaders, split, args, [])
     assert set(embeddings) == set(parts) == set(loaders) - {'train'}
     paths = [path for part in parts.values() for path in part.images]
     assert sorted(paths) == sorted(split.train.images + split.query.images)
     for name, part in parts.items():
-        images = [load_image(f'{split.folder}/{path}') for path in part.images]
-        pixels = torch.stack([to_pixels(image, 32) for image in images])
-        wanted = projection(net.embed(normalise(pixels, *MEAN_STD)))
+        images = [f'{split.folder}/{path}' for path in part.images]
+        wanted = projection(net.embed(read_images(images, PIXEL_FORMAT)))
         torch.testing.assert_close(embeddings[name], wanted)
         for path, label in zip(part.images, part.labels):
             whole = split.parts['test' if name == 'test' else 'train']

@@ -11,7 +11,7 @@ from small import HARDWARE, TinyEnsemble
 from special import largest_file
 from torch import nn
 
-from areir.data.images import load_image, normalise
+from areir.data.images import PixelFormat, load_image
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.training import trunk_features
@@ -28,7 +28,7 @@ from model import EnsembleLoss
 
 CPU = torch.device('cpu')
 SIDE = 16
-INFO = {'mean': [0.5, 0.4, 0.3], 'std': [0.25, 0.2, 0.3]}
+PIXEL_FORMAT = PixelFormat(SIDE, [0.5, 0.4, 0.3], [0.25, 0.2, 0.3])
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def trainer():
 
 def views_of(paths):
     sampler = InOrder(len(paths), 4, epochs=[1, 2, 3, 4])
-    transform = CropAndFlip(len(paths), SIDE, seed=1, least_area=0.3)
-    return make_loader(paths, SIDE, sampler, 0, transform=transform)
+    transform = CropAndFlip(len(paths), PIXEL_FORMAT, seed=1, least_area=0.3)
+    return make_loader(paths, PIXEL_FORMAT, sampler, 0, transform=transform)
 
 
 # The name
@@ -74,13 +74,13 @@ def test_the_name_depends_on_images_weights_and_settings(paths, trainer):
 def test_features_of_every_view_by_hand(paths, trainer):
     """Those of the training images as they are seen in epochs 1 to 4."""
     loader = views_of(paths)
-    features = torch.cat(list(view_features(loader, trainer, INFO)))
+    features = torch.cat(list(view_features(loader, trainer)))
     assert features.shape == (40, 8, 14, 14) and features.dtype == torch.float16
     for number in range(40):
         view, index = divmod(number, 10)
         image = load_image(paths[index])
         pixels = loader.dataset.transform(image, index, epoch=view + 1)
-        wanted = trainer.model.trunk(normalise(pixels[None], **INFO))
+        wanted = trainer.model.trunk(PIXEL_FORMAT.normalise(pixels[None]))
         torch.testing.assert_close(
             features[number].float(), wanted[0], rtol=1e-3, atol=1e-3
         )
@@ -89,7 +89,7 @@ def test_features_of_every_view_by_hand(paths, trainer):
 def ensure(folder, name, paths, trainer):
     """Return the path of a file of features that `ensure_features` has looked after."""
     path = str(folder / f'{name}.npy')
-    ensure_features(path, views_of(paths), trainer, INFO, [])
+    ensure_features(path, views_of(paths), trainer, [])
     return path
 
 
@@ -97,7 +97,7 @@ def test_the_file_holds_all_views_and_another_one_is_removed(paths, trainer, tmp
     ensure(tmp_path / 'features', 'older', paths, trainer)
     path = ensure(tmp_path / 'features', 'name', paths, trainer)
     assert os.listdir(tmp_path / 'features') == ['name.npy']
-    wanted = torch.cat(list(view_features(views_of(paths), trainer, INFO)))
+    wanted = torch.cat(list(view_features(views_of(paths), trainer)))
     assert np.array_equal(np.load(path), wanted.numpy())
 
 
@@ -145,7 +145,7 @@ def epoch_of(features, sampler, epoch, start=0):
     sampler.set_epoch(epoch, start)
     loader = SimpleNamespace(batch_sampler=sampler)
     meta_labels = torch.arange(20)[:, None]
-    return list(feature_batches(features, loader, meta_labels, INFO, CPU))
+    return list(feature_batches(features, loader, meta_labels, CPU))
 
 
 @pytest.fixture

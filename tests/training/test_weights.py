@@ -42,7 +42,7 @@ BASE = {
         'mirror': False,
         'neutral_se': False,
     },
-    'image_size': 32,
+    'pixel_format': {'image_size': 32},
     'protocol': 'strict',
     'partition': assign_meta_classes(10, 4, 3, seed=1),
     'classes': CLASSES,
