@@ -1,0 +1,120 @@
+"""Read the weights of a network from the files that other programs save.
+
+Nothing in a file is executed: torch loads tensors and plain containers, and what often
+lies beside them (arguments, numbers of numpy, paths) is replaced by an empty object.
+"""
+
+import os
+import re
+import zipfile
+
+import safetensors.torch
+import torch
+
+from areir.errors import UserError
+from areir.files import load_tensors
+
+SAVED_UNDER = 'state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model'
+# names in front of a network's own where others, such as a head's, stand beside them
+WRAPPERS = '_orig_mod module teacher encoder_q base_encoder model backbone visual.trunk'
+# names in front of all names of some networks of timm
+PARTS = 'features', 'body', 'encoder', 'visual'
+HARMLESS = """
+    argparse.Namespace pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
+    numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
+    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
+"""
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
+
+
+class Unread:
+    """Stands for an object of a file that is not part of the weights."""
+
+    def __init__(self, *args):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_state_dict(path):
+    """Return {name: tensor} of the network in a file, floats as float32.
+
+    The file is of safetensors or torch.save. Of several state dicts an average of the
+    weights is preferred, then the largest. What stands in front of all names of the
+    network is removed; a projection head or a text tower beside it is left out. CLIP's
+    own names keep `visual.`, by which timm knows them. A file of this program, which
+    has a 'format', is returned as it is. Raises UserError naming the file if it is
+    missing, damaged, holds what could be executed, or no network's weights.
+    """
+    content = load(path)
+    if isinstance(content, dict) and isinstance(content.get('format'), int):
+        return content
+    state = unwrap(find_state(content))
+    if not state:
+        raise UserError(
+            f'{path} holds no weights of a network: give a .safetensors file, or a '
+            'state dict written by torch.save'
+        )
+    return {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
+
+
+def load(path):
+    """Return the contents of a file, or None if it is sound but not one of tensors."""
+    start = b''
+    if os.path.isfile(path):
+        with open(path, 'rb') as file:
+            start = file.read(len(LEGACY))
+    # the length of a header, which is JSON, then the header
+    safe = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
+    try:
+        if safe:
+            with open(path, 'rb') as file:
+                return safetensors.torch.load(file.read())
+        stand_ins = [(Unread, name) for name in HARMLESS.split()]
+        with torch.serialization.safe_globals(stand_ins):
+            return load_tensors(path)
+    except (safetensors.SafetensorError, UserError) as error:
+        cause = error.__cause__
+        if not safe and not cause:
+            raise  # no such file
+        if refused := re.search(r'GLOBAL (\S+)', str(cause)):
+            raise UserError(
+                f'{path} holds {refused[1]}, which is not loaded, for it could run any '
+                'code: save the weights alone, torch.save(network.state_dict(), FILE)'
+            ) from error
+        cut = start[:2] == b'PK' and not zipfile.is_zipfile(path)
+        broken = cut or isinstance(cause, zipfile.BadZipFile)
+        if safe or broken or start in (b'', LEGACY):
+            raise UserError(f'{path} is damaged: copy or download it again') from error
+
+
+def find_state(content):
+    """Return the state dict of a network in what a program saved, or an empty dict."""
+    if not isinstance(content, dict):
+        return {}
+    for name in SAVED_UNDER:
+        if state := find_state(content.get(name)):
+            return state
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    own = {n: v.detach() for n, v in named.items() if isinstance(v, torch.Tensor)}
+    if any(name.endswith('.weight') for name in own):
+        return own
+    states = map(find_state, named.values())
+    return max(states, key=lambda s: sum(v.numel() for v in s.values()), default={})
+
+
+def unwrap(state):
+    """Return a state dict without what stands in front of the network's names."""
+    first = next(iter(state), '').partition('.')[0]
+    shared = first not in PARTS and all(n.startswith(f'{first}.') for n in state)
+    for wrapper in [first] * shared + WRAPPERS.split():
+        if inner := below(state, f'{wrapper}.'):
+            return unwrap(inner)
+    return {n: v for n, v in state.items() if n.startswith('visual.')} or state
+
+
+def below(state, prefix):
+    """Return the part of a state dict whose names begin with a prefix, without it."""
+    size = len(prefix)
+    return {n[size:]: v for n, v in state.items() if n.startswith(prefix)}
