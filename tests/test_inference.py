@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
     trained.save_model(path, seed=2)
     output = ask(*question)
     assert 'another model' in output and '16 embedded now' in output
-    trained.save_model(path, seed=2, mean=[0.4] * 3)
+    lanczos = asdict(replace(trained.PIXEL_FORMAT, interpolation='lanczos'))
+    trained.save_model(path, seed=2, pixel_format=lanczos)
     assert 'another preprocessing' in ask(*question)
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from slim import use_slim_backbone
 from train_runs import EVERY_BATCH, FLAGS, RUN, assert_same_run, read, read_table, train
-from trained import read_images
+from trained import embed, read_images
 
+from areir import hardware
 from areir.data.images import PixelFormat
+from areir.data.splits import Split
 from areir.retrieval import evaluate
 from areir.training.trainer import Trainer
 from model import EnsembleModel
@@ -69,6 +71,36 @@ def test_the_same_command_gives_the_same_numbers(slim, slim_backbone, base, tmp_
     assert_same_run(tmp_path / '0', tmp_path / '2')
     losses = [read_table(folder)['train_loss'][0] for folder in (tmp_path / '0', base)]
     assert losses[0] != losses[1]
+
+
+def test_search_resizes_images_as_training_did(
+    slim, slim_backbone, tmp_path, monkeypatch
+):
+    """Queries and a folder's images, by another filter than the default."""
+    bicubic = PixelFormat(40, (0.5,) * 3, (0.25,) * 3, 'bicubic')
+    monkeypatch.setattr(Split, 'pixel_format', lambda split, image_size: bicubic)
+    monkeypatch.setattr(hardware, 'has_native_bf16', lambda device: False)
+    train(slim, tmp_path, *SHORT, '--image_size', 40, '--crop_area', 0.5, '--lr', 3e-2)
+    saved, database = read(tmp_path, 'model'), read(tmp_path, 'data_base')
+    paths = [slim.root / 'data/small' / image for image in database['images']]
+    wanted = embed(saved, paths)
+    torch.testing.assert_close(database['embeddings'], wanted, rtol=0, atol=1e-5)
+    bilinear = {**saved['pixel_format'], 'interpolation': 'bilinear'}
+    others = embed({**saved, 'pixel_format': bilinear}, paths)
+    assert (others - wanted).abs().max() > 1e-2
+
+    query = shutil.copy(paths[0], tmp_path / 'query.png')
+    model = ['--model', tmp_path / f'{RUN}_model.pth']
+    for searched in (
+        ['--data_base', f'{RUN}_data_base.pth'],
+        [*model, '--gallery', slim.root / 'data/photos/test'],
+    ):
+        flags = ['--results_root', tmp_path, '--query_img_name', query]
+        slim.ask('inference.py', *searched, *flags)
+        table = pd.read_csv(tmp_path / 'query/retrieved.csv')
+        found = [slim.elsewhere / path for path in table['path']]
+        scores = embed(saved, found) @ wanted[0]
+        assert table['score'].tolist() == pytest.approx(scores.tolist(), abs=2e-6)
 
 
 def test_precision_changes_the_numbers_little(slim, slim_backbone, base, tmp_path):

@@ -186,8 +186,7 @@ class PixelFormat:
     def to_pixels(self, image, region=None):
         """Squash an RGB image to uint8 (3, image_size, image_size).
 
-        region: the part to take, (left, top, right, bottom) as shares of width and
-        height.
+        region: the part to take, as shares: (left, top, right, bottom).
         """
         if region is not None:
             width, height = image.size
@@ -200,9 +199,8 @@ class PixelFormat:
 
     def normalise(self, pixels):
         """Return uint8 pixels (N, 3, H, W) as floats, minus mean, divided by std."""
-        channels = (3, 1, 1)
-        mean = torch.tensor(self.mean, device=pixels.device).view(channels)
-        std = torch.tensor(self.std, device=pixels.device).view(channels)
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
         return (pixels.float() / 255 - mean) / std
 
 

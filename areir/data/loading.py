@@ -118,8 +118,8 @@ class Embedder:
 def embed_batches(batches, embed, total, description):
     """Embed the batches of a loader, with a progress bar.
 
-    batches: (pixels, indices, problems), see `make_loader`; embed: from uint8 pixels
-    (N, 3, S, S) to vectors (N, D); total: the number of images.
+    batches: (pixels, indices, problems), see `make_loader`; embed: from such pixels to
+    vectors (N, D); total: the number of images.
     Yields (indices, vectors (n, D) on the CPU, {index: problem}), without vectors for
     unreadable images.
     """

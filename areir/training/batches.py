@@ -227,8 +227,9 @@ def whole_batches(loader, device):
     """Yield whole batches, put together from the shares of all processes.
 
     loader: a DataLoader of `ImageDataset` with one of the samplers above. Batches have
-    the loader's form: (pixels (N, 3, S, S) on the device, indices (N,),
-    problems, all empty). Raises UserError naming an image that cannot be read.
+    the loader's form, with normalised images instead of pixels: (images (N, 3, S, S),
+    on the device and laid out for convolutions, indices (N,), problems, all empty).
+    Raises UserError naming an image that cannot be read.
     """
     remaining = loader.batch_sampler.remaining
     for batch, (pixels, indices, problems) in zip(remaining, loader):
@@ -237,13 +238,9 @@ def whole_batches(loader, device):
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')
         shares = gather(pixels.to(device, non_blocking=True))
         pixels = torch.cat(shares)[: len(batch)]
-        yield pixels, batch, [''] * len(batch)
-
-
-def to_images(pixels, pixel_format):
-    """Normalise uint8 pixels (N, 3, S, S) and lay them out for convolutions."""
-    images = pixel_format.normalise(pixels)
-    return images.contiguous(memory_format=torch.channels_last)
+        images = loader.dataset.pixel_format.normalise(pixels)
+        images = images.contiguous(memory_format=torch.channels_last)
+        yield images, batch, [''] * len(batch)
 
 
 def training_batches(loader, meta_labels, device):
@@ -251,5 +248,5 @@ def training_batches(loader, meta_labels, device):
 
     meta_labels: those of all training images, (images, heads of this process).
     """
-    for pixels, indices, _ in whole_batches(loader, device):
-        yield to_images(pixels, loader.dataset.pixel_format), meta_labels[indices]
+    for images, indices, _ in whole_batches(loader, device):
+        yield images, meta_labels[indices]

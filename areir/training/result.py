@@ -14,7 +14,7 @@ from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.training import record
-from areir.training.batches import parts_to_embed, to_images, whole_batches
+from areir.training.batches import parts_to_embed, whole_batches
 from areir.training.checkpoints import model_weights
 
 BLOCK = 256  # embeddings that are projected at once
@@ -59,7 +59,7 @@ def embed_part(net, loader, dtype, signals, description, projection=None):
     count = len(loader.dataset)
     embeddings = torch.empty(0, dtype=dtype)
     batches = whole_batches(loader, next(net.trunk.parameters()).device)
-    embed = partial(embed_with_all_heads, net, loader.dataset.pixel_format)
+    embed = partial(embed_with_all_heads, net)
     embedded = embed_batches(batches, embed, count, description)
     saved = 'the trained epoch is saved'
     for indices, vectors, _ in until_signal(embedded, signals, saved):
@@ -72,13 +72,13 @@ def embed_part(net, loader, dtype, signals, description, projection=None):
     return embeddings
 
 
-def embed_with_all_heads(net, pixel_format, pixels):
-    """Return the embeddings (N, D) of uint8 pixels, in every process.
+def embed_with_all_heads(net, images):
+    """Return the embeddings (N, D) of normalised images, in every process.
 
     Each process embeds with its heads, rank r with heads r, r + processes, ...
     """
     _, processes = rank_and_count()
-    own = net.embed(to_images(pixels, pixel_format))
+    own = net.embed(images)
     own = own.unflatten(1, (len(net.heads), -1))  # (N, heads here, D / E)
     most = -(-net.ensemble_size // processes)
     # some ranks have a head less, but `gather` takes tensors of one shape

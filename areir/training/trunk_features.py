@@ -28,7 +28,7 @@ from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum
 from areir.seeds import VIEW, random_generator
-from areir.training.batches import InOrder, to_images, whole_batches
+from areir.training.batches import InOrder, whole_batches
 
 VIEWS = 4
 BATCH = 64  # images whose features are computed at a time
@@ -93,8 +93,8 @@ def ensure_features(path, loader, trainer, signals):
 @torch.no_grad()
 def view_features(loader, trainer):
     """Yield the trunk's features, float16 (N, C, H, W), of each batch of all views."""
-    for pixels, _, _ in whole_batches(loader, trainer.device):
-        features = trainer.trunk(to_images(pixels, loader.dataset.pixel_format))
+    for images, _, _ in whole_batches(loader, trainer.device):
+        features = trainer.trunk(images)
         yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
 
 

@@ -7,14 +7,7 @@ from areir.files import load_own, load_tensors
 from areir.networks.pretrained import imagenet_weights
 from areir.training.run import model_args
 
-NEEDED = (
-    'state_dict',
-    'model_args',
-    'pixel_format',
-    'partition',
-    'classes',
-    'protocol',
-)
+NEEDED = 'state_dict', 'model_args', 'pixel_format', 'partition', 'classes', 'protocol'
 
 
 def initial_weights(args):

@@ -7,6 +7,7 @@ from official import noise, to_pixels, write_classes, write_image, write_lines
 from PIL import Image
 
 from areir.data.images import PixelFormat, is_image, list_files, load_image
+from areir.data.sample import Figure, draw_image
 from areir.errors import UserError
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -137,6 +138,20 @@ def test_pixels_are_squashed_to_a_square_and_normalised():
     images = pixel_format.normalise(pixels[None])
     assert (images.shape, images.dtype) == ((1, 3, 8, 8), torch.float32)
     torch.testing.assert_close(images[0, :, 0, 0], torch.tensor([-2.0, 0.5, 1.5]))
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'bicubic', 'lanczos'])
+def test_images_are_resized_by_pillows_filters(name):
+    """Of the whole image, and of a part that lies between its pixels."""
+    image = draw_image(Figure(np.random.default_rng(0)), 90, np.random.default_rng(1))
+    pixel_format = PixelFormat(33, interpolation=name)
+    filters = {filter: image.resize((33, 33), filter) for filter in Image.Resampling}
+    whole = pixel_format.to_pixels(image).permute(1, 2, 0)
+    equal = [filter for filter in filters if (whole.numpy() == filters[filter]).all()]
+    assert [filter.name.lower() for filter in equal] == [name]
+    part = image.resize((33, 33), equal[0], (9, 4.5, 81, 90))
+    pixels = pixel_format.to_pixels(image, (0.1, 0.05, 0.9, 1)).permute(1, 2, 0)
+    assert (pixels.numpy() == part).all()
 
 
 # Files
