@@ -195,19 +195,20 @@ def refuse_folder(path):
         raise UserError(f'{path} is a folder in the place of a file: remove it')
 
 
-def load_tensors(path, mmap=False):
+def load_tensors(path, mmap=False, check=True):
     """torch.load plain tensors and containers on the CPU; nothing is executed.
 
     torch.save writes zip files, whose checksums torch.load does not check: here the
-    whole file is read once to check them. mmap: then map the tensors from the file
-    instead of reading them, if its path is valid UTF-8, which torch needs. Raises
-    UserError naming the file if it is missing, damaged or holds objects.
+    whole file is read once to check them, unless `check` is False. mmap: map the
+    tensors from the file instead of reading them, if its path is valid UTF-8, which
+    torch needs. Raises UserError naming the file if it is missing, damaged or holds
+    objects.
     """
     refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     try:
-        if zipfile.is_zipfile(path):  # files of torch before 1.6 are not
+        if check and zipfile.is_zipfile(path):  # files of torch before 1.6 are not
             with zipfile.ZipFile(path) as file:
                 if file.testzip():
                     raise zipfile.BadZipFile('a checksum does not fit')

@@ -83,7 +83,7 @@ def test_without_a_model_a_pretrained_network_is_taken(
     assert '--model FILE' in line and '--weights' not in line
     shutil.copy(network, cache / 'resnet18-f37072fd.pth')
     output = project.ask('inference.py', *flags)
-    assert 'model resnet18, pretrained on ImageNet: nothing is trained in' in output
+    assert 'model resnet18, pretrained: nothing is trained in' in output
 
 
 def test_many_images_are_shortened(ask, project, tmp_path, monkeypatch):

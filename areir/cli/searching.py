@@ -39,7 +39,8 @@ def add_gallery_flags(add):
     flag.help = (
         'model for --gallery and --export_model: a file, a name below --results_root, '
         'or a network of torchvision with its ImageNet weights [default value is the '
-        f'newest in --results_root, or {DEFAULT_NETWORK} if none]'
+        'newest in --results_root that was not trained on the sample, or '
+        f'{DEFAULT_NETWORK} if there is none]'
     )
     flag = add('--calibrate', action='store_true')
     flag.help = 'set the threshold of a match by the class folders of --gallery'

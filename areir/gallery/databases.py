@@ -4,7 +4,7 @@ import os
 
 from areir.cli.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
 from areir.errors import UserError
-from areir.files import load_own
+from areir.files import load_own, load_tensors
 from areir.networks.backbones import model_types
 
 MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
@@ -60,28 +60,52 @@ def find_model(name, results_root):
     """Return (model, note) for --model; the note explains the choice.
 
     The model is a path or the name of a network. Without --model it is the newest below
-    results_root, or a pretrained network if nothing is trained there.
-    Raises UserError if there is no such model.
+    results_root that was not trained on the sample, or a pretrained network if there is
+    none. Raises UserError if there is no such model.
     """
     names = named_files(results_root, MODEL_ENDING)
-    if name is None and not names:
-        return DEFAULT_NETWORK, (
-            f', pretrained on ImageNet: nothing is trained in {results_root}. Training '
-            'on labelled folders improves the search; see README.md'
-        )
     if name is None:
-        note = f', the newest of {len(names)}: choose with --model'
-        path = os.path.join(results_root, names[-1])
-        return path, note if len(names) > 1 else ''
+        return choose_model(names, results_root)
     path = find_file(name, results_root)
     if path:
         return path, ''
     if name in model_types():
-        return name, ', pretrained on ImageNet'
+        return name, ', pretrained'
     raise UserError(
         f'--model {name}: no such file, and no network that train.py takes; '
         f'in {results_root}: {", ".join(sorted(names)) or "none"}'
     )
+
+
+def choose_model(names, results_root):
+    """Return (model, note) without --model; names: of model files, the newest last."""
+    for passed_over, name in enumerate(reversed(names)):
+        path = os.path.join(results_root, name)
+        if not is_of_sample(path):
+            others = ' except for those of the sample' if passed_over else ''
+            note = f', the newest of {len(names)}{others}: choose with --model'
+            return path, note if len(names) > 1 else ''
+    if not names:
+        return DEFAULT_NETWORK, (
+            f', pretrained: nothing is trained in {results_root}. Training on labelled '
+            'folders improves the search; see README.md'
+        )
+    return DEFAULT_NETWORK, (
+        f', pretrained: {names[-1]} knows only the drawn figures of the sample; to '
+        f'search with it, add --model {names[-1]}'
+    )
+
+
+def is_of_sample(path):
+    """Whether a model was trained on the sample. Its weights are not read.
+
+    A damaged model is not: opening it says what is wrong.
+    """
+    try:
+        saved = load_tensors(path, mmap=True, check=False)
+        return saved.get('data_name') == 'sample'
+    except (UserError, AttributeError):  # the second: not a dict
+        return False
 
 
 def image_folder(database, path, data_root):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from trained import embed, save_database, save_model
 
-from areir.cli.searching import DEFAULT_DATABASE
+from areir.cli.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
 from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.gallery.collection import DatabaseCollection
@@ -76,7 +76,7 @@ def test_stored_queries_may_retrieve_the_whole_gallery(open_database, tmp_path):
 @pytest.mark.parametrize('folder', ['', 'nowhere'])
 def test_nothing_trained_yet(tmp_path, folder):
     root = str(tmp_path / folder)
-    assert find_model(None, root)[0] == 'resnet18'
+    assert find_model(None, root)[0] == DEFAULT_NETWORK
     with pytest.raises(UserError, match=r'nothing is trained yet .*train\.py'):
         load_database(DEFAULT_DATABASE, root)
 
@@ -88,6 +88,21 @@ def test_the_newest_model_is_the_default(tmp_path):
         os.utime(path, (1000 - age, 1000 - age))
     path, note = find_model(None, str(tmp_path))
     assert path == str(tmp_path / 'b_model.pth') and 'newest of 3' in note
+
+
+def test_a_model_of_the_sample_is_not_the_default(tmp_path):
+    root = str(tmp_path)
+    for age, data_name in enumerate(['sample', 'sample', 'shoes']):
+        path = tmp_path / f'{data_name}_{age}_model.pth'
+        save_model(path, data_name=data_name)
+        os.utime(path, (1000 - age, 1000 - age))
+    path, note = find_model(None, root)
+    assert path == str(tmp_path / 'shoes_2_model.pth') and 'sample' in note
+    os.remove(path)
+    name, note = find_model(None, root)
+    assert name == DEFAULT_NETWORK and '--model sample_0_model.pth' in note
+    chosen = find_model('sample_0_model.pth', root)
+    assert chosen == (str(tmp_path / 'sample_0_model.pth'), '')
 
 
 def test_the_images_are_found_where_they_were_or_where_the_user_says(
