@@ -10,15 +10,18 @@ import zipfile
 
 import safetensors.torch
 import torch
+from torch.serialization import safe_globals
 
 from areir.errors import UserError
 from areir.files import load_tensors
 
 SAVED_UNDER = 'state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model'
-# names in front of a network's own where others, such as a head's, stand beside them
+# what stands in front of a network's names where others, such as a head's, are beside
 WRAPPERS = '_orig_mod module teacher encoder_q base_encoder model backbone visual.trunk'
-# names in front of all names of some networks of timm
+# what stands in front of all names of some networks of timm, and belongs there
 PARTS = 'features', 'body', 'encoder', 'visual'
+# what is trained beside a network by SwAV, SimSiam, VICReg and MAE
+HEADS = 'projection_head.', 'prototypes.', 'predictor.', 'projector.', 'decoder'
 HARMLESS = """
     argparse.Namespace pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
     numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
@@ -33,8 +36,7 @@ class Unread:
     def __init__(self, *args):
         pass
 
-    def __setstate__(self, state):
-        pass
+    __setstate__ = __init__
 
 
 def read_state_dict(path):
@@ -65,14 +67,13 @@ def load(path):
     if os.path.isfile(path):
         with open(path, 'rb') as file:
             start = file.read(len(LEGACY))
-    # the length of a header, which is JSON, then the header
+    # the length of a header, then the header, which is JSON
     safe = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
     try:
         if safe:
             with open(path, 'rb') as file:
                 return safetensors.torch.load(file.read())
-        stand_ins = [(Unread, name) for name in HARMLESS.split()]
-        with torch.serialization.safe_globals(stand_ins):
+        with safe_globals([(Unread, name) for name in HARMLESS.split()]):
             return load_tensors(path)
     except (safetensors.SafetensorError, UserError) as error:
         cause = error.__cause__
@@ -83,8 +84,8 @@ def load(path):
                 f'{path} holds {refused[1]}, which is not loaded, for it could run any '
                 'code: save the weights alone, torch.save(network.state_dict(), FILE)'
             ) from error
-        cut = start[:2] == b'PK' and not zipfile.is_zipfile(path)
-        broken = cut or isinstance(cause, zipfile.BadZipFile)
+        broken = start[:2] == b'PK' and not zipfile.is_zipfile(path)
+        broken |= isinstance(cause, zipfile.BadZipFile)  # a checksum does not fit
         if safe or broken or start in (b'', LEGACY):
             raise UserError(f'{path} is damaged: copy or download it again') from error
 
@@ -109,12 +110,9 @@ def unwrap(state):
     first = next(iter(state), '').partition('.')[0]
     shared = first not in PARTS and all(n.startswith(f'{first}.') for n in state)
     for wrapper in [first] * shared + WRAPPERS.split():
-        if inner := below(state, f'{wrapper}.'):
+        front = f'{wrapper}.'
+        inner = {n[len(front) :]: v for n, v in state.items() if n.startswith(front)}
+        if inner:
             return unwrap(inner)
-    return {n: v for n, v in state.items() if n.startswith('visual.')} or state
-
-
-def below(state, prefix):
-    """Return the part of a state dict whose names begin with a prefix, without it."""
-    size = len(prefix)
-    return {n[size:]: v for n, v in state.items() if n.startswith(prefix)}
+    towers = {n: v for n, v in state.items() if n.startswith('visual.')}
+    return towers or {n: v for n, v in state.items() if not n.startswith(HEADS)}

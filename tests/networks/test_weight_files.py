@@ -66,7 +66,10 @@ FORMS = {
         | put('module.encoder_k.', OTHER)
         | {'module.queue': torch.zeros(9, 99)}
     },
-    'SwAV': put('module.', NET),
+    'SwAV': put('module.', NET)
+    | put('module.projection_head.', HEAD)
+    | {'module.prototypes.weight': torch.ones(90)},
+    'MAE': {'model': NET | {'decoder_blocks.0.norm.weight': torch.ones(90)}},
     'Lightning': {
         'state_dict': put('model.', NET) | {'criterion.weight': torch.ones(90)},
         'pytorch-lightning_version': '2.0.0',
