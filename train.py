@@ -114,7 +114,17 @@ def make_trainer(model, args, hardware, old_heads):
     trained = sum(member >= old_heads for member in model.members)
     loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
     freeze_bn = args.freeze_bn == 'yes'
-    trainer = Trainer(model, loss, args.lr, hardware, freeze_bn, args.seed)
+    trainer = Trainer(
+        model,
+        loss,
+        args.lr,
+        hardware,
+        freeze_bn,
+        args.seed,
+        args.weight_decay,
+        args.classifier_rate,
+        criterion_rate=args.classifier_rate,
+    )
     if args.protocol == 'published':
         from areir.training.published import RandomWeights  # only this protocol
 

@@ -7,7 +7,6 @@ weights. Schedule, crops and flips are those of our recipe.
 """
 
 import time
-from functools import partial
 
 import lite0
 import numpy as np
@@ -141,7 +140,7 @@ class Run:
             lr,
             choose_hardware(self.model),
             freeze_bn=weights != 'none',
-            optimizer=partial(torch.optim.AdamW, weight_decay=WEIGHT_DECAY, fused=True),
+            weight_decay=WEIGHT_DECAY,
             criterion_rate=LOSS_LR / lr,
         )
 

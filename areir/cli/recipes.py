@@ -6,7 +6,7 @@ is the default for all others; docs/results.md shows what each of its parts is w
 
 from areir.errors import UserError
 
-EMBEDDINGS = 'logits', 'features', 'stages'
+EMBEDDINGS = 'logits', 'pooled', 'features', 'stages'
 META_CLASSES = {'car': 12, 'cub': 12, 'sop': 500, 'isc': 192}  # as published
 
 RECIPES = {
@@ -14,6 +14,8 @@ RECIPES = {
         'ensemble_size': 48,
         'batch_size': 8,
         'lr': 1e-4,
+        'classifier_rate': 1.0,
+        'weight_decay': 0.0,
         'shared_stages': 1,
         'frozen_stages': 0,
         'freeze_bn': 'no',
@@ -30,6 +32,8 @@ RECIPES = {
         'ensemble_size': 2,
         'batch_size': 32,
         'lr': 3e-4,
+        'classifier_rate': 1.0,
+        'weight_decay': 0.0,
         'shared_stages': 3,
         'frozen_stages': 2,
         'freeze_bn': 'yes',
@@ -50,6 +54,15 @@ FROM_SCRATCH = {
     'freeze_bn': 'no',
     'embedding': 'stages',
 }
+# how it differs for a transformer; docs/training.md says where each value comes from
+TRANSFORMER = {
+    'lr': 2e-5,
+    'classifier_rate': 10.0,
+    'weight_decay': 0.05,
+    'embedding': 'pooled',
+}
+# and for one that starts from random weights
+TRANSFORMER_FROM_SCRATCH = {'lr': 5e-4, 'classifier_rate': 1.0, 'warmup': 0.1}
 # training classes per meta-class, for datasets that are not in META_CLASSES
 CLASSES_PER_META_CLASS = {'2019': 8, 'current': 1}
 DIMENSIONS = 1024  # of the current recipe
@@ -62,21 +75,29 @@ MOST_CLASSES = 23  # per meta-class in the published runs
 def by_recipe(flag):
     """Return the flag's default in each recipe, for its help text."""
     old, new = RECIPES['2019'][flag], RECIPES['current'][flag]
-    if old == new:
+    if old == new and flag not in TRANSFORMER:
         return new
-    scratch = f', {FROM_SCRATCH[flag]} from scratch' if flag in FROM_SCRATCH else ''
-    return f'{new}{scratch} (2019: {old})'
+    kinds = {
+        'from scratch': FROM_SCRATCH,
+        'for transformers': TRANSFORMER,
+        'for transformers from scratch': TRANSFORMER_FROM_SCRATCH,
+    }
+    others = [f'{kinds[kind][flag]} {kind}' for kind in kinds if flag in kinds[kind]]
+    return ', '.join([str(new), *others]) + f' (2019: {old})'
 
 
-def default_recipe(args):
-    """Return the recipe of a run without --recipe."""
-    published = args.protocol == 'published'
-    return '2019' if published or args.data_name in META_CLASSES else 'current'
+def default_recipe(args, transformer=False):
+    """Return the recipe of a run without --recipe.
+
+    The published tables have no transformer, so it takes the current recipe.
+    """
+    of_tables = args.data_name in META_CLASSES and not transformer
+    return '2019' if args.protocol == 'published' or of_tables else 'current'
 
 
 def default_meta_classes(args, classes):
     """Return the number of meta-classes; classes: the number of training classes."""
-    if args.data_name in META_CLASSES:
+    if args.recipe == '2019' and args.data_name in META_CLASSES:
         return META_CLASSES[args.data_name]
     meta_classes = round(classes / CLASSES_PER_META_CLASS[args.recipe])
     return min(classes, max(2, meta_classes))
@@ -105,17 +126,19 @@ def default_projection(images, classes):
     return DIMENSIONS if images >= FEW_IMAGES else 0, whitening
 
 
-def default_values(args, images, classes, from_scratch):
+def default_values(args, images, classes, from_scratch, transformer=False):
     """Return {flag: its default} of the flags that depend on recipe or dataset.
 
     images, classes: how many there are to train; from_scratch: whether the weights are
-    random.
+    random; transformer: whether the network is one.
     """
     values = dict(RECIPES[args.recipe])
     if args.recipe == 'current':
         projection = default_projection(images, classes)
         values |= dict(zip(('dimensions', 'whitening'), projection))
         values |= FROM_SCRATCH if from_scratch else {}
+        values |= TRANSFORMER if transformer else {}
+        values |= TRANSFORMER_FROM_SCRATCH if transformer and from_scratch else {}
         if args.shared_stages:
             most = args.shared_stages - 1  # the rest of the trunk is trained
             values['frozen_stages'] = min(values['frozen_stages'], most)
@@ -125,14 +148,15 @@ def default_values(args, images, classes, from_scratch):
     return values
 
 
-def fill_in_defaults(args, images, classes, from_scratch):
+def fill_in_defaults(args, images, classes, from_scratch, transformer=False):
     """Set the flags that were not given, in `args`, to `default_values`.
 
     Raises UserError if random weights would be frozen.
     """
     if args.recipe is None:
-        args.recipe = default_recipe(args)
-    for name, value in default_values(args, images, classes, from_scratch).items():
+        args.recipe = default_recipe(args, transformer)
+    values = default_values(args, images, classes, from_scratch, transformer)
+    for name, value in values.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.meta_class_size < classes / MOST_CLASSES / 2:

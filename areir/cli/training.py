@@ -66,8 +66,8 @@ def add_model_flags(add):
     add('--ensemble_size', type=number(int, 1, 1000), help='number of heads')
     flag = add('--meta_class_size', type=positive)
     flag.help = (
-        'meta-classes per head [default value is 12 for car and cub, 500 for sop, 192 '
-        'for isc, else as many as training classes (2019: an eighth)]'
+        'meta-classes per head [default value is as many as training classes (2019: 12 '
+        'for car and cub, 500 for sop, 192 for isc, else an eighth)]'
     )
     flag = add('--weights', type=path, default='imagenet')
     flag.help = (
@@ -85,7 +85,7 @@ def add_model_flags(add):
 def add_training_flags(add):
     add('--batch_size', type=positive, help='images per training batch')
     add('--num_epochs', type=positive, default=20, help='training epochs')
-    add('--lr', type=number(float, 1e-12, 100), help='learning rate of Adam')
+    add('--lr', type=number(float, 1e-12, 100), help='learning rate of AdamW')
     flag = add('--seed', type=seed, default=0)
     flag.help = 'seed of meta-classes, random weights and image order'
     flag = add('--precision', choices=['auto', 'fp32', 'bf16'], default='auto')
@@ -106,7 +106,7 @@ def add_recipe_flags(add):
     flag.help = (
         'defaults of the flags below, and of batch size, learning rate and ensemble '
         'size: 2019 is the recipe of the published tables [default value is 2019 for '
-        'car, cub, sop and isc, else current]'
+        'car, cub, sop and isc, but not for transformers, else current]'
     )
     flag = add('--shared_stages', type=int, choices=[1, 2, 3])
     flag.help = (
@@ -129,6 +129,13 @@ def add_recipe_flags(add):
         'share of the epochs in which the learning rate of --schedule cosine rises '
         'from 0'
     )
+    flag = add('--classifier_rate', type=number(float, 1e-3, 1e4))
+    flag.help = (
+        'learning rate of the classifiers and of squeeze-and-excitation, which no '
+        'pretrained network has, as a multiple of --lr'
+    )
+    flag = add('--weight_decay', type=number(float, 0, 10))
+    flag.help = 'weight decay of AdamW, for matrices and kernels'
     flag = add('--crop_area', type=number(float, 0.05, 1))
     flag.help = (
         'train on random crops of at least this share of the area of an image; '
@@ -138,8 +145,9 @@ def add_recipe_flags(add):
     flag.help = 'probability that is spread over all meta-classes'
     flag = add('--embedding', choices=EMBEDDINGS)
     flag.help = (
-        "what describes an image: the heads' logits; pooled features of the trunk's "
-        "last stage and of the heads' stages; or those of all stages"
+        "what describes an image: the heads' logits; the pooled features from which "
+        "they are computed; those of the trunk's last stage and of the heads' stages; "
+        'or those of all stages'
     )
     flag = add('--mirror', choices=['yes', 'no'])
     flag.help = 'add the embedding of the mirror image; embedding takes twice the time'

@@ -328,13 +328,13 @@ def read_run_json(path):
     raise UserError(f'{path} is damaged or no run.json of train.py')
 
 
-def earlier_calibration(args, images, classes, new):
+def earlier_calibration(args, images, classes, new, transformer=False):
     """Return the calibration of the run of --threshold_from, or None without it.
 
-    images, classes: how many there are to train; new: the Run that begins. Raises
-    UserError if that run is not finished, has no calibration, was trained with other
-    flags of CALIBRATED, or would be replaced. A flag may differ if it follows from
-    these numbers in both runs.
+    images, classes: how many there are to train; new: the Run that begins; transformer:
+    whether the network is one. Raises UserError if that run is not finished, has no
+    calibration, was trained with other flags of CALIBRATED, or would be replaced. A
+    flag may differ if it follows from these numbers in both runs.
     """
     if not args.threshold_from:
         return None
@@ -354,7 +354,7 @@ def earlier_calibration(args, images, classes, new):
     other_classes -= len(data['held_out'])
     counts = (images, classes), (other_images, other_classes)
     defaults = [
-        default_values(of_run, *count, of_run.weights == 'none')
+        default_values(of_run, *count, of_run.weights == 'none', transformer)
         for of_run, count in zip((args, other), counts)
     ]
     for name in CALIBRATED:

@@ -5,14 +5,13 @@ from functools import partial
 
 import torch
 from torch import distributed, nn
-from torchvision.ops import StochasticDepth
 
 from areir.processes import sum_over_all
 from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import head_name, read
 
-BY_CHANCE = StochasticDepth, nn.Dropout  # layers that drop something
-adam = partial(torch.optim.Adam, fused=True)
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
+NEW_LAYERS = 'fc.', 'se.'  # of a head, which no pretrained network has
 
 
 class Autocast(nn.Module):
@@ -73,12 +72,31 @@ def sum_gradients(trunk):
     """Sum the trunk's gradients, to which each process adds those of its heads."""
     if not distributed.is_initialized():
         return
-    weights = [weight for weight in trunk.parameters() if weight.requires_grad]
-    gradients = [weight.grad for weight in weights]
+    gradients = [weight.grad for weight in trunk.parameters()]
+    gradients = [gradient for gradient in gradients if gradient is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     summed = sum_over_all(flat).split([gradient.numel() for gradient in gradients])
     for gradient, values in zip(gradients, summed):
         gradient.copy_(values.view_as(gradient))
+
+
+def parameter_groups(part, weight_decay, classifier_rate):
+    """Return a part's weights in groups for its optimizer.
+
+    Only what is named `weight` and has two dimensions or more decays: matrices and
+    kernels, but no bias, norm, position embedding or token. The classifier and the
+    squeeze-and-excitation learn at `classifier_rate` times the learning rate.
+    """
+    groups = {}
+    for name, weight in part.named_parameters():
+        decays = weight.ndim > 1 and name.endswith('weight')
+        decay = weight_decay if decays else 0
+        rate = classifier_rate if name.startswith(NEW_LAYERS) else 1
+        groups.setdefault((decay, rate), []).append(weight)
+    return [
+        {'params': weights, 'weight_decay': decay, 'rate': rate}
+        for (decay, rate), weights in groups.items()
+    ]
 
 
 class Trainer:
@@ -88,10 +106,10 @@ class Trainer:
     and gpus; with more than one GPU each part runs under nn.DataParallel. Layers of the
     trunk and of the first heads are frozen if their weights need no gradients. loss: an
     EnsembleLoss of the other heads. freeze_bn: whether batch norm keeps its statistics.
-    seed: with the epoch and batch in `step_place`, it seeds the layers that drop
-    something. optimizer: makes one from groups of parameters and lr. criterion_rate:
-    the learning rate of a criterion's weights, which do not decay, as a multiple of the
-    network's.
+    seed: with the epoch and batch in `step_place`, it seeds what is drawn in a forward
+    pass, such as dropout. weight_decay, classifier_rate: see `parameter_groups`.
+    criterion_rate: the learning rate of a criterion's weights, which do not decay, as a
+    multiple of the network's.
     """
 
     def __init__(
@@ -102,7 +120,8 @@ class Trainer:
         hardware,
         freeze_bn=False,
         seed=0,
-        optimizer=adam,
+        weight_decay=0,
+        classifier_rate=1,
         criterion_rate=1,
     ):
         self.model, self.device = model, hardware.device
@@ -122,16 +141,15 @@ class Trainer:
         rows = zip(numbers, criteria, self.parts.items())
         for number, criterion, (name, part) in rows:
             self.criteria[name] = criterion
-            groups = [{'params': list(part.parameters())}]
+            groups = parameter_groups(part, weight_decay, classifier_rate)
             if weights := list(criterion.parameters()):
                 options = {'weight_decay': 0, 'rate': criterion_rate}
                 groups.append({'params': weights, **options})
-            self.optimizers[name] = optimizer(groups, lr=lr)
+            self.optimizers[name] = torch.optim.AdamW(groups, lr=lr, fused=True)
             runner = Autocast(part, self.device, self.precision)
             if len(hardware.gpus) > 1:
                 runner = nn.DataParallel(runner, hardware.gpus)
-            if any(isinstance(layer, BY_CHANCE) for layer in part.modules()):
-                runner.register_forward_pre_hook(partial(self.seed_part, number))
+            runner.register_forward_pre_hook(partial(self.seed_part, number))
             runners.append(runner)
         self.trunk, *heads = runners
         self.heads = heads[self.frozen_heads :]
@@ -144,7 +162,7 @@ class Trainer:
             for layer in part.modules():
                 trained = [weight.requires_grad for weight in layer.parameters()]
                 is_frozen = trained and not any(trained)
-                if is_frozen or (self.freeze_bn and isinstance(layer, nn.BatchNorm2d)):
+                if is_frozen or (self.freeze_bn and isinstance(layer, BATCH_NORMS)):
                     layer.eval()
 
     def begin_step(self, lr, epoch, batch):
@@ -152,10 +170,10 @@ class Trainer:
         self.step_place = epoch, batch
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group['lr'] = lr * group.get('rate', 1)
+                group['lr'] = lr * group['rate']
 
     def seed_part(self, number, runner, inputs):
-        """Make what a part drops depend only on the seed, the step and its number."""
+        """Make what a part draws depend only on the seed, the step and its number."""
         torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
 
     def step(self, images, meta_labels):

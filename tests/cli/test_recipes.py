@@ -8,16 +8,20 @@ import train
 from areir.cli.recipes import (
     FROM_SCRATCH,
     RECIPES,
+    TRANSFORMER,
+    TRANSFORMER_FROM_SCRATCH,
     default_meta_classes,
     fill_in_defaults,
 )
 from areir.errors import UserError
 
 
-def completed(*flags, data_name='shop', images=4000, classes=98, weights='none'):
+def completed(
+    *flags, data_name='shop', images=4000, classes=98, weights='none', transformer=False
+):
     words = ['--data_name', data_name, '--weights', weights, *map(str, flags)]
     args = train.get_args(words)
-    fill_in_defaults(args, images, classes, from_scratch=weights == 'none')
+    fill_in_defaults(args, images, classes, weights == 'none', transformer)
     return args
 
 
@@ -29,6 +33,24 @@ def test_other_data_takes_the_current_recipe_but_for_flags_given(weights, more):
     wanted = {**RECIPES['current'], **more, 'lr': 3e-3, 'mirror': 'no', 'warmup': 0}
     assert {name: getattr(args, name) for name in wanted} == wanted
     assert args.recipe == 'current' and args.meta_class_size == 98
+
+
+@pytest.mark.parametrize(
+    ('weights', 'more'), [('none', TRANSFORMER_FROM_SCRATCH), ('imagenet', {})]
+)
+def test_transformers_have_their_own_values(weights, more):
+    wanted = {**TRANSFORMER, **more}
+    args = completed(weights=weights, transformer=True)
+    assert {name: getattr(args, name) for name in wanted} == wanted
+    assert args.frozen_stages == (0 if more else 2)
+    assert completed('--lr', 1, transformer=True).lr == 1
+
+
+def test_a_transformer_takes_the_current_recipe_for_every_dataset():
+    args = completed(data_name='cub', transformer=True)
+    assert (args.recipe, args.meta_class_size) == ('current', 98)
+    args = completed('--recipe', '2019', data_name='cub', transformer=True)
+    assert (args.lr, args.weight_decay, args.meta_class_size) == (1e-4, 0, 12)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A trainer of a tiny ensemble, batches for it, and a run, without any images."""
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -24,9 +26,9 @@ class TinyEnsemble(nn.Module):
             self.heads = nn.ModuleList(self.make_head() for _ in range(heads))
 
     def make_head(self):
-        norm = nn.BatchNorm2d(8)
+        layers = nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         return nn.Sequential(
-            norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+            OrderedDict(body=nn.Sequential(*layers), fc=nn.Linear(8, 4))
         )
 
 

@@ -2,19 +2,21 @@
 
 import copy
 import weakref
-from functools import partial
 
 import pytest
 import small
 import torch
+from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
 from areir.hardware import Hardware
+from areir.networks.layers import SqueezeExcitation
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
     Trainer,
     learning_rate,
+    parameter_groups,
     train_step,
 )
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
@@ -186,6 +188,116 @@ def test_frozen_stages_of_the_trunk_stay_as_they_are(slim_backbone):
         assert small.equal_weights(old, new) == (name not in third)
 
 
+@pytest.mark.parametrize('kind', [nn.BatchNorm1d, BatchNormAct2d])
+def test_every_batch_norm_keeps_frozen_statistics(kind):
+    trainer = small.make_trainer(freeze_bn=True)
+    trainer.parts['trunk'].append(kind(8))
+    trainer.begin_epoch(1e-3)
+    assert trainer.parts['trunk'].training
+    assert not trainer.parts['trunk'][-1].training
+
+
+# The optimizer
+
+
+class Tokens(nn.Module):
+    """Parameters of a transformer's trunk and of a head, of 3 numbers per token."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj, self.norm = nn.Conv2d(3, 3, 2), nn.LayerNorm(3)
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 3))
+        self.se = SqueezeExcitation(8)
+        self.fc = nn.Linear(3, 2)
+
+
+def test_groups_of_parameters_by_hand():
+    part = Tokens()
+    names = {weight: name for name, weight in part.named_parameters()}
+    groups = {
+        (group['weight_decay'], group['rate']): {names[w] for w in group['params']}
+        for group in parameter_groups(part, 0.05, 10)
+    }
+    assert groups == {
+        (0, 1): {'proj.bias', 'norm.weight', 'norm.bias', 'pos_embed'},
+        (0.05, 1): {'proj.weight'},
+        (0.05, 10): {'se.squeeze.weight', 'se.excite.weight', 'fc.weight'},
+        (0, 10): {'fc.bias'},
+    }
+    assert len(parameter_groups(part, 0, 1)) == 1
+
+
+def test_a_step_of_the_optimizer_by_hand():
+    """The first step of AdamW: w (1 - lr decay) - lr g / (|g| + 1e-8)."""
+    lr, decay, rate = 1e-3, 0.1, 10
+    trainer = small.make_trainer(heads=1, weight_decay=decay, classifier_rate=rate)
+    trainer.begin_epoch(lr)
+    before = copy.deepcopy(trainer.model)
+    trunk, head = before.trunk, before.heads[0]
+    ((images, labels),) = small.random_batches(1, heads=1)
+    nn.functional.cross_entropy(head(trunk(images)), labels[:, 0]).backward()
+    trainer.step(images, labels)
+    after = dict(trainer.model.named_parameters())
+    for name, weight in before.named_parameters():
+        own = lr * rate if '.fc.' in name else lr
+        shrunk = weight * (1 - own * decay) if weight.ndim > 1 else weight
+        wanted = shrunk - own * weight.grad / (weight.grad.abs() + 1e-8)
+        torch.testing.assert_close(after[name], wanted, msg=name)
+
+
+def test_without_decay_the_optimizer_is_adam():
+    trainer = small.make_trainer()
+    model = copy.deepcopy(trainer.model).train()
+    optimizers = adam_of(parts_of(model))
+    for images, labels in small.random_batches(4):
+        small.train(trainer, [(images, labels)])
+        train_step(model.trunk, model.heads, loss_of(3), optimizers, images, labels)
+    assert small.equal_weights(model, trainer.model)
+
+
+class Chance(nn.Module):
+    """Draws as a block of timm does: attention dropout, dropout, stochastic depth."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth, self.drop = DropPath(0.5), nn.Dropout(0.2)
+
+    def forward(self, features):  # (N, C, H, W)
+        tokens = features.flatten(2)
+        share = 0.3 if self.training else 0
+        attention = nn.functional.scaled_dot_product_attention
+        tokens = attention(tokens, tokens, tokens, dropout_p=share)
+        return features + self.depth(self.drop(tokens.view_as(features)))
+
+
+def test_what_is_drawn_depends_on_seed_and_step_alone(tmp_path):
+    def make_trainer():
+        trainer = small.make_trainer(heads=2, seed=3)
+        trainer.parts['trunk'].append(Chance())
+        for name in ('head_000', 'head_001'):
+            trainer.parts[name].body.insert(0, Chance())
+        return trainer
+
+    def train(trainer, *numbers):
+        trainer.begin_epoch(1e-3)
+        for number in numbers:
+            trainer.begin_step(1e-3, 1, number)
+            trainer.step(*batches[number])
+
+    batches, run = small.random_batches(4, heads=2), small.make_run(tmp_path)
+    whole, killed, resumed, other = (make_trainer() for _ in range(4))
+    train(whole, 0, 1, 2, 3)
+    train(killed, 0, 1)
+    run.save_checkpoint(killed, Progress(batches=2))
+    run.begin(resumed)
+    torch.manual_seed(9)
+    train(resumed, 2, 3)
+    assert small.equal_weights(whole.model, resumed.model)
+    run.begin(other)
+    train(other, 1, 3)
+    assert not small.equal_weights(whole.model, other.model)
+
+
 # Another criterion
 
 
@@ -230,15 +342,12 @@ def test_the_gradient_of_a_criterion_is_that_of_the_whole_loss():
 
 def test_a_loss_of_pytorch_metric_learning_is_a_criterion():
     losses = pytest.importorskip('pytorch_metric_learning.losses')
-    optimizer = partial(torch.optim.AdamW, weight_decay=1e-2)
     criterion = losses.ProxyAnchorLoss(num_classes=4, embedding_size=4)
-    trainer = small.make_trainer(heads=1, criterion=criterion, optimizer=optimizer)
+    trainer = small.make_trainer(heads=1, criterion=criterion)
     batch = small.random_batches(1, heads=1)
     first = trainer.step(*batch[0])[0]
     small.train(trainer, batch * 20)
     assert trainer.step(*batch[0])[0] < first
-    decay = [g['weight_decay'] for g in trainer.optimizers['head_000'].param_groups]
-    assert decay == [1e-2, 0]
 
 
 # The learning rate
