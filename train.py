@@ -98,11 +98,11 @@ def build_model(args, base, initialise, stages=None):
     if stages:
         arguments['model_type'] = stages
     model = EnsembleModel(**arguments, seed=args.seed, members=members)
+    if initialise and args.weights != 'none':
+        load_weights(model, initial_weights(args), f'--weights {args.weights}')
     if base:
         old_heads = base['model_args']['ensemble_size']
         freeze_old_heads(model, base['state_dict'], old_heads)
-    elif initialise and args.weights != 'none':
-        load_weights(model, initial_weights(args), f'--weights {args.weights}')
     for name in chain.from_iterable(model.trunk.stages[: args.frozen_stages]):
         model.trunk.get_submodule(name).requires_grad_(False)
     return model

@@ -230,6 +230,26 @@ def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
     assert torch.allclose(first, second[:, :9], atol=1e-5)
 
 
+def test_added_heads_start_from_the_weights(slim, slim_backbone, base, tmp_path):
+    old = read(base, 'model')['state_dict']
+    parts = ('trunk.', 'heads.0.')
+    network = {
+        name.removeprefix(part): value
+        for part in parts
+        for name, value in old.items()
+        if name.startswith(part)
+    }
+    torch.save(network, tmp_path / 'network.pth')
+    flags = ['--ensemble_size', 5, '--extend', base / f'{RUN}_model.pth']
+    flags += ['--weights', tmp_path / 'network.pth', '--lr', 1e-12]
+    train(slim, tmp_path, *SHORT, *flags)
+    run = 'small_uncropped_resnet18_5_3_2019_from_3'
+    grown = read(tmp_path, 'model', run)['state_dict']
+    for number in (3, 4):
+        new = grown[f'heads.{number}.layer3.0.weight']
+        torch.testing.assert_close(new, old['heads.0.layer3.0.weight'])
+
+
 def test_heads_of_another_partition_are_refused(slim, base):
     model = base / f'{RUN}_model.pth'
     flags = ['--extend', model, '--ensemble_size', 4, '--seed', 1]
