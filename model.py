@@ -26,18 +26,12 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
-from areir.networks.backbones import (
-    Backbone,
-    build_backbone,
-    cut,
-    find_family,
-    stage_channels,
-)
-from areir.networks.layers import MeanPool, SqueezeExcitation, Stages, folded
+from areir.networks.backbones import PUBLISHED, STAGES, build_backbone, is_transformer
+from areir.networks.layers import SqueezeExcitation, Stages, folded
 from areir.networks.projection import Projection
+from areir.networks.weight_files import read_state_dict
 from areir.seeds import HEAD, PARTITION, TRUNK
 
-MODEL_TYPES = pretrained.PUBLISHED
 # what a search needs from a model file; training.record writes it
 SAVED = (
     *('model_args', 'state_dict', 'projection', 'calibration'),
@@ -78,31 +72,32 @@ def check_sizes(ensemble_size, meta_class_size):
 class Head(Stages):
     """One member of the ensemble: maps the trunk's features to meta-class logits.
 
-    stages: {name: block} of each of its stages; se: what follows the first; neck:
-    {name: layer} that follows the pooling; fc: the classifier.
+    backbone: the Backbone of a network; shared: how many of its stages are the trunk;
+    se: what follows the head's first stage; fc: the classifier.
     """
 
-    def __init__(self, stages, se, neck, fc):
-        first, *others = stages
-        stages = [{**first, 'se': se}, *others]
-        super().__init__(stages, {'pool': MeanPool(), **neck})
+    def __init__(self, backbone, shared, se, fc):
+        first, *others = backbone.stages[shared:]
+        super().__init__([{**first, 'se': se}, *others], backbone.tail)
+        self.layouts = backbone.layouts
         self.fc = fc
 
     def logits(self, features):
         """Return the logits (N, M) for features of the last stage."""
-        return self.fc(self.run(self.tail, features).flatten(1))
+        return self.fc(self.run(self.tail_names, features))
 
-    def forward(self, features):  # of the trunk, (N, C, H, W)
-        return self.fc(super().forward(features).flatten(1))
+    def forward(self, features):  # of the trunk
+        return self.fc(super().forward(features))
 
     def pooled(self, outputs):
         """Return the pooled features of stages, a list of (N, width).
 
-        outputs: features (N, C, H, W) of each; at the end, those of the head's last.
+        outputs: features of each; at the end, those of the head's last.
         """
-        pooled = [self.pool(output) for output in outputs[:-1]]
-        pooled.append(self.run(self.tail, outputs[-1]))
-        return [part.flatten(1) for part in pooled]
+        layouts = self.layouts[-len(outputs) :]
+        pairs = zip(layouts[:-1], outputs)
+        pooled = [layout.mean(output) for layout, output in pairs]
+        return [*pooled, self.run(self.tail_names, outputs[-1])]
 
 
 class EnsembleModel(nn.Module):
@@ -111,15 +106,15 @@ class EnsembleModel(nn.Module):
     Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
     The trunk is drawn from seed, head h from (seed, h).
 
-    model_type: a name of `backbones.model_types`, or a list of modules, the stages of a
-    network; every head gets a copy of them with the same weights.
+    model_type: the name of a network of torchvision or timm; image_size: pixels per
+    side, for networks of a fixed size, by default their own.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
-    what each head adds to the description of an image: its 'logits'; the pooled
-    'features' of the trunk's last stage and of each stage of the head; or those of all
-    'stages'. mirror: whether the mirror image is described, too, and added. neutral_se:
-    whether the attention starts as if it were not there, which keeps what loaded
-    weights know.
+    what each head adds to the description of an image: its 'logits'; the 'pooled'
+    features of its last stage; the 'features' of the trunk's last stage and of each
+    stage of the head, pooled; or those of all 'stages'. mirror: whether the mirror
+    image is described, too, and added. neutral_se: whether the attention starts as if
+    it were not there, which keeps what loaded weights know.
     Set `projection` to a Projection to apply it to the embeddings.
     Raises UserError for an unknown model_type and for sizes that do not fit.
     """
@@ -136,46 +131,50 @@ class EnsembleModel(nn.Module):
         embedding='logits',
         mirror=False,
         neutral_se=False,
+        image_size=None,
     ):
         super().__init__()
         if embedding not in EMBEDDINGS:
             raise UserError(f'embedding {embedding}: choose {", ".join(EMBEDDINGS)}')
         check_sizes(ensemble_size, meta_class_size)
         self.model_type, self.meta_class_size = model_type, meta_class_size
+        self.image_size = image_size
         self.with_se, self.neutral_se = with_se, neutral_se
         self.embedding, self.mirror = embedding, mirror
-        self.shared_stages, self.ensemble_size = shared_stages, ensemble_size
+        self.ensemble_size = ensemble_size
         self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
         with seeds.random_stream(seeds.derive_seed(seed, TRUNK)):
-            network = build_stages(model_type, 1)
-        if not 1 <= shared_stages < len(network.stages):
-            raise UserError(
-                f'shared_stages {shared_stages}: must be from 1 to '
-                f'{len(network.stages) - 1}, so that each head has a stage'
-            )
-        channels = stage_channels(network.stages)
+            network = build_backbone(model_type, 1, image_size)
+        if not 1 <= shared_stages < STAGES:
+            raise UserError(f'shared_stages {shared_stages}: must be from 1 to 3')
+        # of a network of fewer stages, each head has one
+        shared_stages = min(shared_stages, len(network.stages) - 1)
+        self.shared_stages = shared_stages
+        widths = [*(layout.channels for layout in network.layouts[:-1]), network.width]
         widths = {
             'logits': [meta_class_size],
-            'features': channels[shared_stages - 1 :],
-            'stages': channels,
+            'pooled': [network.width],
+            'features': widths[shared_stages - 1 :],
+            'stages': widths,
         }[embedding]
         self.length = ensemble_size * sum(widths)  # of an embedding, not projected
         self.trunk = Stages(network.stages[:shared_stages])
         self.heads = nn.ModuleList()
         for member in self.members:
             with seeds.random_stream(seeds.derive_seed(seed, HEAD, member)):
-                head = self.build_head(channels[shared_stages], channels[-1])
-            self.heads.append(head)
+                self.heads.append(self.build_head())
 
-    def build_head(self, channels, width):
-        """Return a head. channels: of its first stage; width: of its last."""
-        network = build_stages(self.model_type, self.meta_class_size)
+    def build_head(self):
+        """Return a head with random weights."""
+        size = self.meta_class_size
+        network = build_backbone(self.model_type, size, self.image_size)
         se = nn.Identity()
         if self.with_se:
-            se = SqueezeExcitation(channels, neutral=self.neutral_se)
-        fc = network.classifier or nn.Linear(width, self.meta_class_size)
-        return Head(network.stages[self.shared_stages :], se, network.neck, fc)
+            layout = network.layouts[self.shared_stages]
+            se = SqueezeExcitation(layout, neutral=self.neutral_se)
+        fc = network.classifier or nn.Linear(network.width, size)
+        return Head(network, self.shared_stages, se, fc)
 
     def forward(self, images):
         """Return the logits of every head, (N, E, M)."""
@@ -228,7 +227,8 @@ class EnsembleModel(nn.Module):
             return [head(features).float() for head in self.heads]
         parts = []
         for head in self.heads:
-            parts += head.pooled(shared + head.outputs(features))
+            pooled = head.pooled(shared + head.outputs(features))
+            parts += pooled[-1:] if self.embedding == 'pooled' else pooled
         return [part.float() for part in parts]
 
     def combine(self, vectors):
@@ -238,15 +238,6 @@ class EnsembleModel(nn.Module):
         embeddings = torch.cat(normalised, dim=1)
         embeddings = embeddings / math.sqrt(per_head * self.ensemble_size)
         return self.projection(embeddings) if self.projection else embeddings
-
-
-def build_stages(model_type, num_classes):
-    """Return the Backbone of a network's name, or of copies of a list of stages."""
-    if isinstance(model_type, str):
-        network = build_backbone(model_type, num_classes)
-        return cut(network, find_family(model_type))
-    stages = copy.deepcopy(list(model_type))
-    return Backbone([{f'stage{i + 1}': stage} for i, stage in enumerate(stages)], {})
 
 
 class EnsembleLoss(nn.Module):
@@ -307,20 +298,22 @@ class TrainedModel:
 
 
 class PretrainedModel(TrainedModel):
-    """A torchvision network with its pretrained weights, not trained further.
+    """A network with its pretrained weights, not trained further.
 
-    It has the attributes of a TrainedModel. An image is described by the pooled
-    features of the last two stages, each normalised. name: see `pretrained.read`.
+    It has the attributes of a TrainedModel. A transformer describes an image by its
+    pooled features, another network by those of the last two stages, each normalised.
+    name: see `pretrained.read`.
     """
 
     def __init__(self, name):
         self.path = name
-        network, weights, self.version = pretrained.read(name)
-        options = {'with_se': False, 'shared_stages': 3, 'embedding': 'features'}
-        model = EnsembleModel(network, 1, 1, **options)
-        pretrained.load_weights(model, weights, name)
+        network, model_type, self.version = pretrained.read(name)
+        embedding = 'pooled' if is_transformer(model_type) else 'features'
+        options = {'with_se': False, 'shared_stages': 3, 'embedding': embedding}
+        model = EnsembleModel(model_type, 1, 1, **options)
+        pretrained.load_weights(model, network)
         self.model = model.requires_grad_(False).eval()
-        self.pixel_format = pretrained.pixel_format(network)
+        self.pixel_format = pretrained.pixel_format(model_type)
         self.calibration, self.trained_classes = None, []
 
     def shortened(self, projection):
@@ -332,11 +325,8 @@ class PretrainedModel(TrainedModel):
 
 def open_model(name):
     """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
-    if not os.path.isfile(name):
-        return PretrainedModel(name)
-    saved = load_tensors(name)
-    is_weights = pretrained.is_state_dict(saved)
-    return PretrainedModel(name) if is_weights else TrainedModel(name, saved)
+    saved = read_state_dict(name) if os.path.isfile(name) else {}
+    return TrainedModel(name, saved) if 'format' in saved else PretrainedModel(name)
 
 
 def rebuild(model_args, state_dict):
@@ -344,6 +334,9 @@ def rebuild(model_args, state_dict):
     with torch.device('meta'):  # the weights replace what would be drawn
         model = EnsembleModel(**model_args)
     model.load_state_dict(state_dict, assign=True)
+    if any(buffer.is_meta for buffer in model.buffers()):  # not saved, but computed
+        model = EnsembleModel(**model_args)
+        model.load_state_dict(state_dict)
     return model.requires_grad_(False).eval()
 
 
@@ -388,7 +381,7 @@ def get_parser():
 
 def main():
     args = get_parser().parse_args()
-    model_types = [args.model_type] if args.model_type else MODEL_TYPES
+    model_types = [args.model_type] if args.model_type else PUBLISHED
     with_se = [args.with_se == 'yes'] if args.with_se else [False, True]
     print(
         f'{"model":<22}{"heads":>6}{"meta_classes":>14}'

@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from areir import processes
 from areir.cli.recipes import fill_in_defaults
-from areir.data.images import PixelFormat
 from areir.data.splits import check_name
 from areir.errors import UserError
 from areir.hardware import (
@@ -37,9 +36,12 @@ from areir.hardware import (
     keep_freed_memory,
     local_processes,
 )
-from areir.networks.backbones import check_image_size, has_depthwise
+from areir.networks.backbones import (
+    check_image_size,
+    has_depthwise,
+    own_size,
+)
 from areir.networks.layers import folded
-from areir.networks.pretrained import load_weights
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
 from areir.training.result import Result, embed_parts, record_epoch
@@ -52,7 +54,12 @@ from areir.training.run import (
     run_settings,
 )
 from areir.training.trainer import Trainer, learning_rate
-from areir.training.weights import freeze_old_heads, initial_weights, read_base
+from areir.training.weights import (
+    freeze_old_heads,
+    initial_format,
+    load_initial,
+    read_base,
+)
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
 
@@ -61,6 +68,7 @@ def get_args(argv=None):
     parser = get_parser()
     args = parser.parse_args(argv)
     check_flags(args, parser)
+    args.image_size = args.image_size or own_size(args.model_type)
     check_image_size(args.image_size, args.model_type)
     if args.run_name is not None:
         check_name(args.run_name, '--run_name')
@@ -86,24 +94,21 @@ def usable_recalls(recalls, available):
 # Model
 
 
-def build_model(args, base, initialise, stages=None):
+def build_model(args, base, initialise):
     """Return this process's share of the ensemble: the trunk and every P-th head.
 
     base: the model of --extend or None; initialise: whether to load --weights, which
-    a checkpoint would replace; stages: of a network to use instead of --model_type.
+    a checkpoint would replace.
     """
     rank, count = processes.rank_and_count()
     members = range(rank, args.ensemble_size, count)
-    arguments = model_args(args)
-    if stages:
-        arguments['model_type'] = stages
-    model = EnsembleModel(**arguments, seed=args.seed, members=members)
+    model = EnsembleModel(**model_args(args), seed=args.seed, members=members)
     if initialise and args.weights != 'none':
-        load_weights(model, initial_weights(args), f'--weights {args.weights}')
+        load_initial(model, args)
     if base:
         old_heads = base['model_args']['ensemble_size']
         freeze_old_heads(model, base['state_dict'], old_heads)
-    for name in chain.from_iterable(model.trunk.stages[: args.frozen_stages]):
+    for name in chain.from_iterable(model.trunk.stage_names[: args.frozen_stages]):
         model.trunk.get_submodule(name).requires_grad_(False)
     return model
 
@@ -209,24 +214,17 @@ def print_result(run, progress):
     print(f'wrote {run.path(files)}')
 
 
-def main(args=None, stages=None, pixel_format=None):
-    """Train one run.
-
-    stages: of a network to start from instead of --model_type and --weights;
-    pixel_format: the PixelFormat to use instead of --image_size and the dataset's mean
-    and deviation.
-    """
+def main(args=None):
+    """Train one run."""
     args = args or get_args()
     keep_freed_memory()
     rank, world = processes.join()
 
     # data
     split = load_data(args)
-    pixel_format = pixel_format or split.pixel_format(args.image_size)
     recalls = usable_recalls(args.recalls, split.available) if split.test_parts else []
     images, classes = split.info['counts']['train'][0], len(split.train.classes)
-    from_scratch = args.weights == 'none' and not stages
-    fill_in_defaults(args, images, classes, from_scratch)
+    fill_in_defaults(args, images, classes, args.weights == 'none')
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
     )
@@ -239,20 +237,20 @@ def main(args=None, stages=None, pixel_format=None):
             f'--ensemble_size: torchrun started {world} processes, and each needs a '
             'head of its own to train'
         )
-    depthwise = has_depthwise(stages or args.model_type)
+    depthwise = has_depthwise(args.model_type)
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)
     calibration = earlier_calibration(args, images, classes, run)
+    pixel_format = initial_format(args, split, base)
     if base:
-        pixel_format = PixelFormat(**base['pixel_format'])
         run.refuse_to_replace(args.extend, '--extend')
     if not run.check_start(args.resume, args.overwrite):
         return
     processes.check_shared_folder(args.results_root)
 
     # model and optimizers: every process has the trunk and its share of the heads
-    model = build_model(args, base, not run.checkpoints(), stages)
+    model = build_model(args, base, not run.checkpoints())
     del base  # its weights are as large as the model
     device = hardware.device
     model.to(device, memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 
 import model
+from areir.networks.backbones import cut
 
 OVERRIDE = """
 
@@ -44,8 +45,8 @@ def slim_layer(channels, out_channels, stride):
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-def build_backbone(model_type, num_classes):
-    return SlimBackbone(num_classes)
+def build_backbone(model_type, num_classes, image_size=None):
+    return cut(SlimBackbone(num_classes))
 
 
 def use_slim_backbone(patch):

@@ -45,8 +45,11 @@ def add_data_flags(add):
     flag = add('--crop_type', choices=['uncropped', 'cropped'], default='uncropped')
     flag.help = 'crop images to their object, for car, cub and CSVs with boxes'
     add('--data_root', type=path, default='data', help='folder of the datasets')
-    flag = add('--image_size', type=image_size, default=256)
-    flag.help = 'pixels per side of the square to which images are squashed'
+    flag = add('--image_size', type=image_size)
+    flag.help = (
+        'pixels per side of the square to which images are squashed [default value is '
+        "256 for the four of torchvision, else the network's own]"
+    )
     flag = add('--num_workers', type=number(int, 0, 256))
     flag.help = (
         'processes that decode images; 0 to decode in the training process [default '
@@ -58,8 +61,8 @@ def add_data_flags(add):
 def add_model_flags(add):
     flag = add('--model_type', metavar='NAME', default='resnet18')
     flag.help = (
-        'backbone: a ResNet, ResNeXt, ConvNeXt, EfficientNet, MobileNetV3, RegNet or '
-        'Swin of torchvision'
+        "backbone: torchvision's resnet18, resnet34, resnet50 or resnext50_32x4d, or "
+        'any network of timm, also with the tag of its weights'
     )
     flag = add('--with_se', choices=['yes', 'no'], default='yes')
     flag.help = 'use squeeze-and-excitation blocks'
@@ -69,11 +72,11 @@ def add_model_flags(add):
         'meta-classes per head [default value is as many as training classes (2019: 12 '
         'for car and cub, 500 for sop, 192 for isc, else an eighth)]'
     )
-    flag = add('--weights', type=path, default='imagenet')
+    flag = add('--weights', type=path, default='pretrained')
     flag.help = (
-        'initial weights: imagenet (downloaded once), imagenet_v2 (if there is a '
-        'second version), none (random), or a file: a torchvision state dict or a '
-        'model of train.py'
+        'initial weights: pretrained (downloaded once), none (random), or a file: '
+        '.safetensors, a state dict, a checkpoint of another program, or a model of '
+        'train.py'
     )
     flag = add('--extend', metavar='MODEL', type=path)
     flag.help = (

@@ -5,7 +5,7 @@ import os
 from areir.cli.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
 from areir.errors import UserError
 from areir.files import load_own, load_tensors
-from areir.networks.backbones import model_types
+from areir.networks.backbones import is_network
 
 MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
 KEYS = (  # of a database; query_embeddings, query_labels and query_images are optional
@@ -69,7 +69,7 @@ def find_model(name, results_root):
     path = find_file(name, results_root)
     if path:
         return path, ''
-    if name in model_types():
+    if is_network(name):
         return name, ', pretrained'
     raise UserError(
         f'--model {name}: no such file, and no network that train.py takes; '

@@ -48,16 +48,17 @@ def head_heat(head, features, embedding, gradients):
     """
     first = features.detach().requires_grad_()
     outputs = [first, *head.outputs(first)]
-    seen = first
-    for output in outputs:
-        if min(output.shape[2:]) >= CELLS:
-            seen = output
+    layouts = head.layouts[-len(outputs) :]
+    seen, layout = first, layouts[0]
+    for output, its_layout in zip(outputs, layouts):
+        if its_layout.maps(output).shape[2] >= CELLS:
+            seen, layout = output, its_layout
     if embedding == 'logits':
         parts = [head.logits(outputs[-1])]
     else:
-        parts = head.pooled(outputs)
+        parts = head.pooled(outputs)[-len(gradients) :]
     (gradient,) = torch.autograd.grad(parts, seen, gradients[-len(parts) :])
-    heat = (gradient * seen).sum(dim=1)
+    heat = layout.maps(gradient * seen).sum(dim=1)
     return F.relu(heat).detach()
 
 

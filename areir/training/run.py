@@ -77,6 +77,7 @@ def model_args(args):
         'embedding': args.embedding,
         'mirror': args.mirror == 'yes',
         'neutral_se': args.recipe != '2019',
+        'image_size': args.image_size,
     }
 
 

@@ -1,20 +1,42 @@
-"""Where training starts: ImageNet weights, a weight file, or a smaller ensemble."""
+"""Where training starts: a network's weights, a model, or a smaller ensemble."""
 
 import torch
 
+from areir.data.images import PixelFormat
 from areir.errors import UserError
-from areir.files import load_own, load_tensors
-from areir.networks.pretrained import imagenet_weights
+from areir.files import load_own
+from areir.networks import pretrained
+from areir.networks.backbones import PUBLISHED
+from areir.networks.weight_files import read_state_dict
 from areir.training.run import model_args
 
 NEEDED = 'state_dict', 'model_args', 'pixel_format', 'partition', 'classes', 'protocol'
 
 
-def initial_weights(args):
-    """Return the state dict that --weights names."""
-    if args.weights in ('imagenet', 'imagenet_v2'):
-        return imagenet_weights(args.model_type, args.weights)
-    return load_tensors(args.weights)
+def initial_format(args, split, base):
+    """Return the PixelFormat of the images of a run.
+
+    It is that of the model of --extend, or that of the network's weights; the dataset's
+    own for random weights and for the networks of the published tables.
+    """
+    if base:
+        return PixelFormat(**base['pixel_format'])
+    if args.weights == 'none' or args.model_type in PUBLISHED:
+        return split.pixel_format(args.image_size)
+    return pretrained.pixel_format(args.model_type, args.image_size)
+
+
+def load_initial(model, args):
+    """Load what --weights names into an EnsembleModel."""
+    flag = f'--weights {args.weights}'
+    if args.weights == 'pretrained':
+        network = pretrained.download(args.model_type, args.image_size)
+        return pretrained.load_weights(model, network)
+    content = read_state_dict(args.weights)
+    if 'format' in content:  # written by train.py
+        return pretrained.load_ensemble(model, content['state_dict'], flag)
+    network = pretrained.fill(args.model_type, content, flag, args.image_size)
+    return pretrained.load_weights(model, network)
 
 
 def freeze_old_heads(model, state_dict, old_heads):
