@@ -39,6 +39,7 @@ from areir.hardware import (
 from areir.networks.backbones import (
     check_image_size,
     has_depthwise,
+    is_transformer,
     own_size,
 )
 from areir.networks.layers import folded
@@ -224,7 +225,8 @@ def main(args=None):
     split = load_data(args)
     recalls = usable_recalls(args.recalls, split.available) if split.test_parts else []
     images, classes = split.info['counts']['train'][0], len(split.train.classes)
-    fill_in_defaults(args, images, classes, args.weights == 'none')
+    transformer = is_transformer(args.model_type)
+    fill_in_defaults(args, images, classes, args.weights == 'none', transformer)
     partition = assign_meta_classes(
         classes, args.meta_class_size, args.ensemble_size, args.seed
     )
@@ -241,7 +243,7 @@ def main(args=None):
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads), args.results_root, settings)
-    calibration = earlier_calibration(args, images, classes, run)
+    calibration = earlier_calibration(args, images, classes, run, transformer)
     pixel_format = initial_format(args, split, base)
     if base:
         run.refuse_to_replace(args.extend, '--extend')

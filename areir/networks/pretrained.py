@@ -20,7 +20,7 @@ from areir.networks.backbones import (
     timm_config,
 )
 from areir.networks.layers import Stages
-from areir.networks.weight_files import below, read_state_dict
+from areir.networks.weight_files import read_state_dict
 
 OTHERWISE = 'give --weights FILE, or --weights none to start from random weights'
 NAMED = 3  # weights that a message names
@@ -184,7 +184,8 @@ def load_ensemble(model, state, name):
     parts = {'trunk': model.trunk}
     parts |= {f'heads.{i}': head for i, head in zip(model.members, model.heads)}
     for prefix, part in parts.items():
-        weights = below(state, f'{prefix}.')
+        own = [key for key in state if key.startswith(f'{prefix}.')]
+        weights = {key.removeprefix(f'{prefix}.'): state[key] for key in own}
         if (
             'fc.weight' in weights
             and weights['fc.weight'].shape != part.fc.weight.shape
