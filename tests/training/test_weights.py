@@ -1,18 +1,36 @@
-"""Where training starts with --extend."""
+"""What training starts with: the format of its images, and the model of --extend."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from areir.cli.recipes import RECIPES
+from areir.data.images import PixelFormat
+from areir.data.splits import Split
 from areir.errors import UserError
 from areir.files import write_tensors
-from areir.training.weights import freeze_old_heads, read_base
+from areir.training.weights import freeze_old_heads, initial_format, read_base
 from model import EnsembleModel, assign_meta_classes
 
 CLASSES = [f'class {i}' for i in range(10)]
+
+
+def test_images_have_the_format_of_what_is_loaded():
+    own, half = PixelFormat(64, (0.1,) * 3, (0.2,) * 3), (0.5,) * 3
+    of_weights = PixelFormat(64, half, half, 'bicubic')
+    of_base = PixelFormat(64, half, half, 'lanczos')
+    split = Split('', {'mean': own.mean, 'std': own.std}, '', {})
+    for model_type, weights, base, wanted in (
+        ('resnet18', 'pretrained', None, own),
+        ('vit_tiny_patch16_224', 'none', None, own),
+        ('vit_tiny_patch16_224', 'pretrained', None, of_weights),
+        ('vit_tiny_patch16_224', 'none', {'pixel_format': asdict(of_base)}, of_base),
+    ):
+        args = Namespace(model_type=model_type, weights=weights, image_size=64)
+        assert initial_format(args, split, base) == wanted
 
 
 def test_the_old_heads_are_copied_and_frozen(slim_backbone):
