@@ -111,6 +111,9 @@ def build_model(args, base, initialise):
         freeze_old_heads(model, base['state_dict'], old_heads)
     for name in chain.from_iterable(model.trunk.stage_names[: args.frozen_stages]):
         model.trunk.get_submodule(name).requires_grad_(False)
+    for layer in model.modules():
+        if hasattr(layer, 'drop_prob'):
+            layer.drop_prob = 0.0  # no stochastic depth
     return model
 
 

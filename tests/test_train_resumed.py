@@ -12,7 +12,6 @@ import pytest
 import torch
 from slim import build_backbone, use_slim_backbone
 from torch import nn
-from torchvision.ops import StochasticDepth
 from train_runs import EVERY_BATCH, assert_same_run, dying, read
 
 import model
@@ -137,18 +136,18 @@ def test_a_signal_stops_while_features_are_computed(train, tmp_path):
     assert len(batches) <= 2
 
 
-# Networks that drop branches by chance
+# Networks that drop features by chance
 
 
-def build_dropping(model_type, num_classes):
-    """A backbone with the stochastic depth of ConvNeXt, EfficientNet and Swin."""
-    network = build_backbone(model_type, num_classes)
-    network.layer1 = nn.Sequential(network.layer1, StochasticDepth(0.3, 'row'))
-    network.layer3 = nn.Sequential(network.layer3, StochasticDepth(0.3, 'row'))
-    return network
+def build_dropping(*arguments):
+    """A backbone that drops features in its trunk and in its heads."""
+    backbone = build_backbone(*arguments)
+    for number, stage in enumerate(backbone.stages):
+        stage[f'drop{number}'] = nn.Dropout(0.3)
+    return backbone
 
 
-def test_stochastic_depth_depends_on_the_seed_alone(train, tmp_path, monkeypatch):
+def test_dropout_depends_on_the_seed_alone(train, tmp_path, monkeypatch):
     """So a run that dies goes on as it was."""
     monkeypatch.setattr(model, 'build_backbone', build_dropping)
     flags = ['--weights', 'none', '--ensemble_size', 3]

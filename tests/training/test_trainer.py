@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
 from areir.hardware import Hardware
-from areir.networks.layers import SqueezeExcitation
+from areir.networks.layers import Layout, SqueezeExcitation
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
@@ -176,7 +176,7 @@ def test_frozen_statistics_stay_and_weights_move(slim_backbone):
 
 def test_frozen_stages_of_the_trunk_stay_as_they_are(slim_backbone):
     model = EnsembleModel('resnet18', 2, 4, seed=1, shared_stages=3)
-    first, second, third = model.trunk.stages
+    first, second, third = model.trunk.stage_names
     for name in (*first, *second):
         model.trunk.get_submodule(name).requires_grad_(False)
     before = copy.deepcopy(model)
@@ -207,7 +207,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.proj, self.norm = nn.Conv2d(3, 3, 2), nn.LayerNorm(3)
         self.pos_embed = nn.Parameter(torch.zeros(1, 5, 3))
-        self.se = SqueezeExcitation(8)
+        self.se = SqueezeExcitation(Layout(8, (1,)))
         self.fc = nn.Linear(3, 2)
 
 
