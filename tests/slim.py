@@ -11,6 +11,7 @@ from functools import partial
 from torch import nn
 
 import model
+from areir.networks import pretrained
 from areir.networks.backbones import cut
 
 OVERRIDE = """
@@ -45,13 +46,18 @@ def slim_layer(channels, out_channels, stride):
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-def build_backbone(model_type, num_classes, image_size=None):
-    return cut(SlimBackbone(num_classes))
+def build_network(model_type, num_classes=0, image_size=None):
+    return SlimBackbone(num_classes)
+
+
+def build_backbone(*arguments):
+    return cut(build_network(*arguments))
 
 
 def use_slim_backbone(patch):
     """Make models of this process slim; patch: a MonkeyPatch."""
     patch.setattr(model, 'build_backbone', build_backbone)
+    patch.setattr(pretrained, 'build_network', build_network)
 
 
 def note(arrived, handler, number, frame):
