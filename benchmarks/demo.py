@@ -15,6 +15,7 @@ import methods
 import peers
 
 import utils
+from areir.data.splits import load_split
 from areir.files import load_tensors
 from areir.gallery.databases import image_folder, load_database
 from model import EnsembleModel, TrainedModel
@@ -36,9 +37,9 @@ def main():
     database, path = load_database(path, os.path.dirname(path))
     root = os.path.dirname(os.path.abspath(image_folder(database, path, None)))
     trained = TrainedModel(f'{run}_model.pth')
-    size = trained.pixel_format.image_size
-    dataset = methods.Dataset(root, database['data_name'], size, 'none')
-    dataset.pixel_format = trained.pixel_format
+    name = database['data_name']
+    split = load_split(root, name)
+    dataset = methods.Dataset(root, name, split, trained.pixel_format)
     vectors = {
         'raw pixels': methods.Pixels().train(dataset, None, 0, 0).outputs['embedding'],
         'untrained network': peers.read(untrained_model(run), dataset),

@@ -253,7 +253,7 @@ def print_agreement(runs):
 
 def compare_precisions(args):
     """Train on the sample in bf16 and fp32; print Recall@1 of every seed."""
-    settings = Namespace(weights='none', image_size=64)
+    settings = Namespace(model_type='resnet18', weights='none', image_size=64)
     with tempfile.TemporaryDirectory() as root:
         folder = os.path.join(root, 'images')
         draw_sample(folder, side=64, **(TINY_SAMPLE if args.tiny else {}))
@@ -263,7 +263,7 @@ def compare_precisions(args):
         for seed in range(args.seeds):
             recalls = {}
             for precision in ('bf16', 'fp32'):
-                ours = Ours('none', {'precision': precision})
+                ours = Ours(settings, {'precision': precision})
                 trained = ours.train(dataset, ours.default_lr, seed, args.num_epochs)
                 vectors = trained.outputs['embedding']['test']
                 recalls[precision] = evaluate(vectors, labels, [1])['recall@1']

@@ -15,10 +15,8 @@ import tempfile
 from dataclasses import dataclass, replace
 
 import common
-import lite0
 import pandas as pd
 import peers
-import torch
 from torch.nn import functional as F
 
 import data_utils
@@ -28,9 +26,10 @@ from areir.cli import types
 from areir.data.crops import link_images
 from areir.data.images import PixelFormat
 from areir.data.loading import Embedder
-from areir.data.splits import load_split
+from areir.data.splits import Split, load_split
 from areir.files import load_tensors
 from areir.retrieval import evaluate
+from areir.training.weights import initial_format
 from model import TrainedModel
 
 PARTS = 'train', 'test'
@@ -46,36 +45,29 @@ FACTORS = 0.5, 1, 2  # of the default learning rate of the current recipe
 
 
 def add_data_flags(parser):
-    """Add the flags of data, weights and image size."""
+    """Add the flags of data, network, weights and image size."""
     add = parser.add_argument
     flag = add('--data', type=types.path, required=True)
     flag.help = 'folder of train/<class> and test/<class>'
-    add(
-        '--weights',
-        default='none',
-        help='none: resnet18 from scratch; FILE: EfficientNet-Lite0 with the weights '
-        f'in it; lite0: those of the installed package {lite0.PACKAGE}',
-    )
+    add('--model_type', default='resnet18', help='network')
+    add('--weights', default='none', help='its initial weights: none, or as train.py')
     add('--image_size', type=types.image_size, help='default: 64, 128 with weights')
 
 
 def fill_in_data_flags(args):
-    """Set the path of the weights and the default image size."""
-    if args.weights == 'lite0':
-        args.weights = lite0.weights_path()
+    """Set the default image size."""
     if args.image_size is None:
         args.image_size = 64 if args.weights == 'none' else 128
 
 
+@dataclass
 class Dataset:
-    """A prepared dataset, and how its images become vectors."""
+    """A prepared dataset, root/name, and the PixelFormat in which it is embedded."""
 
-    def __init__(self, root, name, image_size, weights):
-        self.root, self.name = root, name
-        self.split = load_split(root, name)
-        self.pixel_format = self.split.pixel_format(image_size)
-        if weights != 'none':
-            self.pixel_format = PixelFormat(image_size, lite0.MEAN, lite0.STD)
+    root: str
+    name: str
+    split: Split
+    pixel_format: PixelFormat
 
     def paths(self, part):
         """Return the paths of the images of 'train' or 'test'."""
@@ -107,7 +99,8 @@ def open_dataset(args, root, name, folder):
     workers = min(8, hardware.available_cores())
     with contextlib.redirect_stdout(sys.stderr):  # stdout has the tables alone
         data_utils.prepare(root, name, folder, args.image_size, num_workers=workers)
-    return Dataset(root, name, args.image_size, args.weights)
+    split = load_split(root, name)
+    return Dataset(root, name, split, initial_format(args, split))
 
 
 def link_held_out(split, folder, seed):
@@ -165,35 +158,35 @@ class Untrained:
 
     lrs = (None,)
 
-    def __init__(self, weights):
-        self.weights = weights
+    def __init__(self, args):
+        self.args = args
 
     def train(self, dataset, lr, seed, epochs):
-        model = peers.build_model(self.weights, seed)
+        model = peers.build_model(self.args, seed)
         weights = dict(model.named_parameters())
         count = sum(w.numel() for name, w in weights.items() if '.fc.' not in name)
-        return Trained(0, count, peers.read_features(model, dataset, self.weights))
+        return Trained(0, count, peers.read_features(model, dataset, self.args))
 
 
 class Peer:
     """A loss of pytorch-metric-learning."""
 
-    def __init__(self, loss, weights):
-        self.loss, self.weights = loss, weights
-        self.lrs = PEER_LRS[weights != 'none']
+    def __init__(self, loss, args):
+        self.loss, self.args = loss, args
+        self.lrs = PEER_LRS[args.weights != 'none']
 
     def time_epoch(self, dataset):
-        run = peers.Run(self.loss, self.weights, dataset, self.lrs[0], 0, epochs=2)
+        run = peers.Run(self.loss, self.args, dataset, self.lrs[0], 0, epochs=2)
         run.train_epoch(1)  # the first is slower
         return run.train_epoch(2)
 
     def train(self, dataset, lr, seed, epochs):
-        run = peers.Run(self.loss, self.weights, dataset, lr, seed, epochs)
+        run = peers.Run(self.loss, self.args, dataset, lr, seed, epochs)
         seconds = sum(run.train_epoch(epoch) for epoch in range(1, epochs + 1))
         model = run.model
         outputs = {'embedding': peers.read(model, dataset)}
         if self.loss == peers.WHITENED_LOSS:
-            outputs |= peers.read_features(model, dataset, self.weights)
+            outputs |= peers.read_features(model, dataset, self.args)
         modules = model, run.trainer.loss
         count = sum(w.numel() for module in modules for w in module.parameters())
         return Trained(seconds, count, outputs)
@@ -208,9 +201,9 @@ class Ours:
     changes: {flag: value} to use instead of the recipe's, even of --lr.
     """
 
-    def __init__(self, weights, changes=None):
-        self.weights, self.changes = weights, changes or {}
-        self.default_lr = peers.current_recipe(weights)['lr']
+    def __init__(self, args, changes=None):
+        self.args, self.changes = args, changes or {}
+        self.default_lr = peers.current_recipe(args)['lr']
         self.lrs = tuple(self.default_lr * factor for factor in FACTORS)
 
     def arguments(self, dataset, results_root, lr, seed, epochs):
@@ -220,7 +213,8 @@ class Ours:
             'data_root': dataset.root,
             'results_root': results_root,
             'image_size': dataset.pixel_format.image_size,
-            'weights': 'none',
+            'model_type': self.args.model_type,
+            'weights': self.args.weights,
             'recipe': 'current',
             'recalls': 1,
             'test_every': epochs,
@@ -236,23 +230,16 @@ class Ours:
 
         All images are embedded again. The test images must have the recall of the CSV.
         """
-        extra = {}
-        if self.weights != 'none':
-            extra['stages'] = lite0.build_lite0(self.weights)
-            extra['pixel_format'] = dataset.pixel_format
         handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.redirect_stdout(sys.stderr):
-                train.main(self.arguments(dataset, folder, lr, seed, epochs), **extra)
+                train.main(self.arguments(dataset, folder, lr, seed, epochs))
             last = pd.read_csv(find(folder, 'results.csv')).iloc[-1]
             saved = load_tensors(find(folder, 'model.pth'))
             with open(find(folder, 'run.json'), encoding='utf-8') as file:
                 parameters = json.load(file)['parameters']
         for number, handler in handlers.items():
             signal.signal(number, handler)  # train.py has installed its own
-        if extra:
-            with torch.device('meta'):
-                saved['model_args']['model_type'] = lite0.random_stages()
         model = TrainedModel('', saved).model
         vectors = peers.read(model, dataset, projection=None)
         outputs = {'unprojected': vectors, 'embedding': vectors}

@@ -8,7 +8,6 @@ weights. Schedule, crops and flips are those of our recipe.
 
 import time
 
-import lite0
 import numpy as np
 import torch
 from torch import nn
@@ -16,15 +15,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir import hardware
-from areir.cli.recipes import FROM_SCRATCH, RECIPES, default_projection
+from areir.cli.recipes import FROM_SCRATCH, RECIPES, TRANSFORMER, default_projection
 from areir.data.loading import make_loader
 from areir.errors import UserError
-from areir.networks.backbones import has_depthwise
+from areir.networks.backbones import has_depthwise, is_transformer
 from areir.networks.layers import folded
 from areir.networks.projection import fit_projection, fit_whitening
 from areir.seeds import random_stream
 from areir.training.batches import CropAndFlip, EpochSampler, training_batches
 from areir.training.trainer import Trainer, learning_rate
+from areir.training.weights import load_initial
 from model import EnsembleLoss, EnsembleModel
 
 LOSSES = ('multi_similarity', 'proxy_anchor', 'norm_softmax', 'cosface')
@@ -67,26 +67,32 @@ def make_criterion(name, classes):
     return kinds[name](classes, DIMENSIONS)
 
 
-def current_recipe(weights):
-    """Return {flag: value} of the current recipe; weights: 'none' or others."""
-    return RECIPE | (FROM_SCRATCH if weights == 'none' else {})
+def current_recipe(args):
+    """Return {flag: value} of the current recipe for --model_type and --weights."""
+    recipe = RECIPE | (FROM_SCRATCH if args.weights == 'none' else {})
+    return recipe | (TRANSFORMER if is_transformer(args.model_type) else {})
 
 
-def build_model(weights, seed):
-    """Return the network of a peer: resnet18 from scratch, or Lite0 with its weights.
-
-    weights: 'none' or the path of a file.
-    """
-    network = 'resnet18' if weights == 'none' else lite0.build_lite0(weights)
-    options = {'with_se': False, 'shared_stages': RECIPE['shared_stages']}
-    model = EnsembleModel(network, 1, DIMENSIONS, seed=seed, **options)
+def build_model(args, seed):
+    """Return the network of a peer, of --model_type with --weights."""
+    model = EnsembleModel(
+        args.model_type,
+        1,
+        DIMENSIONS,
+        with_se=False,
+        shared_stages=RECIPE['shared_stages'],
+        seed=seed,
+        image_size=args.image_size,
+    )
+    if args.weights != 'none':
+        load_initial(model, args)
     return model.to(hardware.local_device(), memory_format=torch.channels_last)
 
 
 def choose_hardware(model):
     """Return the Hardware that train.py would choose for a model."""
     gpus = [0] if torch.cuda.is_available() else []
-    return hardware.choose_hardware(gpus, 'auto', has_depthwise([model]))
+    return hardware.choose_hardware(gpus, 'auto', has_depthwise(model.model_type))
 
 
 # Training
@@ -127,11 +133,11 @@ class Run:
     undo what was loaded.
     """
 
-    def __init__(self, loss, weights, dataset, lr, seed, epochs):
+    def __init__(self, loss, args, dataset, lr, seed, epochs):
         self.lr, self.epochs, self.dataset = lr, epochs, dataset
         self.labels = dataset.labels('train')[:, None]  # of the only head
         self.loader = make_batches(loss, dataset, seed)
-        self.model = build_model(weights, seed)
+        self.model = build_model(args, seed)
         with random_stream(seed):
             criterion = make_criterion(loss, len(self.labels.unique()))
         self.trainer = Trainer(
@@ -139,7 +145,7 @@ class Run:
             EnsembleLoss(criterion, 1),
             lr,
             choose_hardware(self.model),
-            freeze_bn=weights != 'none',
+            freeze_bn=args.weights != 'none',
             weight_decay=WEIGHT_DECAY,
             criterion_rate=LOSS_LR / lr,
         )
@@ -186,12 +192,11 @@ def project(vectors, fit, *settings):
     return {part: projection(vectors[part]) for part in vectors}
 
 
-def read_features(model, dataset, weights):
+def read_features(model, dataset, args):
     """Return {output: {part: vectors (N, .)}} of all images, without the classifier.
 
     pooled: the features of the last stage; whitened: their WHITENED components, fitted
-    without labels; our_embedding: as train.py embeds with these weights, 'none' or
-    others.
+    without labels; our_embedding: as train.py embeds with these weights.
     """
     width = model.heads[0].fc.in_features
     features = read(model, dataset, embedding='features')
@@ -199,7 +204,7 @@ def read_features(model, dataset, weights):
         part: F.normalize(vectors[:, -width:], dim=1)
         for part, vectors in features.items()
     }
-    recipe = current_recipe(weights)
+    recipe = current_recipe(args)
     changes = {'embedding': recipe['embedding'], 'mirror': recipe['mirror'] == 'yes'}
     described = read(model, dataset, **changes)
     labels = dataset.labels('train')

@@ -1,8 +1,8 @@
 """Measure the recall of trained and new classes: ours and pytorch-metric-learning's.
 
     python benchmarks/quality.py --data ../shared/data/grocery --seconds 240
-    python benchmarks/quality.py --data ../shared/data/cars196 --weights lite0 \
-        --seconds 400
+    python benchmarks/quality.py --data ../shared/data/cars196 --seconds 400 \
+        --model_type tf_efficientnet_lite0 --weights lite0.safetensors
     python benchmarks/quality.py --data ../shared/data/grocery --seconds 240 --table
     python benchmarks/quality.py --data ../shared/data/grocery --cost
 
@@ -76,13 +76,13 @@ METHODS = {
 }
 
 
-def make_trainers(weights):
+def make_trainers(args):
     """Return {run: what trains it}, by the names in METHODS."""
     return {
         'pixels': methods.Pixels(),
-        'untrained': methods.Untrained(weights),
-        'ours': methods.Ours(weights),
-        **{loss: methods.Peer(loss, weights) for loss in peers.LOSSES},
+        'untrained': methods.Untrained(args),
+        'ours': methods.Ours(args),
+        **{loss: methods.Peer(loss, args) for loss in peers.LOSSES},
     }
 
 
@@ -97,7 +97,7 @@ class Experiment:
 
     def __init__(self, args, root):
         self.args, self.root = args, root
-        self.trainers = make_trainers(args.weights)
+        self.trainers = make_trainers(args)
         self.timings_path = os.path.join(args.results, 'timings.json')
 
     @cached_property
@@ -308,14 +308,17 @@ def get_args():
     add('--methods', default=','.join(METHODS), help='which to train')
     add('--table', action='store_true', help='print what is finished, train nothing')
     add('--cost', action='store_true', help='print parameters and memory instead')
-    add('--results', help='folder; default: results/quality_<data>_<weights>_<pixels>')
+    add(
+        '--results',
+        help='folder; default: results/quality_<data>_<network>_<weights>_<pixels>',
+    )
     args = parser.parse_args()
     methods.fill_in_data_flags(args)
     args.methods = args.methods.split(',')
     if args.results is None:
         data = os.path.basename(os.path.abspath(args.data))
         weights = os.path.splitext(os.path.basename(args.weights))[0]
-        name = f'quality_{data}_{weights}_{args.image_size}'
+        name = f'quality_{data}_{args.model_type}_{weights}_{args.image_size}'
         args.results = os.path.join(common.REPOSITORY, 'results', name)
     return args
 
@@ -332,8 +335,9 @@ def main():
         if not args.table:
             experiment.complete_all(args.methods)
         print(
-            f'{args.data}, weights {args.weights}, images of {args.image_size} pixels, '
-            f'{args.seconds:g} seconds of training, {common.describe_machine()}'
+            f'{args.data}, {args.model_type}, weights {args.weights}, images of '
+            f'{args.image_size} pixels, {args.seconds:g} seconds of training, '
+            f'{common.describe_machine()}'
         )
         experiment.print_table()
 

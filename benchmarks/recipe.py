@@ -2,7 +2,8 @@
 
     python data_utils.py --data_name sample --image_size 64
     python benchmarks/recipe.py --data data/sample
-    python benchmarks/recipe.py --data ../shared/data/grocery --weights lite0
+    python benchmarks/recipe.py --data ../shared/data/grocery \
+        --model_type tf_efficientnet_lite0 --weights lite0.safetensors
 
 One part is changed at a time. Every change is trained for the same number of epochs
 with each seed. The difference to the recipe is paired: the same queries and seeds, with
@@ -63,7 +64,7 @@ def train_all(args, dataset):
     results = {name: [] for name in changes}
     runs = [(seed, name) for seed in range(args.seeds) for name in changes]
     for seed, name in tqdm(runs, desc='runs'):
-        ours = methods.Ours(args.weights, changes[name])
+        ours = methods.Ours(args, changes[name])
         trained = ours.train(dataset, ours.default_lr, seed, args.epochs)
         vectors, labels = trained.outputs['embedding'], dataset.all_labels
         values = figures.values_per_query(vectors, labels)

@@ -1,6 +1,7 @@
 """Measure what whitening is worth in small folders.
 
-    python benchmarks/small_folders.py --data DIR --weights lite0 --epochs 4
+    python benchmarks/small_folders.py --data DIR --epochs 4 \
+        --model_type tf_efficientnet_lite0 --weights lite0.safetensors
     python benchmarks/small_folders.py --data DIR --products 32 --photos 18
 
 Products and their photographs are drawn from --data by the seed. Half of the products
@@ -60,7 +61,7 @@ def measure(args, products, photos, seed):
         folder = os.path.join(root, 'drawn')
         draw(args.data, products, photos, seed, folder)
         dataset = methods.open_dataset(args, root, 'small', folder)
-        ours = methods.Ours(args.weights)
+        ours = methods.Ours(args)
         outputs = ours.train(dataset, ours.default_lr, seed, args.epochs).outputs
     values = [
         figures.values_per_query(outputs[name], dataset.all_labels)
@@ -100,8 +101,9 @@ def main():
     methods.fill_in_data_flags(args)
     hardware.keep_freed_memory()
     print(
-        f'{args.data}, weights {args.weights}, {args.epochs} epochs: with whitening - '
-        f'without = difference; {common.describe_machine()}'
+        f'{args.data}, {args.model_type}, weights {args.weights}, {args.epochs} '
+        'epochs: with whitening - without = difference; '
+        f'{common.describe_machine()}'
     )
     done = []
     for products, photos in itertools.product(args.products, args.photos):

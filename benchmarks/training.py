@@ -23,9 +23,10 @@ from torch import nn
 import utils
 from areir import hardware, processes
 from areir.cli import types
+from areir.networks.backbones import PUBLISHED
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
-from model import MODEL_TYPES, EnsembleLoss, EnsembleModel, count_parameters
+from model import EnsembleLoss, EnsembleModel, count_parameters
 
 META_CLASS_SIZE = 12
 LR = 1e-4
@@ -214,7 +215,7 @@ def print_memory(args):
     )
     rows = {}
     for with_se in (False, True):
-        for model_type in MODEL_TYPES:
+        for model_type in PUBLISHED:
             needed = memory_of(args, model_type, with_se)
             row = {name: f'{count / 2**30:.2f}' for name, count in needed.items()}
             rows['se-' * with_se + model_type] = row

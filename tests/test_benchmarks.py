@@ -93,7 +93,7 @@ def test_training(tables):
 
 @pytest.mark.slow
 def test_memory_of_training(tables, monkeypatch):
-    monkeypatch.setattr(training, 'MODEL_TYPES', ['resnet18'])
+    monkeypatch.setattr(training, 'PUBLISHED', ['resnet18'])
     rows = tables(training, '--memory', '--batch_size', 2, *SMALL_NETWORK)
     assert list(rows) == ['resnet18', 'se-resnet18']
     for row in rows.values():

