@@ -4,11 +4,14 @@ import copy
 import weakref
 
 import pytest
+import slim
 import small
 import torch
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
+import train
+from areir.cli.recipes import fill_in_defaults
 from areir.hardware import Hardware
 from areir.networks.layers import Layout, SqueezeExcitation
 from areir.training.run import Progress
@@ -195,6 +198,21 @@ def test_every_batch_norm_keeps_frozen_statistics(kind):
     trainer.begin_epoch(1e-3)
     assert trainer.parts['trunk'].training
     assert not trainer.parts['trunk'][-1].training
+
+
+def test_stochastic_depth_is_off(monkeypatch):
+    def build_deep(*arguments):
+        backbone = slim.build_backbone(*arguments)
+        for number, stage in enumerate(backbone.stages):
+            stage[f'drop{number}'] = DropPath(0.3)
+        return backbone
+
+    monkeypatch.setattr('model.build_backbone', build_deep)
+    args = train.get_args(['--weights', 'none'])
+    fill_in_defaults(args, 1000, 20, from_scratch=True)
+    layers = train.build_model(args, None, initialise=True).modules()
+    drops = [layer.drop_prob for layer in layers if isinstance(layer, DropPath)]
+    assert len(drops) >= 4 and not any(drops)
 
 
 # The optimizer
