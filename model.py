@@ -27,7 +27,7 @@ from areir.errors import UserError
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED, STAGES, build_backbone, is_transformer
-from areir.networks.layers import SqueezeExcitation, Stages, folded
+from areir.networks.layers import folded, run_stages
 from areir.networks.projection import Projection
 from areir.networks.weight_files import read_state_dict
 from areir.seeds import HEAD, PARTITION, TRUNK
@@ -69,7 +69,33 @@ def check_sizes(ensemble_size, meta_class_size):
             raise UserError(f'{name} {value}: must be at least 1')
 
 
-class Head(Stages):
+class SqueezeExcitation(nn.Module):
+    """Channel attention (arXiv 1709.01507): each gate depends on all channels.
+
+    A gate is sigmoid(x), from 0 to 1. neutral: it is 2 sigmoid(x), and every x is 0 at
+    the start, so that features pass unchanged. layout: of the features.
+    """
+
+    def __init__(self, layout, reduction=8, neutral=False):
+        super().__init__()
+        self.space, channels = layout.space, layout.channels
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+        self.gain = 2 if neutral else 1
+        if neutral:
+            nn.init.zeros_(self.excite.weight)
+
+    def forward(self, features):
+        means = features.mean(dim=self.space)  # (N, C)
+        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
+        if self.gain > 1:
+            gates = gates * self.gain
+        for dim in self.space:
+            gates = gates.unsqueeze(dim)
+        return features * gates
+
+
+class Head(nn.Module):
     """One member of the ensemble: maps the trunk's features to meta-class logits.
 
     backbone: the Backbone of a network; shared: how many of its stages are the trunk;
@@ -77,27 +103,27 @@ class Head(Stages):
     """
 
     def __init__(self, backbone, shared, se, fc):
-        first, *others = backbone.stages[shared:]
-        super().__init__([{**first, 'se': se}, *others], backbone.tail)
+        super().__init__()
+        self.stages = nn.Sequential(*backbone.stages[shared:])
+        self.stages[0].append(se)
+        self.pool, self.fc = backbone.pool, fc
         self.layouts = backbone.layouts
-        self.fc = fc
+
+    def forward(self, features):  # of the trunk
+        return self.logits(self.stages(features))
 
     def logits(self, features):
         """Return the logits (N, M) for features of the last stage."""
-        return self.fc(self.run(self.tail_names, features))
-
-    def forward(self, features):  # of the trunk
-        return self.fc(super().forward(features))
+        return self.fc(self.pool(features))
 
     def pooled(self, outputs):
         """Return the pooled features of stages, a list of (N, width).
 
         outputs: features of each; at the end, those of the head's last.
         """
-        layouts = self.layouts[-len(outputs) :]
-        pairs = zip(layouts[:-1], outputs)
-        pooled = [layout.mean(output) for layout, output in pairs]
-        return [*pooled, self.run(self.tail_names, outputs[-1])]
+        pairs = zip(self.layouts[-len(outputs) :], outputs[:-1])
+        pooled = [layout.mean(features) for layout, features in pairs]
+        return [*pooled, self.pool(outputs[-1])]
 
 
 class EnsembleModel(nn.Module):
@@ -145,7 +171,7 @@ class EnsembleModel(nn.Module):
         self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
         with seeds.random_stream(seeds.derive_seed(seed, TRUNK)):
-            network = build_backbone(model_type, 1, image_size)
+            network = build_backbone(model_type, image_size)
         if not 1 <= shared_stages < STAGES:
             raise UserError(f'shared_stages {shared_stages}: must be from 1 to 3')
         # of a network of fewer stages, each head has one
@@ -159,7 +185,7 @@ class EnsembleModel(nn.Module):
             'stages': widths,
         }[embedding]
         self.length = ensemble_size * sum(widths)  # of an embedding, not projected
-        self.trunk = Stages(network.stages[:shared_stages])
+        self.trunk = nn.Sequential(*network.stages[:shared_stages])
         self.heads = nn.ModuleList()
         for member in self.members:
             with seeds.random_stream(seeds.derive_seed(seed, HEAD, member)):
@@ -167,13 +193,12 @@ class EnsembleModel(nn.Module):
 
     def build_head(self):
         """Return a head with random weights."""
-        size = self.meta_class_size
-        network = build_backbone(self.model_type, size, self.image_size)
+        network = build_backbone(self.model_type, self.image_size)
         se = nn.Identity()
         if self.with_se:
             layout = network.layouts[self.shared_stages]
             se = SqueezeExcitation(layout, neutral=self.neutral_se)
-        fc = network.classifier or nn.Linear(network.width, size)
+        fc = nn.Linear(network.width, self.meta_class_size)
         return Head(network, self.shared_stages, se, fc)
 
     def forward(self, images):
@@ -219,7 +244,7 @@ class EnsembleModel(nn.Module):
         """
         images = images.to(next(self.trunk.parameters()).dtype)
         if self.embedding == 'stages':
-            shared = self.trunk.outputs(images)
+            shared = run_stages(self.trunk, images)
         else:
             shared = [self.trunk(images)]
         features = shared[-1]
@@ -227,7 +252,7 @@ class EnsembleModel(nn.Module):
             return [head(features).float() for head in self.heads]
         parts = []
         for head in self.heads:
-            pooled = head.pooled(shared + head.outputs(features))
+            pooled = head.pooled(shared + run_stages(head.stages, features))
             parts += pooled[-1:] if self.embedding == 'pooled' else pooled
         return [part.float() for part in parts]
 

@@ -14,7 +14,6 @@ killed at any moment: the same command with --resume continues from its last che
 import math
 import time
 from functools import partial
-from itertools import chain
 
 import utils
 from areir.cli.training import check_flags, get_parser
@@ -109,8 +108,7 @@ def build_model(args, base, initialise):
     if base:
         old_heads = base['model_args']['ensemble_size']
         freeze_old_heads(model, base['state_dict'], old_heads)
-    for name in chain.from_iterable(model.trunk.stage_names[: args.frozen_stages]):
-        model.trunk.get_submodule(name).requires_grad_(False)
+    model.trunk[: args.frozen_stages].requires_grad_(False)
     for layer in model.modules():
         if hasattr(layer, 'drop_prob'):
             layer.drop_prob = 0.0  # no stochastic depth

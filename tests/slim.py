@@ -10,35 +10,45 @@ from functools import partial
 
 from torch import nn
 
-import model
-from areir.networks import pretrained
-from areir.networks.backbones import cut
+from areir.networks import backbones, pretrained, weight_files
 
 OVERRIDE = """
 
 import sys
 sys.path.append({tests!r})
 import slim
-from slim import build_backbone
+slim.use_slim_backbone()
 slim.pause_training()
 """
+MODULES = backbones, pretrained, weight_files
 
 
 class SlimBackbone(nn.Module):
-    """Has the layers of a torchvision ResNet, each of them small."""
+    """A whole network like those of timm."""
 
-    def __init__(self, num_classes):
+    pretrained_cfg = {'architecture': 'slim', 'input_size': (3, 64, 64)}
+    feature_info = [
+        {'module': f'layer{number}', 'reduction': 4 * number} for number in (1, 2, 3, 4)
+    ]
+
+    def __init__(self):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(2)
+        self.stem = nn.Sequential(slim_layer(3, 8, 2), nn.MaxPool2d(2))
         self.layer1 = slim_layer(8, 8, 1)
         self.layer2 = slim_layer(8, 8, 1)
         self.layer3 = slim_layer(8, 16, 2)
         self.layer4 = slim_layer(16, 32, 1)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(32, num_classes)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward_features(self, images):
+        features = self.layer2(self.layer1(self.stem(images)))
+        return self.layer4(self.layer3(features))
+
+    def forward_head(self, features):
+        return self.pool(features)
+
+    def forward(self, images):
+        return self.forward_head(self.forward_features(images))
 
 
 def slim_layer(channels, out_channels, stride):
@@ -46,18 +56,18 @@ def slim_layer(channels, out_channels, stride):
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-def build_network(model_type, num_classes=0, image_size=None):
-    return SlimBackbone(num_classes)
+def build_network(model_type, image_size=None, weights=None):
+    network = SlimBackbone()
+    if weights:
+        network.load_state_dict(weights['state_dict'])
+    return network
 
 
-def build_backbone(*arguments):
-    return cut(build_network(*arguments))
-
-
-def use_slim_backbone(patch):
-    """Make models of this process slim; patch: a MonkeyPatch."""
-    patch.setattr(model, 'build_backbone', build_backbone)
-    patch.setattr(pretrained, 'build_network', build_network)
+def use_slim_backbone(patch=None):
+    """Make models of this process slim; patch: a MonkeyPatch, to undo it later."""
+    put = patch.setattr if patch else setattr
+    for module in MODULES:
+        put(module, 'build_network', build_network)
 
 
 def note(arrived, handler, number, frame):

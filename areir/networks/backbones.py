@@ -1,17 +1,15 @@
-"""Backbones: four ResNets of torchvision and the networks of timm, cut into stages.
+"""Backbones: the networks of timm, cut into stages.
 
-The ResNets of the published tables are torchvision's; any other name, and one with a
-tag, is timm's. A network can be cut where all that follows is a chain: each module
-takes what the one before returned. To find out, it sees one black image, and the
-modules that it calls are noted. The first stage is the network itself up to the first
-cut, with whatever it computes between its modules; the other stages are modules of the
-chain; the pooling is the network's own.
+The four of the published tables, without a tag, have torchvision's weights. A network
+can be cut where all that follows is a chain: each module takes what the one before
+returned. To find out, it sees one black image, and the modules that it calls are noted.
+The first stage is the network itself up to the first cut, with whatever it computes
+between its modules; the others are modules of the chain; the pooling is its own.
 timm takes seconds to import, so a search in a database does without it.
 """
 
 import copy
 import difflib
-import logging
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,35 +17,23 @@ import torch
 from torch import nn
 
 from areir.errors import UserError
-from areir.networks.layers import (
-    Block,
-    ChannelsFirst,
-    ClassToken,
-    Layout,
-    MeanPool,
-    Pass,
-    Pool,
-    Stem,
-)
+from areir.networks.layers import Block, ClassToken, Layout, Pass, Pool, Stem
 
 PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # in the tables
 STAGES = 4  # at most
-CLASS_TOKEN, CHANNELS_FIRST = 'class_token', 'channels_first'  # between two modules
 
 
 @dataclass
 class Backbone:
     """A network in stages, which run one after the other.
 
-    stages: {name: module} of each; layouts: of what each returns; tail: {name: module}
-    of the pooling, which returns vectors (N, width); classifier: the network's own.
+    layouts: of what each stage returns; pool: turns the last into vectors (N, width).
     """
 
     stages: list
     layouts: list
-    tail: dict
+    pool: nn.Module
     width: int
-    classifier: nn.Linear | None = None
 
 
 def is_network(name):
@@ -58,10 +44,12 @@ def is_network(name):
 
 
 def timm_config(model_type):
-    """Return timm's description of a network. Raises UserError if there is none."""
+    """Return timm's description of a network and its weights.
+
+    Raises UserError if there is no such network or tag.
+    """
     import timm
 
-    logging.getLogger('timm').setLevel(logging.ERROR)
     if not is_network(model_type):
         similar = difflib.get_close_matches(model_type, timm.list_models(), 6, 0.4)
         raise UserError(
@@ -69,33 +57,35 @@ def timm_config(model_type):
             f'ones: {", ".join(similar) or "none"}'
         )
     try:
-        return timm.get_pretrained_cfg(model_type) or timm.models.PretrainedCfg()
+        name = f'{model_type}.tv_in1k' if model_type in PUBLISHED else model_type
+        return timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
     except RuntimeError as error:  # the tag
         raise UserError(f'--model_type {model_type}: {error}') from error
 
 
-def build_network(model_type, num_classes=0, image_size=None, **options):
-    """Return a whole network of torchvision or timm on the default device.
+def build_network(model_type, image_size=None, weights=None):
+    """Return a whole network without a classifier, on the default device.
 
-    num_classes: 0 for none, in a network of timm; image_size: pixels per side, for
-    networks of a fixed size, by default their own; options: of timm.create_model,
-    without which the weights are random.
+    image_size: pixels per side, for networks of a fixed size, by default their own.
+    weights: None for random ones, or what differs from `timm_config` in those to load.
     """
-    if model_type in PUBLISHED:
-        import torchvision
-
-        return torchvision.models.get_model(model_type, num_classes=num_classes)
     import timm
 
-    if timm_config(model_type).fixed_input_size:
+    config, options = timm_config(model_type), {}
+    if config.fixed_input_size:
         options['img_size'] = image_size
-    return timm.create_model(model_type, num_classes=num_classes, **options)
+    if model_type in PUBLISHED:
+        options['zero_init_last'] = False
+    if weights is not None:
+        options |= {'pretrained': True, 'pretrained_cfg_overlay': weights}
+    name = f'{config.architecture}.{config.tag}' if config.tag else model_type
+    return timm.create_model(name, num_classes=0, **options)
 
 
 def layers_of(model_type):
     """Return the layers of a network, without memory for their weights."""
     with torch.device('meta'):
-        return list(build_network(model_type, 1).modules())
+        return list(build_network(model_type).modules())
 
 
 def has_depthwise(model_type):
@@ -118,25 +108,23 @@ def own_size(model_type):
 
 def check_image_size(image_size, model_type):
     """Raise UserError if a network cannot be cut or images of this size do not fit."""
-    if model_type in PUBLISHED:
-        return
     with torch.device('meta'):
-        build_backbone(model_type, 0)
-        if takes(model_type, image_size):
-            return
-        sizes = range(14, 2 * image_size, 2)  # patches and windows are even
-        nearest = sorted(sizes, key=lambda size: abs(size - image_size))
-        fitting = (size for size in nearest[:64] if takes(model_type, size))
+        build_backbone(model_type)
+        sizes = range(4, 2 * image_size + 8)
+        sizes = sorted(sizes, key=lambda size: abs(size - image_size))[:64]
+        nearest = (size for size in sizes if takes(model_type, size))
+        nearest = next(nearest, own_size(model_type))
+    if nearest != image_size:
         raise UserError(
             f'--image_size {image_size}: does not fit --model_type {model_type}; the '
-            f'nearest that does is {next(fitting, own_size(model_type))}'
+            f'nearest that does is {nearest}'
         )
 
 
 def takes(model_type, image_size):
-    """Whether images of this size fit a network, which is on the meta device."""
+    """Whether images of this size fit a network."""
     try:
-        network = build_network(model_type, 0, image_size)
+        network = build_network(model_type, image_size)
         patch = getattr(getattr(network, 'patch_embed', None), 'patch_size', [1])
         network(torch.zeros(2, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError):  # whatever a network says
@@ -144,29 +132,54 @@ def takes(model_type, image_size):
     return image_size % patch[0] == 0
 
 
-def build_backbone(model_type, num_classes, image_size=None):
+# Stages
+
+
+def build_backbone(model_type, image_size=None):
     """Return the Backbone of a network with random weights, on the default device."""
-    classes = num_classes if model_type in PUBLISHED else 0
-    return cut(build_network(model_type, classes, image_size), image_size)
+    return cut(build_network(model_type, image_size), image_size)
 
 
-def cut_resnet(network):
-    """Return the Backbone of a ResNet of torchvision."""
-    children = dict(network.named_children())
-    fc, _ = children.pop('fc'), children.pop('avgpool')
-    stages, layouts = [{}], []
-    for name, layer in children.items():
-        stages[-1][name] = layer
-        if name.startswith('layer'):
-            inner = layer.modules()
-            *_, last = (conv for conv in inner if isinstance(conv, nn.Conv2d))
-            layouts.append(Layout(last.out_channels))
-            stages.append({})
-    tail = {'pool': MeanPool()}
-    return Backbone(stages[:-1], layouts, tail, last.out_channels, fc)
+def cut(network, image_size=None):
+    """Return the Backbone of a whole network of timm, which is taken apart.
 
-
-# Networks of timm
+    image_size: pixels per side, by default its own. Raises UserError if it cannot be
+    cut.
+    """
+    side = image_size or network.pretrained_cfg['input_size'][-1]
+    calls, pooling, features, vectors = note_calls(network, side)
+    ends = [call for end in stage_ends(network) for call in calls if call.name == end]
+    chains = [find_chain(network, calls, end, features) for end in ends]
+    if not any(chains) or not is_tensor(vectors) or vectors.ndim != 2:
+        raise UserError(
+            f'--model_type {network.pretrained_cfg["architecture"]}: it cannot be '
+            'divided into trunk and heads, because its modules do not form a chain'
+        )
+    first, chain = next(pair for pair in zip(ends, chains) if pair[1])
+    names, modules, results = zip(*chain)
+    results = [first.result, *results]
+    ended = [id(end.result) for end in ends]
+    cuts = [is_tensor(result) and id(result) in ended for result in results[:-1]]
+    starts = [place for place, is_cut in enumerate(cuts) if is_cut]
+    stages, layouts = [], []
+    for start, stop in pairwise([*starts, len(chain)]):
+        stages.append(nn.Sequential(*modules[start:stop]))
+        layouts.append(find_layout(network, results[start], names[start:]))
+    layouts.append(find_layout(network, features, []))
+    for name in filter(None, names):
+        network.set_submodule(name, Pass(keeps=name == names[0]))
+    # one copy of the rest computes the first stage, and the other pools
+    pool = copy.deepcopy(network)
+    used, pools = ({call.child for call in part} for part in (calls, pooling))
+    for name, _ in list(network.named_children()):
+        if name not in pools:
+            setattr(pool, name, nn.Identity())
+        elif name not in used:
+            setattr(network, name, nn.Identity())
+    for name, _ in list(pool.named_parameters(recurse=False)):
+        setattr(pool, name, None)
+    stages.insert(0, nn.Sequential(Stem(network, names[0])))
+    return Backbone(stages, layouts, Pool(pool), vectors.shape[1])
 
 
 @dataclass
@@ -180,11 +193,16 @@ class Call:
     result: object = None
     after: int = 0
 
+    @property
+    def child(self):
+        """The name of the child of the network that the module is in."""
+        return self.name.partition('.')[0]
+
 
 def note_calls(network, image_size):
     """Return the Calls of a network for features and for pooling, and both results."""
     calls, running, hooks = [], [], []
-    names = {module: name for name, module in network.named_modules()}
+    names = {module: name for name, module in network.named_modules() if name}
 
     def begin(module, arguments, named):
         running.append(Call(names[module], module, arguments, named))
@@ -194,7 +212,7 @@ def note_calls(network, image_size):
         call = running.pop()
         call.result, call.after = result, len(calls)
 
-    for module in list(names)[1:]:  # but not of the network itself
+    for module in names:
         hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
         hooks.append(module.register_forward_hook(end))
     network.eval()
@@ -227,107 +245,56 @@ def stage_ends(network):
     return [info[place - 1]['module'] for place in places]
 
 
-def cut(network, image_size=None):
-    """Return the Backbone of a whole network, which is taken apart.
-
-    image_size: pixels per side, by default its own. Raises UserError if it cannot be
-    cut.
-    """
-    if not hasattr(network, 'forward_features'):
-        return cut_resnet(network)  # torchvision's
-    side = image_size or network.pretrained_cfg['input_size'][-1]
-    calls, pooling, features, vectors = note_calls(network, side)
-    ends = [call for end in stage_ends(network) for call in calls if call.name == end]
-    chains = [find_chain(network, calls, end, features) for end in ends]
-    if not any(chains) or not is_tensor(vectors) or vectors.ndim != 2:
-        raise UserError(
-            f'--model_type {network.pretrained_cfg["architecture"]}: it cannot be '
-            'divided into trunk and heads, because its modules do not form a chain'
-        )
-    chain, end = next((chain, end) for chain, end in zip(chains, ends) if chain)
-    results = [end.result, *(result for _, _, result in chain)]
-    places = [
-        place
-        for place, result in enumerate(results[:-1])
-        if any(result is end.result for end in ends)
-    ]
-    stages, layouts = [], []
-    for start, stop in pairwise([*places, len(chain)]):
-        stages.append({name: module for name, module, _ in chain[start:stop]})
-        layouts.append(layout_of(network, results[start], chain[start:]))
-    layouts.append(layout_of(network, features, []))
-    for name in dict.fromkeys(name for stage in stages for name in stage):
-        if name != CLASS_TOKEN and name != CHANNELS_FIRST:
-            network.set_submodule(name, Pass(keeps=name == chain[0][0]))
-    # one copy of the rest computes the first stage, and the other pools
-    pool = copy.deepcopy(network)
-    used = {call.name.partition('.')[0] for call in calls}
-    pools = {call.name.partition('.')[0] for call in pooling}
-    for name, _ in list(network.named_children()):
-        if name not in pools:
-            setattr(pool, name, nn.Identity())
-        elif name not in used:
-            setattr(network, name, nn.Identity())
-    for name, _ in list(pool.named_parameters(recurse=False)):
-        setattr(pool, name, None)
-    stages.insert(0, {'stem': Stem(network, chain[0][0])})
-    return Backbone(stages, layouts, {'pool': Pool(pool)}, vectors.shape[1])
-
-
 def find_chain(network, calls, end, features):
-    """Return (name, module, its result) of all that leads to the features, or None.
+    """Return (name, module, result) of all that leads to the features, or [].
 
-    end: the call that it begins after. Between two modules a class token may join the
-    others, or channels move to the front.
+    end: the Call that it begins after. Where the class token joins the others, the name
+    is ''.
     """
     output, place, chain = end.result, end.after, []
+    if not is_tensor(output):
+        return []
     while output is not features:
-        if not is_tensor(output):
-            return None
-        rest = (call for call in calls[place:] if call.arguments)
+        rest = [call for call in calls[place:] if call.arguments]
         call = next((call for call in rest if call.arguments[0] is output), None)
+        following = rest[0].arguments[0] if rest else features
         if call:
-            named = {
-                name: value for name, value in call.named.items() if is_tensor(value)
-            }
-            if named.keys() - {'rope'} or any(map(is_tensor, call.arguments[1:])):
-                return None
+            named = [name for name in call.named if is_tensor(call.named[name])]
+            numbers = call.arguments[1:]
+            if named not in ([], ['rope']) or any(map(is_tensor, numbers)):
+                return []
             module = call.module
-            if named or call.arguments[1:]:
-                rope = network.rope if named else None
-                module = Block(
-                    module,
-                    call.arguments[1:],
-                    rope,
-                    call.name,
-                    network.num_prefix_tokens,
-                )
+            if named or numbers:
+                module = Block(module, numbers, network if named else None, call.name)
             chain.append((call.name, module, call.result))
             output, place = call.result, call.after
-            continue
-        following = calls[place].arguments[0] if place < len(calls) else features
-        tokens = output.flatten(1, -2)
-        if not chain or not is_tensor(following):
-            return None
-        if following.shape[1:] == (tokens.shape[1] + 1, tokens.shape[2]):
-            chain.append((CLASS_TOKEN, ClassToken(network.cls_token), following))
-        elif output.ndim == 4 and following.shape == output.permute(0, 3, 1, 2).shape:
-            chain.append((CHANNELS_FIRST, ChannelsFirst(), following))
+        elif chain and is_tensor(output) and joined(output) == following.shape:
+            chain.append(('', ClassToken(network.cls_token), following))
+            output = following
         else:
-            return None
-        output = following
+            return []
     return chain
 
 
-def layout_of(network, features, chain):
-    """Return the Layout of features of square images, before a chain of modules."""
-    shape = features.shape
-    if len(shape) == 3:
-        joins = any(name == CLASS_TOKEN for name, _, _ in chain)
-        own = hasattr(network, 'cls_token')
-        prefix = 0 if joins else getattr(network, 'num_prefix_tokens', int(own))
-        return Layout(shape[2], (1,), prefix)
-    last = getattr(network, 'output_fmt', '') == 'NHWC' or shape[2] != shape[3]
-    return (
-        Layout(shape[3], (1, 2)) if last and shape[1] == shape[2] else Layout(shape[1])
-    )
+def joined(features):
+    """Return the shape of (N, L, C) or (N, H, W, C) when a class token has joined."""
+    tokens = features.flatten(1, -2)
+    return (len(tokens), tokens.shape[1] + 1, tokens.shape[2])
+
+
+def find_layout(network, features, names):
+    """Return the Layout of features of square images.
+
+    names: of the chain after them.
+    """
+    _, *sizes, channels = features.shape
+    if len(sizes) == 1:
+        own = int(hasattr(network, 'cls_token'))
+        prefix = getattr(network, 'num_prefix_tokens', own)
+        return Layout(channels, (1,), 0 if '' in names else prefix)
+    square = sizes[0] == sizes[1]
+    if square and (
+        sizes[1] != channels or getattr(network, 'output_fmt', '') == 'NHWC'
+    ):
+        return Layout(channels, (1, 2))
+    return Layout(sizes[0])

@@ -1,14 +1,19 @@
-"""Stages of named blocks, pooling and attention; faster copies of trained networks."""
+"""Parts of networks in stages; faster copies of trained networks."""
 
 import copy
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, pairwise
 from math import isqrt
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def run_stages(stages, features):
+    """Return a list of what each stage returns; each takes what the one before did."""
+    outputs = accumulate(stages, lambda value, stage: stage(value), initial=features)
+    return list(outputs)[1:]
 
 
 @dataclass(frozen=True)
@@ -29,61 +34,14 @@ class Layout:
         dtype = torch.promote_types(features.dtype, torch.float32)
         return features[:, self.prefix :].mean(dim=self.space, dtype=dtype)
 
-    def scale(self, features, gates):
-        """Multiply features by gates (N, C)."""
-        for dim in self.space:
-            gates = gates.unsqueeze(dim)
-        return features * gates
-
     def maps(self, features):
         """Return the features of the patches as (N, C, H, W)."""
+        if self.space == (2, 3):
+            return features
         if self.space == (1,):
             patches = features[:, self.prefix :]
-            side = isqrt(patches.shape[1])
-            features = patches.unflatten(1, (side, side))
-        return features if self.space == (2, 3) else features.permute(0, 3, 1, 2)
-
-
-class Stages(nn.Module):
-    """Runs stages one after the other, and then a tail.
-
-    stages: the blocks {dotted name: module} of each; tail: its blocks. Weights are
-    named as in the network that the blocks are from. stage_names and tail_names hold
-    the names of these blocks.
-    """
-
-    def __init__(self, stages, tail=None):
-        super().__init__()
-        tail = tail or {}
-        self.stage_names = [list(stage) for stage in stages]
-        self.tail_names = list(tail)
-        for part in (*stages, tail):
-            for path, block in part.items():
-                *parents, name = path.split('.')
-                home = self
-                for parent in parents:
-                    if not hasattr(home, parent):
-                        home.add_module(parent, nn.Module())
-                    home = home.get_submodule(parent)
-                home.add_module(name, block)
-
-    def run(self, names, features):
-        for name in names:
-            features = self.get_submodule(name)(features)
-        return features
-
-    def outputs(self, features):
-        """Return a list of the features of each stage."""
-        outputs = []
-        for names in self.stage_names:
-            features = self.run(names, features)
-            outputs.append(features)
-        return outputs
-
-    def forward(self, features):
-        for names in (*self.stage_names, self.tail_names):
-            features = self.run(names, features)
-        return features
+            features = patches.unflatten(1, [isqrt(patches.shape[1])] * 2)
+        return features.permute(0, 3, 1, 2)
 
 
 # Parts of a network of timm
@@ -92,7 +50,7 @@ class Stages(nn.Module):
 class Pass(nn.Module):
     """In the place of a module that runs elsewhere: returns its features.
 
-    keeps: whether it also keeps them, until they are taken.
+    keeps: whether it also keeps them, until `Stem` takes them.
     """
 
     def __init__(self, keeps):
@@ -102,10 +60,6 @@ class Pass(nn.Module):
     def forward(self, features, *others, **named):
         if self.keeps:
             self.kept = features
-        return features
-
-    def take(self):
-        features, self.kept = self.kept, None
         return features
 
 
@@ -118,7 +72,9 @@ class Stem(nn.Module):
 
     def forward(self, images):
         self.network.forward_features(images)
-        return self.network.get_submodule(self.end).take()
+        end = self.network.get_submodule(self.end)
+        features, end.kept = end.kept, None
+        return features
 
 
 class Pool(nn.Module):
@@ -134,77 +90,40 @@ class Pool(nn.Module):
 
 
 class Block(nn.Module):
-    """A block that takes more than features.
+    """A block that takes more than features: numbers, or a rotary position embedding.
 
-    numbers: its other arguments; rope: the rotary position embedding of the network
-    (arXiv 2104.09864), or None; name: ends with the number of the block, for a rope
-    with one for each; prefix: how many tokens are not rotated.
+    network: what that embedding (arXiv 2104.09864) is copied from, or None; name: ends
+    with the number of the block, for an embedding that differs from block to block.
     """
 
-    def __init__(self, block, numbers, rope, name, prefix):
+    def __init__(self, block, numbers, network, name):
         super().__init__()
-        self.block, self.numbers, self.rope = block, numbers, copy.deepcopy(rope)
-        self.place, self.prefix = name.rpartition('.')[2], prefix
+        self.block, self.numbers, self.rope = block, numbers, None
+        if network:
+            self.rope = copy.deepcopy(network.rope)
+            self.prefix, self.place = network.num_prefix_tokens, name.rpartition('.')[2]
 
     def forward(self, features):  # (N, L, C)
         if self.rope is None:
             return self.block(features, *self.numbers)
         side = isqrt(features.shape[1] - self.prefix)
-        cached = getattr(self.rope, 'feat_shape', None)
-        rope = self.rope.get_embed() if cached else self.rope.get_embed([side, side])
+        known = getattr(self.rope, 'feat_shape', None)
+        rope = self.rope.get_embed(None if known else [side, side])
         if rope.ndim > 2:
             rope = rope[int(self.place)]
         return self.block(features, *self.numbers, rope=rope)
 
 
 class ClassToken(nn.Module):
-    """Puts a class token before the tokens of the patches."""
+    """Puts a class token before the others: (N, L, C) or (N, H, W, C) -> (N, L, C)."""
 
     def __init__(self, token):  # (1, 1, C)
         super().__init__()
         self.token = nn.Parameter(token.detach().clone())
 
-    def forward(self, features):  # (N, L, C) or (N, H, W, C)
+    def forward(self, features):
         tokens = features.flatten(1, -2)
         return torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
-
-
-class ChannelsFirst(nn.Module):
-    """Turns (N, H, W, C) into (N, C, H, W)."""
-
-    def forward(self, features):
-        return features.permute(0, 3, 1, 2)
-
-
-class MeanPool(nn.Module):
-    """Means over space of (N, C, H, W), in float32 at least."""
-
-    def forward(self, features):
-        return Layout(features.shape[1]).mean(features)
-
-
-class SqueezeExcitation(nn.Module):
-    """Channel attention (arXiv 1709.01507): each gate depends on all channels.
-
-    A gate is sigmoid(x), from 0 to 1. neutral: it is 2 sigmoid(x), and every x is 0 at
-    the start, so that features pass unchanged. layout: of the features.
-    """
-
-    def __init__(self, layout, reduction=8, neutral=False):
-        super().__init__()
-        self.layout, channels = layout, layout.channels
-        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
-        self.excite = nn.Linear(channels // reduction, channels, bias=False)
-        self.gain = 2 if neutral else 1
-        if neutral:
-            nn.init.zeros_(self.excite.weight)
-
-    def forward(self, features):
-        means = features.mean(dim=self.layout.space)  # (N, C)
-        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
-        if self.gain > 1:
-            gates = gates * self.gain
-        return self.layout.scale(features, gates)
 
 
 # A faster copy of a trained network
@@ -229,8 +148,6 @@ def folded(model, dtype):
     Batch norms are folded, and all layers before the pooling are in `dtype`.
     """
     model = fold_batch_norms(model)
-    model.trunk.to(dtype, memory_format=torch.channels_last)
-    for head in model.heads:
-        for name in chain.from_iterable(head.stage_names):
-            head.get_submodule(name).to(dtype, memory_format=torch.channels_last)
+    for stages in (model.trunk, *(head.stages for head in model.heads)):
+        stages.to(dtype, memory_format=torch.channels_last)
     return model

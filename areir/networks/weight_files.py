@@ -14,6 +14,7 @@ from torch.serialization import safe_globals
 
 from areir.errors import UserError
 from areir.files import load_tensors
+from areir.networks.backbones import build_network, timm_config
 
 SAVED_UNDER = 'state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model'
 # what stands in front of a network's names where others, such as a head's, are beside
@@ -27,6 +28,9 @@ HARMLESS = """
     numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
 """
+NAMED = 3  # weights of a kind that a message names
+# what classifies in other programs, besides what timm says
+CLASSIFIERS = 'fc', 'fc.0', 'fc.2', 'head', 'classifier'
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 
 
@@ -116,3 +120,51 @@ def unwrap(state):
             return unwrap(inner)
     towers = {n: v for n, v in state.items() if n.startswith('visual.')}
     return towers or {n: v for n, v in state.items() if not n.startswith(HEADS)}
+
+
+# Into a network
+
+
+def fill(model_type, state, name, image_size=None):
+    """Return a whole network with the weights of a state dict, but for its classifier.
+
+    timm converts names and position embeddings. name: what an error calls the weights.
+    """
+    check_finite(state, name)
+    layer = timm_config(model_type).classifier or ()
+    layers = {*CLASSIFIERS, *([layer] if isinstance(layer, str) else layer)}
+    for classes in (0, -1):  # timm is strict if this is the network's number, 0
+        source = {'state_dict': dict(state), 'num_classes': classes}
+        try:
+            network = build_network(model_type, image_size, source)
+            break
+        except (RuntimeError, LookupError) as error:  # timm's for names to convert
+            reason = misfits(error, layers)
+            if reason or classes:
+                raise UserError(
+                    f'{name}: not weights of {model_type}: {reason or repr(error)}'
+                ) from error
+    return network
+
+
+def misfits(error, layers):
+    """Return what torch's error says of weights, but for those of some layers."""
+    reasons = []
+    for line in str(error).split('\n\t')[1:]:
+        names = re.findall('"(.+?)"', line)
+        names = [name for name in names if name.rpartition('.')[0] not in layers]
+        more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
+        if names:
+            kind = 'missing' if line.startswith('Missing') else 'left over'
+            reasons.append(f'{kind}: {", ".join(names[:NAMED])}{more}')
+        elif line.startswith('size'):
+            reasons.append(line.strip())
+    return '; '.join(reasons[:NAMED])
+
+
+def check_finite(state, name):
+    """Raise UserError if a state dict holds NaN or infinity."""
+    for key, tensor in state.items():
+        # 40 times as fast as isfinite; aminmax returns NaN if any number is NaN
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise UserError(f'{name}: {key} holds NaN or infinity')

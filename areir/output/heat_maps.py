@@ -4,6 +4,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional as F
 
+from areir.networks.layers import run_stages
 from areir.output.sheets import sheet, thumbnail
 
 CELLS = 7  # least cells per side of the features that are used
@@ -47,7 +48,7 @@ def head_heat(head, features, embedding, gradients):
     embedding, which may begin with those of the trunk's earlier stages.
     """
     first = features.detach().requires_grad_()
-    outputs = [first, *head.outputs(first)]
+    outputs = [first, *run_stages(head.stages, first)]
     layouts = head.layouts[-len(outputs) :]
     seen, layout = first, layouts[0]
     for output, its_layout in zip(outputs, layouts):

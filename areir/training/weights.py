@@ -7,7 +7,12 @@ from areir.errors import UserError
 from areir.files import load_own
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED
-from areir.networks.weight_files import read_state_dict
+from areir.networks.weight_files import (
+    check_finite,
+    fill,
+    misfits,
+    read_state_dict,
+)
 from areir.training.run import model_args
 
 NEEDED = 'state_dict', 'model_args', 'pixel_format', 'partition', 'classes', 'protocol'
@@ -34,9 +39,34 @@ def load_initial(model, args):
         return pretrained.load_weights(model, network)
     content = read_state_dict(args.weights)
     if 'format' in content:  # written by train.py
-        return pretrained.load_ensemble(model, content['state_dict'], flag)
-    network = pretrained.fill(args.model_type, content, flag, args.image_size)
+        return load_ensemble(model, content['state_dict'], flag)
+    network = fill(args.model_type, content, flag, args.image_size)
     return pretrained.load_weights(model, network)
+
+
+def load_ensemble(model, state, name):
+    """Copy the weights of an ensemble, which may have more heads, to an EnsembleModel.
+
+    Its classifiers are left out if they have another number of meta-classes. name: what
+    an error calls the weights.
+    """
+    check_finite(state, name)
+    parts = {'trunk.': model.trunk}
+    parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
+    for prefix, part in parts.items():
+        own = [key for key in state if key.startswith(prefix)]
+        weights = {key.removeprefix(prefix): state[key] for key in own}
+        classifier = weights.get('fc.weight')
+        if classifier is not None and classifier.shape != part.fc.weight.shape:
+            del weights['fc.weight'], weights['fc.bias']
+        try:
+            part.load_state_dict(weights)
+        except RuntimeError as error:
+            if reason := misfits(error, ['fc']):
+                raise UserError(
+                    f'{name}: not weights of {model.model_type}: {reason}'
+                ) from error
+            part.load_state_dict(weights, strict=False)
 
 
 def freeze_old_heads(model, state_dict, old_heads):
