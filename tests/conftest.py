@@ -169,7 +169,7 @@ def weights(tmp_path_factory):
 
     path = tmp_path_factory.mktemp('weights') / 'slim.pth'
     torch.manual_seed(1)
-    torch.save(SlimBackbone(5).state_dict(), path)
+    torch.save(SlimBackbone().state_dict(), path)
     return path
 
 

@@ -15,11 +15,11 @@ from trained import MODEL_ARGS, PIXEL_FORMAT, SIDE, save_model
 import model as model_module
 import utils
 from areir.errors import UserError
-from areir.networks.layers import SqueezeExcitation
 from areir.networks.projection import fit_projection
 from model import (
     EnsembleLoss,
     EnsembleModel,
+    SqueezeExcitation,
     TrainedModel,
     assign_meta_classes,
     count_parameters,

@@ -14,10 +14,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 import torch
-from slim import build_backbone
+from slim import use_slim_backbone
 from tqdm import tqdm
 
-import model
 from campaign.cases import DamageCases
 from campaign.events import EventCases, can_mount
 from campaign.verdicts import GOOD, OUTCOMES
@@ -43,7 +42,7 @@ def main():
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
-    model.build_backbone = build_backbone
+    use_slim_backbone()
     started, tried = time.perf_counter(), []
     # no TemporaryDirectory, which a forked child would remove when it exits
     base = Path(tempfile.mkdtemp(prefix='campaign_'))
