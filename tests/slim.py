@@ -26,13 +26,13 @@ MODULES = backbones, pretrained, weight_files
 class SlimBackbone(nn.Module):
     """A whole network like those of timm."""
 
-    pretrained_cfg = {'architecture': 'slim', 'input_size': (3, 64, 64)}
-    feature_info = [
-        {'module': f'layer{number}', 'reduction': 4 * number} for number in (1, 2, 3, 4)
-    ]
-
     def __init__(self):
         super().__init__()
+        self.pretrained_cfg = {'architecture': 'slim', 'input_size': (3, 64, 64)}
+        names = [f'layer{number}' for number in (1, 2, 3, 4)]
+        self.feature_info = [
+            {'module': name, 'reduction': place} for place, name in enumerate(names)
+        ]
         self.stem = nn.Sequential(slim_layer(3, 8, 2), nn.MaxPool2d(2))
         self.layer1 = slim_layer(8, 8, 1)
         self.layer2 = slim_layer(8, 8, 1)

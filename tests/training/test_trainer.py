@@ -13,7 +13,7 @@ from torch import nn
 import train
 from areir.cli.recipes import fill_in_defaults
 from areir.hardware import Hardware
-from areir.networks.layers import Layout, SqueezeExcitation
+from areir.networks.layers import Layout
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
