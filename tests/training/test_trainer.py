@@ -22,7 +22,12 @@ from areir.training.trainer import (
     parameter_groups,
     train_step,
 )
-from model import EnsembleLoss, EnsembleModel, assign_meta_classes
+from model import (
+    EnsembleLoss,
+    EnsembleModel,
+    SqueezeExcitation,
+    assign_meta_classes,
+)
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)
 META_LABELS = torch.tensor([[0, 1, 2], [3, 0, 1], [2, 2, 0], [1, 3, 3]])
