@@ -2,23 +2,30 @@
 
     python benchmarks/embedding.py         # 8 heads of resnet18, 64 images: 5 minutes
     python benchmarks/embedding.py --ensemble_size 48 --model_type resnet50   # 4 hours
+    python benchmarks/embedding.py --untrained vit_base_patch32_siglip_256 resnet50d
 
 Ours folds each batch norm into its convolution and computes channels last, in bf16
 where the hardware has it. Every measurement is a process of its own, and the ways take
 turns. The cosine is that of an image's two embeddings, by the plain model and by the
 way, the lowest of 4 images. Times are estimates for 2 cores.
+With --untrained, networks of timm with random weights embed images of their own size,
+by timm and as a search before anything is trained. Images are not decoded.
 """
 
+import os
+import tempfile
 import time
 from functools import partial
 
 import common
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import utils
 from areir import hardware
-from model import EnsembleModel, folded
+from areir.networks.backbones import build_network
+from model import EnsembleModel, PretrainedModel, folded
 
 WAYS = ('plain', 'ours')
 META_CLASS_SIZE = 12
@@ -59,6 +66,49 @@ def measure(args, way):
     return {'seconds': seconds, 'cosine': cosine, 'megabytes': megabytes}
 
 
+@torch.inference_mode()
+def measure_untrained(name, count, way):
+    """Embed `count` images by a network of timm; return as `measure` does."""
+    network = build_network(name).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, f'{name}.safetensors')
+        save_file(network.state_dict(), path)
+        trained = PretrainedModel(path)
+    side = trained.pixel_format.image_size
+    pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
+    images = trained.pixel_format.normalise(pixels)
+    device = torch.device('cpu')
+    dtype = torch.bfloat16 if hardware.has_native_bf16(device) else torch.float32
+    expected = trained.model.embed(images[:COMPARED])
+    if way == 'ours':
+        hardware.keep_freed_memory()
+        embed, images = trained.embedder(device), pixels
+    else:
+        embed = network.to(dtype, memory_format=torch.channels_last)
+        images = images.to(dtype, memory_format=torch.channels_last)
+    vectors = embed(images[:COMPARED])  # warms up, too
+    started = time.perf_counter()
+    embed(images)
+    seconds = time.perf_counter() - started
+    cosine = F.cosine_similarity(vectors, expected).min().item() if way == 'ours' else 1
+    return {'seconds': seconds, 'cosine': cosine}
+
+
+def compare_untrained(args):
+    """Print the seconds of 1,000 images by each network of --untrained."""
+    rows = {}
+    for name in args.untrained:
+        measure_way = partial(common.apart, measure_untrained, name, args.images)
+        runs = common.take_turns(('timm', 'ours'), args.rounds, measure_way)
+        seconds = {way: common.median_seconds(runs[way]) for way in runs}
+        rows[name] = {
+            way: f'{1000 * seconds[way] / args.images:.1f} s' for way in seconds
+        }
+        rows[name]['cosine'] = f'{min(run["cosine"] for run in runs["ours"]):.6f}'
+    print(f'{common.describe_machine()}; seconds for 1,000 images')
+    common.print_table(rows)
+
+
 def get_args():
     parser = common.make_parser(__doc__)
     add = parser.add_argument
@@ -67,11 +117,15 @@ def get_args():
     add('--images', type=int, default=64, help='embedded at once')
     add('--image_size', type=int, default=256, help='pixels a side')
     add('--rounds', type=int, default=3, help='times to measure; medians are shown')
+    add('--untrained', nargs='+', metavar='NAME', help='networks of timm, instead')
     return parser.parse_args()
 
 
 def main():
     args = get_args()
+    if args.untrained:
+        compare_untrained(args)
+        return
     measure_way = partial(common.apart, measure, args)
     runs = common.take_turns(WAYS, args.rounds, measure_way)
     print(

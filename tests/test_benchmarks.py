@@ -109,6 +109,14 @@ def test_embedding(tables):
     assert all(float(rows[way]['cosine']) > 0.99 for way in embedding.WAYS)
 
 
+@pytest.mark.slow
+def test_embedding_of_untrained_networks(tables):
+    names = ['test_vit', 'test_efficientnet']
+    rows = tables(embedding, '--images', 4, '--rounds', 1, '--untrained', *names)
+    assert list(rows) == names
+    assert all(float(row['cosine']) > 0.99 for row in rows.values())
+
+
 # On a GPU
 
 
