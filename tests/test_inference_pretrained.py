@@ -5,15 +5,21 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import Project
+from huggingface_hub import constants
+from safetensors.torch import save_file
 from trained import read_images
 
+from areir.cli.searching import DEFAULT_NETWORK
 from areir.data.images import PixelFormat, load_image
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
 from model import PretrainedModel
+
+TINY = 'test_vit.r160_in1k'  # the smallest transformer of timm with pretrained weights
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +56,7 @@ def embed_by_hand(network, path):
     trained = PretrainedModel(str(network))
     with torch.no_grad():
         third = trained.model.trunk(read_images([path], trained.pixel_format))
-        fourth = trained.model.heads[0].layer4(third)
+        fourth = trained.model.heads[0].stages(third)
     parts = [features.mean(dim=(2, 3)) for features in (third, fourth)]
     parts = [torch.nn.functional.normalize(part) for part in parts]
     return torch.cat(parts, dim=1)[0] / 2**0.5
@@ -69,21 +75,42 @@ def test_a_folder_is_searched(ask, project, network, tmp_path):
     assert 'match' not in table and 'predicted_class' not in table
 
 
-def test_without_a_model_a_pretrained_network_is_taken(
-    project, network, tmp_path, monkeypatch
-):
-    """From the cache, or from the internet, which is out of reach here."""
-    cache = tmp_path / 'cache/hub/checkpoints'
-    cache.mkdir(parents=True)
-    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-    monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # nothing listens there
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of an offline Hugging Face hub, which holds TINY with random weights.
+
+    Returns the network.
+    """
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    network = timm.create_model(TINY).eval()
+    folder = tmp_path / 'hub' / f'models--timm--{TINY}'
+    snapshot = folder / 'snapshots' / (40 * '0')
+    snapshot.mkdir(parents=True)
+    (folder / 'refs').mkdir()
+    (folder / 'refs/main').write_text(snapshot.name)
+    save_file(network.state_dict(), snapshot / 'model.safetensors')
+    return network
+
+
+def test_a_network_of_timm_searches_with_its_own_features(project, hub, tmp_path):
     flags = ['--results_root', tmp_path / 'results', '--gallery', project.photos]
+    flags += ['--query_img_name', project.query]
+    output = project.ask('inference.py', *flags, '--model', TINY)
+    assert f'model {TINY}, pretrained\n' in output
+    table = pd.read_csv(tmp_path / f'results/{project.query.stem}/retrieved.csv')
+    config = timm.data.resolve_model_data_config(hub)
+    own = PixelFormat(160, config['mean'], config['std'], config['interpolation'])
+    images = read_images([project.query, *table['path']], own)
+    with torch.no_grad():
+        vectors = hub.forward_head(hub.forward_features(images), pre_logits=True)
+    cosines = torch.cosine_similarity(vectors[:1], vectors[1:])
+    assert table['score'].tolist() == pytest.approx(cosines.tolist(), abs=0.01)
+
+    # the default is not in the cache
     line = project.refuse('inference.py', *flags)
-    assert 'https://download.pytorch.org/models/resnet18-' in line
+    assert f'https://huggingface.co/timm/{DEFAULT_NETWORK}/' in line
     assert '--model FILE' in line and '--weights' not in line
-    shutil.copy(network, cache / 'resnet18-f37072fd.pth')
-    output = project.ask('inference.py', *flags)
-    assert 'model resnet18, pretrained: nothing is trained in' in output
 
 
 def test_many_images_are_shortened(ask, project, tmp_path, monkeypatch):
@@ -123,7 +150,7 @@ def test_calibrate_sets_a_threshold_and_stores_it(ask, project, tmp_path):
         ('--gallery figure_01 --calibrate', 'a folder for each class'),
         ('--gallery figure_01 --model resnet19', 'no network that'),
         ('--gallery figure_01 --model mine.pth', 'resnet18-mine.pth'),
-        ('--gallery figure_01 --model resnet18-wide.pth', 'weights do not fit'),
+        ('--gallery figure_01 --model resnet18-wide.pth', 'conv1.weight'),
     ],
 )
 def test_what_cannot_be_done_is_one_line(network, project, tmp_path, flags, text):

@@ -3,7 +3,7 @@
 from areir.cli import make_parser
 from areir.cli.types import path, positive
 
-DEFAULT_NETWORK = 'resnet18'  # with ImageNet weights, if there is no trained model
+DEFAULT_NETWORK = 'vit_base_patch32_siglip_256.v2_webli'  # without a trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
 DEFAULT_QUERY = 'data/car/uncropped/008055.jpg'
 DEFAULT_NUMBER = 8
@@ -38,8 +38,8 @@ def add_gallery_flags(add):
     flag = add('--model', metavar='NAME', type=path)
     flag.help = (
         'model for --gallery and --export_model: a file, a name below --results_root, '
-        'or a network of torchvision with its ImageNet weights [default value is the '
-        'newest in --results_root that was not trained on the sample, or '
+        'or a network that train.py takes, with its pretrained weights [default value '
+        'is the newest in --results_root that was not trained on the sample, or '
         f'{DEFAULT_NETWORK} if there is none]'
     )
     flag = add('--calibrate', action='store_true')
