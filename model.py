@@ -194,11 +194,10 @@ class EnsembleModel(nn.Module):
     def build_head(self):
         """Return a head with random weights."""
         network = build_backbone(self.model_type, self.image_size)
-        se = nn.Identity()
+        fc, se = nn.Linear(network.width, self.meta_class_size), nn.Identity()
         if self.with_se:
             layout = network.layouts[self.shared_stages]
             se = SqueezeExcitation(layout, neutral=self.neutral_se)
-        fc = nn.Linear(network.width, self.meta_class_size)
         return Head(network, self.shared_stages, se, fc)
 
     def forward(self, images):

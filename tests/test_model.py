@@ -15,6 +15,7 @@ from trained import MODEL_ARGS, PIXEL_FORMAT, SIDE, save_model
 import model as model_module
 import utils
 from areir.errors import UserError
+from areir.networks.layers import Layout
 from areir.networks.projection import fit_projection
 from model import (
     EnsembleLoss,
@@ -86,7 +87,7 @@ def test_the_script_prints_the_variants_that_flags_choose(monkeypatch, capsys):
     flags += ['--ensemble_size', '8', '--meta_class_size', '5', '7']
     rows = printed_rows(monkeypatch, capsys, *flags)
     assert [*rows] == [('se-resnet18', 8, 5), ('se-resnet18', 8, 7)]
-    monkeypatch.setattr(sys, 'argv', ['model.py', '--model_type', 'vgg16'])
+    monkeypatch.setattr(sys, 'argv', ['model.py', '--model_type', 'resnet19'])
     with pytest.raises(SystemExit) as end:
         utils.run_script(model_module.main)
     assert end.value.code == 2 and '--model_type' in capsys.readouterr().err
@@ -94,7 +95,7 @@ def test_the_script_prints_the_variants_that_flags_choose(monkeypatch, capsys):
 
 @torch.no_grad()
 def test_squeeze_excitation_by_hand():
-    block = SqueezeExcitation(16)
+    block = SqueezeExcitation(Layout(16))
     features = torch.randn(3, 16, 5, 7)
     means = features.flatten(2).sum(dim=2) / 35
     hidden = (means @ block.squeeze.weight.T).clamp(min=0)
@@ -108,16 +109,17 @@ def test_squeeze_excitation_by_hand():
 def test_head_and_trunk_by_hand(model):
     """They are a torchvision network with the block put in after layer2."""
     reference = torchvision.models.resnet18(num_classes=4)
-    head = model.heads[1]
-    for name in ('conv1', 'bn1', 'layer1'):
-        weights = getattr(model.trunk, name).state_dict()
-        getattr(reference, name).load_state_dict(weights)
-    for name in ('layer2', 'layer3', 'layer4', 'fc'):
-        getattr(reference, name).load_state_dict(getattr(head, name).state_dict())
-    reference.layer2 = nn.Sequential(reference.layer2, head.se)
+    ((trunk,),), head = model.trunk, model.heads[1]
+    parts = {name: getattr(trunk.network, name) for name in ('conv1', 'bn1', 'layer1')}
+    for name, stage in zip(('layer2', 'layer3', 'layer4'), head.stages):
+        parts[name] = stage[0]
+    for name, part in {**parts, 'fc': head.fc}.items():
+        reference.get_submodule(name).load_state_dict(part.state_dict())
+    attention = head.stages[0][1]
+    reference.layer2.append(attention)
     images = random_images(2)
-    assert torch.allclose(model(images)[:, 1], reference.eval()(images), atol=1e-5)
-    assert head.se.squeeze.weight.shape == (16, 128)  # 128 channels, reduction 8
+    assert torch.equal(model(images)[:, 1], reference.eval()(images))
+    assert attention.squeeze.weight.shape == (16, 128)  # 128 channels, reduction 8
 
 
 # Loss and embedding
@@ -189,7 +191,7 @@ def test_impossible_meta_classes_are_refused(sizes):
             EnsembleModel('resnet18', sizes[2], sizes[1])
 
 
-@pytest.mark.parametrize('model_type', ['resnet18', 'regnet_y_400mf'])
+@pytest.mark.parametrize('model_type', ['resnet18', 'test_vit'])
 def test_heads_are_drawn_one_by_one(model_type):
     state = torch.random.get_rng_state()
     three = EnsembleModel(model_type, 3, 4, seed=7)

@@ -109,7 +109,7 @@ def test_one_head_of_activations_is_alive_at_a_time(slim_backbone):
         outputs.append(weakref.ref(output))
 
     for head in model.heads:
-        head.layer3.register_forward_hook(count_alive)
+        head.stages[1].register_forward_hook(count_alive)
     loss_of(3)(model(images), META_LABELS).backward()
     assert alive == [0, 1, 2]
     del alive[:], outputs[:]
@@ -158,8 +158,8 @@ def test_frozen_heads_and_their_trunk_stay_as_they_are(slim_backbone, members):
         assert small.equal_weights(old, new)  # and the buffers of batch norm
     new, old = model.heads[-1], before.heads[-1]
     assert not torch.equal(new.fc.weight, old.fc.weight)
-    mean, earlier = new.layer2[1].running_mean, old.layer2[1].running_mean
-    assert not torch.equal(mean, earlier)
+    for name, value in new.named_buffers():  # of batch norm
+        assert not torch.equal(value, old.get_buffer(name)), name
 
 
 # The current recipe
@@ -170,7 +170,8 @@ def test_frozen_statistics_stay_and_weights_move(slim_backbone):
     before = copy.deepcopy(model)
     trainer = Trainer(model, loss_of(3), 1e-3, CPU, freeze_bn=True)
     trainer.begin_epoch(1e-3)
-    assert model.trunk.layer1.training and not model.trunk.bn1.training
+    for layer in model.trunk.modules():
+        assert layer.training != isinstance(layer, nn.BatchNorm2d)
     trainer.step(random_images(), META_LABELS)
     old = before.state_dict()
     for name, value in model.state_dict().items():
@@ -184,16 +185,13 @@ def test_frozen_statistics_stay_and_weights_move(slim_backbone):
 
 def test_frozen_stages_of_the_trunk_stay_as_they_are(slim_backbone):
     model = EnsembleModel('resnet18', 2, 4, seed=1, shared_stages=3)
-    first, second, third = model.trunk.stage_names
-    for name in (*first, *second):
-        model.trunk.get_submodule(name).requires_grad_(False)
+    model.trunk[:2].requires_grad_(False)
     before = copy.deepcopy(model)
     trainer = Trainer(model, loss_of(2), 1e-3, CPU)
     trainer.begin_epoch(1e-3)
     trainer.step(random_images(), META_LABELS[:, :2])
-    for name in (*first, *second, *third):
-        old, new = before.trunk.get_submodule(name), model.trunk.get_submodule(name)
-        assert small.equal_weights(old, new) == (name not in third)
+    same = [small.equal_weights(*pair) for pair in zip(before.trunk, model.trunk)]
+    assert same == [True, True, False]
 
 
 @pytest.mark.parametrize('kind', [nn.BatchNorm1d, BatchNormAct2d])
@@ -207,12 +205,12 @@ def test_every_batch_norm_keeps_frozen_statistics(kind):
 
 def test_stochastic_depth_is_off(monkeypatch):
     def build_deep(*arguments):
-        backbone = slim.build_backbone(*arguments)
-        for number, stage in enumerate(backbone.stages):
-            stage[f'drop{number}'] = DropPath(0.3)
-        return backbone
+        network = slim.build_network(*arguments)
+        for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+            layer.append(DropPath(0.3))
+        return network
 
-    monkeypatch.setattr('model.build_backbone', build_deep)
+    monkeypatch.setattr('areir.networks.backbones.build_network', build_deep)
     args = train.get_args(['--weights', 'none'])
     fill_in_defaults(args, 1000, 20, from_scratch=True)
     layers = train.build_model(args, None, initialise=True).modules()
