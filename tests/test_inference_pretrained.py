@@ -17,6 +17,7 @@ from areir.data.images import PixelFormat, load_image
 from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
+from areir.networks.pretrained import network_of
 from model import PretrainedModel
 
 TINY = 'test_vit.r160_in1k'  # the smallest transformer of timm with pretrained weights
@@ -111,6 +112,19 @@ def test_a_network_of_timm_searches_with_its_own_features(project, hub, tmp_path
     line = project.refuse('inference.py', *flags)
     assert f'https://huggingface.co/timm/{DEFAULT_NETWORK}/' in line
     assert '--model FILE' in line and '--weights' not in line
+
+
+@pytest.mark.parametrize(
+    ('file', 'network'),
+    [
+        ('resnet18-f37072fd.pth', 'resnet18'),
+        ('a.b/vit_small_patch16_224.dino.safetensors', 'vit_small_patch16_224.dino'),
+        ('vit_small_patch16_224.dino-v2.pth', 'vit_small_patch16_224.dino'),
+        ('resnet50.mine.pth', 'resnet50'),
+    ],
+)
+def test_a_file_of_weights_names_its_network_and_tag(file, network):
+    assert network_of(file) == network
 
 
 def test_many_images_are_shortened(ask, project, tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ What cannot be had or does not fit is a UserError.
 
 import hashlib
 import os
-import re
 
 import torch
 from torch import nn
@@ -40,7 +39,7 @@ def read(name):
     if not os.path.isfile(name):
         network = download(name, otherwise='give --model FILE')
         return network, name, f'{name} {network.pretrained_cfg.get("tag")}'
-    model_type = re.split('[-.]', os.path.basename(name))[0]
+    model_type = network_of(name)
     if not is_network(model_type):
         raise UserError(
             f'{name}: {model_type!r} is no network that train.py takes; the name of a '
@@ -51,6 +50,17 @@ def read(name):
     return fill(model_type, read_state_dict(name), name), model_type, version
 
 
+def network_of(path):
+    """Return the network whose name begins that of a file, with its tag if it has one.
+
+    The tag says how images are normalised: `vit_small_patch16_224.dino.safetensors`.
+    """
+    import timm
+
+    name = os.path.splitext(os.path.basename(path))[0].partition('-')[0]
+    return name if timm.is_model_pretrained(name) else name.partition('.')[0]
+
+
 def download(model_type, image_size=None, otherwise=OTHERWISE):
     """Return a whole network with its weights, downloaded once into a cache.
 
@@ -58,7 +68,7 @@ def download(model_type, image_size=None, otherwise=OTHERWISE):
     """
     config, source = timm_config(model_type), {}
     url = f'https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors'
-    place = f'{model_type.partition(".")[0]}.safetensors, and'
+    place = f'{model_type}.safetensors, and'
     if model_type in PUBLISHED or not config.hf_hub_id:
         source['hf_hub_id'], url = None, config.url or 'them'
         file = url.rpartition('/')[2]
