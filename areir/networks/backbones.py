@@ -109,8 +109,11 @@ def own_size(model_type):
 def check_image_size(image_size, model_type):
     """Raise UserError if a network cannot be cut or images of this size do not fit."""
     with torch.device('meta'):
-        build_backbone(model_type)
-        sizes = range(4, 2 * image_size + 8)
+        network = build_network(model_type)
+        patch = getattr(getattr(network, 'patch_embed', None), 'patch_size', 1)
+        patch = patch if isinstance(patch, int) else patch[0]
+        cut(network)
+        sizes = [size for size in range(4, 2 * image_size + 64) if size % patch == 0]
         sizes = sorted(sizes, key=lambda size: abs(size - image_size))[:64]
         nearest = (size for size in sizes if takes(model_type, size))
         nearest = next(nearest, own_size(model_type))
@@ -125,11 +128,10 @@ def takes(model_type, image_size):
     """Whether images of this size fit a network."""
     try:
         network = build_network(model_type, image_size)
-        patch = getattr(getattr(network, 'patch_embed', None), 'patch_size', [1])
         network(torch.zeros(2, 3, image_size, image_size))
     except (AssertionError, RuntimeError, ValueError):  # whatever a network says
         return False
-    return image_size % patch[0] == 0
+    return True
 
 
 # Stages

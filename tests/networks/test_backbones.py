@@ -1,31 +1,52 @@
-"""Ensembles of every family of networks, against torchvision's own and by hand."""
+"""Ensembles of networks of each kind, against timm's own networks and by hand."""
+
+import copy
+import sys
+from functools import partial
 
 import pytest
+import timm
 import torch
+from timm.models import _registry
 from torch.nn import functional as F
 from trained import take_statistics
 
 from areir.errors import UserError
-from areir.networks.backbones import (
-    build_backbone,
-    cut,
-    find_family,
-)
-from areir.networks.layers import MeanPool, Stages, folded
+from areir.networks.backbones import build_network, check_image_size
+from areir.networks.layers import Layout, Pool, folded
 from areir.networks.pretrained import load_weights
 from areir.networks.projection import fit_projection
-from model import EnsembleModel, count_parameters
+from areir.networks.weight_files import fill
+from model import EnsembleModel, count_parameters, rebuild
 
-CLASSIFIERS = {  # a network of each family: the layer that follows the pooled features
-    'resnet18': 'fc',
-    'convnext_tiny': 'classifier.2',
-    'efficientnet_b0': 'classifier',
-    'mobilenet_v3_small': 'classifier',
-    'regnet_y_400mf': 'fc',
-    'swin_t': 'head',
+# one of each kind: pixels per side, and what makes it tiny
+SMALL = {'depth': 8, 'embed_dim': 48, 'num_heads': 2}
+SWIN = {'depths': (2, 2, 2, 2), 'embed_dim': 16, 'num_heads': (1, 2, 4, 8)}
+NETWORKS = {
+    'vit_tiny_patch16_224': (64, SMALL),
+    'vit_small_patch14_reg4_dinov2': (56, SMALL),  # registers, layer scale
+    'vit_small_patch16_dinov3': (64, SMALL),  # rotary positions
+    'vit_small_patch16_rope_mixed_224': (64, SMALL),  # other ones in each block
+    'vit_base_patch32_siglip_256': (64, SMALL),  # attention pooling, no class token
+    'xcit_nano_12_p16_224': (64, SMALL),  # a class token that joins late
+    'levit_128s': (64, {}),  # three stages
+    'swin_tiny_patch4_window7_224': (64, SWIN),  # (N, H, W, C)
+    'test_convnext': (64, {}),
+    'test_efficientnet': (64, {}),
+    'test_resnet': (64, {}),
 }
-OPTIONS = {'embedding': 'features', 'mirror': True, 'neutral_se': True}
-families = pytest.mark.parametrize('model_type', CLASSIFIERS)
+OPTIONS = {'embedding': 'features', 'mirror': True, 'with_se': True}
+networks = pytest.mark.parametrize('name', NETWORKS)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def tiny():
+    """Make the networks tiny, by options of timm."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, (_, options) in NETWORKS.items():
+            build = partial(timm.models.model_entrypoint(name), **options)
+            patch.setitem(_registry._model_entrypoints, name, build)
+        yield
 
 
 def random_images(count=2, side=64, seed=0):
@@ -35,116 +56,181 @@ def random_images(count=2, side=64, seed=0):
     return F.interpolate(spots, (side, side), mode='bicubic')
 
 
-def run_stages(network, model_type, images):
-    """Return the output of each stage."""
-    stages = cut(network, find_family(model_type)).stages
-    return Stages(stages).eval().outputs(images)
-
-
-@families
 @torch.no_grad()
-def test_stages_halve_the_size_and_end_as_the_network_does(model_type):
-    network = build_backbone(model_type, 7).eval()
-    outputs = run_stages(network, model_type, random_images())
-    assert [output.shape[2] for output in outputs] == [16, 8, 4, 2]
-    # the network itself, up to its pooling
-    seen = []
-    network.avgpool.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs))
-    network(random_images())
-    torch.testing.assert_close(outputs[-1], seen[0][0])
+def shaken(network, seed=0):
+    """Return a network after changing all its weights, in eval mode.
+
+    Some are 0 at first, and layer scale is nearly so.
+    """
+    torch.manual_seed(seed)
+    for weight in network.parameters():
+        weight += 0.1 * torch.randn_like(weight)
+    return network.eval()
 
 
-@families
+def cosines(vectors, wanted):
+    """Return the least cosine of two lists of vectors, in float64."""
+    return F.cosine_similarity(vectors.double(), wanted.double()).min()
+
+
+# The network itself
+
+
+@networks
 @torch.no_grad()
-def test_pooled_features_are_what_torchvision_classifies(model_type):
-    network = build_backbone(model_type, 7)
-    network.train()(random_images(4))  # other statistics than the initial ones
-    network.eval()
-    seen = []
-    layer = network.get_submodule(CLASSIFIERS[model_type])
-    layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    network(random_images())
-    options = {'with_se': False, 'embedding': 'features', 'shared_stages': 2}
-    model = EnsembleModel(model_type, 2, 3, **options).eval()
-    load_weights(model, network.state_dict(), 'FILE')
-    pooled = model.describe(random_images())
-    assert len(pooled) == 2 * 3  # of each head: the trunk, and its two stages
-    for part in (pooled[2], pooled[5]):
-        torch.testing.assert_close(part, seen[0].flatten(1), atol=1e-4, rtol=1e-4)
+def test_stages_and_pooled_features_are_those_of_timm(name):
+    """For each size of the trunk, and with attention that has not been trained.
+
+    What stages return is compared with timm's own list of intermediate features, as
+    maps: of the eight blocks of a transformer, a stage has two.
+    """
+    side, _ = NETWORKS[name]
+    whole, images = shaken(build_network(name, side)), random_images(side=side)
+    pooled = whole(images)
+    assert F.cosine_similarity(*pooled, dim=0) < 0.99  # it tells images apart
+    features = whole.forward_intermediates(images, intermediates_only=True, norm=False)
+    if len(features) > 5:
+        features = features[len(features) // 4 - 1 :: len(features) // 4]
+    for shared in (1, 2, 3):
+        options = {'embedding': 'stages', 'shared_stages': shared, 'image_size': side}
+        se = {'with_se': shared > 1, 'neutral_se': True}
+        model = EnsembleModel(name, 2, 3, **options, **se).eval()
+        load_weights(model, copy.deepcopy(whole))
+        parts = model.describe(images)
+        assert len(parts) == 2 * min(4, len(features))
+        for head in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
+            assert cosines(head[-1], pooled) > 0.999999
+            for part, maps in zip(head[:-1], features[-len(head) :]):
+                torch.testing.assert_close(part, maps.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize('shared', [1, 2, 3])
+def test_the_trunk_has_quarters_of_the_blocks(shared):
+    """Patches, positions and class token are in the trunk, the last norm in the heads.
+
+    DINOv2 and its four registers, with layer scale.
+    """
+    block = 2 * 2 * 48 + 2 * 48 + (48 + 1) * 3 * 48 + (48 + 1) * 48
+    block += (48 + 1) * 4 * 48 + (4 * 48 + 1) * 48
+    stem = (14 * 14 * 3 + 1) * 48 + 16 * 48 + 5 * 48
+    name, sizes = 'vit_small_patch14_reg4_dinov2', {'with_se': False, 'image_size': 56}
+    trunk, head, total = count_parameters(name, 9, 7, shared_stages=shared, **sizes)
+    assert trunk == stem + 2 * shared * block
+    assert head == (8 - 2 * shared) * block + 2 * 48 + (48 + 1) * 7
+    assert total == trunk + 9 * head
+
+
+@pytest.mark.parametrize('name', ['pit_ti_224', 'crossvit_tiny_240', 'cait_xxs24_224'])
+def test_what_is_no_chain_is_refused(name):
+    with torch.device('meta'), pytest.raises(UserError, match=f'{name}.*divided'):
+        EnsembleModel(name, 1, 2)
 
 
 @pytest.mark.parametrize(
-    ('name', 'shared'), [('vgg16', 1), ('resnet18', 0), ('resnet18', 4)]
+    ('name', 'shared', 'told'),
+    [
+        ('resnet19', 1, 'resnet18'),
+        ('resnet18.mine_in1k', 1, 'mine_in1k'),
+        ('resnet18', 0, 'shared_stages'),
+        ('resnet18', 4, 'shared_stages'),
+    ],
 )
-def test_impossible_networks_are_refused(name, shared):
-    with pytest.raises(UserError, match=r'model_type|shared_stages'):
+def test_what_does_not_exist_is_refused(name, shared, told):
+    with torch.device('meta'), pytest.raises(UserError, match=told):
         EnsembleModel(name, 1, 2, shared_stages=shared)
 
 
+# Layouts
+
+
+def test_layouts_by_hand():
+    maps = torch.arange(48.0).view(2, 6, 2, 2)  # (N, C, H, W)
+    mean = maps.sum(dim=3).sum(dim=2) / 4
+    tokens = torch.tensor([1e3, 1e4]).view(1, 2, 1).expand(2, 2, 6)
+    tokens = torch.cat([tokens, maps.flatten(2).mT], dim=1)  # (N, L, C)
+    for layout, features in (
+        (Layout(6), maps),
+        (Layout(6, (1, 2)), maps.permute(0, 2, 3, 1)),
+        (Layout(6, (1,), prefix=2), tokens),
+    ):
+        assert torch.equal(layout.maps(features), maps)
+        assert torch.equal(layout.mean(features), mean)
+        assert layout.mean(features.bfloat16()).dtype == torch.float32
+
+
+def test_pooling_is_at_least_float32():
+    network = build_network('resnet18')
+    features = torch.full((1, 512, 8, 8), 1.001, dtype=torch.bfloat16)
+    assert Pool(network)(features).dtype == torch.float32
+    assert Pool(network)(features.double()).dtype == torch.float64
+
+
+# Other sizes of images
+
+
 @torch.no_grad()
-def test_a_list_of_stages_gives_every_head_the_same_weights():
-    network = build_backbone('resnet18', 1)
-    stages = [Stages([stage]) for stage in cut(network, find_family('resnet18')).stages]
-    model = EnsembleModel(stages, 2, 4, shared_stages=2, with_se=False).eval()
-    features = model.trunk(random_images())
-    first, second = (head.pooled(head.outputs(features))[-1] for head in model.heads)
-    assert torch.equal(first, second)
-    wanted = torch.nn.Sequential(*stages).eval()(random_images()).mean(dim=(2, 3))
-    torch.testing.assert_close(first, wanted)
-    assert model.heads[0].stage4 is not model.heads[1].stage4
+@pytest.mark.parametrize('name', [*NETWORKS][:3] + ['swin_tiny_patch4_window7_224'])
+def test_weights_of_another_size_are_resampled(name):
+    """As timm does when it loads them."""
+    whole = shaken(build_network(name))
+    wanted = timm.create_model(name, num_classes=0, img_size=112).eval()
+    convert = sys.modules[type(whole).__module__].checkpoint_filter_fn
+    wanted.load_state_dict(convert(whole.state_dict(), wanted), strict=False)
+    options = {'with_se': False, 'embedding': 'pooled', 'image_size': 112}
+    model = EnsembleModel(name, 1, 2, **options).eval()
+    load_weights(model, fill(name, whole.state_dict(), 'FILE', 112))
+    images = random_images(side=112)
+    assert cosines(model.describe(images)[0], wanted(images)) > 0.999999
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'nearest'),
+    [
+        ('vit_tiny_patch16_224', 70, 64),
+        ('vit_base_patch32_siglip_256', 8, 32),
+        ('xcit_nano_12_p16_224', 100, 96),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_nearest(name, size, nearest):
+    check_image_size(nearest, name)
+    with pytest.raises(UserError, match=f'{size}.*{name}.* {nearest}$'):
+        check_image_size(size, name)
 
 
 # Embeddings
 
 
-@pytest.fixture(scope='module', params=CLASSIFIERS)
+@pytest.fixture(scope='module', params=NETWORKS)
 def model(request):
-    """Two heads on three shared stages, with the statistics of a batch."""
-    model = EnsembleModel(request.param, 2, 5, shared_stages=3, seed=3, **OPTIONS)
-    return take_statistics(model, random_images(8, seed=1))
+    """Two heads, with the statistics of a batch."""
+    size = {'image_size': NETWORKS[request.param][0], 'shared_stages': 2}
+    model = EnsembleModel(request.param, 2, 5, seed=3, **size, **OPTIONS)
+    shaken(model)
+    return take_statistics(model, images_of(model, 8, seed=1))
+
+
+def images_of(model, count, seed=0):
+    return random_images(count, model.image_size, seed)
 
 
 def test_embeddings_are_unit_vectors_of_the_image_alone(model):
-    images = random_images(5)
+    images = images_of(model, 4)
     whole = model.embed(images)
-    assert whole.shape == (5, model.dimensions)
-    torch.testing.assert_close(whole.norm(dim=1), torch.ones(5))
+    assert whole.shape == (4, model.dimensions)
+    torch.testing.assert_close(whole.norm(dim=1), torch.ones(4))
     alone = torch.cat([model.embed(image[None]) for image in images])
     torch.testing.assert_close(whole, alone, atol=1e-5, rtol=1e-4)
     assert (whole @ whole.T).fill_diagonal_(0).max() < 0.9999  # they tell images apart
     mirrored = model.embed(images.flip(3))
     torch.testing.assert_close(mirrored, whole, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_a_dot_product_is_the_mean_of_the_cosines(model):
-    """A head has several parts; each sums the features of an image and its mirror.
-
-    The parts are computed here from the blocks of trunk and head.
-    """
-    images = random_images(2)
-    cosines = []
-    for head in model.heads:
-        views = []
-        for view in (images, images.flip(3)):
-            outputs = [model.trunk(view)]
-            for names in head.stages:
-                outputs.append(head.run(names, outputs[-1]))
-            pooled = [output.mean(dim=(2, 3)) for output in outputs]
-            if 'classifier.0' in head.tail:  # the layer norm of ConvNeXt
-                norm = head.get_submodule('classifier.0')
-                pooled[-1] = norm(pooled[-1][:, :, None, None]).flatten(1)
-            views.append(pooled)
-        for one, other in zip(*views):
-            first, second = one + other
-            cosines.append(F.cosine_similarity(first, second, dim=0).item())
-    assert len(cosines) == 4
-    query, retrieved = model.embed(images)
-    assert (query @ retrieved).item() == pytest.approx(sum(cosines) / 4, abs=1e-5)
+    counts = count_parameters(
+        model.model_type, 2, 5, shared_stages=2, image_size=model.image_size
+    )
+    assert counts[2] == sum(weight.numel() for weight in model.parameters())
 
 
 def test_the_folded_copy_embeds_alike(model):
-    images = random_images(3)
+    images = images_of(model, 3)
     wanted = model.embed(images)
     exact = folded(model, torch.float32).embed(images)
     torch.testing.assert_close(exact, wanted, atol=1e-5, rtol=1e-3)
@@ -152,45 +238,21 @@ def test_the_folded_copy_embeds_alike(model):
     assert narrow.dtype == torch.float32
     with torch.autocast('cpu', torch.bfloat16):
         rounded = model.embed(images)  # as training computes
-    narrow, rounded = (F.cosine_similarity(x, wanted).min() for x in (narrow, rounded))
-    assert narrow > max(0.98, 1 - 1.5 * (1 - rounded))
+    assert cosines(narrow, wanted) > 1 - 1.5 * (1 - cosines(rounded, wanted)) - 1e-3
 
 
-def test_a_projection_follows(model):
-    images = random_images(6)
-    long = model.embed(images)
-    projection = fit_projection(long, 3, whitening=0.5)
-    model.projection = projection
-    short = model.embed(images)
-    assert model.dimensions == 3
-    copied = folded(model, torch.float32).embed(images)
-    model.projection = None
-    assert torch.equal(short, projection(long))
-    torch.testing.assert_close(copied, short, atol=1e-4, rtol=1e-3)
+def test_a_model_built_from_its_weights_embeds_the_same_bits(model):
+    """The tables of Swin and of rotary positions are computed, not saved."""
+    size = {'image_size': model.image_size, 'shared_stages': model.shared_stages}
+    model_args = {'model_type': model.model_type, 'ensemble_size': 2, **size, **OPTIONS}
+    copied = rebuild({**model_args, 'meta_class_size': 5}, model.state_dict())
+    images, found = images_of(model, 2), dict(copied.named_buffers())
+    assert torch.equal(copied.embed(images), model.embed(images))
+    for name, value in model.named_buffers():
+        assert torch.equal(value, found[name]), name
 
 
-@torch.no_grad()
-def test_stages_are_described_within_the_trunk_as_well():
-    """With three shared stages, as if the first two were not shared."""
-    options = {'with_se': False, 'shared_stages': 3}
-    model = EnsembleModel('resnet18', 2, 3, embedding='stages', **options).eval()
-    images = random_images(3)
-    pooled, features = [], images
-    first = ['conv1', 'bn1', 'relu', 'maxpool', 'layer1']
-    for names in (first, ['layer2'], ['layer3']):
-        features = model.trunk.run(names, features)
-        pooled.append(features.mean(dim=(2, 3)))
-    wanted = []
-    for head in model.heads:
-        wanted += [*pooled, head.run(['layer4'], features).mean(dim=(2, 3))]
-    parts = model.describe(images)
-    assert [part.shape[1] for part in parts] == 2 * [64, 128, 256, 512]
-    assert model.dimensions == 1920
-    for part, vector in zip(parts, wanted):
-        torch.testing.assert_close(part, vector)
-
-
-@pytest.mark.parametrize('embedding', ['logits', 'features', 'stages'])
+@pytest.mark.parametrize('embedding', ['logits', 'pooled', 'features', 'stages'])
 def test_some_members_embed_their_columns(slim_backbone, embedding):
     options = {'seed': 5, 'embedding': embedding, 'mirror': True, 'shared_stages': 2}
     whole = EnsembleModel('resnet18', 4, 3, **options)
@@ -200,35 +262,22 @@ def test_some_members_embed_their_columns(slim_backbone, embedding):
     torch.testing.assert_close(some.embed(images), columns)
 
 
-def test_neutral_attention_passes_features_unchanged():
-    plain = EnsembleModel('resnet18', 1, 3, with_se=False, seed=4).eval()
-    neutral = EnsembleModel('resnet18', 1, 3, neutral_se=True, seed=4).eval()
-    with torch.no_grad():
-        outputs = [model(random_images()) for model in (plain, neutral)]
-    torch.testing.assert_close(*outputs)
+def test_a_dot_product_is_the_mean_of_the_cosines_and_a_projection_follows(
+    slim_backbone,
+):
+    """A head has several parts; each sums the features of an image and its mirror."""
+    model = EnsembleModel('resnet18', 2, 3, **OPTIONS, shared_stages=3, seed=1).eval()
+    images, similarities = random_images(6), []
+    for one, other in zip(model.describe(images), model.describe(images.flip(3))):
+        similarities.append(F.cosine_similarity(*(one + other)[:2], dim=0).item())
+    assert len(similarities) == 4
+    embeddings = model.embed(images)
+    product = (embeddings[0] @ embeddings[1]).item()
+    assert product == pytest.approx(sum(similarities) / 4, abs=1e-5)
 
-
-def test_pooling_is_at_least_float32():
-    features = torch.full((1, 2, 64, 64), 1.001, dtype=torch.bfloat16)
-    pooled = MeanPool()(features)
-    assert pooled.dtype == torch.float32 and pooled.shape == (1, 2, 1, 1)
-    assert MeanPool()(features.double()).dtype == torch.float64
-
-
-# Sizes
-
-# of a ResNet-18: stem and layer1, layer2, layer3, layer4
-STAGES = (9_536 + 147_968, 525_568, 2_099_712, 8_393_728)
-
-
-@pytest.mark.parametrize('shared', [1, 2, 3])
-def test_stages_are_counted_in_the_trunk_or_in_each_head(shared):
-    trunk, head, total = count_parameters(
-        'resnet18', 48, 12, with_se=False, shared_stages=shared
-    )
-    assert trunk == sum(STAGES[:shared])
-    assert head == sum(STAGES[shared:]) + 512 * 12 + 12
-    assert total == trunk + 48 * head
-    attention = count_parameters('resnet18', 1, 12, shared_stages=shared)[1] - head
-    channels = (128, 256, 512)[shared - 1]  # of the head's first stage
-    assert attention == 2 * channels * channels // 8
+    model.projection = fit_projection(embeddings, 3, whitening=0.5)
+    assert model.dimensions == 3
+    wanted = model.projection(embeddings)
+    assert torch.equal(model.embed(images), wanted)
+    copied = folded(model, torch.float32).embed(images)
+    torch.testing.assert_close(copied, wanted, atol=1e-4, rtol=1e-3)
