@@ -26,7 +26,13 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
-from areir.networks.backbones import PUBLISHED, STAGES, build_backbone, is_transformer
+from areir.networks.backbones import (
+    PUBLISHED,
+    STAGES,
+    build_backbone,
+    cut,
+    is_transformer,
+)
 from areir.networks.layers import folded, run_stages
 from areir.networks.projection import Projection
 from areir.networks.weight_files import read_state_dict
@@ -104,8 +110,8 @@ class Head(nn.Module):
 
     def __init__(self, backbone, shared, se, fc):
         super().__init__()
-        self.stages = nn.Sequential(*backbone.stages[shared:])
-        self.stages[0].append(se)
+        first, *others = backbone.stages[shared:]
+        self.stages = nn.Sequential(nn.Sequential(*first, se), *others)
         self.pool, self.fc = backbone.pool, fc
         self.layouts = backbone.layouts
 
@@ -132,8 +138,9 @@ class EnsembleModel(nn.Module):
     Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
     The trunk is drawn from seed, head h from (seed, h).
 
-    model_type: the name of a network of torchvision or timm; image_size: pixels per
-    side, for networks of a fixed size, by default their own.
+    model_type: the name of a network of timm; image_size: pixels per side, for networks
+    of a fixed size, by default their own; network: a whole one whose weights trunk and
+    heads start from, which is taken apart.
     members: the numbers of the heads to build, by default all; E below is the number
     of heads that are built. shared_stages: how many stages are the trunk. embedding:
     what each head adds to the description of an image: its 'logits'; the 'pooled'
@@ -158,6 +165,7 @@ class EnsembleModel(nn.Module):
         mirror=False,
         neutral_se=False,
         image_size=None,
+        network=None,
     ):
         super().__init__()
         if embedding not in EMBEDDINGS:
@@ -170,35 +178,36 @@ class EnsembleModel(nn.Module):
         self.ensemble_size = ensemble_size
         self.projection = None
         self.members = list(range(ensemble_size) if members is None else members)
+        loaded = network and cut(network, image_size)
         with seeds.random_stream(seeds.derive_seed(seed, TRUNK)):
-            network = build_backbone(model_type, image_size)
+            backbone = loaded or build_backbone(model_type, image_size)
         if not 1 <= shared_stages < STAGES:
             raise UserError(f'shared_stages {shared_stages}: must be from 1 to 3')
         # of a network of fewer stages, each head has one
-        shared_stages = min(shared_stages, len(network.stages) - 1)
-        self.shared_stages = shared_stages
-        widths = [*(layout.channels for layout in network.layouts[:-1]), network.width]
+        self.shared_stages = min(shared_stages, len(backbone.stages) - 1)
+        channels = [layout.channels for layout in backbone.layouts[:-1]]
         widths = {
             'logits': [meta_class_size],
-            'pooled': [network.width],
-            'features': widths[shared_stages - 1 :],
-            'stages': widths,
+            'pooled': [backbone.width],
+            'features': [*channels[self.shared_stages - 1 :], backbone.width],
+            'stages': [*channels, backbone.width],
         }[embedding]
         self.length = ensemble_size * sum(widths)  # of an embedding, not projected
-        self.trunk = nn.Sequential(*network.stages[:shared_stages])
+        self.trunk = nn.Sequential(*backbone.stages[: self.shared_stages])
         self.heads = nn.ModuleList()
         for member in self.members:
             with seeds.random_stream(seeds.derive_seed(seed, HEAD, member)):
-                self.heads.append(self.build_head())
+                backbone = copy.deepcopy(loaded) if self.heads else loaded
+                self.heads.append(self.build_head(backbone))
 
-    def build_head(self):
-        """Return a head with random weights."""
-        network = build_backbone(self.model_type, self.image_size)
-        fc, se = nn.Linear(network.width, self.meta_class_size), nn.Identity()
+    def build_head(self, backbone):
+        """Return a head of a Backbone; by default of one with random weights."""
+        backbone = backbone or build_backbone(self.model_type, self.image_size)
+        fc, se = nn.Linear(backbone.width, self.meta_class_size), nn.Identity()
         if self.with_se:
-            layout = network.layouts[self.shared_stages]
+            layout = backbone.layouts[self.shared_stages]
             se = SqueezeExcitation(layout, neutral=self.neutral_se)
-        return Head(network, self.shared_stages, se, fc)
+        return Head(backbone, self.shared_stages, se, fc)
 
     def forward(self, images):
         """Return the logits of every head, (N, E, M)."""
@@ -326,16 +335,15 @@ class PretrainedModel(TrainedModel):
 
     It has the attributes of a TrainedModel. A transformer describes an image by its
     pooled features, another network by those of the last two stages, each normalised.
-    name: see `pretrained.read`.
+    name, state: see `pretrained.read`.
     """
 
-    def __init__(self, name):
+    def __init__(self, name, state=None):
         self.path = name
-        network, model_type, self.version = pretrained.read(name)
+        network, model_type, self.version = pretrained.read(name, state)
         embedding = 'pooled' if is_transformer(model_type) else 'features'
         options = {'with_se': False, 'shared_stages': 3, 'embedding': embedding}
-        model = EnsembleModel(model_type, 1, 1, **options)
-        pretrained.load_weights(model, network)
+        model = EnsembleModel(model_type, 1, 1, **options, network=network)
         self.model = model.requires_grad_(False).eval()
         self.pixel_format = pretrained.pixel_format(model_type)
         self.calibration, self.trained_classes = None, []
@@ -349,8 +357,10 @@ class PretrainedModel(TrainedModel):
 
 def open_model(name):
     """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
-    saved = read_state_dict(name) if os.path.isfile(name) else {}
-    return TrainedModel(name, saved) if 'format' in saved else PretrainedModel(name)
+    saved = read_state_dict(name) if os.path.isfile(name) else None
+    if saved and 'format' in saved:
+        return TrainedModel(name, saved)
+    return PretrainedModel(name, saved)
 
 
 def rebuild(model_args, state_dict):

@@ -57,7 +57,8 @@ from areir.training.trainer import Trainer, learning_rate
 from areir.training.weights import (
     freeze_old_heads,
     initial_format,
-    load_initial,
+    initial_weights,
+    load_ensemble,
     read_base,
 )
 from model import EnsembleLoss, EnsembleModel, assign_meta_classes
@@ -102,9 +103,11 @@ def build_model(args, base, initialise):
     """
     rank, count = processes.rank_and_count()
     members = range(rank, args.ensemble_size, count)
-    model = EnsembleModel(**model_args(args), seed=args.seed, members=members)
-    if initialise and args.weights != 'none':
-        load_initial(model, args)
+    network, state = initial_weights(args) if initialise else (None, None)
+    options = {'seed': args.seed, 'members': members, 'network': network}
+    model = EnsembleModel(**model_args(args), **options)
+    if state:
+        load_ensemble(model, state, f'--weights {args.weights}')
     if base:
         old_heads = base['model_args']['ensemble_size']
         freeze_old_heads(model, base['state_dict'], old_heads)

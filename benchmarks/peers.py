@@ -24,7 +24,7 @@ from areir.networks.projection import fit_projection, fit_whitening
 from areir.seeds import random_stream
 from areir.training.batches import CropAndFlip, EpochSampler, training_batches
 from areir.training.trainer import Trainer, learning_rate
-from areir.training.weights import load_initial
+from areir.training.weights import initial_weights
 from model import EnsembleLoss, EnsembleModel
 
 LOSSES = ('multi_similarity', 'proxy_anchor', 'norm_softmax', 'cosface')
@@ -75,6 +75,7 @@ def current_recipe(args):
 
 def build_model(args, seed):
     """Return the network of a peer, of --model_type with --weights."""
+    network, _ = initial_weights(args)
     model = EnsembleModel(
         args.model_type,
         1,
@@ -83,9 +84,8 @@ def build_model(args, seed):
         shared_stages=RECIPE['shared_stages'],
         seed=seed,
         image_size=args.image_size,
+        network=network,
     )
-    if args.weights != 'none':
-        load_initial(model, args)
     return model.to(hardware.local_device(), memory_format=torch.channels_last)
 
 

@@ -7,18 +7,16 @@ import hashlib
 import os
 
 import torch
-from torch import nn
 
 from areir.data.images import PixelFormat
 from areir.errors import UserError
 from areir.networks.backbones import (
     PUBLISHED,
     build_network,
-    cut,
     is_network,
     timm_config,
 )
-from areir.networks.weight_files import fill, read_state_dict
+from areir.networks.weight_files import fill
 
 OTHERWISE = 'give --weights FILE, or --weights none to start from random weights'
 
@@ -30,11 +28,11 @@ def pixel_format(model_type, image_size=None):
     return PixelFormat(size, config.mean, config.std, config.interpolation)
 
 
-def read(name):
+def read(name, state):
     """Return (network, its name, a version that changes with the weights).
 
     name: a network, whose weights are downloaded, or a file of weights, whose name
-    begins with that of the network, as in `resnet18-f37072fd.pth`.
+    begins with that of the network, as in `resnet18-f37072fd.pth`; state: its contents.
     """
     if not os.path.isfile(name):
         network = download(name, otherwise='give --model FILE')
@@ -47,7 +45,7 @@ def read(name):
         )
     with open(name, 'rb') as file:
         version = hashlib.file_digest(file, 'sha256').hexdigest()
-    return fill(model_type, read_state_dict(name), name), model_type, version
+    return fill(model_type, state, name), model_type, version
 
 
 def network_of(path):
@@ -93,15 +91,3 @@ def check_hub(hub_id):
     found = [hub.try_to_load_from_cache(hub_id, file) for file in files]
     if not any(isinstance(path, str) for path in found):
         hub.HfApi().model_info(hub_id, timeout=5)
-
-
-def load_weights(model, network):
-    """Copy the weights of a whole network to an EnsembleModel, to every head of it."""
-    backbone = cut(network, model.image_size)
-    shared = model.shared_stages
-    model.trunk.load_state_dict(nn.Sequential(*backbone.stages[:shared]).state_dict())
-    rest = nn.ModuleDict(
-        {'stages': nn.Sequential(*backbone.stages[shared:]), 'pool': backbone.pool}
-    )
-    for head in model.heads:
-        head.load_state_dict(rest.state_dict(), strict=False)  # all but se and fc

@@ -31,17 +31,20 @@ def initial_format(args, split, base=None):
     return pretrained.pixel_format(args.model_type, args.image_size)
 
 
-def load_initial(model, args):
-    """Load what --weights names into an EnsembleModel."""
-    flag = f'--weights {args.weights}'
+def initial_weights(args):
+    """Return what --weights names: (a whole network or None, an ensemble's or None).
+
+    An ensemble's weights are the state dict in a model file of train.py.
+    """
+    if args.weights == 'none':
+        return None, None
     if args.weights == 'pretrained':
-        network = pretrained.download(args.model_type, args.image_size)
-        return pretrained.load_weights(model, network)
+        return pretrained.download(args.model_type, args.image_size), None
     content = read_state_dict(args.weights)
-    if 'format' in content:  # written by train.py
-        return load_ensemble(model, content['state_dict'], flag)
-    network = fill(args.model_type, content, flag, args.image_size)
-    return pretrained.load_weights(model, network)
+    if 'format' in content:
+        return None, content['state_dict']
+    flag = f'--weights {args.weights}'
+    return fill(args.model_type, content, flag, args.image_size), None
 
 
 def load_ensemble(model, state, name):
