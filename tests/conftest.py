@@ -17,6 +17,7 @@ sys.path.insert(0, REPOSITORY)
 import utils
 from areir.data.sample import draw_sample
 
+TINY = 'test_vit.r160_in1k'  # the smallest transformer of timm with pretrained weights
 PROGRESS = ('Downloading', 'epoch', 'embedding', 'ranking', 'indexing')
 
 
@@ -171,6 +172,28 @@ def weights(tmp_path_factory):
     torch.manual_seed(1)
     torch.save(SlimBackbone().state_dict(), path)
     return path
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of an offline Hugging Face hub, which holds TINY with random weights.
+
+    Returns the network.
+    """
+    import timm
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    network = timm.create_model(TINY).eval()
+    folder = tmp_path / 'hub' / f'models--timm--{TINY}'
+    snapshot = folder / 'snapshots' / (40 * '0')
+    snapshot.mkdir(parents=True)
+    (folder / 'refs').mkdir()
+    (folder / 'refs/main').write_text(snapshot.name)
+    save_file(network.state_dict(), snapshot / 'model.safetensors')
+    return network
 
 
 @pytest.fixture(scope='session')

@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import Project
-from huggingface_hub import constants
-from safetensors.torch import save_file
+from conftest import TINY, Project
 from trained import read_images
 
 from areir.cli.searching import DEFAULT_NETWORK
@@ -18,9 +16,7 @@ from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
 from areir.networks.pretrained import network_of
-from model import PretrainedModel
-
-TINY = 'test_vit.r160_in1k'  # the smallest transformer of timm with pretrained weights
+from model import open_model
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +50,7 @@ def ask(project, network, tmp_path):
 
 def embed_by_hand(network, path):
     """Return the normalised features of the last two stages, one after the other."""
-    trained = PretrainedModel(str(network))
+    trained = open_model(str(network))
     with torch.no_grad():
         third = trained.model.trunk(read_images([path], trained.pixel_format))
         fourth = trained.model.heads[0].stages(third)
@@ -74,24 +70,6 @@ def test_a_folder_is_searched(ask, project, network, tmp_path):
         cosine = torch.dot(embed_by_hand(network, path), expected).item()
         assert cosine == pytest.approx(score, abs=0.01)
     assert 'match' not in table and 'predicted_class' not in table
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The cache of an offline Hugging Face hub, which holds TINY with random weights.
-
-    Returns the network.
-    """
-    monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hub'))
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    network = timm.create_model(TINY).eval()
-    folder = tmp_path / 'hub' / f'models--timm--{TINY}'
-    snapshot = folder / 'snapshots' / (40 * '0')
-    snapshot.mkdir(parents=True)
-    (folder / 'refs').mkdir()
-    (folder / 'refs/main').write_text(snapshot.name)
-    save_file(network.state_dict(), snapshot / 'model.safetensors')
-    return network
 
 
 def test_a_network_of_timm_searches_with_its_own_features(project, hub, tmp_path):

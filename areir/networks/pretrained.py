@@ -65,10 +65,12 @@ def download(model_type, image_size=None, otherwise=OTHERWISE):
     otherwise: what a message offers instead.
     """
     config, source = timm_config(model_type), {}
+    if not (config.hf_hub_id or config.url):
+        raise UserError(f'no weights for {model_type}: timm has none; {otherwise}')
     url = f'https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors'
     place = f'{model_type}.safetensors, and'
     if model_type in PUBLISHED or not config.hf_hub_id:
-        source['hf_hub_id'], url = None, config.url or 'them'
+        source['hf_hub_id'], url = None, config.url
         file = url.rpartition('/')[2]
         place = f'{torch.hub.get_dir()}/checkpoints/{file}, or'
     try:

@@ -30,7 +30,7 @@ HARMLESS = """
 """
 NAMED = 3  # weights of a kind that a message names
 # what classifies in other programs, besides what timm says
-CLASSIFIERS = 'fc', 'fc.0', 'fc.2', 'head', 'classifier'
+CLASSIFIERS = 'fc', 'fc.0', 'fc.2', 'head', 'classifier', 'head.bn', 'head_dist.bn'
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 
 

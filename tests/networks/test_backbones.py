@@ -14,7 +14,6 @@ from trained import take_statistics
 from areir.errors import UserError
 from areir.networks.backbones import build_network, check_image_size
 from areir.networks.layers import Layout, Pool, folded
-from areir.networks.pretrained import load_weights
 from areir.networks.projection import fit_projection
 from areir.networks.weight_files import fill
 from model import EnsembleModel, count_parameters, rebuild
@@ -94,8 +93,8 @@ def test_stages_and_pooled_features_are_those_of_timm(name):
     for shared in (1, 2, 3):
         options = {'embedding': 'stages', 'shared_stages': shared, 'image_size': side}
         se = {'with_se': shared > 1, 'neutral_se': True}
+        options |= {'network': copy.deepcopy(whole)}
         model = EnsembleModel(name, 2, 3, **options, **se).eval()
-        load_weights(model, copy.deepcopy(whole))
         parts = model.describe(images)
         assert len(parts) == 2 * min(4, len(features))
         for head in (parts[: len(parts) // 2], parts[len(parts) // 2 :]):
@@ -176,9 +175,9 @@ def test_weights_of_another_size_are_resampled(name):
     wanted = timm.create_model(name, num_classes=0, img_size=112).eval()
     convert = sys.modules[type(whole).__module__].checkpoint_filter_fn
     wanted.load_state_dict(convert(whole.state_dict(), wanted), strict=False)
+    network = fill(name, whole.state_dict(), 'FILE', 112)
     options = {'with_se': False, 'embedding': 'pooled', 'image_size': 112}
-    model = EnsembleModel(name, 1, 2, **options).eval()
-    load_weights(model, fill(name, whole.state_dict(), 'FILE', 112))
+    model = EnsembleModel(name, 1, 2, **options, network=network).eval()
     images = random_images(side=112)
     assert cosines(model.describe(images)[0], wanted(images)) > 0.999999
 
