@@ -67,7 +67,8 @@ def load_ensemble(model, state, name):
         except RuntimeError as error:
             if reason := misfits(error, ['fc']):
                 raise UserError(
-                    f'{name}: not weights of {model.model_type}: {reason}'
+                    f'{name}: not weights of {model.model_type}: '
+                    f'{prefix[:-1]}: {reason}'
                 ) from error
             part.load_state_dict(weights, strict=False)
 

@@ -12,7 +12,13 @@ from areir.data.images import PixelFormat
 from areir.data.splits import Split
 from areir.errors import UserError
 from areir.files import write_tensors
-from areir.training.weights import freeze_old_heads, initial_format, read_base
+from areir.training.weights import (
+    freeze_old_heads,
+    initial_format,
+    initial_weights,
+    load_ensemble,
+    read_base,
+)
 from model import EnsembleModel, assign_meta_classes
 
 CLASSES = [f'class {i}' for i in range(10)]
@@ -33,8 +39,55 @@ def test_images_have_the_format_of_what_is_loaded():
         assert initial_format(args, split, base) == wanted
 
 
-def test_the_old_heads_are_copied_and_frozen(slim_backbone):
-    ensemble = EnsembleModel('resnet18', 3, 4, seed=1)
+# An ensemble
+
+
+@pytest.fixture
+def ensemble(slim_backbone):
+    """An ensemble of three heads, of networks of a few numbers."""
+    return EnsembleModel('resnet18', 3, 4, seed=1)
+
+
+@pytest.mark.parametrize('members', [None, [1]])
+def test_weights_of_an_ensemble_are_taken_whole(ensemble, tmp_path, members):
+    """From a file of more heads; classifiers of another size stay random."""
+    path = str(tmp_path / 'run_model.pth')
+    write_tensors({path: {'state_dict': ensemble.state_dict()}})
+    args = Namespace(weights=path, model_type='resnet18', image_size=64)
+    _, state = initial_weights(args)
+    for meta_classes in (4, 6):
+        target = EnsembleModel('resnet18', 2, meta_classes, seed=2, members=members)
+        own = {name: value.clone() for name, value in target.state_dict().items()}
+        load_ensemble(target, state, 'FILE')
+        for name, value in target.trunk.state_dict().items():
+            assert torch.equal(value, state[f'trunk.{name}']), name
+        for place, (member, head) in enumerate(zip(target.members, target.heads)):
+            for name, value in head.state_dict().items():
+                wanted = state[f'heads.{member}.{name}']
+                if value.shape != wanted.shape:
+                    assert name in ('fc.weight', 'fc.bias') and meta_classes == 6
+                    wanted = own[f'heads.{place}.{name}']
+                assert torch.equal(value, wanted), name
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        ((4, 4), r'heads.3: missing: stages\.0\.0'),  # the fourth head
+        ((2, 4, False), r'heads.0: left over: .*squeeze'),
+        ((2, 4, True, 0, None, 2), r'trunk: missing: 1\.0\.0'),  # another trunk
+    ],
+)
+def test_ensembles_that_do_not_fit_are_refused(ensemble, arguments, told):
+    target, state = EnsembleModel('resnet18', *arguments), ensemble.state_dict()
+    with pytest.raises(UserError, match=f'FILE: not weights of resnet18: {told}'):
+        load_ensemble(target, state, 'FILE')
+    state['heads.0.fc.bias'][1] = torch.nan
+    with pytest.raises(UserError, match=r'heads\.0\.fc\.bias holds NaN'):
+        load_ensemble(target, state, 'FILE')
+
+
+def test_the_old_heads_are_copied_and_frozen(ensemble):
     model = EnsembleModel('resnet18', 5, 4, seed=2, members=[1, 3])
     new = {name: value.clone() for name, value in model.heads[1].state_dict().items()}
     freeze_old_heads(model, ensemble.state_dict(), 3)
