@@ -111,7 +111,8 @@ class Head(nn.Module):
     def __init__(self, backbone, shared, se, fc):
         super().__init__()
         first, *others = backbone.stages[shared:]
-        self.stages = nn.Sequential(nn.Sequential(*first, se), *others)
+        self.stages = nn.Sequential(nn.Sequential(*first), *others)
+        self.stages[0].add_module('se', se)
         self.pool, self.fc = backbone.pool, fc
         self.layouts = backbone.layouts
 

@@ -115,7 +115,7 @@ def test_head_and_trunk_by_hand(model):
         parts[name] = stage[0]
     for name, part in {**parts, 'fc': head.fc}.items():
         reference.get_submodule(name).load_state_dict(part.state_dict())
-    attention = head.stages[0][1]
+    attention = head.stages[0].se
     reference.layer2.append(attention)
     images = random_images(2)
     assert torch.equal(model(images)[:, 1], reference.eval()(images))

@@ -99,13 +99,13 @@ def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
     assert table.filter(like='all_recall@1').shape == (3, 2)  # of the whole gallery
 
 
-@pytest.mark.parametrize('model_type', ['mobilenet_v3_small', 'efficientnet_b0'])
-def test_other_families_do_not_depend_on_the_number_of_processes(
+@pytest.mark.parametrize('model_type', ['test_vit_relpos', 'eva02_tiny_patch14_224'])
+def test_transformers_do_not_depend_on_the_number_of_processes(
     small, tmp_path, model_type
 ):
-    """EfficientNets drop branches by chance, which must be the same chance."""
+    """The first drops features by chance, which must be the same chance."""
     flags = ['--model_type', model_type, '--ensemble_size', 2, '--num_epochs', 1]
-    flags += ['--lr', '1e-6', '--shared_stages', 3]
+    flags += ['--lr', '1e-6', '--shared_stages', 3, '--image_size', 112]
     train(small, tmp_path / 'one', *flags, '--num_workers', 0)
     train_together(train, small, tmp_path / 'two', *flags, processes=2)
     run = f'small_uncropped_{model_type}_2_3_2019'

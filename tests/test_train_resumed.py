@@ -10,11 +10,9 @@ import signal
 
 import pytest
 import torch
-from slim import build_backbone, use_slim_backbone
-from torch import nn
+from slim import use_slim_backbone
 from train_runs import EVERY_BATCH, assert_same_run, dying, read
 
-import model
 from areir import processes
 from areir.files import load_tensors
 from areir.training import trunk_features
@@ -105,9 +103,14 @@ def test_a_frozen_trunk_stays_and_its_features_are_kept(
     succeed(train, tmp_path, *flags)
     saved = read(tmp_path, 'model', RUN)['state_dict']
     state = load_tensors(str(weights))
-    for name in ('conv1.weight', 'layer3.1.running_mean'):
-        assert torch.equal(saved[f'trunk.{name}'], state[name])
-    assert not torch.equal(saved['heads.0.layer4.0.weight'], state['layer4.0.weight'])
+    names = {
+        'trunk.0.0.network.stem.0.0.weight': 'stem.0.0.weight',
+        'trunk.2.0.1.running_mean': 'layer3.1.running_mean',
+    }
+    for name, loaded in names.items():
+        assert torch.equal(saved[name], state[loaded])
+    trained = saved['heads.0.stages.0.0.0.weight']
+    assert not torch.equal(trained, state['layer4.0.weight'])
     succeed(train, tmp_path, *flags)
     assert len(written) == 1
     images = sorted(path for path in root.rglob('*.png') if 'train' in str(path))
@@ -134,27 +137,3 @@ def test_a_signal_stops_while_features_are_computed(train, tmp_path):
         code, _, errors = train(tmp_path, *FROZEN)
     assert code == 130 and '--resume' in errors.splitlines()[-1]
     assert len(batches) <= 2
-
-
-# Networks that drop features by chance
-
-
-def build_dropping(*arguments):
-    """A backbone that drops features in its trunk and in its heads."""
-    backbone = build_backbone(*arguments)
-    for number, stage in enumerate(backbone.stages):
-        stage[f'drop{number}'] = nn.Dropout(0.3)
-    return backbone
-
-
-def test_dropout_depends_on_the_seed_alone(train, tmp_path, monkeypatch):
-    """So a run that dies goes on as it was."""
-    monkeypatch.setattr(model, 'build_backbone', build_dropping)
-    flags = ['--weights', 'none', '--ensemble_size', 3]
-    whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    succeed(train, whole, *flags)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, 'step', dying(Trainer.step, 6))
-        train(stopped, *flags, *EVERY_BATCH)
-    succeed(train, stopped, *flags, '--resume')
-    assert_same_run(whole, stopped, 'small_uncropped_resnet18_3_3')

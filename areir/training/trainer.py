@@ -11,7 +11,7 @@ from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import head_name, read
 
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
-NEW_LAYERS = 'fc.', 'se.'  # of a head, which no pretrained network has
+NEW_LAYERS = 'fc.', 'stages.0.se.'  # of a head, which no pretrained network has
 
 
 class Autocast(nn.Module):

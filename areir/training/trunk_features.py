@@ -1,6 +1,6 @@
 """The features of a trunk that is not trained, computed once and mapped from a file.
 
-    <run>_trunk_features/<fingerprint>.npy    float16 (views * images, C, H, W)
+    <run>_trunk_features/<fingerprint>.npy    float16 (views * images, ...)
 
 Random crops and flips happen before the trunk, so the images are transformed as in the
 epochs 1 to VIEWS, and every epoch of training draws one of these views of each image.
@@ -55,7 +55,9 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     ensure_features(path, loader, trainer, signals)
     trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
-    return partial(feature_batches, np.load(path, mmap_mode='r'))
+    space = trainer.model.heads[0].layouts[trainer.model.shared_stages - 1].space
+    memory = torch.channels_last if space == (2, 3) else torch.contiguous_format
+    return partial(feature_batches, np.load(path, mmap_mode='r'), memory)
 
 
 def fingerprint(paths, trunk, settings):
@@ -92,7 +94,7 @@ def ensure_features(path, loader, trainer, signals):
 
 @torch.no_grad()
 def view_features(loader, trainer):
-    """Yield the trunk's features, float16 (N, C, H, W), of each batch of all views."""
+    """Yield the trunk's features, float16 (N, ...), of each batch of all views."""
     for images, _, _ in whole_batches(loader, trainer.device):
         features = trainer.trunk(images)
         yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
@@ -134,11 +136,11 @@ def is_whole(path):
     return False
 
 
-def feature_batches(features, loader, meta_labels, device):
-    """Yield (features (N, C, H, W), meta-labels) of the epoch's remaining batches.
+def feature_batches(features, memory_format, loader, meta_labels, device):
+    """Yield (features (N, ...), meta-labels) of the epoch's remaining batches.
 
-    features: the mapped file, (views * images, C, H, W); the other arguments are those
-    of `training_batches`.
+    features: the mapped file, (views * images, ...); memory_format: that of the trunk's
+    features; the other arguments are those of `training_batches`.
     """
     sampler = loader.batch_sampler
     views = len(features) // sampler.count
@@ -147,5 +149,5 @@ def feature_batches(features, loader, meta_labels, device):
     rows = drawn * sampler.count + sampler.batches
     for row, batch in zip(rows[sampler.start :], sampler.remaining):
         values = torch.from_numpy(features[row.numpy()]).to(device).float()
-        values = values.contiguous(memory_format=torch.channels_last)
+        values = values.contiguous(memory_format=memory_format)
         yield values, meta_labels[batch]

@@ -13,7 +13,6 @@ from torch import nn
 import train
 from areir.cli.recipes import fill_in_defaults
 from areir.hardware import Hardware
-from areir.networks.layers import Layout
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
@@ -25,7 +24,6 @@ from areir.training.trainer import (
 from model import (
     EnsembleLoss,
     EnsembleModel,
-    SqueezeExcitation,
     assign_meta_classes,
 )
 
@@ -222,30 +220,38 @@ def test_stochastic_depth_is_off(monkeypatch):
 
 
 class Tokens(nn.Module):
-    """Parameters of a transformer's trunk and of a head, of 3 numbers per token."""
+    """Parameters of a transformer's trunk, of 3 numbers per token."""
 
     def __init__(self):
         super().__init__()
         self.proj, self.norm = nn.Conv2d(3, 3, 2), nn.LayerNorm(3)
         self.pos_embed = nn.Parameter(torch.zeros(1, 5, 3))
-        self.se = SqueezeExcitation(Layout(8, (1,)))
-        self.fc = nn.Linear(3, 2)
 
 
-def test_groups_of_parameters_by_hand():
-    part = Tokens()
+def groups_of(part):
+    """Return {(weight decay, rate): names of weights} of a part."""
     names = {weight: name for name, weight in part.named_parameters()}
-    groups = {
+    return {
         (group['weight_decay'], group['rate']): {names[w] for w in group['params']}
         for group in parameter_groups(part, 0.05, 10)
     }
-    assert groups == {
+
+
+def test_groups_of_parameters_by_hand():
+    assert groups_of(Tokens()) == {
         (0, 1): {'proj.bias', 'norm.weight', 'norm.bias', 'pos_embed'},
         (0.05, 1): {'proj.weight'},
-        (0.05, 10): {'se.squeeze.weight', 'se.excite.weight', 'fc.weight'},
-        (0, 10): {'fc.bias'},
     }
-    assert len(parameter_groups(part, 0, 1)) == 1
+    assert len(parameter_groups(Tokens(), 0, 1)) == 1
+
+
+@pytest.mark.parametrize('model_type', ['test_vit', 'test_efficientnet'])
+def test_new_layers_learn_at_a_rate_of_their_own(model_type):
+    """Attention that belongs to the network is not new."""
+    groups = groups_of(EnsembleModel(model_type, 1, 3).heads[0])
+    attention = 'stages.0.se.squeeze.weight', 'stages.0.se.excite.weight'
+    assert groups[0.05, 10] == {*attention, 'fc.weight'}
+    assert groups[0, 10] == {'fc.bias'}
 
 
 def test_a_step_of_the_optimizer_by_hand():

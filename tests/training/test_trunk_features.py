@@ -145,7 +145,8 @@ def epoch_of(features, sampler, epoch, start=0):
     sampler.set_epoch(epoch, start)
     loader = SimpleNamespace(batch_sampler=sampler)
     meta_labels = torch.arange(20)[:, None]
-    return list(feature_batches(features, loader, meta_labels, CPU))
+    rows = torch.contiguous_format
+    return list(feature_batches(features, rows, loader, meta_labels, CPU))
 
 
 @pytest.fixture
