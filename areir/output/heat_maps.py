@@ -23,8 +23,9 @@ def similarity_maps(model, images):
     picture first, which makes no difference in the last stage and keeps the map
     faithful before it (HiResCAM, arXiv 2011.08891). The features are those of the last
     stage with at least CELLS cells per side: of a ResNet layer4 for images of 256
-    pixels, layer2 for those of 64. Parts of the embedding that come before them are
-    left out.
+    pixels, layer2 for those of 64. Where the class token alone describes an image, they
+    are those before the last stage, in which it attends to the patches. Parts of the
+    embedding that come before them are left out.
     """
     model = model.eval()
     with torch.no_grad():
@@ -50,15 +51,17 @@ def head_heat(head, features, embedding, gradients):
     first = features.detach().requires_grad_()
     outputs = [first, *run_stages(head.stages, first)]
     layouts = head.layouts[-len(outputs) :]
-    seen, layout = first, layouts[0]
-    for output, its_layout in zip(outputs, layouts):
-        if its_layout.maps(output).shape[2] >= CELLS:
-            seen, layout = output, its_layout
     if embedding == 'logits':
         parts = [head.logits(outputs[-1])]
     else:
         parts = head.pooled(outputs)[-len(gradients) :]
-    (gradient,) = torch.autograd.grad(parts, seen, gradients[-len(parts) :])
+    own = gradients[-len(parts) :]
+    for seen, layout in reversed(list(zip(outputs, layouts))):
+        if layout.maps(seen).shape[2] < CELLS and seen is not first:
+            continue
+        (gradient,) = torch.autograd.grad(parts, seen, own, retain_graph=True)
+        if layout.maps(gradient).any():
+            break
     heat = layout.maps(gradient * seen).sum(dim=1)
     return F.relu(heat).detach()
 

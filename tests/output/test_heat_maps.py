@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from areir.networks.layers import run_stages
 from areir.networks.projection import fit_projection
 from areir.output.heat_maps import overlay, similarity_maps
 from model import EnsembleModel
@@ -48,7 +49,7 @@ def test_heat_by_hand(slim_backbone, embedding):
     for index, head in enumerate(model.heads):
         with torch.no_grad():
             vectors = model.describe(images)
-            stages = head.outputs(model.trunk(images))
+            stages = run_stages(head.stages, model.trunk(images))
         last = stages[-1].requires_grad_()
         if embedding == 'logits':
             vectors[index] = head.logits(last)
@@ -65,10 +66,25 @@ def test_heat_by_hand(slim_backbone, embedding):
     torch.testing.assert_close(heat, wanted, atol=1e-3, rtol=1e-2)
 
 
-def test_heat_of_a_transformer():
-    model = EnsembleModel('swin_t', 1, 3, shared_stages=3, embedding='features')
-    heat = similarity_maps(model, torch.randn(2, 3, 128, 128))
-    assert heat.shape == (2, 8, 8) and heat.max() == 1
+def test_heat_of_tokens_by_hand():
+    """The class token leaves no gradient on the patches of the last stage."""
+    options = {'shared_stages': 3, 'embedding': 'pooled'}
+    model = EnsembleModel('test_vit', 1, 3, **options)
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    (head,) = model.eval().heads
+    tokens = model.trunk(images).detach().requires_grad_()  # (2, 1 + 10 * 10, C)
+    query, retrieved = F.normalize(head.pool(head.stages(tokens)), dim=1)
+    (gradient,) = torch.autograd.grad(query @ retrieved, tokens)
+    wanted = (gradient * tokens).sum(dim=2)[:, 1:].clamp(min=0).reshape(2, 10, 10)
+    wanted = (wanted / wanted.amax(dim=(1, 2), keepdim=True)).detach()
+    assert wanted.max() == 1
+    torch.testing.assert_close(similarity_maps(model, images), wanted)
+
+
+def test_heat_of_channels_last():
+    model = EnsembleModel('test_mambaout', 1, 3, shared_stages=3, embedding='features')
+    heat = similarity_maps(model, torch.randn(2, 3, 160, 160))
+    assert heat.shape == (2, 10, 10) and heat.max() == 1
 
 
 def test_an_overlay_dims_what_is_cold():
