@@ -138,7 +138,7 @@ def fill(model_type, state, name, image_size=None):
         try:
             network = build_network(model_type, image_size, source)
             break
-        except (RuntimeError, LookupError) as error:  # timm's for names to convert
+        except (RuntimeError, LookupError, AttributeError) as error:  # timm converts
             reason = misfits(error, layers)
             if reason or classes:
                 raise UserError(
