@@ -1,4 +1,4 @@
-"""The ensemble: a shared ResNet trunk, and heads that each learn random meta-classes.
+"""The ensemble: a shared trunk, and heads that each learn random meta-classes.
 
     python model.py                     # parameters of all variants, nothing allocated
     python model.py --model_type resnet50 --ensemble_size 8 --meta_class_size 12
