@@ -10,7 +10,7 @@ timm takes seconds to import, so a search in a database does without it.
 
 import copy
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -152,24 +152,21 @@ def cut(network, image_size=None):
     calls, pooling, features, vectors = note_calls(network, side)
     ends = [call for end in stage_ends(network) for call in calls if call.name == end]
     chains = [find_chain(network, calls, end, features) for end in ends]
-    if not any(chains) or not is_tensor(vectors) or vectors.ndim != 2:
+    chain = max(chains, key=lambda chain: len(find_starts(chain, ends)), default=[])
+    starts = find_starts(chain, ends)
+    if not starts or not is_tensor(vectors) or vectors.ndim != 2:
         raise UserError(
             f'--model_type {network.pretrained_cfg["architecture"]}: it cannot be '
             'divided into trunk and heads, because its modules do not form a chain'
         )
-    first, chain = next(pair for pair in zip(ends, chains) if pair[1])
-    names, modules, results = zip(*chain)
-    results = [first.result, *results]
-    ended = [id(end.result) for end in ends]
-    cuts = [is_tensor(result) and id(result) in ended for result in results[:-1]]
-    starts = [place for place, is_cut in enumerate(cuts) if is_cut]
     stages, layouts = [], []
     for start, stop in pairwise([*starts, len(chain)]):
-        stages.append(nn.Sequential(*modules[start:stop]))
-        layouts.append(find_layout(network, results[start], names[start:]))
+        stages.append(nn.Sequential(*(call.module for call in chain[start:stop])))
+        layouts.append(find_layout(network, chain[start - 1].result, chain[start:]))
     layouts.append(find_layout(network, features, []))
-    for name in filter(None, names):
-        network.set_submodule(name, Pass(keeps=name == names[0]))
+    first, *others = (call.name for call in chain[starts[0] :] if call.name)
+    for name in (first, *others):
+        network.set_submodule(name, Pass(keeps=name == first))
     # one copy of the rest computes the first stage, and the other pools
     pool = copy.deepcopy(network)
     used, pools = ({call.child for call in part} for part in (calls, pooling))
@@ -180,25 +177,35 @@ def cut(network, image_size=None):
             setattr(network, name, nn.Identity())
     for name, _ in list(pool.named_parameters(recurse=False)):
         setattr(pool, name, None)
-    stages.insert(0, nn.Sequential(Stem(network, names[0])))
+    stages.insert(0, nn.Sequential(Stem(network, first)))
     return Backbone(stages, layouts, Pool(pool), vectors.shape[1])
 
 
 @dataclass
 class Call:
-    """A call of a module. after: how many calls had begun when it ended."""
+    """A call of a module.
+
+    after: how many calls had begun when it ended; version: of its result, by which
+    torch counts changes in place.
+    """
 
     name: str
     module: nn.Module
-    arguments: tuple
-    named: dict
+    arguments: tuple = ()
+    named: dict = field(default_factory=dict)
     result: object = None
     after: int = 0
+    version: int = 0
 
     @property
     def child(self):
         """The name of the child of the network that the module is in."""
         return self.name.partition('.')[0]
+
+    @property
+    def lasts(self):
+        """Whether the result is a tensor that no later module has changed in place."""
+        return is_tensor(self.result) and self.result._version == self.version
 
 
 def note_calls(network, image_size):
@@ -213,6 +220,7 @@ def note_calls(network, image_size):
     def end(module, arguments, result):
         call = running.pop()
         call.result, call.after = result, len(calls)
+        call.version = getattr(result, '_version', 0)
 
     for module in names:
         hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
@@ -248,34 +256,42 @@ def stage_ends(network):
 
 
 def find_chain(network, calls, end, features):
-    """Return (name, module, result) of all that leads to the features, or [].
+    """Return the Calls that lead from that of `end` to the features, or [].
 
-    end: the Call that it begins after. Where the class token joins the others, the name
-    is ''.
+    Modules that take more than features become Blocks. Where the class token joins the
+    others, the name is ''.
     """
-    output, place, chain = end.result, end.after, []
-    if not is_tensor(output):
-        return []
-    while output is not features:
+    chain, place = [end], end.after
+    while chain[-1].result is not features:
+        output = chain[-1].result
         rest = [call for call in calls[place:] if call.arguments]
         call = next((call for call in rest if call.arguments[0] is output), None)
         following = rest[0].arguments[0] if rest else features
         if call:
             named = [name for name in call.named if is_tensor(call.named[name])]
-            numbers = call.arguments[1:]
+            numbers, module = call.arguments[1:], call.module
             if named not in ([], ['rope']) or any(map(is_tensor, numbers)):
                 return []
-            module = call.module
             if named or numbers:
                 module = Block(module, numbers, network if named else None, call.name)
-            chain.append((call.name, module, call.result))
-            output, place = call.result, call.after
-        elif chain and is_tensor(output) and joined(output) == following.shape:
-            chain.append(('', ClassToken(network.cls_token), following))
-            output = following
+            chain.append(replace(call, module=module))
+            place = call.after
+        elif is_tensor(output) and joined(output) == following.shape:
+            token = ClassToken(network.cls_token)
+            chain.append(Call('', token, result=following))
         else:
             return []
     return chain
+
+
+def find_starts(chain, ends):
+    """Return where a chain begins and is cut: before the call with this number."""
+    ended = [id(end.result) for end in ends]
+    return [
+        place
+        for place, call in enumerate(chain[:-1], 1)
+        if call.lasts and id(call.result) in ended and chain[place].name
+    ]
 
 
 def joined(features):
@@ -284,16 +300,14 @@ def joined(features):
     return (len(tokens), tokens.shape[1] + 1, tokens.shape[2])
 
 
-def find_layout(network, features, names):
-    """Return the Layout of features of square images.
-
-    names: of the chain after them.
-    """
+def find_layout(network, features, chain):
+    """Return the Layout of features of square images; chain: the Calls after them."""
     _, *sizes, channels = features.shape
     if len(sizes) == 1:
         own = int(hasattr(network, 'cls_token'))
         prefix = getattr(network, 'num_prefix_tokens', own)
-        return Layout(channels, (1,), 0 if '' in names else prefix)
+        joins = any(not call.name for call in chain)
+        return Layout(channels, (1,), 0 if joins else prefix)
     square = sizes[0] == sizes[1]
     if square and (
         sizes[1] != channels or getattr(network, 'output_fmt', '') == 'NHWC'

@@ -141,8 +141,12 @@ def fill(model_type, state, name, image_size=None):
         except (RuntimeError, LookupError, AttributeError) as error:  # timm converts
             reason = misfits(error, layers)
             if reason or classes:
+                own = build_network(model_type, image_size).state_dict()
+                by_names = some('missing', sorted(own.keys() - state.keys()))
+                by_names += some('left over', sorted(state.keys() - own.keys()))
+                reason = reason or '; '.join(by_names) or repr(error)
                 raise UserError(
-                    f'{name}: not weights of {model_type}: {reason or repr(error)}'
+                    f'{name}: not weights of {model_type}: {reason}'
                 ) from error
     return network
 
@@ -153,13 +157,16 @@ def misfits(error, layers):
     for line in str(error).split('\n\t')[1:]:
         names = re.findall('"(.+?)"', line)
         names = [name for name in names if name.rpartition('.')[0] not in layers]
-        more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
-        if names:
-            kind = 'missing' if line.startswith('Missing') else 'left over'
-            reasons.append(f'{kind}: {", ".join(names[:NAMED])}{more}')
-        elif line.startswith('size'):
+        reasons += some('missing' if line.startswith('Missing') else 'left over', names)
+        if line.startswith('size'):
             reasons.append(line.strip())
     return '; '.join(reasons[:NAMED])
+
+
+def some(kind, names):
+    """Return [kind: the first names], or [] if there are none."""
+    more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
+    return [f'{kind}: {", ".join(names[:NAMED])}{more}'] if names else []
 
 
 def check_finite(state, name):
