@@ -5,8 +5,11 @@
         --rounds 1
     python benchmarks/training.py --model_type resnet50 --processes 1,2    # 15 minutes
     python benchmarks/training.py --memory   # what each variant needs: 30 seconds
+    python benchmarks/training.py --timm --model_type vit_small_patch16_224 \
+        --ensemble_size 2 --shared_stages 3 --image_size 224 --batch_size 16
 
 The second takes 5 minutes; its joint loop needs more than 24 GB, --no_joint omits it.
+--timm compares with plain fine-tuning of the network, with one classifier, in bf16.
 Every measurement is a process of its own (with --processes 2, two), and the ways take
 turns. Memory is the peak of the process, torch itself included. Bytes are counted at
 the loopback device: what one process sends in a step. Times are estimates for 2 cores.
@@ -19,11 +22,12 @@ from functools import partial
 import common
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import utils
 from areir import hardware, processes
 from areir.cli import types
-from areir.networks.backbones import PUBLISHED
+from areir.networks.backbones import PUBLISHED, build_network
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, count_parameters
@@ -31,6 +35,7 @@ from model import EnsembleLoss, EnsembleModel, count_parameters
 META_CLASS_SIZE = 12
 LR = 1e-4
 JOINT = 'joint loop, fp32'
+TIMM = 'fine-tuning of the network'
 
 
 def this_hardware(device):
@@ -46,9 +51,16 @@ CPU = this_hardware(torch.device('cpu'))
 # Ways to train; each yields the loss of a step for ever
 
 
+def build_model(args, members=None):
+    """Return the EnsembleModel, or some heads of it, in training mode."""
+    options = {'shared_stages': args.shared_stages, 'image_size': args.image_size}
+    sizes = args.ensemble_size, META_CLASS_SIZE
+    return EnsembleModel(args.model_type, *sizes, members=members, **options).train()
+
+
 def joint_steps(args, images, meta_labels):
     """Train with the plain loop: all heads at once, in float32, with one Adam."""
-    model = EnsembleModel(args.model_type, args.ensemble_size, META_CLASS_SIZE).train()
+    model = build_model(args)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     criterion = EnsembleLoss(nn.CrossEntropyLoss(), args.ensemble_size)
     images = images.float() / 255
@@ -60,13 +72,28 @@ def joint_steps(args, images, meta_labels):
         yield loss.item()
 
 
+def timm_steps(args, images, meta_labels):
+    """Fine-tune timm's network, in the precision that train.py chooses."""
+    network = build_network(args.model_type, args.image_size).train()
+    network.reset_classifier(META_CLASS_SIZE)
+    forward = Autocast(network, CPU.device, CPU.precision)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=LR, fused=True)
+    images = images.float() / 255
+    while True:
+        loss = F.cross_entropy(forward(images).float(), meta_labels[:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+
 def our_steps(args, images, meta_labels):
     """Train as train.py does: each process has its heads and its share of the batch."""
     hardware.keep_freed_memory()
     rank, count = processes.join()
     members = range(rank, args.ensemble_size, count)
-    sizes = args.ensemble_size, META_CLASS_SIZE
-    model = EnsembleModel(args.model_type, *sizes, members=members)
+    model = build_model(args, members)
+    model.trunk[: args.frozen_stages].requires_grad_(False)
     model.to(memory_format=torch.channels_last)
     loss = EnsembleLoss(nn.CrossEntropyLoss(), len(members), args.ensemble_size)
     trainer = Trainer(model, loss, LR, CPU)
@@ -77,6 +104,9 @@ def our_steps(args, images, meta_labels):
         batch = batch.contiguous(memory_format=torch.channels_last)
         result = trainer.step(batch, meta_labels[:, members])
         yield processes.sum_over_all(result)[0].item()
+
+
+OTHERS = {JOINT: joint_steps, TIMM: timm_steps}
 
 
 # Measurements
@@ -122,9 +152,9 @@ def measure(args, train):
 
 
 def measure_way(args, way):
-    """Measure the JOINT loop, or ours with this number of processes, apart."""
-    if way == JOINT:
-        return common.apart(measure, args, joint_steps)
+    """Measure another program, or ours with this number of processes, apart."""
+    if way in OTHERS:
+        return common.apart(measure, args, OTHERS[way])
     return common.apart(measure, args, our_steps, processes=way)
 
 
@@ -141,7 +171,7 @@ def print_runs(runs):
     for way, results in runs.items():
         seconds = common.median_seconds(results)
         peak = common.highest(results, 'megabytes')
-        name = way if way == JOINT else f'ours, processes: {way}'
+        name = way if way in OTHERS else f'ours, processes: {way}'
         rows[name] = {
             'ms a step': f'{1000 * seconds:.0f}',
             'x faster': f'{common.median_seconds(first) / seconds:.2f}',
@@ -229,8 +259,11 @@ def get_args():
     add('--ensemble_size', type=int, default=8, help='heads')
     add('--batch_size', type=int, default=8, help='images')
     add('--image_size', type=int, default=256, help='pixels a side')
+    add('--shared_stages', type=int, default=1, help='stages of the trunk')
+    add('--frozen_stages', type=int, default=0, help='stages of it that ours freezes')
     add('--processes', type=types.integers, default='1', help='of ours, such as 1,2')
     add('--no_joint', action='store_true', help='leave out the joint loop')
+    add('--timm', action='store_true', help='compare with fine-tuning')
     add('--steps', type=int, default=4, help='measured in a process')
     add('--memory', action='store_true', help='compute what each variant needs')
     add('--rounds', type=int, default=3, help='times to measure; medians are shown')
@@ -242,9 +275,11 @@ def main():
     if args.memory:
         print_memory(args)
         return
-    ways = args.processes if args.no_joint else [JOINT, *args.processes]
+    others = [TIMM] if args.timm else [] if args.no_joint else [JOINT]
+    ways = [*others, *args.processes]
     runs = common.take_turns(ways, args.rounds, partial(measure_way, args))
-    check_agreement(runs)
+    if not args.timm:  # another network
+        check_agreement(runs)
     print(
         f'{common.describe_machine()}; se-{args.model_type}, {args.ensemble_size} '
         f'heads, batches of {args.batch_size}, {args.image_size} px'

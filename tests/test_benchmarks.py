@@ -1,6 +1,7 @@
 """Each benchmark with its smallest sizes: it runs, and its figures are plausible."""
 
 import json
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from conftest import REPOSITORY
 from trained import MODEL_ARGS, save_database, save_model
 
 sys.path.insert(0, os.path.join(REPOSITORY, 'benchmarks'))
+import backbones
 import claims
 import common
 import demo
@@ -115,6 +117,30 @@ def test_embedding_of_untrained_networks(tables):
     rows = tables(embedding, '--images', 4, '--rounds', 1, '--untrained', *names)
     assert list(rows) == names
     assert all(float(row['cosine']) > 0.99 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_training_beside_plain_fine_tuning(tables):
+    network = ['--model_type', 'test_vit', '--shared_stages', 3, '--frozen_stages', 1]
+    sizes = ['--image_size', 160, '--ensemble_size', 2, '--rounds', 1]
+    flags = ['--timm', '--steps', 1, '--batch_size', 2, *network, *sizes]
+    for row in tables(training, *flags).values():
+        first, second = map(float, row['losses'].split())
+        assert first == pytest.approx(math.log(12), rel=0.3) and second < first
+
+
+@pytest.mark.slow
+def test_backbones(capsys):
+    names = 'test_vit', 'test_resnet', 'cait_xxs24_224'
+    call(backbones, '--check', *names)
+    *rows, total = map(str.split, capsys.readouterr().out.splitlines())
+    vit, resnet, cait = rows
+    assert vit[1:4] == ['4', 'NLC+1', '160/16'] and len(vit) == 9
+    assert resnet[1:4] == ['4', 'NCHW', '160/32'] and len(resnet) == 9
+    for row in (vit, resnet):
+        parts, folded, narrow = map(float, row[-3:])
+        assert min(parts, folded) > 0.9999 and narrow > 0.95
+    assert cait[1] == 'no:' and total[:3] == ['2', 'of', '3']
 
 
 # On a GPU
