@@ -78,7 +78,7 @@ def test_odd_values_are_refused(refusal, script, flag, value):
 
 
 @pytest.mark.parametrize(
-    ('network', 'smallest'), [('convnext_tiny', 32), ('swin_t', 4)]
+    ('network', 'smallest'), [('convnext_atto', 32), ('vit_tiny_patch16_224', 16)]
 )
 def test_networks_that_need_larger_images(refusal, network, smallest):
     flags = ['--model_type', network, '--image_size', str(smallest - 1)]

@@ -223,31 +223,24 @@ def test_heads_are_added_to_a_finished_run(slim, slim_backbone, base, tmp_path):
     for name, value in old['state_dict'].items():  # and the buffers of batch norm
         assert torch.equal(value, weights[name]), name
     fresh = EnsembleModel('resnet18', 5, 3, seed=0).state_dict()
-    for name in ('heads.3.fc.weight', 'heads.4.layer2.1.running_mean'):
+    for name in ('heads.3.fc.weight', 'heads.4.stages.0.0.1.running_mean'):
         assert not torch.equal(weights[name], fresh[name]), name
     first = read(base, 'data_base')['embeddings'] * math.sqrt(3)
     second = read(tmp_path, 'data_base', run)['embeddings'] * math.sqrt(5)
     assert torch.allclose(first, second[:, :9], atol=1e-5)
 
 
-def test_added_heads_start_from_the_weights(slim, slim_backbone, base, tmp_path):
-    old = read(base, 'model')['state_dict']
-    parts = ('trunk.', 'heads.0.')
-    network = {
-        name.removeprefix(part): value
-        for part in parts
-        for name, value in old.items()
-        if name.startswith(part)
-    }
-    torch.save(network, tmp_path / 'network.pth')
+def test_added_heads_start_from_the_weights(
+    slim, slim_backbone, base, weights, tmp_path
+):
     flags = ['--ensemble_size', 5, '--extend', base / f'{RUN}_model.pth']
-    flags += ['--weights', tmp_path / 'network.pth', '--lr', 1e-12]
-    train(slim, tmp_path, *SHORT, *flags)
+    train(slim, tmp_path, *SHORT, *flags, '--weights', weights, '--lr', 1e-12)
     run = 'small_uncropped_resnet18_5_3_2019_from_3'
     grown = read(tmp_path, 'model', run)['state_dict']
+    wanted = torch.load(weights)['layer3.0.weight']
     for number in (3, 4):
-        new = grown[f'heads.{number}.layer3.0.weight']
-        torch.testing.assert_close(new, old['heads.0.layer3.0.weight'])
+        new = grown[f'heads.{number}.stages.1.0.0.weight']
+        torch.testing.assert_close(new, wanted)
 
 
 def test_heads_of_another_partition_are_refused(slim, base):
@@ -280,7 +273,7 @@ def test_a_run_does_not_replace_the_model_that_it_extends(slim, slim_backbone, b
         (['--seed', str(2**63)], f'--seed: {2**63}'),
         (['--weights', 'nowhere.pth'], 'nowhere.pth'),
         (['--extend', ''], '--extend: empty'),
-        (['--weights', '../my project/train.py'], 'train.py is damaged'),
+        (['--weights', '../my project/train.py'], 'train.py holds no weights'),
     ],
 )
 def test_training_refuses_in_one_line(slim, flags, text):
