@@ -8,6 +8,7 @@ between its modules; the others are modules of the chain; the pooling is its own
 timm takes seconds to import, so a search in a database does without it.
 """
 
+import contextlib
 import copy
 import difflib
 from dataclasses import dataclass, field, replace
@@ -229,7 +230,9 @@ def note_calls(network, image_size):
     with torch.no_grad():
         features = network.forward_features(torch.zeros(1, 3, image_size, image_size))
         count = len(calls)
-        vectors = network.forward_head(features) if is_tensor(features) else None
+        vectors = None
+        with contextlib.suppress(NotImplementedError):  # some networks only encode
+            vectors = network.forward_head(features) if is_tensor(features) else None
     network.train()
     for hook in hooks:
         hook.remove()
@@ -270,7 +273,8 @@ def find_chain(network, calls, end, features):
         if call:
             named = [name for name in call.named if is_tensor(call.named[name])]
             numbers, module = call.arguments[1:], call.module
-            if named not in ([], ['rope']) or any(map(is_tensor, numbers)):
+            known = ['rope'] if hasattr(network, 'rope') else []
+            if named not in ([], known) or any(map(is_tensor, numbers)):
                 return []
             if named or numbers:
                 module = Block(module, numbers, network if named else None, call.name)
