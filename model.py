@@ -26,13 +26,8 @@ from areir.data.loading import Embedder
 from areir.errors import UserError
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
-from areir.networks.backbones import (
-    PUBLISHED,
-    STAGES,
-    build_backbone,
-    cut,
-    is_transformer,
-)
+from areir.networks.backbones import PUBLISHED, build_backbone, is_transformer
+from areir.networks.cutting import STAGES, cut
 from areir.networks.layers import folded, run_stages
 from areir.networks.projection import Projection
 from areir.networks.weight_files import read_state_dict

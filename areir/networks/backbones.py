@@ -1,40 +1,18 @@
-"""Backbones: the networks of timm, cut into stages.
+"""Backbones: the networks of timm, by name.
 
-The four of the published tables, without a tag, have torchvision's weights. A network
-can be cut where all that follows is a chain: each module takes what the one before
-returned. To find out, it sees one black image, and the modules that it calls are noted.
-The first stage is the network itself up to the first cut, with whatever it computes
-between its modules; the others are modules of the chain; the pooling is its own.
-timm takes seconds to import, so a search in a database does without it.
+The four of the published tables, without a tag, have torchvision's weights. timm takes
+seconds to import, so a search in a database does without it.
 """
 
-import contextlib
-import copy
 import difflib
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
 
 import torch
 from torch import nn
 
 from areir.errors import UserError
-from areir.networks.layers import Block, ClassToken, Layout, Pass, Pool, Stem
+from areir.networks.cutting import cut
 
 PUBLISHED = ('resnet18', 'resnet34', 'resnet50', 'resnext50_32x4d')  # in the tables
-STAGES = 4  # at most
-
-
-@dataclass
-class Backbone:
-    """A network in stages, which run one after the other.
-
-    layouts: of what each stage returns; pool: turns the last into vectors (N, width).
-    """
-
-    stages: list
-    layouts: list
-    pool: nn.Module
-    width: int
 
 
 def is_network(name):
@@ -135,186 +113,6 @@ def takes(model_type, image_size):
     return True
 
 
-# Stages
-
-
 def build_backbone(model_type, image_size=None):
     """Return the Backbone of a network with random weights, on the default device."""
     return cut(build_network(model_type, image_size), image_size)
-
-
-def cut(network, image_size=None):
-    """Return the Backbone of a whole network of timm, which is taken apart.
-
-    image_size: pixels per side, by default its own. Raises UserError if it cannot be
-    cut.
-    """
-    side = image_size or network.pretrained_cfg['input_size'][-1]
-    calls, pooling, features, vectors = note_calls(network, side)
-    ends = [call for end in stage_ends(network) for call in calls if call.name == end]
-    chains = [find_chain(network, calls, end, features) for end in ends]
-    chain = max(chains, key=lambda chain: len(find_starts(chain, ends)), default=[])
-    starts = find_starts(chain, ends)
-    if not starts or not is_tensor(vectors) or vectors.ndim != 2:
-        raise UserError(
-            f'--model_type {network.pretrained_cfg["architecture"]}: it cannot be '
-            'divided into trunk and heads, because its modules do not form a chain'
-        )
-    stages, layouts = [], []
-    for start, stop in pairwise([*starts, len(chain)]):
-        stages.append(nn.Sequential(*(call.module for call in chain[start:stop])))
-        layouts.append(find_layout(network, chain[start - 1].result, chain[start:]))
-    layouts.append(find_layout(network, features, []))
-    first, *others = (call.name for call in chain[starts[0] :] if call.name)
-    for name in (first, *others):
-        network.set_submodule(name, Pass(keeps=name == first))
-    # one copy of the rest computes the first stage, and the other pools
-    pool = copy.deepcopy(network)
-    used, pools = ({call.child for call in part} for part in (calls, pooling))
-    for name, _ in list(network.named_children()):
-        if name not in pools:
-            setattr(pool, name, nn.Identity())
-        elif name not in used:
-            setattr(network, name, nn.Identity())
-    for name, _ in list(pool.named_parameters(recurse=False)):
-        setattr(pool, name, None)
-    stages.insert(0, nn.Sequential(Stem(network, first)))
-    return Backbone(stages, layouts, Pool(pool), vectors.shape[1])
-
-
-@dataclass
-class Call:
-    """A call of a module.
-
-    after: how many calls had begun when it ended; version: of its result, by which
-    torch counts changes in place.
-    """
-
-    name: str
-    module: nn.Module
-    arguments: tuple = ()
-    named: dict = field(default_factory=dict)
-    result: object = None
-    after: int = 0
-    version: int = 0
-
-    @property
-    def child(self):
-        """The name of the child of the network that the module is in."""
-        return self.name.partition('.')[0]
-
-    @property
-    def lasts(self):
-        """Whether the result is a tensor that no later module has changed in place."""
-        return is_tensor(self.result) and self.result._version == self.version
-
-
-def note_calls(network, image_size):
-    """Return the Calls of a network for features and for pooling, and both results."""
-    calls, running, hooks = [], [], []
-    names = {module: name for name, module in network.named_modules() if name}
-
-    def begin(module, arguments, named):
-        running.append(Call(names[module], module, arguments, named))
-        calls.append(running[-1])
-
-    def end(module, arguments, result):
-        call = running.pop()
-        call.result, call.after = result, len(calls)
-        call.version = getattr(result, '_version', 0)
-
-    for module in names:
-        hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-        hooks.append(module.register_forward_hook(end))
-    network.eval()
-    with torch.no_grad():
-        features = network.forward_features(torch.zeros(1, 3, image_size, image_size))
-        count = len(calls)
-        vectors = None
-        with contextlib.suppress(NotImplementedError):  # some networks only encode
-            vectors = network.forward_head(features) if is_tensor(features) else None
-    network.train()
-    for hook in hooks:
-        hook.remove()
-    return calls[:count], calls[count:], features, vectors
-
-
-def is_tensor(value):
-    return isinstance(value, torch.Tensor)
-
-
-def stage_ends(network):
-    """Return the names of the modules at which stages end, but for the last stage.
-
-    timm lists them. Where all blocks have one resolution, they divide these into equal
-    parts; else the last ones count.
-    """
-    info = getattr(network.feature_info, 'info', network.feature_info)
-    count = len(info)
-    if count > STAGES and len({entry['reduction'] for entry in info}) < 3:
-        places = [round(count * part / STAGES) for part in range(1, STAGES)]
-    else:
-        places = range(max(1, count - STAGES + 1), count)
-    return [info[place - 1]['module'] for place in places]
-
-
-def find_chain(network, calls, end, features):
-    """Return the Calls that lead from that of `end` to the features, or [].
-
-    Modules that take more than features become Blocks. Where the class token joins the
-    others, the name is ''.
-    """
-    chain, place = [end], end.after
-    while chain[-1].result is not features:
-        output = chain[-1].result
-        rest = [call for call in calls[place:] if call.arguments]
-        call = next((call for call in rest if call.arguments[0] is output), None)
-        following = rest[0].arguments[0] if rest else features
-        if call:
-            named = [name for name in call.named if is_tensor(call.named[name])]
-            numbers, module = call.arguments[1:], call.module
-            known = ['rope'] if hasattr(network, 'rope') else []
-            if named not in ([], known) or any(map(is_tensor, numbers)):
-                return []
-            if named or numbers:
-                module = Block(module, numbers, network if named else None, call.name)
-            chain.append(replace(call, module=module))
-            place = call.after
-        elif is_tensor(output) and joined(output) == following.shape:
-            token = ClassToken(network.cls_token)
-            chain.append(Call('', token, result=following))
-        else:
-            return []
-    return chain
-
-
-def find_starts(chain, ends):
-    """Return where a chain begins and is cut: before the call with this number."""
-    ended = [id(end.result) for end in ends]
-    return [
-        place
-        for place, call in enumerate(chain[:-1], 1)
-        if call.lasts and id(call.result) in ended and chain[place].name
-    ]
-
-
-def joined(features):
-    """Return the shape of (N, L, C) or (N, H, W, C) when a class token has joined."""
-    tokens = features.flatten(1, -2)
-    return (len(tokens), tokens.shape[1] + 1, tokens.shape[2])
-
-
-def find_layout(network, features, chain):
-    """Return the Layout of features of square images; chain: the Calls after them."""
-    _, *sizes, channels = features.shape
-    if len(sizes) == 1:
-        own = int(hasattr(network, 'cls_token'))
-        prefix = getattr(network, 'num_prefix_tokens', own)
-        joins = any(not call.name for call in chain)
-        return Layout(channels, (1,), 0 if joins else prefix)
-    square = sizes[0] == sizes[1]
-    if square and (
-        sizes[1] != channels or getattr(network, 'output_fmt', '') == 'NHWC'
-    ):
-        return Layout(channels, (1, 2))
-    return Layout(sizes[0])
