@@ -8,6 +8,7 @@ from torch import nn
 
 from areir.data.images import PixelFormat, list_files, load_image
 from areir.files import write_tensors
+from areir.networks import backbones
 from model import EnsembleModel, rebuild
 
 SIDE = 32
@@ -37,8 +38,11 @@ CALIBRATION = {
 
 
 @functools.cache
-def random_weights(seed):
-    """Return the state dict of a model with random weights."""
+def random_weights(seed, build_network):
+    """Return the state dict of a model with random weights.
+
+    build_network: what builds networks at the moment, slim ones or not.
+    """
     return EnsembleModel(**MODEL_ARGS, seed=seed).state_dict()
 
 
@@ -56,7 +60,7 @@ def save_model(path, seed=0, calibration=CALIBRATION, **changed):
     """Write a model file as train.py does, with random weights; return its contents."""
     saved = {
         'version': f'v{seed}',
-        'state_dict': random_weights(seed),
+        'state_dict': random_weights(seed, backbones.build_network),
         'model_args': MODEL_ARGS,
         'projection': None,
         'pixel_format': asdict(PIXEL_FORMAT),

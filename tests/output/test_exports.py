@@ -127,10 +127,13 @@ def test_embeddings(slim_backbone, pictures, tmp_path, ending, options, projecte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model_type', ['efficientnet_b0', 'swin_t'])
+@pytest.mark.parametrize(
+    'model_type', ['test_efficientnet', 'test_vit3', 'swin_tiny_patch4_window7_224']
+)
 def test_convolutions_and_attention(pictures, tmp_path, model_type):
     need_onnx()
-    options = {'embedding': 'features', 'shared_stages': 3, 'side': 64}
+    options = {'embedding': 'features', 'shared_stages': 3}
+    options |= {'side': 64, 'image_size': 64}
     trained = make_trained(pictures, model_type, **options)
     check_export(trained, pictures, tmp_path, '.onnx')
 
