@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import utils
 from areir import hardware
-from areir.networks.backbones import build_network
+from areir.networks.backbones import build_network, check_image_size
 from model import EnsembleModel, PretrainedModel, folded
 
 WAYS = ('plain', 'ours')
@@ -40,7 +40,8 @@ def random_images(count, image_size):
 
 def settled_model(model_type, ensemble_size, images):
     """Return a random EnsembleModel with batch statistics as after training."""
-    model = EnsembleModel(model_type, ensemble_size, META_CLASS_SIZE)
+    sizes, side = (ensemble_size, META_CLASS_SIZE), images.shape[-1]
+    model = EnsembleModel(model_type, *sizes, image_size=side)
     with torch.no_grad():
         model.train()(images)
     return model.eval()
@@ -126,6 +127,7 @@ def main():
     if args.untrained:
         compare_untrained(args)
         return
+    check_image_size(args.image_size, args.model_type)
     measure_way = partial(common.apart, measure, args)
     runs = common.take_turns(WAYS, args.rounds, measure_way)
     print(

@@ -32,6 +32,7 @@ import utils
 from areir import hardware
 from areir.cli import types
 from areir.data.sample import draw_sample
+from areir.networks.backbones import check_image_size
 from areir.retrieval import evaluate
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, folded
@@ -154,7 +155,8 @@ def measure_steps(args, way):
     images = (pixels.float() / 255).to(device, memory_format=torch.channels_last)
     meta_labels = meta_labels.to(device)
     torch.manual_seed(0)
-    model = EnsembleModel(args.model_type, args.ensemble_size, META_CLASS_SIZE)
+    sizes = args.ensemble_size, META_CLASS_SIZE
+    model = EnsembleModel(args.model_type, *sizes, image_size=args.image_size)
     model.to(device, memory_format=torch.channels_last)
     make = our_way if way in ('ours', 'graphs', 'compiled') else joint_way
     step = make(model, way, images, meta_labels, device)
@@ -297,6 +299,7 @@ def get_args():
 
 def main():
     args = get_args()
+    check_image_size(args.image_size, args.model_type)
     if torch.cuda.is_available():
         print(f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}')
     print(common.describe_machine())

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 import utils
 from areir import hardware, processes
 from areir.cli import types
-from areir.networks.backbones import PUBLISHED, build_network
+from areir.networks.backbones import PUBLISHED, build_network, check_image_size
 from areir.training.batches import own_share
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, count_parameters
@@ -275,6 +275,7 @@ def main():
     if args.memory:
         print_memory(args)
         return
+    check_image_size(args.image_size, args.model_type)
     others = [TIMM] if args.timm else [] if args.no_joint else [JOINT]
     ways = [*others, *args.processes]
     runs = common.take_turns(ways, args.rounds, partial(measure_way, args))
