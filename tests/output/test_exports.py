@@ -128,14 +128,21 @@ def test_embeddings(slim_backbone, pictures, tmp_path, ending, options, projecte
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'model_type', ['test_efficientnet', 'test_vit3', 'swin_tiny_patch4_window7_224']
+    ('model_type', 'ending'),
+    [
+        ('test_efficientnet', '.onnx'),
+        ('test_vit3', '.onnx'),  # attention pooling
+        ('test_mambaout', '.onnx'),  # channels last
+        ('eva02_tiny_patch14_224', '.pt2'),  # a rotary position embedding
+    ],
 )
-def test_convolutions_and_attention(pictures, tmp_path, model_type):
-    need_onnx()
+def test_networks_of_each_kind(pictures, tmp_path, model_type, ending):
+    if ending == '.onnx':
+        need_onnx()
     options = {'embedding': 'features', 'shared_stages': 3}
-    options |= {'side': 64, 'image_size': 64}
+    options |= {'side': 112, 'image_size': 112}
     trained = make_trained(pictures, model_type, **options)
-    check_export(trained, pictures, tmp_path, '.onnx')
+    check_export(trained, pictures, tmp_path, ending)
 
 
 # The file of a network
