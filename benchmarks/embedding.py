@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import utils
 from areir import hardware
 from areir.networks.backbones import build_network, check_image_size
-from model import EnsembleModel, PretrainedModel, folded
+from model import EnsembleModel, folded, open_model
 
 WAYS = ('plain', 'ours')
 META_CLASS_SIZE = 12
@@ -67,14 +67,14 @@ def measure(args, way):
     return {'seconds': seconds, 'cosine': cosine, 'megabytes': megabytes}
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_untrained(name, count, way):
     """Embed `count` images by a network of timm; return as `measure` does."""
     network = build_network(name).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f'{name}.safetensors')
         save_file(network.state_dict(), path)
-        trained = PretrainedModel(path)
+        trained = open_model(path)
     side = trained.pixel_format.image_size
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
     images = trained.pixel_format.normalise(pixels)

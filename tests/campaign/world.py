@@ -103,7 +103,7 @@ def make_files(world, folder):
     """Write weights, and embeddings in all forms that evaluate.py reads."""
     folder.mkdir()
     torch.manual_seed(0)
-    weights = SlimBackbone(5).state_dict()
+    weights = SlimBackbone().state_dict()
     for name in ('slim.pth', 'resnet18-slim.pth'):
         torch.save(weights, folder / name)
     labels = torch.arange(5).repeat_interleave(4)
