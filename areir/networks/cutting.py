@@ -171,7 +171,7 @@ def find_chain(network, calls, end, features):
                 module = Block(module, numbers, network if named else None, call.name)
             chain.append(replace(call, module=module))
             place = call.after
-        elif is_tensor(output) and joined(output) == following.shape:
+        elif joined(output) == getattr(following, 'shape', ()):
             token = ClassToken(network.cls_token)
             chain.append(Call('', token, result=following))
         else:
@@ -191,6 +191,8 @@ def find_starts(chain, ends):
 
 def joined(features):
     """Return the shape of (N, L, C) or (N, H, W, C) when a class token has joined."""
+    if not is_tensor(features):
+        return None
     tokens = features.flatten(1, -2)
     return (len(tokens), tokens.shape[1] + 1, tokens.shape[2])
 
