@@ -123,7 +123,7 @@ class ClassToken(nn.Module):
 
     def forward(self, features):
         tokens = features.flatten(1, -2)
-        return torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 # A faster copy of a trained network

@@ -60,8 +60,8 @@ def export_network(trained, path):
     """Write the network of a TrainedModel to an .onnx or a .pt2 file; print its shapes.
 
     Raises UserError if the vectors of the file are not those of the model, if the path
-    has another ending, if a package is missing, or if there are more weights than the
-    file can hold.
+    has another ending, if a package is missing, if there are more weights than the file
+    can hold, or if torch cannot export the network.
     """
     ending = os.path.splitext(path)[1].lower()
     converters = {'.onnx': to_onnx, '.pt2': to_pt2}
@@ -81,7 +81,14 @@ def export_network(trained, path):
     }
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's, about its own code
-        content, run = converters[ending](trace(trained), about)
+        try:
+            content, run = converters[ending](trace(trained), about)
+        except Exception as error:  # torch raises many kinds
+            reason = str(error).strip().partition('\n')[0]
+            raise UserError(
+                f'--export_model {path}: torch cannot export '
+                f'{trained.model.model_type}: {reason}'
+            ) from error
         cosine = lowest_cosine(run, trained)
     if not cosine >= LEAST_COSINE:  # true for NaN, too
         raise UserError(

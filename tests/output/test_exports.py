@@ -199,6 +199,9 @@ def test_a_file_of_other_vectors_is_not_written(trained, tmp_path, monkeypatch, 
 
 def test_what_cannot_be_exported(trained, tmp_path, monkeypatch):
     refuse(trained, tmp_path / 'network.pth', r'network\.pth')
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, 'trace', lambda trained: 1 / 0)
+        refuse(trained, tmp_path / 'network.pt2', 'resnet18: division by zero')
     need_onnx()
     path = tmp_path / 'network.onnx'
     with monkeypatch.context() as patch:
