@@ -168,7 +168,6 @@ class EnsembleModel(nn.Module):
             raise UserError(f'embedding {embedding}: choose {", ".join(EMBEDDINGS)}')
         check_sizes(ensemble_size, meta_class_size)
         self.model_type, self.meta_class_size = model_type, meta_class_size
-        self.image_size = image_size
         self.with_se, self.neutral_se = with_se, neutral_se
         self.embedding, self.mirror = embedding, mirror
         self.ensemble_size = ensemble_size
@@ -181,6 +180,7 @@ class EnsembleModel(nn.Module):
             raise UserError(f'shared_stages {shared_stages}: must be from 1 to 3')
         # of a network of fewer stages, each head has one
         self.shared_stages = min(shared_stages, len(backbone.stages) - 1)
+        self.image_size = backbone.image_size
         channels = [layout.channels for layout in backbone.layouts[:-1]]
         widths = {
             'logits': [meta_class_size],

@@ -25,13 +25,15 @@ STAGES = 4  # at most
 class Backbone:
     """A network in stages, which run one after the other.
 
-    layouts: of what each stage returns; pool: turns the last into vectors (N, width).
+    layouts: of what each stage returns; pool: turns the last into vectors (N, width);
+    image_size: pixels per side of the images that it takes.
     """
 
     stages: list
     layouts: list
     pool: nn.Module
     width: int
+    image_size: int
 
 
 def cut(network, image_size=None):
@@ -70,7 +72,7 @@ def cut(network, image_size=None):
     for name, _ in list(pool.named_parameters(recurse=False)):
         setattr(pool, name, None)
     stages.insert(0, nn.Sequential(Stem(network, first)))
-    return Backbone(stages, layouts, Pool(pool), vectors.shape[1])
+    return Backbone(stages, layouts, Pool(pool), vectors.shape[1], side)
 
 
 @dataclass
@@ -171,6 +173,9 @@ def find_chain(network, calls, end, features):
                 module = Block(module, numbers, network if named else None, call.name)
             chain.append(replace(call, module=module))
             place = call.after
+            later = [value for one in calls[place:] for value in one.arguments]
+            if call.result is not output and any(value is output for value in later):
+                return []  # a branch
         elif joined(output) == getattr(following, 'shape', ()):
             token = ClassToken(network.cls_token)
             chain.append(Call('', token, result=following))

@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import isqrt
 
 import torch
@@ -130,15 +130,32 @@ class ClassToken(nn.Module):
 
 
 def fold_batch_norms(model):
-    """Return a copy whose convolutions hold the batch norms after them."""
+    """Return a copy whose convolutions hold the batch norms of what they return.
+
+    One black image shows which norms are given what a convolution has returned.
+    """
     model = copy.deepcopy(model).eval()
-    for parent in list(model.modules()):
-        layers = list(parent.named_children())
-        for (name, layer), (norm_name, norm) in pairwise(layers):
-            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
-                # timm's batch norm may end with an activation
-                setattr(parent, norm_name, getattr(norm, 'act', nn.Identity()))
+    names = {module: name for name, module in model.named_modules()}
+    results, pairs, hooks = {}, [], []
+
+    def note(module, arguments, result):
+        if isinstance(module, nn.Conv2d):
+            results[id(result)] = module, result  # which keeps its id
+        elif id(arguments[0]) in results:
+            pairs.append((results[id(arguments[0])][0], module))
+
+    for module in names:
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            hooks.append(module.register_forward_hook(note))
+    weight = next(model.parameters())
+    with torch.no_grad():
+        model(weight.new_zeros(1, 3, model.image_size, model.image_size))
+    for hook in hooks:
+        hook.remove()
+    for convolution, norm in pairs:
+        model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
+        # timm's batch norm may end with an activation
+        model.set_submodule(names[norm], getattr(norm, 'act', nn.Identity()))
     return model
 
 
