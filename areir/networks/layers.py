@@ -1,6 +1,7 @@
 """Parts of networks in stages; faster copies of trained networks."""
 
 import copy
+import threading
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isqrt
@@ -50,16 +51,16 @@ class Layout:
 class Pass(nn.Module):
     """In the place of a module that runs elsewhere: returns its features.
 
-    keeps: whether it also keeps them, until `Stem` takes them.
+    keeps: whether it also keeps them, for each thread, until `Stem` takes them.
     """
 
     def __init__(self, keeps):
         super().__init__()
-        self.keeps, self.kept = keeps, None
+        self.keeps, self.kept = keeps, {}
 
     def forward(self, features, *others, **named):
         if self.keeps:
-            self.kept = features
+            self.kept[threading.get_ident()] = features
         return features
 
 
@@ -73,8 +74,7 @@ class Stem(nn.Module):
     def forward(self, images):
         self.network.forward_features(images)
         end = self.network.get_submodule(self.end)
-        features, end.kept = end.kept, None
-        return features
+        return end.kept.pop(threading.get_ident())
 
 
 class Pool(nn.Module):
