@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import is_tensor, nn
 
 from areir.errors import UserError
 from areir.networks.layers import Block, ClassToken, Layout, Pass, Pool, Stem
@@ -130,10 +130,6 @@ def note_calls(network, image_size):
     for hook in hooks:
         hook.remove()
     return calls[:count], calls[count:], features, vectors
-
-
-def is_tensor(value):
-    return isinstance(value, torch.Tensor)
 
 
 def stage_ends(network):
