@@ -104,7 +104,7 @@ class Call:
 
 def note_calls(network, image_size):
     """Return the Calls of a network for features and for pooling, and both results."""
-    calls, running, hooks = [], [], []
+    calls, running = [], []
     names = {module: name for name, module in network.named_modules() if name}
 
     def begin(module, arguments, named):
@@ -116,19 +116,18 @@ def note_calls(network, image_size):
         call.result, call.after = result, len(calls)
         call.version = getattr(result, '_version', 0)
 
-    for module in names:
-        hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-        hooks.append(module.register_forward_hook(end))
     network.eval()
-    with torch.no_grad():
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for module in names:
+            before = module.register_forward_pre_hook(begin, with_kwargs=True)
+            hooks.enter_context(before)
+            hooks.enter_context(module.register_forward_hook(end))
         features = network.forward_features(torch.zeros(1, 3, image_size, image_size))
         count = len(calls)
         vectors = None
         with contextlib.suppress(NotImplementedError):  # some networks only encode
             vectors = network.forward_head(features) if is_tensor(features) else None
     network.train()
-    for hook in hooks:
-        hook.remove()
     return calls[:count], calls[count:], features, vectors
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isqrt
@@ -136,7 +137,7 @@ def fold_batch_norms(model):
     """
     model = copy.deepcopy(model).eval()
     names = {module: name for name, module in model.named_modules()}
-    results, pairs, hooks = {}, [], []
+    results, pairs = {}, []
 
     def note(module, arguments, result):
         if isinstance(module, nn.Conv2d):
@@ -144,14 +145,12 @@ def fold_batch_norms(model):
         elif id(arguments[0]) in results:
             pairs.append((results[id(arguments[0])][0], module))
 
-    for module in names:
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
-            hooks.append(module.register_forward_hook(note))
     weight = next(model.parameters())
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as hooks:
+        for module in names:
+            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+                hooks.enter_context(module.register_forward_hook(note))
         model(weight.new_zeros(1, 3, model.image_size, model.image_size))
-    for hook in hooks:
-        hook.remove()
     for convolution, norm in pairs:
         model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
         # timm's batch norm may end with an activation
