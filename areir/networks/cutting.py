@@ -205,9 +205,7 @@ def find_layout(network, features, chain):
         prefix = getattr(network, 'num_prefix_tokens', own)
         joins = any(not call.name for call in chain)
         return Layout(channels, (1,), 0 if joins else prefix)
-    square = sizes[0] == sizes[1]
-    if square and (
-        sizes[1] != channels or getattr(network, 'output_fmt', '') == 'NHWC'
-    ):
+    last = getattr(network, 'output_fmt', '') == 'NHWC'  # if all three are equal
+    if sizes[0] == sizes[1] and (last or sizes[1] != channels):
         return Layout(channels, (1, 2))
     return Layout(sizes[0])
