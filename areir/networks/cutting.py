@@ -39,8 +39,8 @@ class Backbone:
 def cut(network, image_size=None):
     """Return the Backbone of a whole network of timm, which is taken apart.
 
-    image_size: pixels per side, by default its own. Raises UserError if it cannot be
-    cut.
+    image_size: pixels per side, by default those of its weights. Raises UserError if it
+    cannot be cut.
     """
     side = image_size or network.pretrained_cfg['input_size'][-1]
     calls, pooling, features, vectors = note_calls(network, side)
@@ -58,9 +58,9 @@ def cut(network, image_size=None):
         stages.append(nn.Sequential(*(call.module for call in chain[start:stop])))
         layouts.append(find_layout(network, chain[start - 1].result, chain[start:]))
     layouts.append(find_layout(network, features, []))
-    first, *others = (call.name for call in chain[starts[0] :] if call.name)
-    for name in (first, *others):
-        network.set_submodule(name, Pass(keeps=name == first))
+    moved = [call.name for call in chain[starts[0] :] if call.name]
+    for name in moved:
+        network.set_submodule(name, Pass(keeps=name == moved[0]))
     # one copy of the rest computes the first stage, and the other pools
     pool = copy.deepcopy(network)
     used, pools = ({call.child for call in part} for part in (calls, pooling))
@@ -71,7 +71,7 @@ def cut(network, image_size=None):
             setattr(network, name, nn.Identity())
     for name, _ in list(pool.named_parameters(recurse=False)):
         setattr(pool, name, None)
-    stages.insert(0, nn.Sequential(Stem(network, first)))
+    stages.insert(0, nn.Sequential(Stem(network, moved[0])))
     return Backbone(stages, layouts, Pool(pool), vectors.shape[1], side)
 
 
