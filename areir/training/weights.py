@@ -61,16 +61,14 @@ def load_ensemble(model, state, name):
         weights = {key.removeprefix(prefix): state[key] for key in own}
         classifier = weights.get('fc.weight')
         if classifier is not None and classifier.shape != part.fc.weight.shape:
-            del weights['fc.weight'], weights['fc.bias']
+            weights |= part.fc.state_dict(prefix='fc.')
         try:
             part.load_state_dict(weights)
         except RuntimeError as error:
-            if reason := misfits(error, ['fc']):
-                raise UserError(
-                    f'{name}: not weights of {model.model_type}: '
-                    f'{prefix[:-1]}: {reason}'
-                ) from error
-            part.load_state_dict(weights, strict=False)
+            raise UserError(
+                f'{name}: not weights of {model.model_type}: {prefix[:-1]}: '
+                f'{misfits(error, [])}'
+            ) from error
 
 
 def freeze_old_heads(model, state_dict, old_heads):
