@@ -131,19 +131,18 @@ class Head(nn.Module):
 class EnsembleModel(nn.Module):
     """A trunk shared by `ensemble_size` heads, with random weights.
 
-    Images are normalised floats (N, 3, H, W); E = ensemble_size, M = meta_class_size.
-    The trunk is drawn from seed, head h from (seed, h).
+    Images are normalised floats (N, 3, H, W); E: the heads that are built; M:
+    meta_class_size. The trunk is drawn from seed, head h from (seed, h).
 
     model_type: the name of a network of timm; image_size: pixels per side, for networks
     of a fixed size, by default their own; network: a whole one whose weights trunk and
     heads start from, which is taken apart.
-    members: the numbers of the heads to build, by default all; E below is the number
-    of heads that are built. shared_stages: how many stages are the trunk. embedding:
-    what each head adds to the description of an image: its 'logits'; the 'pooled'
-    features of its last stage; the 'features' of the trunk's last stage and of each
-    stage of the head, pooled; or those of all 'stages'. mirror: whether the mirror
-    image is described, too, and added. neutral_se: whether the attention starts as if
-    it were not there, which keeps what loaded weights know.
+    members: the numbers of the heads to build, by default all. shared_stages: how many
+    stages are the trunk. embedding: what each head adds to the description of an image:
+    its 'logits'; the 'pooled' features of its last stage; the 'features' of the trunk's
+    last stage and of each stage of the head, pooled; or those of all 'stages'. mirror:
+    whether the mirror image is described, too, and added. neutral_se: whether the
+    attention starts as if it were not there, which keeps what loaded weights know.
     Set `projection` to a Projection to apply it to the embeddings.
     Raises UserError for an unknown model_type and for sizes that do not fit.
     """
