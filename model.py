@@ -88,9 +88,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, features):
         means = features.mean(dim=self.space)  # (N, C)
-        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
-        if self.gain > 1:
-            gates = gates * self.gain
+        gates = self.gain * torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
         for dim in self.space:
             gates = gates.unsqueeze(dim)
         return features * gates
