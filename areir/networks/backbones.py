@@ -74,14 +74,14 @@ def has_depthwise(model_type):
 
 
 def is_transformer(model_type):
-    """Whether a network trains like a transformer: with layer norm, not batch norm."""
+    """Whether a network trains like a transformer: layer norm, or no batch norm."""
     layers = layers_of(model_type)
     batch_norm = any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
     return not batch_norm or any(isinstance(layer, nn.LayerNorm) for layer in layers)
 
 
 def own_size(model_type):
-    """Return the pixels per side of the images that a network was made for."""
+    """Return the pixels per side of images by default: published or of timm."""
     return 256 if model_type in PUBLISHED else timm_config(model_type).input_size[-1]
 
 
