@@ -94,8 +94,8 @@ def check_image_size(image_size, model_type):
         cut(network)
         sizes = [size for size in range(4, 2 * image_size + 64) if size % patch == 0]
         sizes = sorted(sizes, key=lambda size: abs(size - image_size))[:64]
-        nearest = (size for size in sizes if takes(model_type, size))
-        nearest = next(nearest, own_size(model_type))
+        fitting = (size for size in sizes if takes(model_type, size))
+        nearest = next(fitting, own_size(model_type))
     if nearest != image_size:
         raise UserError(
             f'--image_size {image_size}: does not fit --model_type {model_type}; the '
