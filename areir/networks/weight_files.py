@@ -72,16 +72,16 @@ def load(path):
         with open(path, 'rb') as file:
             start = file.read(len(LEGACY))
     # the length of a header, then the header, which is JSON
-    safe = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
+    is_safetensors = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
     try:
-        if safe:
+        if is_safetensors:
             with open(path, 'rb') as file:
                 return safetensors.torch.load(file.read())
         with safe_globals([(Unread, name) for name in HARMLESS.split()]):
             return load_tensors(path)
     except (safetensors.SafetensorError, UserError) as error:
         cause = error.__cause__
-        if not safe and not cause:
+        if not is_safetensors and not cause:
             raise  # no such file
         if refused := re.search(r'GLOBAL (\S+)', str(cause)):
             raise UserError(
@@ -90,7 +90,7 @@ def load(path):
             ) from error
         broken = start[:2] == b'PK' and not zipfile.is_zipfile(path)
         broken |= isinstance(cause, zipfile.BadZipFile)  # a checksum does not fit
-        if safe or broken or start in (b'', LEGACY):
+        if is_safetensors or broken or start in (b'', LEGACY):
             raise UserError(f'{path} is damaged: copy or download it again') from error
 
 
