@@ -17,11 +17,11 @@ from areir.files import load_tensors
 from areir.networks.backbones import build_network, timm_config
 
 SAVED_UNDER = 'state_dict_ema', 'model_ema', 'teacher', 'state_dict', 'model'
-# what stands in front of a network's names where others, such as a head's, are beside
+# prefixes of a network's names in files that also hold others, such as those of a head
 WRAPPERS = '_orig_mod module teacher encoder_q base_encoder model backbone visual.trunk'
-# what stands in front of all names of some networks of timm, and belongs there
+# prefixes that all names of some networks of timm have, and keep
 PARTS = 'features', 'body', 'encoder', 'visual'
-# what is trained beside a network by SwAV, SimSiam, VICReg and MAE
+# prefixes of what SwAV, SimSiam, VICReg and MAE train beside a network
 HEADS = 'projection_head.', 'prototypes.', 'predictor.', 'projector.', 'decoder'
 HARMLESS = """
     argparse.Namespace pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
@@ -29,13 +29,13 @@ HARMLESS = """
     numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
 """
 NAMED = 3  # weights of a kind that a message names
-# what classifies in other programs, besides what timm says
+# layers that classify in files of other programs; timm says which does in its own
 CLASSIFIERS = 'fc', 'fc.0', 'fc.2', 'head', 'classifier', 'head.bn', 'head_dist.bn'
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 
 
 class Unread:
-    """Stands for an object of a file that is not part of the weights."""
+    """Replaces an object of a file that is not part of the weights."""
 
     def __init__(self, *args):
         pass
@@ -46,12 +46,12 @@ class Unread:
 def read_state_dict(path):
     """Return {name: tensor} of the network in a file, floats as float32.
 
-    The file is of safetensors or torch.save. Of several state dicts an average of the
-    weights is preferred, then the largest. What stands in front of all names of the
-    network is removed; a projection head or a text tower beside it is left out. CLIP's
-    own names keep `visual.`, by which timm knows them. A file of this program, which
-    has a 'format', is returned as it is. Raises UserError naming the file if it is
-    missing, damaged, holds what could be executed, or no network's weights.
+    Reads safetensors and files of torch.save. Of several state dicts an average of the
+    weights is preferred, then the largest. Prefixes of all names are removed; a
+    projection head or a text tower is left out. CLIP's own names keep `visual.`, by
+    which timm knows them. A file of this program, which has a 'format', is returned as
+    it is. Raises UserError naming the file if it is missing or damaged, or holds what
+    could be executed or no network's weights.
     """
     content = load(path)
     if isinstance(content, dict) and isinstance(content.get('format'), int):
@@ -66,7 +66,7 @@ def read_state_dict(path):
 
 
 def load(path):
-    """Return the contents of a file, or None if it is sound but not one of tensors."""
+    """Return the contents of a file, or None if it is intact but has no tensors."""
     start = b''
     if os.path.isfile(path):
         with open(path, 'rb') as file:
@@ -110,7 +110,7 @@ def find_state(content):
 
 
 def unwrap(state):
-    """Return a state dict without what stands in front of the network's names."""
+    """Return a state dict without the prefixes of the network's names."""
     first = next(iter(state), '').partition('.')[0]
     shared = first not in PARTS and all(n.startswith(f'{first}.') for n in state)
     for wrapper in [first] * shared + WRAPPERS.split():
