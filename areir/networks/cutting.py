@@ -149,8 +149,8 @@ def stage_ends(network):
 def find_chain(network, calls, end, features):
     """Return the Calls that lead from that of `end` to the features, or [].
 
-    Modules that take more than features become Blocks. Where the class token joins the
-    others, the name is ''.
+    Modules that take more than features become Blocks. Where a class token joins, a
+    ClassToken without a name is added.
     """
     chain, place = [end], end.after
     while chain[-1].result is not features:
@@ -160,12 +160,12 @@ def find_chain(network, calls, end, features):
         following = rest[0].arguments[0] if rest else features
         if call:
             named = [name for name in call.named if is_tensor(call.named[name])]
-            numbers, module = call.arguments[1:], call.module
+            extras, module = call.arguments[1:], call.module
             known = ['rope'] if hasattr(network, 'rope') else []
-            if named not in ([], known) or any(map(is_tensor, numbers)):
+            if named not in ([], known) or any(map(is_tensor, extras)):
                 return []
-            if named or numbers:
-                module = Block(module, numbers, network if named else None, call.name)
+            if named or extras:
+                module = Block(module, extras, network if named else None, call.name)
             chain.append(replace(call, module=module))
             place = call.after
             later = [value for one in calls[place:] for value in one.arguments]
@@ -180,7 +180,7 @@ def find_chain(network, calls, end, features):
 
 
 def find_starts(chain, ends):
-    """Return where a chain begins and is cut: before the call with this number."""
+    """Return the places in a chain of the Calls with which a new stage begins."""
     ended = [id(end.result) for end in ends]
     return [
         place
@@ -190,7 +190,7 @@ def find_starts(chain, ends):
 
 
 def joined(features):
-    """Return the shape of (N, L, C) or (N, H, W, C) when a class token has joined."""
+    """Return the shape (N, L + 1, C) of tokens or maps after a class token joins."""
     if not is_tensor(features):
         return None
     tokens = features.flatten(1, -2)

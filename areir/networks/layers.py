@@ -23,8 +23,8 @@ class Layout:
     """What the dimensions of features are.
 
     space: those of space, (2, 3) for (N, C, H, W), (1, 2) for (N, H, W, C), and (1,)
-    for tokens (N, L, C); channels: C; prefix: how many of the tokens come before those
-    of the patches.
+    for tokens (N, L, C); channels: C; prefix: how many tokens come before those of the
+    patches, 0 for maps.
     """
 
     channels: int
@@ -50,9 +50,9 @@ class Layout:
 
 
 class Pass(nn.Module):
-    """In the place of a module that runs elsewhere: returns its features.
+    """Takes the place of a module that runs elsewhere, and returns its input.
 
-    keeps: whether it also keeps them, for each thread, until `Stem` takes them.
+    keeps: whether it also keeps that, for each thread, until `Stem` takes it.
     """
 
     def __init__(self, keeps):
@@ -91,28 +91,28 @@ class Pool(nn.Module):
 
 
 class Block(nn.Module):
-    """A block that takes more than features: numbers, or a rotary position embedding.
+    """A block that takes more than features: extras, or a rotary position embedding.
 
-    network: what that embedding (arXiv 2104.09864) is copied from, or None; name: ends
-    with the number of the block, for an embedding that differs from block to block.
+    extras: the same for all images; network: what the embedding (arXiv 2104.09864) is
+    copied from, or None; name: ends with the block's number, by which it may differ.
     """
 
-    def __init__(self, block, numbers, network, name):
+    def __init__(self, block, extras, network, name):
         super().__init__()
-        self.block, self.numbers, self.rope = block, numbers, None
+        self.block, self.extras, self.rope = block, extras, None
         if network:
             self.rope = copy.deepcopy(network.rope)
             self.prefix, self.place = network.num_prefix_tokens, name.rpartition('.')[2]
 
     def forward(self, features):  # (N, L, C)
         if self.rope is None:
-            return self.block(features, *self.numbers)
+            return self.block(features, *self.extras)
         side = isqrt(features.shape[1] - self.prefix)
         known = getattr(self.rope, 'feat_shape', None)
         rope = self.rope.get_embed(None if known else [side, side])
         if rope.ndim > 2:
             rope = rope[int(self.place)]
-        return self.block(features, *self.numbers, rope=rope)
+        return self.block(features, *self.extras, rope=rope)
 
 
 class ClassToken(nn.Module):
