@@ -367,17 +367,13 @@ def rebuild(model_args, state_dict):
     return model.requires_grad_(False).eval()
 
 
-def count_parameters(
-    model_type, ensemble_size, meta_class_size, with_se=True, **options
-):
+def count_parameters(*args, **options):
     """Return the numbers of parameters, as the method does, without allocating them.
 
-    options: further arguments of EnsembleModel.
+    args, options: of EnsembleModel.
     """
-    sizes = ensemble_size, meta_class_size
     with torch.device('meta'):
-        model = EnsembleModel(model_type, *sizes, with_se, members=[0], **options)
-    return model.count_parameters()
+        return EnsembleModel(*args, **options, members=[0]).count_parameters()
 
 
 # fmt: off
