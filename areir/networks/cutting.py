@@ -63,7 +63,10 @@ def cut(network, image_size=None):
         network.set_submodule(name, Pass(keeps=name == moved[0]))
     # one copy of the rest computes the first stage, and the other pools
     pool = copy.deepcopy(network)
-    used, pools = ({call.child for call in part} for part in (calls, pooling))
+    # the children of the network that are called for features, and for pooling
+    used, pools = (
+        {call.name.partition('.')[0] for call in part} for part in (calls, pooling)
+    )
     for name, _ in list(network.named_children()):
         if name not in pools:
             setattr(pool, name, nn.Identity())
@@ -90,11 +93,6 @@ class Call:
     result: object = None
     after: int = 0
     version: int = 0
-
-    @property
-    def child(self):
-        """The name of the child of the network that the module is in."""
-        return self.name.partition('.')[0]
 
     @property
     def lasts(self):
