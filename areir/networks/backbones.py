@@ -46,7 +46,7 @@ def build_network(model_type, image_size=None, weights=None):
     """Return a whole network without a classifier, on the default device.
 
     image_size: pixels per side, for networks of a fixed size, by default their own.
-    weights: None for random ones, or what differs from `timm_config` in those to load.
+    weights: None for random ones, or what to replace in `timm_config` to load others.
     """
     import timm
 
