@@ -189,7 +189,7 @@ def find_starts(chain, ends):
 
 def joined(features):
     """Return the shape (N, L + 1, C) of tokens or maps after a class token joins."""
-    if not is_tensor(features):
+    if not is_tensor(features) or features.ndim < 3:
         return None
     tokens = features.flatten(1, -2)
     return (len(tokens), tokens.shape[1] + 1, tokens.shape[2])
