@@ -82,14 +82,16 @@ def cut(network, image_size=None):
 class Call:
     """A call of a module.
 
-    after: how many calls had begun when it ended; version: of its result, by which
-    torch counts changes in place.
+    after: how many calls had begun when it ended. torch counts changes in place by a
+    version; taken: that of the first argument when it began; version: that of the
+    result when it ended.
     """
 
     name: str
     module: nn.Module
     arguments: tuple = ()
     named: dict = field(default_factory=dict)
+    taken: int = 0
     result: object = None
     after: int = 0
     version: int = 0
@@ -106,7 +108,8 @@ def note_calls(network, image_size):
     names = {module: name for name, module in network.named_modules() if name}
 
     def begin(module, arguments, named):
-        running.append(Call(names[module], module, arguments, named))
+        taken = getattr(arguments[0], '_version', 0) if arguments else 0
+        running.append(Call(names[module], module, arguments, named, taken))
         calls.append(running[-1])
 
     def end(module, arguments, result):
@@ -152,7 +155,8 @@ def find_chain(network, calls, end, features):
     """
     chain, place = [end], end.after
     while chain[-1].result is not features:
-        output = chain[-1].result
+        before = chain[-1]
+        output = before.result
         rest = [call for call in calls[place:] if call.arguments]
         call = next((call for call in rest if call.arguments[0] is output), None)
         following = rest[0].arguments[0] if rest else features
@@ -167,8 +171,9 @@ def find_chain(network, calls, end, features):
             chain.append(replace(call, module=module))
             place = call.after
             later = [value for one in calls[place:] for value in one.arguments]
-            if call.result is not output and any(value is output for value in later):
-                return []  # a branch
+            branches = call.result is not output and any(v is output for v in later)
+            if branches or call.taken != before.version:
+                return []  # something is added to what the module before returned
         elif joined(output) == getattr(following, 'shape', ()):
             token = ClassToken(network.cls_token)
             chain.append(Call('', token, result=following))

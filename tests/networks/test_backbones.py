@@ -7,13 +7,15 @@ from functools import partial
 import pytest
 import timm
 import torch
+from slim import SlimBackbone
 from timm.models import _registry
 from torch.nn import functional as F
 from trained import take_statistics
 
 from areir.errors import UserError
 from areir.networks.backbones import build_network, check_image_size
-from areir.networks.layers import Layout, Pool, folded
+from areir.networks.cutting import cut
+from areir.networks.layers import Layout, Pool, folded, run_stages
 from areir.networks.projection import fit_projection
 from areir.networks.weight_files import fill
 from model import EnsembleModel, count_parameters, rebuild
@@ -280,3 +282,19 @@ def test_a_dot_product_is_the_mean_of_the_cosines_and_a_projection_follows(
     assert torch.equal(model.embed(images), wanted)
     copied = folded(model, torch.float32).embed(images)
     torch.testing.assert_close(copied, wanted, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_network_is_cut_only_after_what_is_added_between_its_modules():
+    class Adding(SlimBackbone):
+        def forward_features(self, images):
+            features = self.layer2(self.layer1(self.stem(images)))
+            features += 1  # in place: the same tensor goes on
+            return self.layer4(self.layer3(features))
+
+    network, images = Adding().eval(), random_images()
+    wanted = network(images)
+    backbone = cut(network)
+    assert len(backbone.stages) == 2  # the second is layer4
+    outputs = run_stages([stage.eval() for stage in backbone.stages], images)
+    torch.testing.assert_close(backbone.pool(outputs[-1]), wanted)
