@@ -15,7 +15,13 @@ from trained import take_statistics
 from areir.errors import UserError
 from areir.networks.backbones import build_network, check_image_size
 from areir.networks.cutting import cut
-from areir.networks.layers import Layout, Pool, folded, run_stages
+from areir.networks.layers import (
+    Layout,
+    Pool,
+    fold_batch_norms,
+    folded,
+    run_stages,
+)
 from areir.networks.projection import fit_projection
 from areir.networks.weight_files import fill
 from model import EnsembleModel, count_parameters, rebuild
@@ -298,3 +304,22 @@ def test_a_network_is_cut_only_after_what_is_added_between_its_modules():
     assert len(backbone.stages) == 2  # the second is layer4
     outputs = run_stages([stage.eval() for stage in backbone.stages], images)
     torch.testing.assert_close(backbone.pool(outputs[-1]), wanted)
+
+
+@torch.no_grad()
+def test_a_batch_norm_stays_if_other_layers_take_what_it_takes():
+    class Shortcut(torch.nn.Module):
+        image_size = 8
+
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(3, 3, 3)
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def describe(self, images):
+            features = self.convolution(images)
+            return [features + self.norm(features)]
+
+    model, images = shaken(Shortcut()), random_images(side=8)
+    wanted = model.describe(images)
+    torch.testing.assert_close(fold_batch_norms(model).describe(images), wanted)
