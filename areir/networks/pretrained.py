@@ -12,6 +12,7 @@ from areir.data.images import PixelFormat
 from areir.errors import UserError
 from areir.networks.backbones import (
     PUBLISHED,
+    build_backbone,
     build_network,
     is_network,
     timm_config,
@@ -35,6 +36,11 @@ def read(name, state):
     begins with that of the network, as in `resnet18-f37072fd.pth`; state: its contents.
     """
     if not os.path.isfile(name):
+        try:
+            with torch.device('meta'):
+                build_backbone(name)  # is it worth a download?
+        except UserError as error:
+            raise UserError(str(error).replace('--model_type', '--model')) from error
         network = download(name, otherwise='give --model FILE')
         return network, name, f'{name} {network.pretrained_cfg.get("tag")}'
     model_type = network_of(name)
