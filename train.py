@@ -246,7 +246,7 @@ def main(args=None):
     depthwise = has_depthwise(args.model_type)
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
-    run = Run(run_name(args, old_heads), args.results_root, settings)
+    run = Run(run_name(args, old_heads, transformer), args.results_root, settings)
     calibration = earlier_calibration(args, images, classes, run, transformer)
     pixel_format = initial_format(args, split, base)
     if base:

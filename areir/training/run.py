@@ -44,8 +44,12 @@ WRITTEN = 'run.json', 'results.csv', 'model.pth', 'data_base.pth', 'curves.svg'
 KEEP = '--run_name NAME keeps that run, --overwrite without --resume replaces it'
 
 
-def run_name(args, old_heads):
-    """Return the name of a run; old_heads: how many are those of --extend, or 0."""
+def run_name(args, old_heads, transformer=False):
+    """Return the name of a run.
+
+    old_heads: how many are those of --extend, or 0; transformer: whether the network is
+    one, which decides the default recipe.
+    """
     if args.run_name:
         return args.run_name
     backbone = args.model_type + ('' if args.with_se == 'yes' else '_no_se')
@@ -55,7 +59,7 @@ def run_name(args, old_heads):
         name += f'_{args.protocol}'
     elif args.select != 'last':
         name += f'_select_{args.select}'
-    if args.recipe != default_recipe(args):
+    if args.recipe != default_recipe(args, transformer):
         name += f'_{args.recipe}'
     return name + (f'_from_{old_heads}' if old_heads else '')
 

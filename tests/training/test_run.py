@@ -52,6 +52,11 @@ def test_names(changes, extended, name):
     assert run_name(argparse.Namespace(**{**FLAGS, **changes}), extended) == name
 
 
+def test_the_name_of_a_transformer_does_not_tell_its_default_recipe():
+    args = argparse.Namespace(**{**FLAGS, 'recipe': 'current'})
+    assert run_name(args, 0, transformer=True) == 'car_uncropped_resnet18_48_12'
+
+
 # Interrupted
 
 
