@@ -4,9 +4,9 @@ import torch
 
 from areir.data.images import PixelFormat
 from areir.errors import UserError
-from areir.files import load_own
+from areir.files import check_own, load_own
 from areir.networks import pretrained
-from areir.networks.backbones import PUBLISHED
+from areir.networks.backbones import PUBLISHED, timm_config
 from areir.networks.weight_files import (
     check_finite,
     fill,
@@ -40,10 +40,16 @@ def initial_weights(args):
         return None, None
     if args.weights == 'pretrained':
         return pretrained.download(args.model_type, args.image_size), None
-    content = read_state_dict(args.weights)
+    content, flag = read_state_dict(args.weights), f'--weights {args.weights}'
     if 'format' in content:
+        advice = '--weights needs a model file of train.py'
+        check_own(args.weights, content, ('state_dict', 'pixel_format'), advice)
+        size = content['pixel_format']['image_size']
+        if size != args.image_size and timm_config(args.model_type).fixed_input_size:
+            raise UserError(
+                f'{flag}: a model of other images: give --image_size {size}'
+            )
         return None, content['state_dict']
-    flag = f'--weights {args.weights}'
     return fill(args.model_type, content, flag, args.image_size), None
 
 

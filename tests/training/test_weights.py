@@ -52,7 +52,8 @@ def ensemble(slim_backbone):
 def test_weights_of_an_ensemble_are_taken_whole(ensemble, tmp_path, members):
     """From a file of more heads; classifiers of another size stay random."""
     path = str(tmp_path / 'run_model.pth')
-    write_tensors({path: {'state_dict': ensemble.state_dict()}})
+    saved = {'state_dict': ensemble.state_dict(), 'pixel_format': {'image_size': 32}}
+    write_tensors({path: saved})
     args = Namespace(weights=path, model_type='resnet18', image_size=64)
     _, state = initial_weights(args)
     for meta_classes in (4, 6):
@@ -85,6 +86,25 @@ def test_ensembles_that_do_not_fit_are_refused(ensemble, arguments, told):
     state['heads.0.fc.bias'][1] = torch.nan
     with pytest.raises(UserError, match=r'heads\.0\.fc\.bias holds NaN'):
         load_ensemble(target, state, 'FILE')
+
+
+def test_a_database_is_not_taken_for_weights(tmp_path):
+    path = str(tmp_path / 'data_base.pth')
+    write_tensors({path: {'embeddings': torch.zeros(1, 1)}})
+    with pytest.raises(UserError, match='--weights needs a model file'):
+        initial_weights(Namespace(weights=path, model_type='resnet18', image_size=96))
+
+
+@pytest.mark.parametrize(('network', 'fits'), [('resnet18', True), ('test_vit', False)])
+def test_a_model_of_other_images_fits_if_its_network_takes_any(tmp_path, network, fits):
+    path, formats = str(tmp_path / 'model.pth'), {'image_size': 160}
+    write_tensors({path: {'state_dict': {}, 'pixel_format': formats}})
+    args = Namespace(weights=path, model_type=network, image_size=96)
+    if fits:
+        assert initial_weights(args) == (None, {})
+    else:
+        with pytest.raises(UserError, match='--image_size 160'):
+            initial_weights(args)
 
 
 def test_the_old_heads_are_copied_and_frozen(ensemble):
