@@ -203,7 +203,7 @@ class Ours:
 
     def __init__(self, args, changes=None):
         self.args, self.changes = args, changes or {}
-        self.default_lr = peers.current_recipe(args)['lr']
+        self.default_lr = peers.recipe_of(args)['lr']
         self.lrs = tuple(self.default_lr * factor for factor in FACTORS)
 
     def arguments(self, dataset, results_root, lr, seed, epochs):

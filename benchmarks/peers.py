@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from areir import hardware
-from areir.cli.recipes import FROM_SCRATCH, RECIPES, TRANSFORMER, default_projection
+from areir.cli.recipes import RECIPES, current_recipe, default_projection
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.networks.backbones import has_depthwise, is_transformer
@@ -67,10 +67,9 @@ def make_criterion(name, classes):
     return kinds[name](classes, DIMENSIONS)
 
 
-def current_recipe(args):
+def recipe_of(args):
     """Return {flag: value} of the current recipe for --model_type and --weights."""
-    recipe = RECIPE | (FROM_SCRATCH if args.weights == 'none' else {})
-    return recipe | (TRANSFORMER if is_transformer(args.model_type) else {})
+    return current_recipe(args.weights == 'none', is_transformer(args.model_type))
 
 
 def build_model(args, seed):
@@ -204,7 +203,7 @@ def read_features(model, dataset, args):
         part: F.normalize(vectors[:, -width:], dim=1)
         for part, vectors in features.items()
     }
-    recipe = current_recipe(args)
+    recipe = recipe_of(args)
     changes = {'embedding': recipe['embedding'], 'mirror': recipe['mirror'] == 'yes'}
     described = read(model, dataset, **changes)
     labels = dataset.labels('train')

@@ -126,6 +126,15 @@ def default_projection(images, classes):
     return DIMENSIONS if images >= FEW_IMAGES else 0, whitening
 
 
+def current_recipe(from_scratch, transformer):
+    """Return {flag: value} of the current recipe, for any dataset."""
+    values = dict(RECIPES['current'])
+    values |= FROM_SCRATCH if from_scratch else {}
+    values |= TRANSFORMER if transformer else {}
+    values |= TRANSFORMER_FROM_SCRATCH if transformer and from_scratch else {}
+    return values
+
+
 def default_values(args, images, classes, from_scratch, transformer=False):
     """Return {flag: its default} of the flags that depend on recipe or dataset.
 
@@ -136,9 +145,7 @@ def default_values(args, images, classes, from_scratch, transformer=False):
     if args.recipe == 'current':
         projection = default_projection(images, classes)
         values |= dict(zip(('dimensions', 'whitening'), projection))
-        values |= FROM_SCRATCH if from_scratch else {}
-        values |= TRANSFORMER if transformer else {}
-        values |= TRANSFORMER_FROM_SCRATCH if transformer and from_scratch else {}
+        values |= current_recipe(from_scratch, transformer)
         if args.shared_stages:
             most = args.shared_stages - 1  # the rest of the trunk is trained
             values['frozen_stages'] = min(values['frozen_stages'], most)
