@@ -133,7 +133,7 @@ def note_calls(network, image_size):
 
 
 def stage_ends(network):
-    """Return the names of the modules at which stages end, but for the last stage.
+    """Return the names of the modules that end the stages before the last.
 
     timm lists them. Where all blocks have one resolution, they divide these into equal
     parts; else the last ones count.

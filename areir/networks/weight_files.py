@@ -126,7 +126,7 @@ def unwrap(state):
 
 
 def fill(model_type, state, name, image_size=None):
-    """Return a whole network with the weights of a state dict, but for its classifier.
+    """Return a whole network without a classifier, with the weights of a state dict.
 
     timm converts names and position embeddings. name: what an error calls the weights.
     """
@@ -152,7 +152,7 @@ def fill(model_type, state, name, image_size=None):
 
 
 def misfits(error, layers):
-    """Return what torch's error says of weights, but for those of some layers."""
+    """Return what torch's error says of weights, except those of some layers."""
     reasons = []
     for line in str(error).split('\n\t')[1:]:
         names = re.findall('"(.+?)"', line)

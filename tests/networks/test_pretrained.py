@@ -21,7 +21,7 @@ def vit():
 
 
 def check_equal(network, state):
-    """Check that a network has these weights, but for those that classify."""
+    """Check that a network has these weights, except those that classify."""
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name]), name
 
