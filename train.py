@@ -3,7 +3,7 @@
     python train.py --data_name cub --crop_type cropped --model_type resnet34
     python train.py --data_name sample --weights none --image_size 64 --num_epochs 8
 
-    torchrun --nproc_per_node 2 train.py ...     # divides the heads among 2 processes
+    torchrun --nproc_per_node 2 train.py ...    # divides the work among 2 processes
 
 A run is named {data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size},
 followed by its protocol, selection or recipe if that is not the default, or as
@@ -22,6 +22,7 @@ if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
@@ -41,6 +42,7 @@ from areir.networks.backbones import (
     is_transformer,
     own_size,
 )
+from areir.networks.cutting import STAGES
 from areir.networks.layers import folded
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
@@ -96,13 +98,15 @@ def usable_recalls(recalls, available):
 
 
 def build_model(args, base, initialise):
-    """Return this process's share of the ensemble: the trunk and every P-th head.
+    """Return what this process trains: the trunk, and all heads or every P-th.
 
     base: the model of --extend or None; initialise: whether to load --weights, which
     a checkpoint would replace.
     """
     rank, count = processes.rank_and_count()
-    members = range(rank, args.ensemble_size, count)
+    members = range(args.ensemble_size)
+    if args.parallel == 'heads':
+        members = members[rank::count]
     network, state = initial_weights(args) if initialise else (None, None)
     options = {'seed': args.seed, 'members': members, 'network': network}
     model = EnsembleModel(**model_args(args), **options)
@@ -115,11 +119,44 @@ def build_model(args, base, initialise):
     for layer in model.modules():
         if hasattr(layer, 'drop_prob'):
             layer.drop_prob = 0.0  # no stochastic depth
+    if torch.cuda.is_available() and args.parallel == 'data' and count > 1:
+        convert_sync_batchnorm(model)
     return model
 
 
-def make_trainer(model, args, hardware, old_heads):
-    """Return the Trainer of the heads that are not from --extend."""
+def choose_parallel(args, world, heads, batch_size):
+    """Return 'heads' or 'data': what `world` processes divide.
+
+    heads: how many are trained. Dividing them keeps the numbers of one process whatever
+    the network, and sends least, but each process computes the trunk. By default the
+    images are divided if a process then has less than two thirds of the work, counted
+    in stages. Raises UserError if some processes would have nothing to train.
+    """
+    own, shared = STAGES - args.shared_stages, args.shared_stages
+    of_heads = shared + -(-heads // world) * own
+    of_data = (shared + heads * own) / world
+    parallel = args.parallel
+    if not parallel:
+        uneven = world > heads or of_data < of_heads * 2 / 3
+        parallel = 'data' if uneven else 'heads'
+    if parallel == 'heads' and world > heads:
+        raise UserError(
+            f'--parallel heads: torchrun started {world} processes, and each needs a '
+            f'head of its own to train; there are {heads}'
+        )
+    if parallel == 'data' and world > batch_size:
+        raise UserError(
+            f'--batch_size {batch_size}: torchrun started {world} processes, and each '
+            'needs an image of every batch'
+        )
+    return parallel
+
+
+def make_trainer(model, args, hardware, old_heads, share):
+    """Return the Trainer of the heads that are not from --extend.
+
+    share: of each batch that this process trains on.
+    """
     criterion = nn.CrossEntropyLoss(label_smoothing=args.label_smoothing)
     trained = sum(member >= old_heads for member in model.members)
     loss = EnsembleLoss(criterion, trained, args.ensemble_size - old_heads)
@@ -134,6 +171,7 @@ def make_trainer(model, args, hardware, old_heads):
         args.weight_decay,
         args.classifier_rate,
         criterion_rate=args.classifier_rate,
+        share=share,
     )
     if args.protocol == 'published':
         from areir.training.published import RandomWeights  # only this protocol
@@ -238,11 +276,8 @@ def main(args=None):
     # run
     base = read_base(args, split, partition)
     old_heads = base['model_args']['ensemble_size'] if base else 0
-    if world > args.ensemble_size - old_heads:
-        raise UserError(
-            f'--ensemble_size: torchrun started {world} processes, and each needs a '
-            'head of its own to train'
-        )
+    new_heads, batch_size = args.ensemble_size - old_heads, min(args.batch_size, images)
+    args.parallel = choose_parallel(args, world, new_heads, batch_size)
     depthwise = has_depthwise(args.model_type)
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
@@ -255,15 +290,17 @@ def main(args=None):
         return
     processes.check_shared_folder(args.results_root)
 
-    # model and optimizers: every process has the trunk and its share of the heads
+    # images, and all processes' shares of each batch
+    device, divides_images = hardware.device, args.parallel == 'data'
+    loaders = make_loaders(split, args, pixel_format, device, divides_images)
+    sampler = loaders['train'].batch_sampler
+
+    # model and optimizers
     model = build_model(args, base, not run.checkpoints())
     del base  # its weights are as large as the model
-    device = hardware.device
     model.to(device, memory_format=torch.channels_last)
-    trainer = make_trainer(model, args, hardware, old_heads)
+    trainer = make_trainer(model, args, hardware, old_heads, sampler.share)
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
-    loaders = make_loaders(split, args, pixel_format, device)
-    sampler = loaders['train'].batch_sampler
     rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
 
     _, _, parameters = model.count_parameters()

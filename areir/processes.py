@@ -80,6 +80,24 @@ def sum_over_all(tensor):
     return tensor
 
 
+def start_sum(tensors):
+    """Start to sum each tensor over all processes, in place; return what ends it.
+
+    Until that function has been called and has returned, the tensors hold nothing.
+    """
+    works = []
+    if distributed.is_initialized():
+        with failures_of_others():
+            works = [distributed.all_reduce(one, async_op=True) for one in tensors]
+
+    def finish():
+        with failures_of_others():
+            for work in works:
+                work.wait()
+
+    return finish
+
+
 def gather(tensor):
     """Return [tensor of rank 0, of rank 1, ...]; all have one shape."""
     if not distributed.is_initialized():

@@ -28,7 +28,7 @@ import utils
 from areir import hardware, processes
 from areir.cli import types
 from areir.networks.backbones import PUBLISHED, build_network, check_image_size
-from areir.training.batches import own_share
+from areir.training.batches import equal_share
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, count_parameters
 
@@ -98,7 +98,7 @@ def our_steps(args, images, meta_labels):
     loss = EnsembleLoss(nn.CrossEntropyLoss(), len(members), args.ensemble_size)
     trainer = Trainer(model, loss, LR, CPU)
     trainer.begin_epoch(LR)
-    share = images[own_share(list(range(len(images))), rank, count)]
+    share = images[equal_share(list(range(len(images))), rank, count)]
     while True:
         batch = torch.cat(processes.gather(share))[: len(images)].float() / 255
         batch = batch.contiguous(memory_format=torch.channels_last)

@@ -71,12 +71,17 @@ def test_a_process_that_dies_ends_the_run_and_others_resume_it(
     assert_almost_same_run(gentle, tmp_path)
 
 
-MOVING = ['--frozen_stages', 0]
+MOVING = ['--frozen_stages', 0, '--freeze_bn', 'yes']
+HEADS, IMAGES = ['--parallel', 'heads'], ['--parallel', 'data']
+# three processes divide three heads, or batches of 8 images into 3, 3 and 2
 CURRENT = {
-    'from scratch': (3, ['--weights', 'none', '--dimensions', 0]),
-    'a frozen trunk': (2, ['--frozen_stages', 3, '--dimensions', 0]),
-    'frozen statistics': (3, [*MOVING, '--freeze_bn', 'yes']),
-    'few components': (2, [*MOVING, '--dimensions', 4, '--whitening', 0]),
+    'from scratch': (3, [*HEADS, '--weights', 'none', '--dimensions', 0]),
+    'a frozen trunk': (2, [*HEADS, '--frozen_stages', 3, '--dimensions', 0]),
+    'frozen statistics': (3, [*HEADS, *MOVING]),
+    'few components': (2, [*HEADS, *MOVING, '--dimensions', 4, '--whitening', 0]),
+    'images, two processes': (2, [*IMAGES, *MOVING]),
+    'images, three processes': (3, [*IMAGES, *MOVING]),
+    'images, a frozen trunk': (3, [*IMAGES, '--frozen_stages', 3, '--dimensions', 0]),
 }
 
 

@@ -95,6 +95,11 @@ def add_training_flags(add):
     flag.help = 'number format of training; auto is bf16 where the hardware has it'
     flag = add('--gpu_ids', type=integers, default=[0, 1])
     flag.help = 'numbers of the GPUs to use if they exist; without any, the CPU is used'
+    flag = add('--parallel', choices=['heads', 'data'])
+    flag.help = (
+        'what the processes of torchrun divide: the heads, or the images of each batch '
+        '[default value is heads where that divides the work evenly, else data]'
+    )
     flag = add('--resume', action='store_true')
     flag.help = 'continue from the last checkpoint of this run, if there is one'
     flag = add('--checkpoint_minutes', type=number(float, 0, 1e6), default=15)

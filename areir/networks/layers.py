@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+BATCH_NORMS = nn.BatchNorm2d, nn.SyncBatchNorm  # of maps
+
 
 def run_stages(stages, features):
     """Return a list of what each stage returns; each takes what the one before did."""
@@ -140,7 +142,7 @@ def fold_batch_norms(model):
     """
     model = copy.deepcopy(model).eval()
     names = {module: name for name, module in model.named_modules()}
-    if not any(isinstance(module, nn.BatchNorm2d) for module in names):
+    if not any(isinstance(module, BATCH_NORMS) for module in names):
         return model
     results, pairs = {}, []
 
@@ -153,7 +155,7 @@ def fold_batch_norms(model):
     image = random_image(model)
     with ExitStack() as hooks:
         for module in names:
-            if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.Conv2d, *BATCH_NORMS)):
                 hooks.enter_context(module.register_forward_hook(note))
         wanted = model.describe(image)
     for convolution, norm in pairs:

@@ -1,6 +1,7 @@
 """The images of a run: which ones, how they are transformed, and their batches.
 
-All processes see the same batches, and each decodes a share of every batch.
+All processes see the same batches, and each decodes a share of every batch. If they
+divide the heads, the shares are put together; else each trains on its own.
 """
 
 import os
@@ -87,15 +88,21 @@ def sample_order(labels, seed):
     return order[rounds.sort(stable=True).indices]
 
 
-def make_loaders(split, args, pixel_format, device):
-    """Return {part: DataLoader} of 'train' and of `parts_to_embed`."""
+def make_loaders(split, args, pixel_format, device, divides_images=False):
+    """Return {part: DataLoader} of 'train' and of `parts_to_embed`.
+
+    divides_images: see `EpochSampler`.
+    """
     parts = {'train': split.train, **parts_to_embed(split, args)}
     loaders = {}
     for name, part in parts.items():
         count = len(part)
         sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
         if name == 'train':
-            sampler = EpochSampler(count, min(args.batch_size, count), args.seed)
+            size = min(args.batch_size, count)
+            sampler = EpochSampler(
+                count, size, args.seed, divides_images=divides_images
+            )
             transform = CropAndFlip(count, pixel_format, args.seed, args.crop_area)
         loaders[name] = make_loader(
             [os.path.join(split.folder, image) for image in part.images],
@@ -166,11 +173,13 @@ def crop_regions(count, least_area, generator):
 
 
 class InOrder:
-    """Batch sampler of all images in order: this process's share of each batch.
+    """Batch sampler of all images in order: this process's `equal_share` of each batch.
 
     Items are (image, epoch). epochs: all images come once for each, transformed as in
     that epoch; by default they come once, not transformed.
     """
+
+    divides_images = False  # see `EpochSampler`
 
     def __init__(self, count, batch_size, epochs=(None,)):
         rows = torch.arange(count).split(batch_size)
@@ -184,7 +193,8 @@ class InOrder:
         rank, processes = rank_and_count()
         for batch, epoch in zip(self.remaining, self.epochs):
             items = [(image, epoch) for image in batch.tolist()]
-            yield own_share(items, rank, processes)
+            take = exact_share if self.divides_images else equal_share
+            yield take(items, rank, processes)
 
 
 class EpochSampler(InOrder):
@@ -192,13 +202,24 @@ class EpochSampler(InOrder):
 
     order: a function of the epoch that returns the numbers of its images, int64
     (images,); by default all `count` in random order. Leftovers that fill no batch are
-    dropped. Call set_epoch before each pass, as with torch's DistributedSampler.
+    dropped. divides_images: whether a process trains on its share alone, so that no
+    image may be in two of them. Call set_epoch before each pass, as with torch's
+    DistributedSampler.
     """
 
-    def __init__(self, count, batch_size, seed, order=None):
+    def __init__(self, count, batch_size, seed, order=None, divides_images=False):
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.order = order
+        self.order, self.divides_images = order, divides_images
         self.set_epoch(1)
+
+    def own(self, batch):
+        """Return what this process trains on of a batch."""
+        return exact_share(batch, *rank_and_count()) if self.divides_images else batch
+
+    @property
+    def share(self):
+        """The share of a batch that this process trains on."""
+        return len(self.own(range(self.batch_size))) / self.batch_size
 
     def set_epoch(self, epoch, start=0):
         """Draw the batches of an epoch; iteration begins at batch `start`."""
@@ -213,7 +234,7 @@ class EpochSampler(InOrder):
         self.epochs = [epoch] * len(self.remaining)
 
 
-def own_share(batch, rank, processes):
+def equal_share(batch, rank, processes):
     """Return the items of a batch (a list) that process `rank` decodes.
 
     All shares have the same size, so the first images of a batch may be decoded twice.
@@ -223,30 +244,59 @@ def own_share(batch, rank, processes):
     return [batch[index % len(batch)] for index in range(first, first + size)]
 
 
-def whole_batches(loader, device):
-    """Yield whole batches, put together from the shares of all processes.
+def exact_share(batch, rank, processes):
+    """Return every item of a batch in one process's share; they may differ by one."""
+    return batch[rank::processes]
 
-    loader: a DataLoader of `ImageDataset` with one of the samplers above. Batches have
-    the loader's form, with normalised images instead of pixels: (images (N, 3, S, S),
-    on the device and laid out for convolutions, indices (N,), problems, all empty).
-    Raises UserError naming an image that cannot be read.
+
+def read_shares(loader, device):
+    """Yield (indices of a whole batch, pixels of this process's share of it).
+
+    loader: a DataLoader of `ImageDataset` with one of the samplers above. Pixels are on
+    the device. Raises UserError naming an image that cannot be read.
     """
     remaining = loader.batch_sampler.remaining
     for batch, (pixels, indices, problems) in zip(remaining, loader):
         for index, problem in zip(indices.tolist(), problems):
             if problem:
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')
-        shares = gather(pixels.to(device, non_blocking=True))
-        pixels = torch.cat(shares)[: len(batch)]
-        images = loader.dataset.pixel_format.normalise(pixels)
-        images = images.contiguous(memory_format=torch.channels_last)
-        yield images, batch, [''] * len(batch)
+        yield batch, pixels.to(device, non_blocking=True)
+
+
+def put_together(shares, batch):
+    """Return the rows of a whole batch from each process's equal share of them."""
+    return torch.cat(gather(shares))[: len(batch)]
+
+
+def to_images(pixels, pixel_format):
+    """Return pixels (N, 3, S, S) as normalised images, laid out for convolutions."""
+    images = pixel_format.normalise(pixels)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def compute_batches(loader, function, device, divides_images):
+    """Yield (indices, function(images)) of whole batches, from equal shares.
+
+    function: from images (N, 3, S, S) to rows (N, ...). divides_images: whether each
+    process calls it with its share of the images, and the rows are put together;
+    otherwise each calls it with all images.
+    """
+    for batch, pixels in read_shares(loader, device):
+        if not divides_images:
+            pixels = put_together(pixels, batch)
+        rows = function(to_images(pixels, loader.dataset.pixel_format))
+        yield batch, put_together(rows, batch) if divides_images else rows
 
 
 def training_batches(loader, meta_labels, device):
     """Yield (images, meta-labels) of each remaining batch of the epoch.
 
-    meta_labels: those of all training images, (images, heads of this process).
+    They are those that this process trains on. meta_labels: those of all training
+    images, (images, heads of this process).
     """
-    for images, indices, _ in whole_batches(loader, device):
-        yield images, meta_labels[indices]
+    sampler = loader.batch_sampler
+    for batch, pixels in read_shares(loader, device):
+        if not sampler.divides_images:
+            pixels = put_together(pixels, batch)
+        images = to_images(pixels, loader.dataset.pixel_format)
+        yield images, meta_labels[sampler.own(batch)]

@@ -58,7 +58,7 @@ class Experiment:
     partition: torch.Tensor  # int64 (E, classes)
     pixel_format: PixelFormat
     hardware: Hardware
-    world: int  # processes
+    world: int  # processes, which divide the heads or the images as args.parallel says
     parameters: int  # trainable ones of the whole ensemble
     calibration: dict | None = None  # that of --threshold_from
     commit: str | None = field(default_factory=git_commit)
@@ -182,7 +182,9 @@ def opening_lines(experiment, run_name, sampler):
     )
     se = 'se-' if args.with_se == 'yes' else ''
     more = f' and {len(hardware.gpus) - 1} more' if len(hardware.gpus) > 1 else ''
-    world = f', {experiment.world} processes' if experiment.world > 1 else ''
+    divided = 'heads' if args.parallel == 'heads' else 'images of each batch'
+    world = f', {experiment.world} processes divide the {divided}'
+    world = world if experiment.world > 1 else ''
     native = '' if hardware.native_bf16 else 'not '
     recipe = ', '.join(f'{flag} {getattr(args, flag)}' for flag in RECIPE_FLAGS)
     held = f'; {len(parts["val"].classes)} classes held out' if 'val' in parts else ''

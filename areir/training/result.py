@@ -5,8 +5,8 @@ from functools import cached_property, partial
 
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
-from areir.data.loading import embed_batches
 from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives, summary
@@ -14,7 +14,7 @@ from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
 from areir.training import record
-from areir.training.batches import parts_to_embed, whole_batches
+from areir.training.batches import compute_batches, parts_to_embed
 from areir.training.checkpoints import model_weights
 
 BLOCK = 256  # embeddings that are projected at once
@@ -50,25 +50,31 @@ def embed_parts(net, loaders, split, args, signals):
 
 
 def embed_part(net, loader, dtype, signals, description, projection=None):
-    """Embed the images of a loader with the heads of all processes.
+    """Embed the images of a loader, all processes together.
 
+    Each embeds a share of every batch if it has all heads, else all with its heads.
     dtype: of the result; projection: applied to the embeddings, or None. Returns
     (images, D) in rank 0, an empty tensor elsewhere.
     Raises KeyboardInterrupt once `signals` is not empty.
     """
     count = len(loader.dataset)
     embeddings = torch.empty(0, dtype=dtype)
-    batches = whole_batches(loader, next(net.trunk.parameters()).device)
-    embed = partial(embed_with_all_heads, net)
-    embedded = embed_batches(batches, embed, count, description)
-    saved = 'the trained epoch is saved'
-    for indices, vectors, _ in until_signal(embedded, signals, saved):
-        if is_first():
-            if projection:
-                vectors = projection(vectors)
-            if not len(embeddings):
-                embeddings = torch.empty(count, vectors.shape[1], dtype=dtype)
-            embeddings[indices] = vectors.to(dtype)
+    has_all = len(net.heads) == net.ensemble_size
+    embed = net.embed if has_all else partial(embed_with_all_heads, net)
+    device = next(net.trunk.parameters()).device
+    batches = compute_batches(loader, embed, device, divides_images=has_all)
+    batches = until_signal(batches, signals, 'the trained epoch is saved')
+    options = {'unit': 'img', 'delay': 1, 'leave': False, 'disable': not is_first()}
+    with tqdm(total=count, desc=description, **options) as bar:
+        for indices, vectors in batches:
+            if is_first():
+                vectors = vectors.float().cpu()
+                if projection:
+                    vectors = projection(vectors)
+                if not len(embeddings):
+                    embeddings = torch.empty(count, vectors.shape[1], dtype=dtype)
+                embeddings[indices] = vectors.to(dtype)
+            bar.update(len(indices))
     return embeddings
 
 

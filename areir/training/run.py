@@ -31,7 +31,7 @@ from areir.training import checkpoints
 
 # flags that may differ when a run is resumed
 FREE = (
-    *('data_root', 'results_root', 'num_workers', 'gpu_ids'),
+    *('data_root', 'results_root', 'num_workers', 'gpu_ids', 'parallel'),
     *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
 )
 # flags that a threshold depends on
@@ -285,8 +285,6 @@ class Run:
             noise = trainer.noise.get_state() if trainer.noise else None
             state = {'settings': self.settings, 'progress': asdict(progress)}
             files['state'] = {**state, 'noise': noise}
-        else:
-            del files['trunk']
         root = self.path('checkpoint')
         return checkpoints.write(root, progress.epoch, progress.batches, files)
 

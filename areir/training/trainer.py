@@ -4,13 +4,13 @@ import math
 from functools import partial
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from areir.processes import sum_over_all
+from areir.processes import rank_and_count, start_sum
 from areir.seeds import DROP, derive_seed
 from areir.training.checkpoints import head_name, read
 
-BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm
 NEW_LAYERS = 'fc.', 'stages.0.se.'  # of a head, which no pretrained network has
 
 
@@ -31,18 +31,25 @@ class Autocast(nn.Module):
             return self.part(inputs)
 
 
-def train_step(trunk, heads, loss, optimizers, images, meta_labels):
+def train_step(trunk, heads, loss, optimizers, images, meta_labels, weight=1):
     """Make one step of every optimizer on the loss of the whole ensemble.
 
     Heads share only the trunk's features, so each head runs forward, backward and its
     optimizer step in turn; its activations and gradients are then freed. Gradients are
     summed at the features and propagated once through the trunk.
 
+    With several processes, each has either some of the heads and all images of a batch,
+    or all heads and some of the images. Then the gradients of a head are summed over
+    the processes while the next head computes.
+
     trunk, heads: modules of this process; loss: an EnsembleLoss of these heads;
     optimizers: of the trunk, then of each head; images (N, 3, H, W); meta_labels (N,
-    heads of this process). A trunk without gradients is left as it is.
+    heads of this process); weight: the share of the batch that the images are. A trunk
+    without gradients is left as it is.
     Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
     """
+    divides_images = weight < 1
+    ends = []  # of the steps whose gradients are being summed
     features = trunk(images)
     trains_trunk = features.requires_grad
     gradient = torch.zeros_like(features, dtype=torch.float32)
@@ -51,33 +58,53 @@ def train_step(trunk, heads, loss, optimizers, images, meta_labels):
         inputs = features.detach().requires_grad_(trains_trunk)
         logits = head(inputs)  # (N, M)
         targets = meta_labels[:, number]
-        share = loss.share(number, logits, targets)
+        share = loss.share(number, logits, targets) * weight
         share.backward()
-        optimizers[number + 1].step()
-        optimizers[number + 1].zero_grad()
+        parts = [head, loss.criteria[number]] if divides_images else []
+        ends.append(start_step(optimizers[number + 1], parts, weight))
+        if len(ends) > divides_images:
+            ends.pop(0)()
         if trains_trunk:
             gradient += inputs.grad
         correct = (logits.argmax(dim=1) == targets).double().mean()
         result[0] += share.detach()
-        result[1] += correct / loss.ensemble_size
+        result[1] += correct * weight / loss.ensemble_size
     if trains_trunk:
         features.backward(gradient.to(features.dtype))
-        sum_gradients(trunk)
-        optimizers[0].step()
-        optimizers[0].zero_grad()
+    for end in ends:
+        end()
+    if trains_trunk:
+        start_step(optimizers[0], [trunk], weight)()
     return result
 
 
-def sum_gradients(trunk):
-    """Sum the trunk's gradients, to which each process adds those of its heads."""
-    if not distributed.is_initialized():
-        return
-    gradients = [weight.grad for weight in trunk.parameters()]
-    gradients = [gradient for gradient in gradients if gradient is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    summed = sum_over_all(flat).split([gradient.numel() for gradient in gradients])
-    for gradient, values in zip(gradients, summed):
-        gradient.copy_(values.view_as(gradient))
+def start_step(optimizer, parts, weight):
+    """Start to sum gradients over the processes; return what then steps and ends.
+
+    parts: the modules whose gradients are summed. weight: of this process in the mean
+    of their batch norms' statistics, 1 if all processes have the same images.
+    """
+    tensors = []
+    for part in parts:
+        gradients = [parameter.grad for parameter in part.parameters()]
+        tensors += [gradient for gradient in gradients if gradient is not None]
+        if weight < 1:
+            tensors += [statistic.mul_(weight) for statistic in statistics(part)]
+    finish_sum = start_sum(tensors)
+
+    def end():
+        finish_sum()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return end
+
+
+def statistics(part):
+    """Return the running means and variances of batch norms in training mode."""
+    norms = [layer for layer in part.modules() if isinstance(layer, BATCH_NORMS)]
+    norms = [norm for norm in norms if norm.training and norm.track_running_stats]
+    return [value for norm in norms for value in (norm.running_mean, norm.running_var)]
 
 
 def parameter_groups(part, weight_decay, classifier_rate):
@@ -109,7 +136,7 @@ class Trainer:
     seed: with the epoch and batch in `step_place`, it seeds what is drawn in a forward
     pass, such as dropout. weight_decay, classifier_rate: see `parameter_groups`.
     criterion_rate: the learning rate of a criterion's weights, which do not decay, as a
-    multiple of the network's.
+    multiple of the network's. share: of each batch that this process trains on.
     """
 
     def __init__(
@@ -123,11 +150,12 @@ class Trainer:
         weight_decay=0,
         classifier_rate=1,
         criterion_rate=1,
+        share=1,
     ):
         self.model, self.device = model, hardware.device
         self.loss = loss.to(hardware.device)
         self.freeze_bn, self.precision = freeze_bn, hardware.precision
-        self.seed, self.step_place = seed, (0, 0)
+        self.seed, self.step_place, self.share = seed, (0, 0), share
         self.noise = None  # the generator of the published protocol
         self.frozen_heads = len(model.heads) - len(loss.criteria)
         self.parts, self.criteria, self.optimizers = {'trunk': model.trunk}, {}, {}
@@ -173,20 +201,37 @@ class Trainer:
                 group['lr'] = lr * group['rate']
 
     def seed_part(self, number, runner, inputs):
-        """Make what a part draws depend only on the seed, the step and its number."""
-        torch.manual_seed(derive_seed(self.seed, DROP, *self.step_place, number))
+        """Make what a part draws depend only on the seed, the step and its number.
+
+        If processes divide the images, each draws its own.
+        """
+        place = *self.step_place, number
+        if self.share < 1:
+            place = *place, rank_and_count()[0]
+        torch.manual_seed(derive_seed(self.seed, DROP, *place))
 
     def step(self, images, meta_labels):
-        """Train on images (N, 3, H, W) with the meta_labels (N, heads here)."""
+        """Train on images (N, 3, H, W) with the meta_labels (N, heads here).
+
+        Returns what `train_step` does.
+        """
         trunk_optimizer, *optimizers = self.optimizers.values()
         optimizers = [trunk_optimizer, *optimizers[self.frozen_heads :]]
         meta_labels = meta_labels[:, self.frozen_heads :].to(self.device)
-        return train_step(
-            self.trunk, self.heads, self.loss, optimizers, images, meta_labels
-        )
+        parts = self.trunk, self.heads, self.loss, optimizers
+        return train_step(*parts, images, meta_labels, self.share)
 
     def checkpoint(self):
-        """Return {part: weights, state of the optimizer, weights of the criterion}."""
+        """Return {part: weights, state of the optimizer, weights of the criterion}.
+
+        Each process returns other parts: rank 0 the trunk, rank r the heads r, r +
+        processes, ...
+        """
+        rank, count = rank_and_count()
+        own = {
+            head_name(member) for member in self.model.members if member % count == rank
+        }
+        own |= set() if rank else {'trunk'}
         return {
             name: {
                 'weights': part.state_dict(),
@@ -194,6 +239,7 @@ class Trainer:
                 'criterion': self.criteria[name].state_dict(),
             }
             for name, part in self.parts.items()
+            if name in own
         }
 
     def restore(self, folder):

@@ -28,7 +28,7 @@ from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum
 from areir.seeds import VIEW, random_generator
-from areir.training.batches import InOrder, whole_batches
+from areir.training.batches import InOrder, compute_batches
 
 VIEWS = 4
 BATCH = 64  # images whose features are computed at a time
@@ -87,7 +87,7 @@ def ensure_features(path, loader, trainer, signals):
         with atomic_path(path) as temporary:
             write_views(temporary, features, VIEWS * len(loader.dataset))
     else:
-        for _ in features:  # decodes this process's share
+        for _ in features:  # computes this process's share
             pass
     processes.wait_for_all()
 
@@ -95,9 +95,12 @@ def ensure_features(path, loader, trainer, signals):
 @torch.no_grad()
 def view_features(loader, trainer):
     """Yield the trunk's features, float16 (N, ...), of each batch of all views."""
-    for images, _, _ in whole_batches(loader, trainer.device):
-        features = trainer.trunk(images)
-        yield features.float().clamp(-HIGHEST, HIGHEST).half().cpu()
+
+    def compute(images):
+        return trainer.trunk(images).float().clamp(-HIGHEST, HIGHEST).half()
+
+    for _, features in compute_batches(loader, compute, trainer.device, True):
+        yield features.cpu()
 
 
 def write_views(path, batches, count):
@@ -148,6 +151,6 @@ def feature_batches(features, memory_format, loader, meta_labels, device):
     drawn = torch.randint(views, sampler.batches.shape, generator=generator)
     rows = drawn * sampler.count + sampler.batches
     for row, batch in zip(rows[sampler.start :], sampler.remaining):
-        values = torch.from_numpy(features[row.numpy()]).to(device).float()
-        values = values.contiguous(memory_format=memory_format)
-        yield values, meta_labels[batch]
+        values = torch.from_numpy(features[sampler.own(row).numpy()]).to(device)
+        values = values.float().contiguous(memory_format=memory_format)
+        yield values, meta_labels[sampler.own(batch)]
