@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+from argparse import Namespace
 
 import pytest
 import torch
 from slim import use_slim_backbone
+from torch.nn import functional as F
 from train_runs import (
     EVERY_BATCH,
     RUN,
@@ -15,12 +17,16 @@ from train_runs import (
     children,
     finish,
     kill_run,
+    read,
     read_table,
     start,
     train,
     train_slim,
     train_together,
 )
+
+from areir.errors import UserError
+from train import choose_parallel
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +108,67 @@ def test_several_processes_give_the_numbers_of_one_by_the_current_recipe(
     table = read_table(one, run)
     assert table['epoch'].tolist() == [0, 1, 2]
     assert table.filter(like='all_recall@1').shape == (3, 2)  # of the whole gallery
+
+
+def test_a_run_that_divides_images_goes_on_with_other_processes(
+    slim, slim_backbone, weights, tmp_path
+):
+    """Two divide the images and die, three go on, one ends."""
+    flags = [*GENTLE, '--weights', weights, '--recipe', 'current', *MOVING]
+    flags += ['--num_epochs', 2]
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    train(slim, one, *flags, '--num_workers', 0)
+    again = [*flags, *IMAGES, '--resume', *EVERY_BATCH]
+    for processes in (2, 3):
+        process = start(slim, several, *again, processes=processes, pause_at=3)
+        kill_run(process)
+    output = train(slim, several, *flags, '--resume', '--num_workers', 0)
+    assert 'resumed    epoch 1, after 4 batches' in output
+    assert_almost_same_run(one, several, RUN.removesuffix('_2019'))
+
+
+def test_processes_that_divide_images_share_the_statistics_of_batch_norm(
+    slim, slim_backbone, tmp_path
+):
+    """Each normalises with its own share, so only the losses are almost the same."""
+    flags = [*GENTLE, '--recipe', 'current', '--num_epochs', 1]
+    one, several = tmp_path / 'one', tmp_path / 'several'
+    train(slim, one, *flags, '--num_workers', 0)
+    train_together(train_slim, slim, several, *flags, *IMAGES, processes=3)
+    run = RUN.removesuffix('_2019')
+    losses = [read_table(results, run)['train_loss'][1] for results in (one, several)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    models = [read(results, 'model', run)['state_dict'] for results in (one, several)]
+    names = [name for name in models[0] if name.endswith('running_mean')]
+    means = [torch.cat([model[name] for name in names]) for model in models]
+    assert F.cosine_similarity(*means, dim=0) > 0.99
+
+
+HEADS_OF = {  # (processes, heads, shared stages, images of a batch): what is divided
+    (1, 2, 3, 32): 'heads',
+    (2, 48, 1, 12): 'heads',
+    (8, 48, 1, 12): 'heads',
+    (2, 2, 1, 32): 'heads',  # 4 stages each instead of 3.5
+    (2, 2, 3, 32): 'data',  # 4 instead of 2.5
+    (8, 2, 3, 32): 'data',
+    (2, 1, 3, 32): 'data',
+}
+
+
+@pytest.mark.parametrize('case', HEADS_OF)
+def test_what_the_processes_divide(case):
+    world, heads, shared_stages, batch_size = case
+    args = Namespace(parallel=None, shared_stages=shared_stages)
+    assert choose_parallel(args, world, heads, batch_size) == HEADS_OF[case]
+
+
+@pytest.mark.parametrize(
+    'parallel, world, flag', [('heads', 3, 'heads'), ('data', 5, 'batch_size')]
+)
+def test_each_process_needs_something_to_train(parallel, world, flag):
+    args = Namespace(parallel=parallel, shared_stages=3)
+    with pytest.raises(UserError, match=f'{flag}.*{world} processes'):
+        choose_parallel(args, world, heads=2, batch_size=4)
 
 
 @pytest.mark.parametrize('model_type', ['test_vit_relpos', 'eva02_tiny_patch14_224'])

@@ -31,7 +31,9 @@ class Autocast(nn.Module):
             return self.part(inputs)
 
 
-def train_step(trunk, heads, loss, optimizers, images, meta_labels, weight=1):
+def train_step(
+    trunk, heads, loss, optimizers, images, meta_labels, weight=1, dtype=torch.float32
+):
     """Make one step of every optimizer on the loss of the whole ensemble.
 
     Heads share only the trunk's features, so each head runs forward, backward and its
@@ -44,8 +46,8 @@ def train_step(trunk, heads, loss, optimizers, images, meta_labels, weight=1):
 
     trunk, heads: modules of this process; loss: an EnsembleLoss of these heads;
     optimizers: of the trunk, then of each head; images (N, 3, H, W); meta_labels (N,
-    heads of this process); weight: the share of the batch that the images are. A trunk
-    without gradients is left as it is.
+    heads of this process); weight: the share of the batch that the images are; dtype:
+    that in which large gradients are sent. A trunk without gradients is left as it is.
     Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
     """
     divides_images = weight < 1
@@ -61,7 +63,7 @@ def train_step(trunk, heads, loss, optimizers, images, meta_labels, weight=1):
         share = loss.share(number, logits, targets) * weight
         share.backward()
         parts = [head, loss.criteria[number]] if divides_images else []
-        ends.append(start_step(optimizers[number + 1], parts, weight))
+        ends.append(start_step(optimizers[number + 1], parts, weight, dtype))
         if len(ends) > divides_images:
             ends.pop(0)()
         if trains_trunk:
@@ -74,15 +76,16 @@ def train_step(trunk, heads, loss, optimizers, images, meta_labels, weight=1):
     for end in ends:
         end()
     if trains_trunk:
-        start_step(optimizers[0], [trunk], weight)()
+        start_step(optimizers[0], [trunk], weight, dtype)()
     return result
 
 
-def start_step(optimizer, parts, weight):
+def start_step(optimizer, parts, weight, dtype):
     """Start to sum gradients over the processes; return what then steps and ends.
 
     parts: the modules whose gradients are summed. weight: of this process in the mean
     of their batch norms' statistics, 1 if all processes have the same images.
+    dtype: see `train_step`.
     """
     tensors = []
     for part in parts:
@@ -90,7 +93,7 @@ def start_step(optimizer, parts, weight):
         tensors += [gradient for gradient in gradients if gradient is not None]
         if weight < 1:
             tensors += [statistic.mul_(weight) for statistic in statistics(part)]
-    finish_sum = start_sum(tensors)
+    finish_sum = start_sum(tensors, dtype)
 
     def end():
         finish_sum()
@@ -219,7 +222,9 @@ class Trainer:
         optimizers = [trunk_optimizer, *optimizers[self.frozen_heads :]]
         meta_labels = meta_labels[:, self.frozen_heads :].to(self.device)
         parts = self.trunk, self.heads, self.loss, optimizers
-        return train_step(*parts, images, meta_labels, self.share)
+        # in bf16 training, gradients have been rounded to it anyway
+        dtype = torch.bfloat16 if self.precision == 'bf16' else torch.float32
+        return train_step(*parts, images, meta_labels, self.share, dtype)
 
     def checkpoint(self):
         """Return {part: weights, state of the optimizer, weights of the criterion}.
