@@ -98,7 +98,11 @@ def prepare(
         crop_folder = os.path.join(dataset.folder, 'cropped')
         refuse_foreign_files(dataset.targets('uncropped'), crop_folder)
     with start_pool(num_workers) as pool:
-        beyond = verify_images(pool, name, dataset.images, dataset.records)
+        # the mean and deviation of known datasets are at hand
+        wanted = None if name in KNOWN_DATASETS else image_size
+        results = verify_images(pool, name, dataset.images, dataset.records, wanted)
+        pairs = zip(results, dataset.records)
+        beyond = [record for result, record in pairs if result.beyond]
         for part, (images, classes) in dataset.counts.items():
             print(f'{part:<8}{images:>10,} images of {classes:,} classes')
         if beyond:
@@ -110,7 +114,7 @@ def prepare(
         warnings = find_oddities(name, dataset.records, len(beyond))
         for warning in warnings:
             print(f'warning: {name}: {warning}')
-        mean, std = find_statistics(pool, dataset, image_size)
+        mean, std = find_statistics(dataset, results, image_size)
         info = {
             'layout': dataset.layout,
             'mean': mean,
@@ -163,18 +167,16 @@ def is_unchanged(dataset, fingerprint):
     )
 
 
-def find_statistics(pool, dataset, image_size):
+def find_statistics(dataset, results, image_size):
     """Return (mean, std) of the training images; those of known datasets are at hand.
 
-    Raises UserError if all their pixels have the same value in a channel: its std is 0,
-    and train.py divides by it.
+    results: of `verify_images`. Raises UserError if all their pixels have the same
+    value in a channel: its std is 0, and train.py divides by it.
     """
     if dataset.name in KNOWN_DATASETS:
         known = KNOWN_DATASETS[dataset.name]
         return known.mean, known.std
-    pairs = zip(dataset.images, dataset.records)
-    images = [image for image, record in pairs if record.part == 'train']
-    mean, std = channel_statistics(pool, images, image_size)
+    mean, std = channel_statistics(results, image_size)
     if 0 in std:
         channel = ('red', 'green', 'blue')[std.index(0)]
         raise UserError(

@@ -27,6 +27,7 @@ if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir import hardware, processes
+from areir.data.images import PREPROCESSING
 from areir.errors import UserError
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
@@ -44,8 +45,6 @@ from areir.output.answers import make_answer, write_answer, write_answers
 from model import PretrainedModel, TrainedModel, open_model
 
 # functions import what only some calls need
-
-PREPROCESSING = 1  # raise it if the same image file now gives other pixels
 
 
 def get_args():

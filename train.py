@@ -124,14 +124,15 @@ def build_model(args, base, initialise):
     return model
 
 
-def choose_parallel(args, world, heads, batch_size):
+def choose_parallel(args, world, heads, images):
     """Return 'heads' or 'data': what `world` processes divide.
 
-    heads: how many are trained. Dividing them keeps the numbers of one process whatever
-    the network, and sends least, but each process computes the trunk. By default the
-    images are divided if a process then has less than two thirds of the work, counted
-    in stages. Raises UserError if some processes would have nothing to train.
+    heads, images: how many are trained, and on how many. Dividing heads keeps the
+    numbers of one process whatever the network, and sends least, but each process
+    computes the trunk. By default the images are divided if a process then has less
+    than two thirds of the work, counted in stages. Raises UserError if some processes would have nothing to train.
     """
+    batch_size = min(args.batch_size, images)
     own, shared = STAGES - args.shared_stages, args.shared_stages
     of_heads = shared + -(-heads // world) * own
     of_data = (shared + heads * own) / world
@@ -276,8 +277,7 @@ def main(args=None):
     # run
     base = read_base(args, split, partition)
     old_heads = base['model_args']['ensemble_size'] if base else 0
-    new_heads, batch_size = args.ensemble_size - old_heads, min(args.batch_size, images)
-    args.parallel = choose_parallel(args, world, new_heads, batch_size)
+    args.parallel = choose_parallel(args, world, args.ensemble_size - old_heads, images)
     depthwise = has_depthwise(args.model_type)
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
     settings = run_settings(args, hardware.precision, split.sha256)
@@ -292,7 +292,8 @@ def main(args=None):
 
     # images, and all processes' shares of each batch
     device, divides_images = hardware.device, args.parallel == 'data'
-    loaders = make_loaders(split, args, pixel_format, device, divides_images)
+    copies = run.path('copies') if args.copies == 'yes' else None
+    loaders = make_loaders(split, args, pixel_format, device, copies, divides_images)
     sampler = loaders['train'].batch_sampler
 
     # model and optimizers

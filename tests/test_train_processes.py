@@ -158,17 +158,18 @@ HEADS_OF = {  # (processes, heads, shared stages, images of a batch): what is di
 @pytest.mark.parametrize('case', HEADS_OF)
 def test_what_the_processes_divide(case):
     world, heads, shared_stages, batch_size = case
-    args = Namespace(parallel=None, shared_stages=shared_stages)
-    assert choose_parallel(args, world, heads, batch_size) == HEADS_OF[case]
+    sizes = {'shared_stages': shared_stages, 'batch_size': batch_size}
+    args = Namespace(parallel=None, **sizes)
+    assert choose_parallel(args, world, heads, images=1000) == HEADS_OF[case]
 
 
 @pytest.mark.parametrize(
     'parallel, world, flag', [('heads', 3, 'heads'), ('data', 5, 'batch_size')]
 )
 def test_each_process_needs_something_to_train(parallel, world, flag):
-    args = Namespace(parallel=parallel, shared_stages=3)
+    args = Namespace(parallel=parallel, shared_stages=3, batch_size=32)
     with pytest.raises(UserError, match=f'{flag}.*{world} processes'):
-        choose_parallel(args, world, heads=2, batch_size=4)
+        choose_parallel(args, world, heads=2, images=4)
 
 
 @pytest.mark.parametrize('model_type', ['test_vit_relpos', 'eva02_tiny_patch14_224'])

@@ -33,6 +33,7 @@ KINDS = {
         *('--embedding', 'logits', '--test_every', 2),
     ],
     'frozen': FROZEN,
+    'large images': ['--image_size', 16, '--crop_area', 1],  # there are copies of them
 }
 
 
@@ -82,6 +83,16 @@ def test_a_run_that_dies_goes_on(train, kind, tmp_path, seed):
     names = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']
     names += ['trunk_features'] if flags == FROZEN else []
     assert sorted(os.listdir(tmp_path)) == [f'{RUN}_{name}' for name in names]
+
+
+def test_copies_of_large_images_change_nothing(train, tmp_path):
+    flags = [*KINDS['large images'], '--num_epochs', 2]
+    outputs = [
+        succeed(train, tmp_path / copies, *flags, '--copies', copies)
+        for copies in ('yes', 'no')
+    ]
+    assert ['reduced copies' in output for output in outputs] == [True, False]
+    assert_same_run(tmp_path / 'yes', tmp_path / 'no', RUN)
 
 
 # The frozen trunk

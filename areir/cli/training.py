@@ -57,6 +57,12 @@ def add_data_flags(add):
         'torchrun]'
     )
 
+    flag = add('--copies', choices=['yes', 'no'], default='yes')
+    flag.help = (
+        'keep reduced copies of large images below --results_root until the run is '
+        'finished, so that only the first epoch waits for them'
+    )
+
 
 def add_model_flags(add):
     flag = add('--model_type', metavar='NAME', default='resnet18')

@@ -7,6 +7,7 @@ first such file.
 import contextlib
 import functools
 import io
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from areir.errors import UserError
 from areir.files import is_special
 
+PREPROCESSING = 2  # raise it if the same image file now gives other pixels
 HEIC_SUFFIXES = ('.heic', '.heif', '.hif')
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
@@ -98,20 +100,27 @@ def open_image(path):
     return Image.open(path, formats=image_formats())
 
 
-def load_image(path, box=None, least=None):
+def stored_size(path):
+    """Return (width, height) of an image file, from its header, before it is turned."""
+    with quiet_pillow(), open_image(path) as image:
+        return image.size
+
+
+def load_image(path, box=None, least=None, reduce=None):
     """Read an image as RGB, completely decoded.
 
     The first frame is taken, EXIF orientation is applied, and transparency becomes
     white. box: (left, top, right, bottom), cut out of the stored pixels before they
     are turned, because the datasets' boxes were drawn on stored pixels. least: pixels
-    per side that suffice, not to be combined with a box. A JPEG is then decoded at a
-    half, a quarter or an eighth of its size, which is several times as fast.
+    per side that are wanted, not to be combined with a box. A JPEG is then decoded at a
+    half, a quarter or an eighth of its size as long as twice as many remain, which is
+    several times as fast. reduce: a `Reduction`; called before the image is turned,
+    because only then is it known which part of the last pixels is real.
     Raises UserError naming the file if it is not a complete image.
     """
     try:
         with quiet_pillow(), open_image(path) as image:
-            if least:
-                image.draft(None, (least, least))
+            drafted = least and image.draft(None, (2 * least, 2 * least))
             image.load()
             file_format = image.format
             if file_format == 'PNG':
@@ -120,8 +129,11 @@ def load_image(path, box=None, least=None):
                     stored.verify()
             if box:
                 image = image.crop(clamp_box(box, image.size))
+            if drafted and reduce:
+                image = reduce(image, drafted[1])
             ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image, file_format)
+            image = to_rgb(image, file_format)
+            return reduce(image) if reduce else image
     except Exception as error:  # decoders raise many kinds
         raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
 
@@ -170,6 +182,32 @@ def clamp_box(box, size):
     return left, top, right, bottom
 
 
+def is_large(size, side):
+    """Whether an image of (width, height) is reduced to `side` pixels per side."""
+    return math.prod(size) >= 4 * side**2
+
+
+@dataclass
+class Reduction:
+    """Squashes images of 4 * side * side pixels or more to `side` pixels per side.
+
+    Other images, and a side that is shorter, stay as they are. So the pixels that come
+    of an image depend on the image alone, not on whether there is a reduced copy.
+    """
+
+    side: int
+    resampling: Image.Resampling
+    happened: bool = False
+
+    def __call__(self, image, extent=None):
+        """Return the image; extent: the part of it that is squashed, in pixels."""
+        if not is_large(image.size, self.side):
+            return image
+        self.happened = True
+        size = [min(self.side, length) for length in image.size]
+        return image.resize(size, self.resampling, extent)
+
+
 @dataclass(frozen=True)
 class PixelFormat:
     """The form in which a network takes images, and the two steps to it.
@@ -183,6 +221,15 @@ class PixelFormat:
     std: tuple = (1.0, 1.0, 1.0)
     interpolation: str = 'bilinear'
 
+    @property
+    def resampling(self):
+        """The filter of resizing, as pillow names it."""
+        return Image.Resampling[self.interpolation.upper()]
+
+    def reduction(self, side=None):
+        """Return a Reduction to `side` pixels per side, by default image_size."""
+        return Reduction(side or self.image_size, self.resampling)
+
     def to_pixels(self, image, region=None):
         """Squash an RGB image to uint8 (3, image_size, image_size).
 
@@ -193,8 +240,7 @@ class PixelFormat:
             left, top, right, bottom = region
             region = (left * width, top * height, right * width, bottom * height)
         size = (self.image_size, self.image_size)
-        resampling = Image.Resampling[self.interpolation.upper()]
-        squashed = image.resize(size, resampling, region)
+        squashed = image.resize(size, self.resampling, region)
         return torch.from_numpy(np.array(squashed)).permute(2, 0, 1)
 
     def normalise(self, pixels):

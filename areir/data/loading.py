@@ -22,14 +22,15 @@ class ImageDataset(Dataset):
     """Item i is (pixels, i, problem) of the image file paths[i].
 
     Item (i, epoch) is the same with the pixels that transform(image, i, epoch) returns
-    of the pillow image.
+    of the pillow image, reduced to transform.side. copies: a Copies for large images.
     pixels: uint8 (3, S, S), of a PixelFormat. problem: '', or GONE, or why the file
     cannot be read; its pixels are then zeros.
     """
 
-    def __init__(self, paths, pixel_format, transform=None):
+    def __init__(self, paths, pixel_format, transform=None, copies=None):
         self.paths = paths
         self.pixel_format, self.transform = pixel_format, transform
+        self.copies = copies
 
     def __len__(self):
         return len(self.paths)
@@ -38,7 +39,7 @@ class ImageDataset(Dataset):
         index, epoch = item if isinstance(item, tuple) else (item, None)
         path = self.paths[index]
         try:
-            image = load_image(path)
+            image = self.load(index)
             if epoch is None:
                 pixels = self.pixel_format.to_pixels(image)
             else:
@@ -49,6 +50,20 @@ class ImageDataset(Dataset):
             side = self.pixel_format.image_size
             blank = torch.zeros(3, side, side, dtype=torch.uint8)
             return blank, index, problem if os.path.isfile(path) else GONE
+
+    def load(self, index):
+        """Return an image, reduced if it is large; from its copy if there is one."""
+        path, stat = self.paths[index], None
+        if self.copies and os.path.isfile(path):
+            stat = os.stat(path)
+            if image := self.copies.read(index, stat):
+                return image
+        side = self.transform.side if self.transform else self.pixel_format.image_size
+        reduction = self.pixel_format.reduction(side)
+        image = load_image(path, least=side, reduce=reduction)
+        if stat and reduction.happened:
+            self.copies.write(index, stat, image)
+        return image
 
 
 def end_with_parent():
@@ -78,11 +93,12 @@ def make_loader(
     num_workers=None,
     pin_memory=False,
     transform=None,
+    copies=None,
 ):
     """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
 
     batches: lists of items of `ImageDataset`, or a batch sampler; by default BATCH
-    images at a time. transform: see `ImageDataset`.
+    images at a time. transform, copies: see `ImageDataset`.
     num_workers: processes that decode; by default the cores, fewer for few images.
     """
     if batches is None:
@@ -91,7 +107,7 @@ def make_loader(
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)
     return DataLoader(
-        ImageDataset(paths, pixel_format, transform),
+        ImageDataset(paths, pixel_format, transform, copies),
         batch_sampler=batches,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

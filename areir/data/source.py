@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from areir.data.images import IMAGE_SUFFIXES, list_files
+from areir.data.images import IMAGE_SUFFIXES, PREPROCESSING, list_files
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
 from areir.data.own_images import draw_parts, read_folder, read_table
@@ -60,7 +60,8 @@ class SourceDataset:
         """Return a hash of everything that the split files depend on."""
         stats = [os.stat(image) for image in self.images if os.path.isfile(image)]
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        settings = [] if self.name in KNOWN_DATASETS else [image_size, seed]
+        known = self.name in KNOWN_DATASETS
+        settings = [] if known else [image_size, seed, PREPROCESSING]
         records = [record[:4] for record in self.records]  # wherever they are listed
         text = json.dumps([settings, records, stats])
         return hashlib.sha256(text.encode()).hexdigest()

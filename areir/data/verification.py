@@ -6,11 +6,12 @@ Is each image complete? Is the split as it should be? What are mean and deviatio
 import signal
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from areir.data.images import PixelFormat, load_image
+from areir.data.images import PixelFormat, clamp_box, load_image, stored_size
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.loading import end_with_parent
 from areir.errors import UserError
@@ -45,33 +46,53 @@ def parallel(pool, function, jobs, description):
         ) from error
 
 
+class Verified(NamedTuple):
+    """What is known of an image that has been decoded completely."""
+
+    problem: str = ''
+    beyond: bool = False  # whether its box reaches beyond it
+    sums: np.ndarray | None = None  # of its pixels, and of their squares, int64 (2, 3)
+
+
 def verify_image(job):
-    """Decode one image completely.
+    """Return what is Verified of one image.
 
-    job: (path, box or None). Returns (problem or '', whether the box reaches beyond
-    the image).
+    job: (path, box or None, pixels per side of the image whose sums are wanted, or
+    None). Computed by numpy: torch's threads do not survive the fork that starts a
+    worker process.
     """
-    path, box = job
+    path, box, image_size = job
+    pixel_format = PixelFormat(image_size or 1)
+    beyond, sums = False, None
     try:
-        size = load_image(path, box).size
+        side = pixel_format.image_size
+        image = load_image(path, least=side, reduce=pixel_format.reduction())
+        if box:
+            beyond = clamp_box(box, stored_size(path)) != tuple(box)
     except UserError as error:
-        return str(error), False
-    left, top, right, bottom = box or (0, 0, *size)
-    return '', sum(size) < right - left + bottom - top
+        return Verified(f'{path}: ' + str(error).removeprefix(f'{path}: '))
+    if image_size:
+        pixels = pixel_format.to_pixels(image).numpy().astype(np.int64)
+        sums = np.array([pixels.sum((1, 2)), (pixels**2).sum((1, 2))])
+    return Verified('', beyond, sums)
 
 
-def verify_images(pool, name, images, records):
-    """Decode all images; return the records whose boxes reach beyond their image.
+def verify_images(pool, name, images, records, image_size=None):
+    """Decode all images; return what is Verified of each.
 
-    images: the path of each record's file. Raises UserError naming every image that
+    images: the path of each record's file; image_size: pixels per side of the training
+    images whose sums are wanted, or None. Raises UserError naming every image that
     cannot be read.
     """
-    jobs = [(image, record.box) for image, record in zip(images, records)]
+    jobs = [
+        (image, record.box, image_size if record.part == 'train' else None)
+        for image, record in zip(images, records)
+    ]
     results = parallel(pool, verify_image, jobs, 'verifying')
     problems = [
-        f'{problem} ({record.origin})' if record.origin else problem
-        for (problem, _), record in zip(results, records)
-        if problem
+        f'{result.problem} ({record.origin})' if record.origin else result.problem
+        for result, record in zip(results, records)
+        if result.problem
     ]
     if problems:
         raise UserError(
@@ -79,31 +100,19 @@ def verify_images(pool, name, images, records):
             'nothing was written; replace these files and run again:\n  '
             + '\n  '.join(problems)
         )
-    return [record for (_, beyond), record in zip(results, records) if beyond]
+    return results
 
 
-def pixel_sums(job):
-    """Return the sums of the pixels and of their squares, three integers each.
-
-    job: (path, image_size). Computed by numpy: torch's threads do not survive the fork
-    that starts a worker process.
-    """
-    path, image_size = job
-    pixels = PixelFormat(image_size).to_pixels(load_image(path))
-    pixels = pixels.numpy().astype(np.int64)
-    return pixels.sum((1, 2)), (pixels**2).sum((1, 2))
-
-
-def channel_statistics(pool, paths, image_size):
+def channel_statistics(results, image_size):
     """Return the mean and standard deviation of the pixels / 255, per channel.
 
-    They are those of all images at image_size, and exact, because integers are summed.
+    results: the Verified of all images; those with sums count, at image_size. Exact,
+    because integers are summed.
     """
-    jobs = [(path, image_size) for path in paths]
-    sums, square_sums = zip(*parallel(pool, pixel_sums, jobs, 'mean and deviation'))
-    count = len(paths) * image_size**2
+    sums = [result.sums for result in results if result.sums is not None]
+    count = len(sums) * image_size**2
     mean, std = [], []
-    for total, square in zip(sum(sums).tolist(), sum(square_sums).tolist()):
+    for total, square in sum(sums).T.tolist():
         mean.append(total / count / 255)
         std.append((square * count - total**2) ** 0.5 / count / 255)
     return tuple(mean), tuple(std)

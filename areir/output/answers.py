@@ -13,7 +13,7 @@ from areir.files import atomic_folder, cut_name, write_table
 from areir.gallery.queries import Query
 from areir.matching.thresholds import threshold_of
 from areir.matching.votes import confidence_of, vote
-from areir.output.sheets import COLOURS, contact_sheet, thumbnail
+from areir.output.sheets import COLOURS, THUMBNAIL, contact_sheet, thumbnail
 
 SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
@@ -109,16 +109,19 @@ def verdict(answer, collection):
     )
 
 
-def draw_answer(answer):
-    """Return (contact sheet, [query, retrieved images ...] as RGB)."""
+def draw_answer(answer, least=None):
+    """Return (contact sheet, [query, retrieved images ...] as RGB).
+
+    least: see `load_image`; by default the images are whole.
+    """
     query = answer.query
-    images = [load_image(query.file)]
+    images = [load_image(query.file, least=least)]
     thumbnails = [thumbnail(images[0], 'black', 1)]
     title = 'query' if answer.matched else 'query: no match'
     captions = [(title, 'class unknown' if query.label is None else str(query.label))]
     rows = answer.table.itertuples()
     for row, label, right in zip(rows, answer.labels, answer.rights()):
-        images.append(load_image(row.path))
+        images.append(load_image(row.path, least=least))
         thumbnails.append(thumbnail(images[-1], COLOURS[right], 5))
         text = os.path.basename(row.path) if label is None else str(label)
         captions.append((f'{row.rank}: {row.score:.3f}', text))
@@ -216,7 +219,7 @@ def write_answers(answers, collection, query_folder, results_root):
             if number <= SHEETS:
                 name = os.path.relpath(file, query_folder).replace(os.sep, '_')
                 name = cut_name(os.path.splitext(name)[0], 100)
-                sheet, _ = draw_answer(answer)
+                sheet, _ = draw_answer(answer, THUMBNAIL)
                 sheet.save(os.path.join(folder, f'{number:03d}_{name}.png'))
         write_table(os.path.join(folder, MARK), pd.concat(tables))
     threshold = threshold_of(collection)

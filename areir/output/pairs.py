@@ -7,7 +7,7 @@ import pandas as pd
 from areir.data.images import load_image
 from areir.files import atomic_folder, cut_name, write_table
 from areir.matching.duplicates import KINDS
-from areir.output.sheets import COLUMNS, sheet, thumbnail
+from areir.output.sheets import COLUMNS, THUMBNAIL, sheet, thumbnail
 
 PAIRS = 32  # pairs drawn at most
 MARK = 'pairs.csv'  # marks a folder that an earlier call wrote
@@ -44,7 +44,7 @@ def draw_pairs(table):
     tiles, captions = [], []
     for row in table.head(PAIRS).itertuples():
         for path, text in ((row.path, row.kind), (row.other_path, f'{row.score:.3f}')):
-            tiles.append(thumbnail(load_image(path), 'black', 1))
+            tiles.append(thumbnail(load_image(path, least=THUMBNAIL), 'black', 1))
             captions.append((os.path.basename(path), text))
     return sheet(tiles, captions, min(len(tiles), COLUMNS))
 

@@ -221,7 +221,7 @@ class TileMaker:
 def thumbnail(path):
     """Return an image as the data URI of a small JPEG, None if it cannot be read."""
     try:
-        image = load_image(path)
+        image = load_image(path, least=THUMBNAIL)
     except UserError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

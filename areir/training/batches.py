@@ -4,10 +4,12 @@ All processes see the same batches, and each decodes a share of every batch. If 
 divide the heads, the shares are put together; else each trains on its own.
 """
 
+import math
 import os
 
 import torch
 
+from areir.data.copies import make_copies
 from areir.data.loading import make_loader
 from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
@@ -88,29 +90,38 @@ def sample_order(labels, seed):
     return order[rounds.sort(stable=True).indices]
 
 
-def make_loaders(split, args, pixel_format, device, divides_images=False):
+def make_loaders(
+    split, args, pixel_format, device, copies_folder=None, divides_images=False
+):
     """Return {part: DataLoader} of 'train' and of `parts_to_embed`.
 
-    divides_images: see `EpochSampler`.
+    copies_folder: of reduced copies, or None; divides_images: see `EpochSampler`.
     """
     parts = {'train': split.train, **parts_to_embed(split, args)}
+    crop = CropAndFlip(len(split.train), pixel_format, args.seed, args.crop_area)
+    paths, copies = {}, {}
+    for name, part in parts.items():
+        paths[name] = [os.path.join(split.folder, image) for image in part.images]
+    if copies_folder:
+        sides = dict.fromkeys(parts, pixel_format.image_size) | {'train': crop.side}
+        copies = make_copies(copies_folder, paths, sides)
     loaders = {}
     for name, part in parts.items():
         count = len(part)
         sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
         if name == 'train':
             size = min(args.batch_size, count)
-            sampler = EpochSampler(
-                count, size, args.seed, divides_images=divides_images
-            )
-            transform = CropAndFlip(count, pixel_format, args.seed, args.crop_area)
+            options = {'divides_images': divides_images}
+            sampler = EpochSampler(count, size, args.seed, **options)
+            transform = crop
         loaders[name] = make_loader(
-            [os.path.join(split.folder, image) for image in part.images],
+            paths[name],
             pixel_format,
             sampler,
             args.num_workers,
             pin_memory=device.type == 'cuda',
             transform=transform,
+            copies=copies.get(name),
         )
     return loaders
 
@@ -126,6 +137,10 @@ class CropAndFlip:
         self.count, self.pixel_format = count, pixel_format
         self.seed, self.least_area = seed, least_area
         self.epoch = None  # the epoch whose crops and flips are drawn
+        # of a reduced image: the shortest side of a crop, see `crop_regions`, is not
+        # enlarged
+        least_side = math.sqrt(least_area / ASPECT) if least_area < 1 else 1
+        self.side = math.ceil(pixel_format.image_size / least_side)
 
     def __call__(self, image, index, epoch):
         """Return uint8 pixels (3, S, S) of a pillow image, number `index`."""

@@ -2,6 +2,7 @@
 
 results/<run>_{results.csv,model.pth,data_base.pth,run.json,curves.svg}
 results/<run>_checkpoint/     while it is not finished, see checkpoints.py
+results/<run>_copies/         while it is not finished, see data/copies.py
 results/<run>.lock            locked by the process that trains
 """
 
@@ -32,6 +33,7 @@ from areir.training import checkpoints
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids', 'parallel'),
+    'copies',
     *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
 )
 # flags that a threshold depends on
@@ -153,6 +155,8 @@ class Run:
             self.release_lock()
             raise
         if processes.is_first():  # it holds the lock, so nothing else writes them
+            if not self.checkpoints():
+                remove(self.path('copies'))
             for path in map(self.path, WRITTEN):
                 remove_leftovers(*os.path.split(path), older_than=0)
         return True
@@ -310,10 +314,11 @@ class Run:
         write_json(self.path('run.json'), provenance)
 
     def end(self):
-        """Note in run.json that the run is finished, remove its checkpoints, unlock."""
+        """Note in run.json that the run is finished; remove checkpoints and copies."""
         path = self.path('run.json')
         write_json(path, {**read_run_json(path), 'finished': True})
         shutil.rmtree(self.path('checkpoint'))
+        remove(self.path('copies'))
         self.release_lock()
 
 

@@ -50,7 +50,8 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     name = fingerprint(dataset.paths, trainer.model.trunk, settings)
     path = os.path.join(run.path('trunk_features'), f'{name}.npy')
     sampler = InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1))
-    options = {'num_workers': args.num_workers, 'transform': dataset.transform}
+    options = {'transform': dataset.transform, 'copies': dataset.copies}
+    options['num_workers'] = args.num_workers
     loader = make_loader(dataset.paths, pixel_format, sampler, **options)
     ensure_features(path, loader, trainer, signals)
     trainer.trunk = nn.Identity()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from official import noise, to_pixels, write_classes, write_image, write_lines
-from PIL import Image
+from PIL import ExifTags, Image
 
 from areir.data.images import PixelFormat, is_image, list_files, load_image
 from areir.data.sample import Figure, draw_image
@@ -115,11 +115,48 @@ def test_a_damaged_png_is_refused_although_it_can_be_decoded(tmp_path):
 def test_a_jpeg_may_be_decoded_smaller_but_not_too_small(tmp_path):
     path = tmp_path / 'it.jpg'
     Image.linear_gradient('L').resize((400, 240)).rotate(90).save(path, quality=95)
-    whole, small = load_image(path), load_image(path, least=50)
+    whole, small = load_image(path), load_image(path, least=25)
     assert (whole.size, small.size) == ((400, 240), (100, 60))
     again = small.resize((10, 6), Image.Resampling.BOX)
     expected = whole.resize((10, 6), Image.Resampling.BOX)
     assert np.abs(np.subtract(again, expected, dtype=float)).max() < 12
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_a_jpeg_decoded_smaller_gives_almost_the_same_pixels(tmp_path, orientation):
+    """Also where its sides cannot be divided by 8, and where its colours are grey."""
+    path, pixel_format = tmp_path / 'it.jpg', PixelFormat(16)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for mode, size in (('RGB', (277, 259)), ('L', (303, 517)), ('CMYK', (263, 271))):
+        smooth = noise((9, 7)).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        smooth.save(path, quality=95, exif=exif)
+        reduction = pixel_format.reduction()
+        drafted = load_image(path, least=16, reduce=reduction)
+        assert (drafted.mode, drafted.size) == ('RGB', (16, 16))
+        assert reduction.happened
+        whole = pixel_format.to_pixels(load_image(path)).int()
+        difference = (pixel_format.to_pixels(drafted).int() - whole).abs()
+        assert difference.max() <= 4 and difference.double().mean() < 1
+
+
+def test_an_incomplete_jpeg_is_refused_at_every_size(tmp_path):
+    path = tmp_path / 'it.jpg'
+    noise((400, 300)).save(path)
+    content = path.read_bytes()
+    for size in (len(content) - 400, len(content) // 2, 700):
+        path.write_bytes(content[:size])
+        for least in (None, 100, 40, 1):
+            with pytest.raises(UserError, match=r'it\.jpg'):
+                load_image(path, least=least)
+
+
+def test_only_images_of_four_times_the_pixels_are_reduced(tmp_path):
+    for size, expected in (((16, 16), (8, 8)), ((17, 15), (17, 15)), ((90, 5), (8, 5))):
+        noise(size).save(tmp_path / 'it.png')
+        reduction = PixelFormat(8).reduction()
+        assert load_image(tmp_path / 'it.png', reduce=reduction).size == expected
+        assert reduction.happened == (size != expected)
 
 
 def test_formats_that_run_another_program_are_refused(tmp_path):
