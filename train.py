@@ -130,7 +130,8 @@ def choose_parallel(args, world, heads, images):
     heads, images: how many are trained, and on how many. Dividing heads keeps the
     numbers of one process whatever the network, and sends least, but each process
     computes the trunk. By default the images are divided if a process then has less
-    than two thirds of the work, counted in stages. Raises UserError if some processes would have nothing to train.
+    than two thirds of the work, counted in stages. Raises UserError if some processes
+    would have nothing to train.
     """
     batch_size = min(args.batch_size, images)
     own, shared = STAGES - args.shared_stages, args.shared_stages
