@@ -106,7 +106,7 @@ def test_file_names_need_not_be_valid_text(tmp_path):
     path = str(tmp_path / name)
     files.write_text(path, name)
     files.write_json(path, [name])
-    files.write_table(path, pd.DataFrame({'path': [name]}))
+    files.write_table(path, pd.DataFrame({'path': [name]}, dtype=object))
     with open(os.fsencode(path), 'rb') as file:
         assert b'caf\xe9.csv' in file.read()
     files.write_tensors({path: {'a': 1}})
