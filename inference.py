@@ -64,6 +64,12 @@ def get_args():
         )
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')
+    if args.format and not args.export:
+        parser.error(f'--format {args.format}: works with --export only')
+    if args.format == 'parquet':
+        from areir.output.exports import load_pyarrow
+
+        load_pyarrow()
     if args.index == 'faiss':
         from areir.gallery.approximate import load_faiss
 
@@ -297,9 +303,10 @@ def main():
             calibrate_folder(collection, args.false_match_rate)
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
-        from areir.output.exports import export_vectors
+        from areir.output.exports import export_parquet, export_vectors
 
-        export_vectors(collection, args.export)
+        export = export_parquet if args.format == 'parquet' else export_vectors
+        export(collection, args.export)
     # for a folder, only the index knows whether vectors are shortened
     if args.export_model and args.gallery:
         export_model(collection.trained, args)

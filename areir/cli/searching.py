@@ -59,7 +59,12 @@ def add_output_flags(add):
     flag = add('--heat_maps', action='store_true')
     flag.help = 'draw the regions that make a query and its answers similar'
     flag = add('--export', metavar='DIR', type=path)
-    flag.help = 'write vectors (.npy), paths and classes (CSV) of what is searched'
+    flag.help = 'write vectors, paths and classes of what is searched to this folder'
+    flag = add('--format', choices=['npy', 'parquet'])
+    flag.help = (
+        'of --export: vectors.npy and images.csv, or images.parquet, which vector '
+        "databases import [default value is 'npy']"
+    )
     flag = add('--export_model', metavar='FILE', type=path)
     flag.help = (
         'write the network of --model, from pixels to vectors, to FILE: .onnx, or .pt2 '

@@ -28,6 +28,7 @@ LEAST_COSINE = 0.9999  # between the vectors of the file and of the model
 ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
 METADATA = 'metadata.json'  # its name in a .pt2 file
+ROW_GROUP = 16384  # images written to a Parquet file at once
 
 
 def export_vectors(collection, folder):
@@ -42,6 +43,49 @@ def export_vectors(collection, folder):
     write_table(table_path, pd.DataFrame({'row': range(len(collection)), **columns}))
     count, dimensions = vectors.shape
     print(f'wrote {vectors_path} ({count:,} x {dimensions:,} float32) and {table_path}')
+
+
+def load_pyarrow():
+    """Import pyarrow. Raises a UserError that says what to do if it is missing."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError('--format parquet: first pip install pyarrow') from error
+    return pyarrow
+
+
+def export_parquet(collection, folder):
+    """Write images.parquet, a row for each image, in blocks; print its path.
+
+    Its columns are path, class and vector, float32 of fixed length. Text in Parquet is
+    UTF-8: other bytes of a file name are written as \\xe9.
+    """
+    arrow = load_pyarrow()
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, 'images.parquet')
+    count, dimensions = collection.embeddings.shape
+    types = arrow.string(), arrow.string(), arrow.list_(arrow.float32(), dimensions)
+    schema = arrow.schema(zip(('path', 'class', 'vector'), types))
+    with (
+        atomic_path(path) as temporary,
+        open(temporary, 'wb') as file,
+        arrow.parquet.ParquetWriter(file, schema, use_dictionary=['class']) as writer,
+    ):
+        for start in range(0, count, ROW_GROUP):
+            rows = slice(start, start + ROW_GROUP)
+            vectors = np.asarray(collection.embeddings[rows], np.float32).ravel()
+            columns = (
+                [to_unicode(name) for name in collection.images[rows]],
+                [to_unicode(name) for name in collection.classes[rows]],
+                arrow.FixedSizeListArray.from_arrays(vectors, dimensions),
+            )
+            writer.write_table(arrow.table(columns, schema))
+    print(f'wrote {path} ({count:,} x {dimensions:,} float32)')
+
+
+def to_unicode(name):
+    """Return a file name or None with the bytes that are not UTF-8 escaped."""
+    return name and os.fsencode(name).decode(errors='backslashreplace')
 
 
 class PixelEmbedder(nn.Module):

@@ -20,7 +20,7 @@ from areir.errors import UserError
 from areir.files import WriteError
 from areir.networks.projection import fit_projection
 from areir.output import exports
-from areir.output.exports import export_network, export_vectors
+from areir.output.exports import export_network, export_parquet, export_vectors
 from model import EnsembleModel
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]  # another for each channel
@@ -225,6 +225,27 @@ def test_vectors_and_images_are_written_row_for_row(tmp_path):
     table = pd.read_csv(folder / 'images.csv', encoding_errors='surrogateescape')
     assert table['row'].tolist() == [0, 1, 2] and table['path'].tolist() == PATHS
     assert table['class'].tolist()[:2] == ['a', 'b'] and table['class'].isna()[2]
+
+
+def test_parquet_has_a_row_for_each_image_in_blocks(tmp_path, monkeypatch):
+    parquet = pytest.importorskip('pyarrow.parquet', reason='pyarrow is optional')
+    monkeypatch.setattr(exports, 'ROW_GROUP', 2)
+    vectors = on_circle(0, 10, 20)
+    collection = ToyCollection(tmp_path, PATHS, vectors, ['a', 'b', None])
+    export_parquet(collection, str(tmp_path / 'out'))
+    file = parquet.ParquetFile(tmp_path / 'out/images.parquet')
+    assert file.num_row_groups == 2
+    assert str(file.schema_arrow.field('vector').type).startswith('fixed_size_list')
+    table = file.read().to_pydict()
+    assert table['path'] == ['a/1.png', r'b/caf\xe9.png', '3.png']
+    assert table['class'] == ['a', 'b', None]
+    assert np.array_equal(np.float32(table['vector']), vectors)
+
+
+def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyarrow.parquet', None)
+    with pytest.raises(UserError, match='pip install pyarrow'):
+        export_parquet(ToyCollection(tmp_path, PATHS, on_circle(0, 10, 20)), 'out')
 
 
 def test_a_full_disk_leaves_an_earlier_export(tmp_path, monkeypatch):
