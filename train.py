@@ -24,9 +24,9 @@ if __name__ == '__main__':
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
-from tqdm import tqdm
 
 from areir import processes
+from areir.bars import progress_bar
 from areir.cli.recipes import fill_in_defaults
 from areir.data.splits import check_name
 from areir.errors import UserError
@@ -335,14 +335,13 @@ def main(args=None):
             progress.begin_epoch(epoch)
             sampler.set_epoch(epoch, progress.batches)
             trainer.begin_epoch(rate(epoch - 0.5))
-            bar = tqdm(
+            bar = progress_bar(
                 make_batches(loaders['train'], meta_labels, device),
-                desc=f'epoch {epoch}/{args.num_epochs}',
-                total=len(sampler.batches),
+                f'epoch {epoch}/{args.num_epochs}',
+                len(sampler.batches),
                 initial=sampler.start,
                 unit='img',
                 unit_scale=sampler.batch_size,
-                disable=rank > 0,
             )
             train_epoch(
                 trainer, bar, rate, run, progress, signals, args.checkpoint_minutes

@@ -7,12 +7,11 @@ from multiprocessing import parent_process
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.data.images import load_image
 from areir.errors import UserError
 from areir.hardware import available_cores, local_processes
-from areir.processes import is_first
 
 BATCH = 32  # images embedded at a time
 GONE = 'gone'  # the problem of a file that is not there
@@ -139,8 +138,8 @@ def embed_batches(batches, embed, total, description):
     Yields (indices, vectors (n, D) on the CPU, {index: problem}), without vectors for
     unreadable images.
     """
-    options = {'unit': 'img', 'delay': 1, 'leave': False, 'disable': not is_first()}
-    with tqdm(total=total, desc=description, **options) as bar:
+    options = {'unit': 'img', 'delay': 1, 'leave': False}
+    with progress_bar(None, description, total, **options) as bar:
         for pixels, indices, problems in batches:
             readable = torch.tensor([not problem for problem in problems])
             vectors = torch.empty(0, 0)

@@ -10,8 +10,8 @@ import os
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.files import atomic_folder
 
 OVERSAMPLING = 2  # pictures are drawn this much larger, then reduced for smooth edges
@@ -107,7 +107,7 @@ def draw_sample(
     total = train_classes + test_classes
     digits = len(str(total))
     with atomic_folder(folder) as temporary:
-        for index in tqdm(range(total), desc='drawing', unit='class'):
+        for index in progress_bar(range(total), 'drawing', unit='class'):
             rng = np.random.default_rng([seed, index])
             figure = Figure(rng)
             name = f'figure_{index + 1:0{digits}d}'

@@ -9,8 +9,8 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.data.images import PixelFormat, clamp_box, load_image, stored_size
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.loading import end_with_parent
@@ -38,7 +38,7 @@ def parallel(pool, function, jobs, description):
     """
     results = pool.map(function, jobs, chunksize=16)
     try:
-        return list(tqdm(results, total=len(jobs), desc=description, unit='img'))
+        return list(progress_bar(results, description, len(jobs), unit='img'))
     except BrokenExecutor as error:
         raise UserError(
             f'{description}: a worker process was killed, perhaps memory ran out: '

@@ -7,8 +7,8 @@ so no list is sorted: each tile of scores is computed once, counted and thrown a
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.evaluation import scores as exact
 from areir.evaluation.scores import (
     CHUNK,
@@ -125,7 +125,7 @@ class AheadCounter:
             for row in range(0, queries, tile)
             for column in range(row if symmetric else 0, len(images.gallery), tile)
         ]
-        bar = tqdm(tiles, desc='ranking', unit='tile', delay=3, leave=False)
+        bar = progress_bar(tiles, 'ranking', unit='tile', delay=3, leave=False)
         for row, column in bar:
             rows = slice(first + row, first + min(row + tile, queries))
             columns = slice(column, column + tile)

@@ -3,8 +3,8 @@
 from numbers import Integral
 
 import torch
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.errors import UserError
 from areir.evaluation.scores import (
     LAST,
@@ -94,12 +94,9 @@ class BestImages:
             for row in range(0, queries, height)
         ]
 
-    def add_tiles(self, tiles, silent=False):
+    def add_tiles(self, tiles):
         """Search tiles (rows, columns): query[rows] in gallery[columns]."""
-        silent = silent or len(tiles) == 1
-        bar = tqdm(
-            tiles, desc='searching', unit='tile', delay=3, leave=False, disable=silent
-        )
+        bar = progress_bar(tiles, 'searching', unit='tile', delay=3, leave=False)
         with full_precision(self.query.device):
             for rows, columns in bar:
                 approximate = self.first_pass(rows, columns)

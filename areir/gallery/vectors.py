@@ -71,7 +71,7 @@ class VectorsFile:
         """
         best = BestImages(query, self.mapped, k, exclude, LARGEST_NORM, self.codes)
         rank, processes = rank_and_count() if shared else (0, 1)
-        best.add_tiles(best.tiles(TILE)[rank::processes], silent=rank > 0)
+        best.add_tiles(best.tiles(TILE)[rank::processes])
         keys = best.keys
         if processes > 1:
             keys = torch.cat(gather(keys), dim=1).sort(dim=1).values[:, :k]

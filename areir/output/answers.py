@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 from PIL import Image, ImageOps, ImageStat
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.data.images import load_image, save_image
 from areir.files import atomic_folder, cut_name, write_table
 from areir.gallery.queries import Query
@@ -211,7 +211,7 @@ def write_answers(answers, collection, query_folder, results_root):
     target = os.path.join(results_root, f'{name}_answers')
     with atomic_folder(target, MARK) as folder:
         tables = []
-        bar = tqdm(answers, desc='drawing', unit='query', delay=1)
+        bar = progress_bar(answers, 'drawing', unit='query', delay=1)
         for number, answer in enumerate(bar, 1):
             file = answer.query.file
             tables.append(answer.table.copy())

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
 from areir.evaluation.scores import BestScores, score_blocks
@@ -101,7 +101,8 @@ def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
     queries = images.query, images.query_labels
     gallery = images.gallery, images.labels
     blocks = score_blocks(*queries, *gallery, images.own, block)
-    for part in tqdm(blocks, 'scores', -(-count // block), leave=False, delay=3):
+    total = -(-count // block)
+    for part in progress_bar(blocks, 'scores', total, leave=False, delay=3):
         best.add(part)
         chosen = sampled[part.rows]
         scores = part.scores[chosen]

@@ -5,8 +5,8 @@ from functools import cached_property, partial
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from areir.bars import progress_bar
 from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives, summary
@@ -64,8 +64,8 @@ def embed_part(net, loader, dtype, signals, description, projection=None):
     device = next(net.trunk.parameters()).device
     batches = compute_batches(loader, embed, device, divides_images=has_all)
     batches = until_signal(batches, signals, 'the trained epoch is saved')
-    options = {'unit': 'img', 'delay': 1, 'leave': False, 'disable': not is_first()}
-    with tqdm(total=count, desc=description, **options) as bar:
+    options = {'unit': 'img', 'delay': 1, 'leave': False}
+    with progress_bar(None, description, count, **options) as bar:
         for indices, vectors in batches:
             if is_first():
                 vectors = vectors.float().cpu()

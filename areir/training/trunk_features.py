@@ -21,9 +21,9 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from areir import processes
+from areir.bars import progress_bar
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum
@@ -120,8 +120,8 @@ def write_views(path, batches, count):
     fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
     with open(path, 'w+b') as file:
         np.lib.format.write_array_header_1_0(file, fields)
-        bar = tqdm(chain([first], batches), 'trunk features', -(-count // BATCH))
-        for features in bar:
+        total, batches = -(-count // BATCH), chain([first], batches)
+        for features in progress_bar(batches, 'trunk features', total):
             file.write(features.numpy().tobytes())
         file.seek(0)
         file.write(file_checksum(file).to_bytes(4, 'little'))
