@@ -36,8 +36,9 @@ def progress_bar(iterable, description, total=None, **options):
     options: of tqdm, such as unit, delay and leave.
     """
     total = len(iterable) if total is None else total
-    options['disable'] = bool(os.environ.get('TQDM_DISABLE')) or not is_first()
-    if sys.stderr and not sys.stderr.isatty():
+    shown = is_first() and sys.stderr and not os.environ.get('TQDM_DISABLE')
+    options['disable'] = not shown
+    if shown and not sys.stderr.isatty():
         options |= {'file': Log(sys.stderr), 'leave': False, 'delay': SECONDS}
         options |= {'miniters': total / PARTS, 'mininterval': SECONDS}
         options |= {'maxinterval': math.inf}

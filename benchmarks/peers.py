@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from areir import hardware
+from areir.bars import progress_bar
 from areir.cli.recipes import RECIPES, current_recipe, default_projection
 from areir.data.loading import make_loader
 from areir.errors import UserError
@@ -156,7 +156,7 @@ class Run:
         sampler.set_epoch(epoch)
         self.trainer.begin_epoch(self.lr)
         batches = training_batches(self.loader, self.labels, self.trainer.device)
-        bar = tqdm(batches, f'epoch {epoch}', len(sampler), leave=False)
+        bar = progress_bar(batches, f'epoch {epoch}', len(sampler), leave=False)
         for number, (images, labels) in enumerate(bar):
             done = epoch - 1 + (number + 0.5) / len(sampler)
             lr = learning_rate('cosine', self.lr, self.epochs, RECIPE['warmup'], done)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import utils
 from areir import hardware
+from areir.bars import progress_bar
 from areir.cli import types
 
 RECIPE = 'the recipe'
@@ -63,7 +64,7 @@ def train_all(args, dataset):
     changes = get_changes(len(dataset.split.train.classes), args.weights == 'none')
     results = {name: [] for name in changes}
     runs = [(seed, name) for seed in range(args.seeds) for name in changes]
-    for seed, name in tqdm(runs, desc='runs'):
+    for seed, name in progress_bar(runs, 'runs'):
         ours = methods.Ours(args, changes[name])
         trained = ours.train(dataset, ours.default_lr, seed, args.epochs)
         vectors, labels = trained.outputs['embedding'], dataset.all_labels

@@ -238,12 +238,13 @@ def test_a_signal_ends_in_one_line_and_nothing_written(root, tmp_path, number, s
     process = start(
         *(*flags, '--num_workers', 1, '--image_size', 1024),
         start_new_session=True,
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
         # a shell ignores SIGINT in what it starts in the background
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     seen = ''
-    while 'deviation' not in seen:  # its progress bar, seconds before the end
-        seen += process.stderr.read(1)
+    while 'images in' not in seen:  # seconds before the end
+        seen += process.stdout.read(1)
     send(process.pid, number)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
