@@ -96,12 +96,14 @@ def make_loader(
 ):
     """Return a DataLoader of (pixels (N, 3, S, S), indices (N,), problems).
 
-    batches: lists of items of `ImageDataset`, or a batch sampler; by default BATCH
-    images at a time. transform, copies: see `ImageDataset`.
+    batches: lists of items of `ImageDataset`, or a batch sampler; by default at most
+    BATCH images at a time. transform, copies: see `ImageDataset`.
     num_workers: processes that decode; by default the cores, fewer for few images.
     """
     if batches is None:
-        batches = BatchSampler(range(len(paths)), BATCH, drop_last=False)
+        # a few images come in small batches, so that decoding and embedding overlap
+        size = min(BATCH, max(1, len(paths) // 12))
+        batches = BatchSampler(range(len(paths)), size, drop_last=False)
     if num_workers is None:
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH)
