@@ -96,6 +96,8 @@ def explain(error):
     elif isinstance(error, (UserError, OSError)):
         lines = text.strip().split('\n  ')  # a listing, see data/lists.py
         line = 'error: ' + '\n  '.join(map(printable, lines))
+    elif 'DataLoader worker' in text and 'us error' in text:  # Bus error
+        line = 'error: /dev/shm is full: docker run --shm-size 1g, or --num_workers 0'
     elif 'DataLoader worker' in text:
         reason = text.splitlines()[0]
         line = f'error: is the memory full? An image reader was killed: {reason}'

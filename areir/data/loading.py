@@ -6,7 +6,7 @@ import threading
 from multiprocessing import parent_process
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 
 from areir.bars import progress_bar
 from areir.data.images import load_image
@@ -15,6 +15,29 @@ from areir.hardware import available_cores, local_processes
 
 BATCH = 32  # images embedded at a time
 GONE = 'gone'  # the problem of a file that is not there
+
+
+class Piped:
+    """A tensor that a worker process sends through its pipe, and that arrives as one.
+
+    torch would send it through shared memory, of which a container has little, and keep
+    a file descriptor for each.
+    """
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        return torch.from_numpy, (self.tensor.numpy(),)
+
+
+def collate(items):
+    """Return a batch of items of `ImageDataset`: (pixels, indices (N,), problems)."""
+    pixels, indices, problems = zip(*items)
+    tensors = torch.stack(pixels), torch.tensor(indices)
+    if get_worker_info():
+        tensors = map(Piped, tensors)
+    return *tensors, list(problems)
 
 
 class ImageDataset(Dataset):
@@ -113,6 +136,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
+        collate_fn=collate,
         worker_init_fn=start_loader_worker,
     )
 
