@@ -125,7 +125,7 @@ def make_loader(
     """
     if batches is None:
         # a few images come in small batches, so that decoding and embedding overlap
-        size = min(BATCH, max(1, len(paths) // 12))
+        size = min(BATCH, max(4, len(paths) // 12))
         batches = BatchSampler(range(len(paths)), size, drop_last=False)
     if num_workers is None:
         cores = available_cores() // local_processes()
