@@ -50,18 +50,18 @@ def get_args():
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
         parser.error(
-            f'--device {args.device}: not on this machine; choose cpu or, if there is '
-            'a GPU, cuda'
+            f'--device {args.device}: not on this machine, or without float64; choose '
+            'cpu or, if there is a GPU, cuda'
         )
     return args
 
 
 def is_usable(device):
-    """Whether torch computes on a device here."""
+    """Whether torch computes in float64 on a device here; mps does not."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch knows some names only from old code
-            torch.empty(0, device=device).cpu()
+            torch.empty(0, device=device, dtype=torch.float64).cpu()
     except Exception:  # each kind of device fails in its own way
         return False
     return True

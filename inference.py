@@ -62,6 +62,7 @@ def get_args():
         parser.error(
             f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'
         )
+    hardware.check_device(args.device)
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')
     if args.format and not args.export:
@@ -104,7 +105,7 @@ def open_database(args, clock):
     with clock('database'):
         database, path = databases.load_database(args.data_base, args.results_root)
     folder = databases.image_folder(database, path, args.data_root)
-    device = hardware.local_device()
+    device = hardware.local_device(args.device)
     return DatabaseCollection(database, path, folder, TrainedModel, device)
 
 
@@ -113,7 +114,8 @@ def load_model(args, clock):
     name, note = databases.find_model(args.model, args.results_root)
     with clock('model'):
         trained = open_model(name)
-    print(f'model {name}{note}')
+    if not args.quiet:
+        print(f'model {name}{note}')
     return trained
 
 
@@ -141,7 +143,7 @@ def open_folder(args, trained, embedder, clock):
     )
     if index.components:
         trained = trained.shortened(Projection(**index.components))
-        embedder = trained.embedder(hardware.local_device())
+        embedder = trained.embedder(hardware.local_device(args.device))
     search = open_faiss(index, clock) if args.index == 'faiss' else None
     return FolderCollection(args.gallery, index, trained, embedder, search)
 
@@ -289,7 +291,7 @@ def main():
     if args.gallery:
         trained = load_model(args, clock)
         with clock('model'):
-            embedder = trained.embedder(hardware.local_device())
+            embedder = trained.embedder(hardware.local_device(args.device))
         open_again = partial(open_folder, args, trained, embedder, clock)
         collection = open_again()
     else:
@@ -320,7 +322,8 @@ def main():
         )
         return
     last = answer_query(collection, args, clock)
-    print(f'times: {clock}')
+    if not args.quiet:
+        print(f'times: {clock}')
     print(last)
     processes.leave()
 

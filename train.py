@@ -32,9 +32,11 @@ from areir.data.splits import check_name
 from areir.errors import UserError
 from areir.hardware import (
     available_cores,
+    check_device,
     choose_hardware,
     keep_freed_memory,
     local_processes,
+    memory_format,
 )
 from areir.networks.backbones import (
     check_image_size,
@@ -71,6 +73,7 @@ def get_args(argv=None):
     parser = get_parser()
     args = parser.parse_args(argv)
     check_flags(args, parser)
+    check_device(args.device)
     args.image_size = args.image_size or own_size(args.model_type)
     check_image_size(args.image_size, args.model_type)
     if args.run_name is not None:
@@ -119,7 +122,8 @@ def build_model(args, base, initialise):
     for layer in model.modules():
         if hasattr(layer, 'drop_prob'):
             layer.drop_prob = 0.0  # no stochastic depth
-    if torch.cuda.is_available() and args.parallel == 'data' and count > 1:
+    on_gpu = torch.cuda.is_available() and args.device != 'cpu'
+    if on_gpu and args.parallel == 'data' and count > 1:
         convert_sync_batchnorm(model)
     return model
 
@@ -280,7 +284,7 @@ def main(args=None):
     old_heads = base['model_args']['ensemble_size'] if base else 0
     args.parallel = choose_parallel(args, world, args.ensemble_size - old_heads, images)
     depthwise = has_depthwise(args.model_type)
-    hardware = choose_hardware(args.gpu_ids, args.precision, depthwise)
+    hardware = choose_hardware(args.gpu_ids, args.precision, depthwise, args.device)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads, transformer), args.results_root, settings)
     calibration = earlier_calibration(args, images, classes, run, transformer)
@@ -300,7 +304,7 @@ def main(args=None):
     # model and optimizers
     model = build_model(args, base, not run.checkpoints())
     del base  # its weights are as large as the model
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=memory_format(device))
     trainer = make_trainer(model, args, hardware, old_heads, sampler.share)
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
     rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
@@ -317,7 +321,8 @@ def main(args=None):
         parameters,
         calibration,
     )
-    print(*record.opening_lines(experiment, run.name, sampler), sep='\n')
+    for line in record.opening_lines(experiment, run.name, sampler):
+        print(line)
     progress = run.begin(trainer)
     signals = processes.catch_signals()
     make_batches = training_batches

@@ -76,10 +76,21 @@ def local_processes():
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
-def local_device():
-    """Return this process's GPU if there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device('cpu')
+def check_device(kind):
+    """Raise UserError if --device names a kind that is not here, or not usable."""
+    present = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available}
+    if kind in present and not present[kind]():
+        raise UserError(
+            f'--device {kind}: torch finds none on this machine; choose auto or cpu'
+        )
+    if kind == 'mps' and int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        raise UserError('--device mps: takes one process; start it without torchrun')
+
+
+def local_device(kind='auto'):
+    """Return the device of --device; for auto this process's GPU, else the CPU."""
+    if kind in ('cpu', 'mps') or not torch.cuda.is_available():
+        return torch.device('mps' if kind == 'mps' else 'cpu')
     local_rank = int(os.environ.get('LOCAL_RANK', 0))
     return torch.device('cuda', local_rank % torch.cuda.device_count())
 
@@ -97,16 +108,23 @@ class Hardware(NamedTuple):
         """The GPU's name, or the number of the CPU's threads."""
         if self.gpus:
             return torch.cuda.get_device_name(self.device)
+        if self.device.type == 'mps':
+            return 'Apple GPU (mps)'
         return f'CPU, {torch.get_num_threads()} threads'
 
+    @property
+    def exact_device(self):
+        """Where metrics are computed: in float64, which mps lacks."""
+        return torch.device('cpu') if self.device.type == 'mps' else self.device
 
-def choose_hardware(gpu_ids, precision, depthwise=False):
-    """Return the Hardware for --gpu_ids and --precision.
+
+def choose_hardware(gpu_ids, precision, depthwise=False, kind='auto'):
+    """Return the Hardware for --gpu_ids, --precision and --device, which is `kind`.
 
     depthwise: whether the network convolves each channel by itself, which CPUs train
     faster in fp32.
     """
-    device, gpus = choose_devices(gpu_ids)
+    device, gpus = choose_devices(gpu_ids, kind)
     native = has_native_bf16(device)
     if precision == 'auto':
         slower = depthwise and device.type == 'cpu'
@@ -120,13 +138,16 @@ def choose_hardware(gpu_ids, precision, depthwise=False):
     return Hardware(device, gpus, precision, native)
 
 
-def choose_devices(gpu_ids):
+def choose_devices(gpu_ids, kind='auto'):
     """Return (device, ids of the GPUs in use).
 
     If gpu_ids are missing here, print a notice and use the others, or else the CPU.
     Several processes on a machine take one GPU each, in the order of gpu_ids if it has
-    enough. Raises UserError if there are GPUs, but not one for each process.
+    enough. kind: of --device. Raises UserError if there are GPUs, but not one for each
+    process, or if --device cuda is left with none.
     """
+    if kind in ('cpu', 'mps'):
+        return torch.device(kind), []
     count, processes = torch.cuda.device_count(), local_processes()
     if count and processes > 1:
         gpus = gpu_ids if len(gpu_ids) >= processes else list(range(processes))
@@ -139,6 +160,8 @@ def choose_devices(gpu_ids):
     present = [gpu for gpu in gpu_ids if 0 <= gpu < count]
     if present != gpu_ids:
         asked = ','.join(map(str, gpu_ids))
+        if kind == 'cuda' and not present:
+            raise UserError(f'--gpu_ids {asked}: of the {count} GPUs here, name one')
         used = 'GPU ' + ','.join(map(str, present)) if present else 'the CPU'
         print(f'notice: --gpu_ids {asked}: {count} GPUs here, running on {used}')
     device = torch.device('cuda', present[0]) if present else torch.device('cpu')
@@ -149,7 +172,16 @@ def has_native_bf16(device):
     """Whether the hardware computes in bfloat16 instead of emulating it."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return cpu_has_any('avx512_bf16', 'amx_bf16', 'bf16')
+    return device.type == 'cpu' and cpu_has_any('avx512_bf16', 'amx_bf16', 'bf16')
+
+
+def memory_format(device):
+    """Return the layout of images and kernels with which a device convolves.
+
+    On mps, gradients of batch norm are wrong with channels last:
+    https://github.com/pytorch/pytorch/issues/175189
+    """
+    return torch.contiguous_format if device.type == 'mps' else torch.channels_last
 
 
 def keep_freed_memory():

@@ -140,3 +140,46 @@ def test_precision_follows_the_cpu(
     found = hardware.choose_hardware([0], 'auto', depthwise)
     assert (found.device, found.precision) == (torch.device('cpu'), chosen)
     assert str(torch.get_num_threads()) in found.name
+
+
+def test_the_device_that_is_named_is_taken(machine, monkeypatch, capsys):
+    machine(gpus=2)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    for kind, device in [('cpu', 'cpu'), ('mps', 'mps'), ('cuda', 'cuda:0')]:
+        hardware.check_device(kind)
+        found = hardware.choose_hardware([0], 'auto', kind=kind)
+        assert found.device == hardware.local_device(kind) == torch.device(device)
+        assert bool(found.gpus) == (kind == 'cuda')
+    assert hardware.local_device() == torch.device('cuda:0')
+    assert not capsys.readouterr().out
+
+
+def test_mps_is_used_for_what_it_can_do(machine):
+    """It lacks float64, and computes batch norms wrongly with channels last."""
+    machine(gpus=0)
+    found = hardware.choose_hardware([0], 'auto', kind='mps')
+    assert (found.precision, found.native_bf16) == ('fp32', False)
+    assert found.exact_device == torch.device('cpu')
+    assert hardware.memory_format(found.device) == torch.contiguous_format
+    assert 'mps' in found.name
+
+
+@pytest.mark.parametrize('kind', ['cuda', 'mps'])
+def test_a_device_that_is_not_here_is_refused_by_name(machine, monkeypatch, kind):
+    machine(gpus=0)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    with pytest.raises(UserError, match=f'--device {kind}: '):
+        hardware.check_device(kind)
+
+
+def test_cuda_is_not_replaced_by_the_cpu(machine):
+    machine(gpus=2)
+    with pytest.raises(UserError, match='--gpu_ids 5'):
+        hardware.choose_devices([5], 'cuda')
+
+
+def test_several_processes_cannot_share_mps(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(UserError, match='--device mps: takes one process'):
+        hardware.check_device('mps')

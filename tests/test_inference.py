@@ -92,6 +92,9 @@ def test_a_query_from_outside(project, photos, tmp_path, ask):
     threshold = 0.5 + 0.4 * np.log(16) / np.log(100)
     assert table['match'].tolist() == (table['score'] >= threshold).tolist()
     assert '0 embedded now' in ask(*question)
+    quiet = ask(*question, '--quiet')
+    assert '\nmatch: ' in quiet and quiet.endswith(f'{last}\n')
+    assert 'times: ' in output and 'times: ' not in quiet
 
 
 def test_a_folder_of_queries(photos, tmp_path, ask):

@@ -63,11 +63,17 @@ def base(slim, tmp_path_factory):
 
 
 def test_the_same_command_gives_the_same_numbers(slim, slim_backbone, base, tmp_path):
-    """With other numbers of workers, into another folder, from a model of ours."""
+    """With other numbers of workers, into another folder, from a model of ours.
+
+    Quietly, too: then only figures and files are printed.
+    """
     weights = ['--weights', base / f'{RUN}_model.pth']
-    for workers in (0, 2):
-        flags = [*SHORT, *weights, '--num_workers', workers]
-        train(slim, tmp_path / str(workers), *flags)
+    loud, quiet = (
+        train(slim, tmp_path / workers, *SHORT, *weights, *flags)
+        for workers, *flags in [('0',), ('2', '--num_workers', 2, '--quiet')]
+    )
+    assert '\nepoch 2/2: ' in quiet and '\nwrote ' in quiet
+    assert '\nrun ' in loud and '\nrun ' not in quiet
     assert_same_run(tmp_path / '0', tmp_path / '2')
     losses = [read_table(folder)['train_loss'][0] for folder in (tmp_path / '0', base)]
     assert losses[0] != losses[1]

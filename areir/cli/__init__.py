@@ -1,6 +1,7 @@
 """The flags of the scripts. Nothing here imports torch, so --help answers at once."""
 
 import argparse
+import os
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -15,9 +16,28 @@ class HelpFormatter(argparse.HelpFormatter):
         return f'{action.help} [default value is {default!r}]'
 
 
+class Quiet(argparse.Action):
+    """Sets args.quiet, and the variable with which areir.bars shows no progress."""
+
+    def __call__(self, parser, args, values, option_string=None):
+        args.quiet = True
+        os.environ['TQDM_DISABLE'] = '1'
+
+
 def make_parser(description):
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         description=description,
         formatter_class=HelpFormatter,
+    )
+    flag = parser.add_argument('--quiet', action=Quiet, nargs=0, default=False)
+    flag.help = 'show results, notices and warnings only, no progress'
+    return parser
+
+
+def add_device_flag(add):
+    flag = add('--device', choices=['auto', 'cpu', 'cuda', 'mps'], default='auto')
+    flag.help = (
+        'what computes: auto is cuda if there is a GPU, else cpu; mps is the GPU of an '
+        'Apple computer'
     )

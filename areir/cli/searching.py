@@ -1,6 +1,6 @@
 """The flags of inference.py."""
 
-from areir.cli import make_parser
+from areir.cli import add_device_flag, make_parser
 from areir.cli.types import path, positive
 
 DEFAULT_NETWORK = 'vit_base_patch32_siglip_256.v2_webli'  # without a trained model
@@ -51,6 +51,7 @@ def add_gallery_flags(add):
     )
     flag = add('--index', choices=['exact', 'faiss'], default='exact')
     flag.help = 'faiss, if installed, searches approximately and prints its recall'
+    add_device_flag(add)
     flag = add('--data_root', type=path)
     flag.help = 'folder of the datasets, if they have moved since training'
 

@@ -1,6 +1,6 @@
 """The flags of train.py."""
 
-from areir.cli import make_parser
+from areir.cli import add_device_flag, make_parser
 from areir.cli.recipes import EMBEDDINGS, RECIPES, by_recipe
 from areir.cli.types import (
     RECALLS,
@@ -99,6 +99,7 @@ def add_training_flags(add):
     flag.help = 'seed of meta-classes, random weights and image order'
     flag = add('--precision', choices=['auto', 'fp32', 'bf16'], default='auto')
     flag.help = 'number format of training; auto is bf16 where the hardware has it'
+    add_device_flag(add)
     flag = add('--gpu_ids', type=integers, default=[0, 1])
     flag.help = 'numbers of the GPUs to use if they exist; without any, the CPU is used'
     flag = add('--parallel', choices=['heads', 'data'])

@@ -13,6 +13,7 @@ from areir.data.copies import make_copies
 from areir.data.loading import make_loader
 from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
+from areir.hardware import memory_format
 from areir.processes import gather, rank_and_count
 from areir.seeds import CROP, ORDER, SAMPLE, random_generator
 
@@ -275,7 +276,7 @@ def read_shares(loader, device):
         for index, problem in zip(indices.tolist(), problems):
             if problem:
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')
-        yield batch, pixels.to(device, non_blocking=True)
+        yield batch, pixels.to(device, non_blocking=pixels.is_pinned())
 
 
 def put_together(shares, batch):
@@ -286,7 +287,7 @@ def put_together(shares, batch):
 def to_images(pixels, pixel_format):
     """Return pixels (N, 3, S, S) as normalised images, laid out for convolutions."""
     images = pixel_format.normalise(pixels)
-    return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=memory_format(images.device))
 
 
 def compute_batches(loader, function, device, divides_images):

@@ -173,9 +173,15 @@ def provenance(experiment, result):
 
 
 def opening_lines(experiment, run_name, sampler):
-    """Return the lines before the first epoch; sampler: an EpochSampler."""
+    """Return the lines before the first epoch, with --quiet only warnings.
+
+    sampler: an EpochSampler.
+    """
     args, hardware = experiment.args, experiment.hardware
     info, parts = experiment.split.info, experiment.split.parts
+    warnings = [f'warning: {args.data_name}: {line}' for line in info['warnings']]
+    if args.quiet:
+        return warnings
     counts = ', '.join(
         f'{name} {count:,} images of {classes:,} classes'
         for name, (count, classes) in info['counts'].items()
@@ -191,7 +197,6 @@ def opening_lines(experiment, run_name, sampler):
     return [
         f'run        {run_name}',
         f'data       {args.data_name} ({args.crop_type}): {counts}',
-        *(f'           warning: {warning}' for warning in info['warnings']),
         f'model      {se}{args.model_type}, {args.ensemble_size} heads of '
         f'{args.meta_class_size} meta-classes, {experiment.parameters:,} parameters, '
         f'weights: {args.weights}',
@@ -202,6 +207,7 @@ def opening_lines(experiment, run_name, sampler):
         f'{sampler.batch_size}, lr {args.lr}{held}',
         f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
         + ('' if args.protocol == 'strict' else '; not comparable with strict figures'),
+        *warnings,
     ]
 
 

@@ -132,7 +132,7 @@ class Result:
 
     def on_device(self, names, dtype=None):
         """Return embeddings and labels of one part, or of queries and gallery."""
-        tensors, device = [], self.experiment.hardware.device
+        tensors, device = [], self.experiment.hardware.exact_device
         for name in names:
             tensors.append(self.embeddings[name].to(device, dtype))
             tensors.append(self.split.parts[name].labels.to(device))
@@ -140,7 +140,7 @@ class Result:
 
     def join(self, names, dtype=None):
         """Return embeddings and labels of several parts, one after the other."""
-        device = self.experiment.hardware.device
+        device = self.experiment.hardware.exact_device
         embeddings = torch.cat([self.embeddings[name] for name in names])
         labels = common_labels([self.parts[name] for name in names])
         return embeddings.to(device, dtype), labels.to(device)

@@ -33,7 +33,7 @@ from areir.training import checkpoints
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids', 'parallel'),
-    'copies',
+    *('copies', 'device', 'quiet'),
     *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
 )
 # flags that a threshold depends on

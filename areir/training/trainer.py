@@ -48,14 +48,14 @@ def train_step(
     optimizers: of the trunk, then of each head; images (N, 3, H, W); meta_labels (N,
     heads of this process); weight: the share of the batch that the images are; dtype:
     that in which large gradients are sent. A trunk without gradients is left as it is.
-    Returns float64 (2,): this process's share of the ensemble's loss and accuracy.
+    Returns float32 (2,): this process's share of the ensemble's loss and accuracy.
     """
     divides_images = weight < 1
     ends = []  # of the steps whose gradients are being summed
     features = trunk(images)
     trains_trunk = features.requires_grad
     gradient = torch.zeros_like(features, dtype=torch.float32)
-    result = torch.zeros(2, dtype=torch.float64, device=images.device)
+    result = torch.zeros(2, device=images.device)
     for number, head in enumerate(heads):
         inputs = features.detach().requires_grad_(trains_trunk)
         logits = head(inputs)  # (N, M)
@@ -68,7 +68,7 @@ def train_step(
             ends.pop(0)()
         if trains_trunk:
             gradient += inputs.grad
-        correct = (logits.argmax(dim=1) == targets).double().mean()
+        correct = (logits.argmax(dim=1) == targets).float().mean()
         result[0] += share.detach()
         result[1] += correct * weight / loss.ensemble_size
     if trains_trunk:

@@ -27,6 +27,7 @@ from areir.bars import progress_bar
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path, file_checksum
+from areir.hardware import memory_format
 from areir.seeds import VIEW, random_generator
 from areir.training.batches import InOrder, compute_batches
 
@@ -57,7 +58,9 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
     space = trainer.model.heads[0].layouts[trainer.model.shared_stages - 1].space
-    memory = torch.channels_last if space == (2, 3) else torch.contiguous_format
+    memory = torch.contiguous_format
+    if space == (2, 3):
+        memory = memory_format(trainer.device)
     return partial(feature_batches, np.load(path, mmap_mode='r'), memory)
 
 

@@ -9,10 +9,15 @@ import small
 import torch
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from areir.cli.recipes import fill_in_defaults
+from areir.data.images import PixelFormat
+from areir.data.loading import Embedder
 from areir.hardware import Hardware
+from areir.networks.layers import folded
+from areir.training.batches import to_images
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
@@ -83,6 +88,28 @@ def test_three_steps_are_those_of_the_joint_loop(slim_backbone):
         moved = (value - before[name]).double().norm()
         assert (value - weights[name]).double().norm() <= 1e-4 * moved, name
     assert all(parameter.grad is None for parameter in ours.parameters())
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, as mps does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (list, tuple)) else [result]:
+            assert getattr(value, 'dtype', None) != torch.float64, function
+        return result
+
+
+def test_training_and_embedding_need_no_float64(slim_backbone):
+    model = EnsembleModel('resnet18', 3, 4, seed=1)
+    trainer = Trainer(model, loss_of(3), 1e-3, CPU)
+    trainer.begin_epoch(1e-3)
+    pixel_format = PixelFormat(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    with NoFloat64():
+        trainer.step(to_images(pixels, pixel_format), META_LABELS)
+        net = folded(model.eval(), torch.float32)
+        assert Embedder(net, pixel_format)(pixels).shape == (4, 12)
 
 
 class Notes:
