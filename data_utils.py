@@ -199,7 +199,9 @@ def make_links_and_crops(pool, dataset, fingerprint):
     os.makedirs(dataset.folder, exist_ok=True)
     if not dataset.in_place:
         link = os.path.join(dataset.folder, 'images')
-        link_source(dataset.source, link, dataset.data_root)
+        links = link_source(dataset.source, link, dataset.data_root)
+        if not links and not dataset.has_boxes:
+            link_images(dataset.images, dataset.targets('uncropped'))
     if dataset.table:
         link = os.path.join(dataset.folder, TABLE)
         if os.path.realpath(link) != dataset.table:

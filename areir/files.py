@@ -5,6 +5,7 @@ it is complete. Temporary names are unique: two writers of one file do not colli
 """
 
 import contextlib
+import errno
 import glob
 import json
 import math
@@ -22,6 +23,7 @@ import torch
 from areir.errors import UserError
 
 FORMAT = 3  # of the .pth files written here; raise it if their contents change
+DISK_FULL = errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)
 LONGEST_NAME = 200  # bytes
 READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
@@ -32,7 +34,10 @@ class WriteError(OSError):
 
     def __init__(self, path, error):
         reason = getattr(error, 'strerror', None) or str(error).partition('\n')[0]
-        super().__init__(f'{path} cannot be written, is the disk full? ({reason})')
+        # torch and faiss say little about a full disk
+        unknown = getattr(error, 'errno', None) in (None, *DISK_FULL)
+        question = ', is the disk full?' if unknown else ''
+        super().__init__(f'{path} cannot be written{question} ({reason})')
 
     def __reduce__(self):  # for pickle: a worker process sends it to its parent
         return OSError, self.args

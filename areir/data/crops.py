@@ -1,6 +1,8 @@
 """Make the files beside a dataset's originals: links to images, and crops of them."""
 
+import contextlib
 import os
+import shutil
 
 from PIL import Image
 
@@ -9,35 +11,84 @@ from areir.data.verification import parallel
 from areir.errors import UserError
 from areir.files import atomic_path, remove_leftovers, write_text
 
-MARK = '.fingerprint'  # in the folder of crops: which images and boxes they are from
-
-
-def write_link(target, link):
-    """Make `link` a symbolic link with exactly this target, unless it is already."""
-    if os.path.islink(link) and os.readlink(link) == target:
-        return
-    with atomic_path(link, tidy=False) as temporary:
-        os.symlink(target, temporary)
+SYMBOLIC = 'symbolic links'
+PATH_SUFFIX = '.path'
+# in the folder of crops: which images and boxes they are from; in that of links that are
+# not symbolic: what they are
+MARK = '.fingerprint'
 
 
 def link_images(images, links):
-    """Make relative links to images."""
+    """Make relative links to images.
+
+    Where there are no symbolic links, as on exFAT, on some network disks and for most
+    users of Windows, make hard links, or else copies, with a notice.
+    """
     make_folders(links)
-    for image, link in zip(images, links):
-        write_link(os.path.relpath(image, os.path.dirname(link)), link)
+    kinds = {link_image(image, link) for image, link in zip(images, links)}
+    for kind in sorted(kinds - {SYMBOLIC}):
+        folder = os.path.commonpath(map(os.path.dirname, links))
+        print(f'notice: {folder} cannot hold symbolic links, so it holds {kind}')
+        write_text(os.path.join(folder, MARK), kind)
+
+
+def link_image(image, link):
+    """Make one link, unless it is there; return what was made."""
+    target = os.path.relpath(image, os.path.dirname(link))
+    if is_link_to(image, link):
+        return SYMBOLIC
+    with atomic_path(link, failures=OSError, tidy=False) as temporary:
+        with contextlib.suppress(OSError):
+            os.symlink(target, temporary)
+            return SYMBOLIC
+        with contextlib.suppress(OSError):
+            os.link(os.path.realpath(image), temporary)
+            return 'hard links'
+        shutil.copy2(image, temporary)
+        return 'copies'
+
+
+def is_link_to(image, link):
+    """Whether `link` is what `link_image` makes of an image."""
+    if os.path.islink(link):
+        return os.readlink(link) == os.path.relpath(image, os.path.dirname(link))
+    if not (os.path.isfile(link) and os.path.isfile(image)):
+        return False
+    copy, original = os.stat(link), os.stat(image)
+    late = abs(copy.st_mtime - original.st_mtime)  # exFAT counts in 2 seconds
+    return copy.st_size == original.st_size and late <= 2
 
 
 def link_source(source, link, data_root):
     """Link to the folder of photos, or to the CSV, of a dataset.
 
     The link is relative if they are below data_root, so that both can be moved
-    together, and absolute otherwise.
+    together, and absolute otherwise. Where there are no symbolic links, `link`.path is
+    a text file with the path. Returns whether there are; see `source_link`.
     """
     target = os.path.realpath(source)
     if target.startswith(os.path.realpath(data_root) + os.sep):
         home = os.path.realpath(os.path.dirname(link))
         target = os.path.relpath(target, home)
-    write_link(target, link)
+    if os.path.islink(link) and os.readlink(link) == target:
+        return True
+    try:
+        with atomic_path(link, failures=(), tidy=False) as temporary:
+            os.symlink(target, temporary)
+        return True
+    except OSError:
+        write_text(link + PATH_SUFFIX, os.path.realpath(source))
+        return False
+
+
+def source_link(link):
+    """Return what `link_source` made at `link`: a link, or a path; None without it."""
+    if os.path.islink(link):
+        return link
+    if os.path.isfile(link + PATH_SUFFIX):
+        with open(link + PATH_SUFFIX, 'rb') as file:
+            return os.fsdecode(file.read())
+    return None
 
 
 def make_folders(paths):
@@ -80,8 +131,11 @@ def write_crops(pool, folder, jobs, fingerprint):
 
 def refuse_foreign_files(links, folder):
     """Raise UserError if links, or crops in `folder`, would replace a user's files."""
+    made = os.path.isfile(
+        os.path.join(os.path.commonpath(map(os.path.dirname, links)), MARK)
+    )
     for link in links:
-        if os.path.lexists(link) and not os.path.islink(link):
+        if os.path.lexists(link) and not (made or os.path.islink(link)):
             raise UserError(f'{link} is not a link made here: move it away')
     names = os.listdir(folder) if os.path.isdir(folder) else []
     # a killed process may have left a hidden temporary file

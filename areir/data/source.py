@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+from areir.data.crops import source_link
 from areir.data.images import IMAGE_SUFFIXES, PREPROCESSING, list_files
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
@@ -93,7 +94,10 @@ def link_usual_folders(data_root, names):
                 f'{data_root}: {" and ".join(usual)} may both be {name}: rename one to '
                 f'{name}'
             )
-        os.symlink(usual[0], link, target_is_directory=True)
+        try:
+            os.symlink(usual[0], link, target_is_directory=True)
+        except OSError as error:
+            raise UserError(f'{data_root}: rename {usual[0]} to {name}') from error
         links[name] = usual[0]
     return links
 
@@ -101,20 +105,23 @@ def link_usual_folders(data_root, names):
 def find_source(data_root, name, data_path=None, table=None):
     """Return (folder of a dataset's images, CSV that describes them or None).
 
-    An earlier preparation has left links to them: images and TABLE. Raises UserError
+    An earlier preparation has left links to them, images and TABLE, or what is in place
+    of links where there are none. Raises UserError
     if they are missing, or if the name belongs to other ones.
     """
     folder = os.path.join(data_root, name)
-    table_link, link = os.path.join(folder, TABLE), os.path.join(folder, 'images')
-    owner = table_link if data_path and os.path.lexists(table_link) else None
-    if not table and os.path.lexists(table_link):
-        table = table_link
+    table_link = os.path.join(folder, TABLE)
+    if not os.path.lexists(table_link):
+        table_link = source_link(table_link)
+    link = source_link(os.path.join(folder, 'images'))
+    owner = table_link if data_path and table_link else None
+    table = table or table_link
     if table:
         if not os.path.isfile(table):
             raise UserError(f'{table}: no such file')
         table = os.path.realpath(table)
         data_path = os.path.dirname(table)
-    if name not in KNOWN_DATASETS and os.path.islink(link):
+    if name not in KNOWN_DATASETS and link:
         folder = link
     in_use = os.path.isdir(folder) and os.listdir(folder)
     if data_path and in_use and not os.path.samefile(folder, data_path):

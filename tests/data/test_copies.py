@@ -32,7 +32,8 @@ def open_copies(tmp_path, paths, sides=(SIDE,)):
 
 
 def read(paths, copies, workers=0, pixel_format=FORMAT):
-    loader = make_loader(paths, pixel_format, num_workers=workers, copies=copies)
+    options = {'num_workers': workers, 'copies': copies}
+    loader = make_loader(paths, pixel_format, [list(range(5))], **options)
     ((pixels, _, problems),) = loader
     assert not any(problems)
     return pixels
@@ -70,7 +71,8 @@ def test_copies_are_read_and_only_of_unchanged_images(tmp_path, paths):
     os.utime(paths[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert not torch.equal(read(paths, copies)[0], before[0])
     os.remove(paths[1])
-    ((_, _, problems),) = make_loader(paths, FORMAT, num_workers=0, copies=copies)
+    options = {'num_workers': 0, 'copies': copies}
+    ((_, _, problems),) = make_loader(paths, FORMAT, [list(range(5))], **options)
     assert [bool(problem) for problem in problems] == [False, True, False, False, False]
 
 

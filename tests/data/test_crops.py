@@ -12,11 +12,14 @@ from official import (
     to_pixels,
     tree,
     write_car_folder,
+    write_classes,
     write_image,
+    write_lines,
 )
 from special import largest_file
 
 from areir.data import crops
+from areir.data.source import link_usual_folders
 from areir.data.splits import load_split
 from areir.errors import UserError
 from data_utils import prepare
@@ -139,3 +142,69 @@ def test_what_a_killed_process_left_is_not_in_the_way(root):
     prepare(root, 'car')
     assert not leftover.exists()
     assert image_size(crop_folder / '000001.jpg') == (10, 8)
+
+
+# Disks without symbolic links
+
+
+@pytest.fixture(params=['hard links', 'copies'])
+def no_links(request, monkeypatch):
+    """A disk without symbolic links, and perhaps without hard links."""
+
+    def refuse(*paths, **options):
+        raise OSError(1, 'Operation not permitted', paths[1])
+
+    monkeypatch.setattr(os, 'symlink', refuse)
+    if request.param == 'copies':
+        monkeypatch.setattr(os, 'link', refuse)
+    return request.param
+
+
+def folder_of_photos(tmp_path):
+    write_classes(tmp_path / 'photos')
+    return {'data_path': tmp_path / 'photos'}
+
+
+def table_of_photos(tmp_path):
+    write_classes(tmp_path / 'photos')
+    names = [(c, f'{c}/{i}.png') for c in 'abcd' for i in range(2)]
+    lines = ['path,label', *(f'{path},{label}' for label, path in names)]
+    write_lines(tmp_path / 'photos/table.csv', lines)
+    return {'table': tmp_path / 'photos/table.csv'}
+
+
+@pytest.mark.parametrize('make', [folder_of_photos, table_of_photos])
+def test_without_symbolic_links_images_are_linked_otherwise(
+    root, tmp_path, no_links, capsys, make
+):
+    source = make(tmp_path)
+    prepare(root, 'shop', **source)
+    assert no_links in capsys.readouterr().out
+    split = load_split(root, 'shop')
+    paths = [root / 'shop' / path for path in split.train.images]
+    assert len(paths) == 4 and not any(path.is_symlink() for path in paths)
+    before = tree(root)
+    for again in (source, {}):  # the source is known
+        prepare(root, 'shop', **again)
+        assert 'nothing changed' in capsys.readouterr().out
+    assert tree(root) == before
+    changed = tmp_path / 'photos' / paths[0].relative_to(root / 'shop/images')
+    changed.unlink()
+    noise(seed=99).resize((30, 20)).save(changed)
+    prepare(root, 'shop')
+    assert paths[0].read_bytes() == changed.read_bytes()
+    with pytest.raises(UserError, match='choose another --data_name'):
+        prepare(root, 'shop', root)
+
+
+def test_without_symbolic_links_boxes_and_usual_names_work_too(root, no_links):
+    write_car_folder(root)
+    prepare(root, 'car')
+    first = root / 'car/uncropped' / CARS[0][0]
+    assert first.read_bytes() == (root / 'car/car_ims' / CARS[0][0]).read_bytes()
+    (root / 'car/car_ims' / CARS[0][0]).touch()
+    os.utime(root / 'car/car_ims' / CARS[0][0], (1, 1))
+    prepare(root, 'car')  # its own copies are not a user's files
+    (root / 'CUB_200_2011').mkdir()
+    with pytest.raises(UserError, match='rename CUB_200_2011 to cub'):
+        link_usual_folders(root, ['cub'])
