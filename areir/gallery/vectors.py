@@ -90,13 +90,15 @@ def write_codes(vectors):
 
 def code_blocks(vectors):
     """Yield the arrays that the codes of a VectorsFile consist of."""
-    all_scales, largest_error = [], torch.zeros(1)
-    for rows in vectors.blocks():
+    # a small tensor kept from each block would keep malloc from using its place again
+    all_scales, largest_error = torch.empty(len(vectors)), torch.zeros(1)
+    places = all_scales.split(BLOCK_ROWS)
+    for rows, place in zip(vectors.blocks(), places):
         codes, scales, errors = encode(torch.from_numpy(rows))
         yield codes
-        all_scales.append(scales)
+        place.copy_(scales)
         largest_error = torch.maximum(largest_error, errors.max())
-    yield from (*all_scales, largest_error)
+    yield from (all_scales, largest_error)
 
 
 def write_blocks(path, blocks):
