@@ -34,7 +34,7 @@ from areir.data.verification import (
     verify_images,
 )
 from areir.errors import UserError, printable
-from areir.files import refuse_folder, write_tensors
+from areir.files import make_writable, refuse_folder, write_tensors
 from areir.hardware import available_cores
 
 # Arguments
@@ -97,6 +97,7 @@ def prepare(
     if dataset.has_boxes:
         crop_folder = os.path.join(dataset.folder, 'cropped')
         refuse_foreign_files(dataset.targets('uncropped'), crop_folder)
+    make_writable(data_root, '--data_root')
     with start_pool(num_workers) as pool:
         # the mean and deviation of known datasets are at hand
         wanted = None if name in KNOWN_DATASETS else image_size

@@ -288,6 +288,7 @@ def main():
         processes.leave()
         return
 
+    processes.check_shared_folder(args.results_root)
     if args.gallery:
         trained = load_model(args, clock)
         with clock('model'):
@@ -296,7 +297,6 @@ def main():
         collection = open_again()
     else:
         collection = open_database(args, clock)
-    processes.check_shared_folder(args.results_root)
 
     if args.calibrate:
         from areir.matching.calibration import calibrate_folder

@@ -291,9 +291,9 @@ def main(args=None):
     pixel_format = initial_format(args, split, base)
     if base:
         run.refuse_to_replace(args.extend, '--extend')
+    processes.check_shared_folder(args.results_root)
     if not run.check_start(args.resume, args.overwrite):
         return
-    processes.check_shared_folder(args.results_root)
 
     # images, and all processes' shares of each batch
     device, divides_images = hardware.device, args.parallel == 'data'

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 
@@ -44,6 +45,23 @@ def before_imports(get_parser):
         run_script(lambda: print(get_parser().format_help(), end=''))
         sys.exit()
     on_interrupt(end_at_once)
+    need_home()
+
+
+def need_home():
+    """Give caches of weights and fonts a folder if the user has no home to write to.
+
+    Such a user, as containers have, would get a folder called ~. A home that cannot be
+    written but has a cache stays.
+    """
+    home = os.path.expanduser('~')
+    if os.access(home, os.W_OK) or os.path.isdir(os.path.join(home, '.cache')):
+        return
+    os.environ['HOME'] = os.path.join(tempfile.gettempdir(), f'areir_{os.getuid()}')
+    os.makedirs(os.environ['HOME'], exist_ok=True)
+    if is_first():
+        line = f'no home folder to write to: HOME is {os.environ["HOME"]} now'
+        print(f'notice: {line}, where weights are kept', file=sys.stderr)
 
 
 def run_script(main):

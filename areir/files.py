@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -85,6 +86,18 @@ def remove(path):
     else:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
+
+
+def make_writable(folder, flag):
+    """Make a folder to write to. Raises UserError naming its flag if that fails."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f'{flag} {folder}: nothing can be written there ({error.strerror}): choose '
+            f'another folder'
+        ) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
-from areir.files import remove, remove_leftovers, temporary_name
+from areir.files import make_writable, remove, remove_leftovers, temporary_name
 from areir.hardware import available_cores, local_device, local_processes
 
 SMALL = 2**16  # numbers of a tensor that is not sent by itself
@@ -154,11 +154,12 @@ def wait_for_all():
 def check_shared_folder(folder):
     """Make a folder to write to, and remove what killed processes left there.
 
-    Raises OSError if it cannot be written, or is not the same for all processes.
+    Raises UserError if it cannot be written, OSError if it is not the same for all
+    processes.
     """
     probe = temporary_name(os.path.join(folder, 'probe'))
     if is_first():
-        os.makedirs(folder, exist_ok=True)
+        make_writable(folder, '--results_root')
         remove_leftovers(folder)
         os.mkdir(probe)
     try:

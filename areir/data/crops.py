@@ -13,8 +13,8 @@ from areir.files import atomic_path, remove_leftovers, write_text
 
 SYMBOLIC = 'symbolic links'
 PATH_SUFFIX = '.path'
-# in the folder of crops: which images and boxes they are from; in that of links that are
-# not symbolic: what they are
+# in the folder of crops: which images and boxes they are from; in that of links that
+# are not symbolic: what they are
 MARK = '.fingerprint'
 
 
