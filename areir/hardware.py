@@ -10,6 +10,7 @@ import torch
 
 from areir.errors import UserError
 
+FILES_IN_USE = 40  # by all but the workers of loaders, at most
 M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
 
 
@@ -24,6 +25,21 @@ def available_cores():
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
     return max(1, math.floor(min(cores, cgroup_cores())))
+
+
+def most_workers(loaders):
+    """Return how many worker processes each of several loaders may have.
+
+    A process may open a limited number of files (ulimit -n), and each worker takes 3.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 2**16
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return 2**16
+    return max(0, limit - FILES_IN_USE) // (3 * loaders)
 
 
 def cgroup_cores(root='/sys/fs/cgroup', own='/proc/self/cgroup'):

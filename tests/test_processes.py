@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 from torch import distributed
 
 from areir import processes
+from areir.errors import UserError
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch):
@@ -37,7 +38,7 @@ def test_a_folder_to_write_to_is_made(tmp_path):
     processes.check_shared_folder(str(tmp_path / 'deep/results'))
     assert os.listdir(tmp_path / 'deep/results') == []
     (tmp_path / 'file').write_text('x')
-    with pytest.raises(OSError, match='file'):
+    with pytest.raises(UserError, match='--results_root'):
         processes.check_shared_folder(str(tmp_path / 'file'))
 
 

@@ -13,7 +13,7 @@ from areir.data.copies import make_copies
 from areir.data.loading import make_loader
 from areir.data.splits import hold_out, load_split, prepared_names
 from areir.errors import UserError
-from areir.hardware import memory_format
+from areir.hardware import memory_format, most_workers
 from areir.processes import gather, rank_and_count
 from areir.seeds import CROP, ORDER, SAMPLE, random_generator
 
@@ -106,6 +106,12 @@ def make_loaders(
     if copies_folder:
         sides = dict.fromkeys(parts, pixel_format.image_size) | {'train': crop.side}
         copies = make_copies(copies_folder, paths, sides)
+    workers = min(args.num_workers, most_workers(len(parts)))
+    if workers < args.num_workers:
+        print(
+            f'notice: --num_workers {args.num_workers}: {workers} for each of '
+            f'{len(parts)} loaders, as few files may be open at a time (ulimit -n)'
+        )
     loaders = {}
     for name, part in parts.items():
         count = len(part)
@@ -119,7 +125,7 @@ def make_loaders(
             paths[name],
             pixel_format,
             sampler,
-            args.num_workers,
+            workers,
             pin_memory=device.type == 'cuda',
             transform=transform,
             copies=copies.get(name),
