@@ -6,11 +6,14 @@
 
 steps compares training head by head with the joint loop, with nn.DataParallel, and with
 heads that are CUDA graphs or compiled. embedding compares the fp32 model with the
-folded one. evaluation compares the exact evaluator with a matrix product and faiss, and
-its figures on the GPU with those on the CPU. precision trains on the embedded sample in
-bf16 and in fp32. Every measurement is a process of its own, and the ways take turns.
-Memory is the peak that PyTorch holds on the GPU, or the process's on a CPU. faiss needs
-`pip install -r benchmarks/requirements.txt`.
+folded one. parallel trains with 1, 2, ... processes, one on each GPU, that divide the
+images of a batch. transformer repeats the steps with a transformer. photographs trains
+on images of 12 megapixels: the share of the time in which the GPU waits for them, see
+photographs.py. evaluation compares the exact evaluator with a matrix product and faiss,
+and its figures on the GPU with those on the CPU. precision trains on the embedded
+sample in bf16 and in fp32. Every measurement is a process of its own, and the ways take
+turns. Memory is the peak that PyTorch holds on the GPU, or the process's on a CPU.
+faiss needs `pip install -r benchmarks/requirements.txt`.
 """
 
 import os
@@ -24,12 +27,15 @@ import torch
 from embedding import COMPARED, random_images, settled_model
 from evaluation import METHODS, synthetic
 from methods import Ours, open_dataset
+from photographs import draw_photographs, make_hub
+from photographs import measure as measure_photographs
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn import functional as F
 from training import LR, META_CLASS_SIZE, random_batch, this_hardware
 
 import utils
-from areir import hardware
+from areir import hardware, processes
 from areir.cli import types
 from areir.data.sample import draw_sample
 from areir.networks.backbones import check_image_size
@@ -37,7 +43,7 @@ from areir.retrieval import evaluate
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, folded
 
-PARTS = 'steps,embedding,evaluation,precision'
+PARTS = 'steps,embedding,parallel,transformer,photographs,evaluation,precision'
 STEPS = {
     'joint_fp32': 'joint loop, fp32',
     'joint': 'joint loop, bf16',
@@ -46,6 +52,8 @@ STEPS = {
     'graphs': 'ours, heads as CUDA graphs',
     'compiled': 'ours, heads compiled',
 }
+TRANSFORMER = {'model_type': 'vit_small_patch16_224', 'image_size': 224}
+PHOTOGRAPHS = 200, 4000  # how many, pixels of the longer side
 EVALUATIONS = {
     'ours': 'ours',
     'product': 'matrix product',
@@ -166,6 +174,40 @@ def measure_steps(args, way):
     return {'seconds': seconds, 'megabytes': megabytes, 'loss': losses[0]}
 
 
+def measure_parallel(args, count):
+    """Train for some steps with `count` processes; return what `measure_steps` does."""
+    rank, count = processes.join()
+    device = hardware.local_device()
+    pixels, meta_labels = random_batch(args)
+    own = range(args.batch_size)[rank::count]
+    images = (pixels[own].float() / 255).to(device, memory_format=torch.channels_last)
+    sizes = args.ensemble_size, META_CLASS_SIZE
+    options = {'shared_stages': 3, 'image_size': args.image_size}
+    model = EnsembleModel(args.model_type, *sizes, **options)
+    if device.type == 'cuda' and count > 1:
+        model = convert_sync_batchnorm(model)
+    model.to(device, memory_format=torch.channels_last)
+    loss = EnsembleLoss(nn.CrossEntropyLoss(), args.ensemble_size)
+    share = len(own) / args.batch_size
+    trainer = Trainer(model, loss, LR, this_hardware(device), share=share)
+    trainer.begin_epoch(LR)
+    step = partial(trainer.step, images, meta_labels[own].to(device))
+    losses = [processes.sum_over_all(step())[0].item() for _ in range(WARM_UP)]
+    seconds, megabytes, _ = timed(lambda: [step() for _ in range(args.steps)], device)
+    processes.leave()
+    seconds /= args.steps
+    return {'seconds': seconds, 'megabytes': megabytes, 'loss': losses[0]}
+
+
+def print_waiting(count, side):
+    """Print how long training on `count` photographs waits for images."""
+    with tempfile.TemporaryDirectory() as root:
+        make_hub(root)
+        draw_photographs(f'{root}/photos', count, side)
+        result = measure_photographs(root, f'{root}/photos', common.REPOSITORY)
+    print(f'waiting for images from the second epoch on: {result["wait"]:.1%}')
+
+
 # Embedding and evaluation
 
 
@@ -202,7 +244,10 @@ def measure_evaluation(args, way):
 
 
 def compare(args, measure, ways):
-    """Return {way: [results]}, or why a way cannot be measured here."""
+    """Return {way: [results]}, or why a way cannot be measured here.
+
+    A way that is a number is measured by as many processes.
+    """
 
     def attempt(way):
         if way in ('graphs', 'compiled') and not torch.cuda.is_available():
@@ -210,7 +255,8 @@ def compare(args, measure, ways):
         if way == 'data_parallel' and torch.cuda.device_count() < 2:
             return 'needs 2 GPUs'
         try:
-            return common.apart(measure, args, way)
+            several = way if isinstance(way, int) else 1
+            return common.apart(measure, args, way, processes=several)
         except (RuntimeError, ModuleNotFoundError) as error:  # no memory, no faiss
             return str(error).partition('\n')[0]
 
@@ -313,6 +359,18 @@ def main():
         if 'embedding' in args.parts:
             runs = compare(args, measure_embedding, EMBEDDINGS)
             print_part(f'embedding of an image: {network}', runs, EMBEDDINGS)
+        if 'parallel' in args.parts:
+            ways = range(1, max(2, torch.cuda.device_count()) + 1)
+            names = {count: f'ours, {count} processes' for count in ways}
+            runs = compare(args, measure_parallel, ways)
+            print_part(f'parallel: {network}, 3 shared stages', runs, names)
+    if 'transformer' in args.parts:
+        other = Namespace(**{**vars(args), **TRANSFORMER, 'ensemble_size': 2})
+        runs = compare(other, measure_steps, ['joint', 'ours'])
+        print_part(f'steps: {other.model_type}, 2 heads', runs, STEPS)
+    if 'photographs' in args.parts:
+        print('\nphotographs of 12 megapixels, resnet18 from scratch, 64 px')
+        print_waiting(*((10, 200) if args.tiny else PHOTOGRAPHS))
     if 'evaluation' in args.parts:
         runs = compare(args, measure_evaluation, EVALUATIONS)
         size = f'{args.images:,} x {EVALUATED[0] * EVALUATED[1]}'

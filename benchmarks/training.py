@@ -4,17 +4,23 @@
     python benchmarks/training.py --ensemble_size 48 --batch_size 32 --steps 1 \
         --rounds 1
     python benchmarks/training.py --model_type resnet50 --processes 1,2    # 15 minutes
+    python benchmarks/training.py --no_joint --ddp --one_core --processes 1,2 \
+        --parallel data --ensemble_size 2 --shared_stages 3 --frozen_stages 2 \
+        --batch_size 32
     python benchmarks/training.py --memory   # what each variant needs: 30 seconds
     python benchmarks/training.py --timm --model_type vit_small_patch16_224 \
         --ensemble_size 2 --shared_stages 3 --image_size 224 --batch_size 16
 
 The second takes 5 minutes; its joint loop needs more than 24 GB, --no_joint omits it.
 --timm compares with plain fine-tuning of the network, with one classifier, in bf16.
+--ddp compares with DistributedDataParallel of the joint loop, by as many processes as
+the most of ours; --one_core gives each process a core of its own.
 Every measurement is a process of its own (with --processes 2, two), and the ways take
 turns. Memory is the peak of the process, torch itself included. Bytes are counted at
 the loopback device: what one process sends in a step. Times are estimates for 2 cores.
 """
 
+import os
 import sys
 import time
 from functools import partial
@@ -23,12 +29,13 @@ import common
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import utils
 from areir import hardware, processes
 from areir.cli import types
 from areir.networks.backbones import PUBLISHED, build_network, check_image_size
-from areir.training.batches import equal_share
+from areir.training.batches import equal_share, exact_share
 from areir.training.trainer import Autocast, Trainer
 from model import EnsembleLoss, EnsembleModel, count_parameters
 
@@ -36,6 +43,7 @@ META_CLASS_SIZE = 12
 LR = 1e-4
 JOINT = 'joint loop, fp32'
 TIMM = 'fine-tuning of the network'
+DDP = 'DistributedDataParallel'
 
 
 def this_hardware(device):
@@ -87,26 +95,58 @@ def timm_steps(args, images, meta_labels):
         yield loss.item()
 
 
+def ddp_steps(args, images, meta_labels):
+    """Train all heads at once with DistributedDataParallel, in train.py's precision."""
+    rank, count = processes.join()
+    model = prepare(build_model(args), args)
+    model = DistributedDataParallel(Autocast(model, CPU.device, CPU.precision))
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=LR, fused=True)
+    criterion = EnsembleLoss(nn.CrossEntropyLoss(), args.ensemble_size)
+    images, meta_labels = images[rank::count], meta_labels[rank::count]
+    images = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    while True:
+        loss = criterion(model(images), meta_labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield processes.sum_over_all(loss.detach()).item() / count
+
+
+def prepare(model, args):
+    """Freeze stages of a model and lay it out for convolutions; return it."""
+    model.trunk[: args.frozen_stages].requires_grad_(False)
+    return model.to(memory_format=torch.channels_last)
+
+
 def our_steps(args, images, meta_labels):
-    """Train as train.py does: each process has its heads and its share of the batch."""
+    """Train as train.py does: processes divide the heads, or the images of a batch."""
     hardware.keep_freed_memory()
     rank, count = processes.join()
-    members = range(rank, args.ensemble_size, count)
-    model = build_model(args, members)
-    model.trunk[: args.frozen_stages].requires_grad_(False)
-    model.to(memory_format=torch.channels_last)
+    divides_images = args.parallel == 'data'
+    members = range(args.ensemble_size)
+    take = exact_share if divides_images else equal_share
+    own = take(list(range(len(images))), rank, count)
+    if not divides_images:
+        members = members[rank::count]
+    model = prepare(build_model(args, members), args)
     loss = EnsembleLoss(nn.CrossEntropyLoss(), len(members), args.ensemble_size)
-    trainer = Trainer(model, loss, LR, CPU)
+    weight = len(own) / len(images) if divides_images else 1
+    trainer = Trainer(model, loss, LR, CPU, share=weight)
     trainer.begin_epoch(LR)
-    share = images[equal_share(list(range(len(images))), rank, count)]
+    share, meta_labels = images[own], meta_labels[:, members]
+    if divides_images:
+        meta_labels = meta_labels[own]
     while True:
-        batch = torch.cat(processes.gather(share))[: len(images)].float() / 255
-        batch = batch.contiguous(memory_format=torch.channels_last)
-        result = trainer.step(batch, meta_labels[:, members])
+        batch = share
+        if not divides_images:
+            batch = torch.cat(processes.gather(share))[: len(images)]
+        batch = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+        result = trainer.step(batch, meta_labels)
         yield processes.sum_over_all(result)[0].item()
 
 
-OTHERS = {JOINT: joint_steps, TIMM: timm_steps}
+OTHERS = {JOINT: joint_steps, TIMM: timm_steps, DDP: ddp_steps}
 
 
 # Measurements
@@ -135,6 +175,8 @@ def measure(args, train):
 
     All processes return the same but the seconds and the bytes.
     """
+    if args.one_core:
+        os.sched_setaffinity(0, {int(os.environ.get('RANK', 0))})
     steps = train(args, *random_batch(args))
     losses = [next(steps)]
     started, before = time.perf_counter(), sent_bytes()
@@ -154,7 +196,8 @@ def measure(args, train):
 def measure_way(args, way):
     """Measure another program, or ours with this number of processes, apart."""
     if way in OTHERS:
-        return common.apart(measure, args, OTHERS[way])
+        several = max(args.processes) if way == DDP else 1
+        return common.apart(measure, args, OTHERS[way], processes=several)
     return common.apart(measure, args, our_steps, processes=way)
 
 
@@ -263,6 +306,9 @@ def get_args():
     add('--frozen_stages', type=int, default=0, help='stages of it that ours freezes')
     add('--processes', type=types.integers, default='1', help='of ours, such as 1,2')
     add('--no_joint', action='store_true', help='leave out the joint loop')
+    add('--parallel', default='heads', help='what processes of ours divide, or data')
+    add('--ddp', action='store_true', help='compare with DistributedDataParallel')
+    add('--one_core', action='store_true', help='bind each process to one core')
     add('--timm', action='store_true', help='compare with fine-tuning')
     add('--steps', type=int, default=4, help='measured in a process')
     add('--memory', action='store_true', help='compute what each variant needs')
@@ -277,7 +323,7 @@ def main():
         return
     check_image_size(args.image_size, args.model_type)
     others = [TIMM] if args.timm else [] if args.no_joint else [JOINT]
-    ways = [*others, *args.processes]
+    ways = [*others, *args.processes, *([DDP] if args.ddp else [])]
     runs = common.take_turns(ways, args.rounds, partial(measure_way, args))
     if not args.timm:  # another network
         check_agreement(runs)

@@ -149,7 +149,10 @@ def test_backbones(capsys):
 @pytest.mark.slow
 def test_gpu_on_a_cpu(tables, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    rows = tables(gpu, '--tiny', '--parts', 'steps,embedding,evaluation')
+    parts = 'steps,embedding,parallel,transformer,photographs,evaluation'
+    rows = tables(gpu, '--tiny', '--parts', parts)
+    losses = [numbers(rows[f'ours, {count} processes'])[-1] for count in (1, 2)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
     assert rows['ours, heads compiled'] == {'notes': 'not measured: needs a GPU'}
     for name in ('joint loop, fp32', 'joint loop, bf16'):
         *measured, loss = numbers(rows[name])
