@@ -180,6 +180,7 @@ def end_workers():
     """Kill the processes of loaders, which ignore SIGTERM, and ignore signals, too."""
     for number in SIGNALS:  # a second Ctrl-C would interrupt Python's exit
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, 'SIGCHLD'):  # Windows has none
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -55,6 +55,14 @@ def cut_name(name, most=LONGEST_NAME):
     return encoded[:most].decode(sys.getfilesystemencoding(), errors='ignore')
 
 
+def relative_path(path, start=os.curdir):
+    """Return a path from the folder `start`; absolute between drives of Windows."""
+    try:
+        return os.path.relpath(path, start)
+    except ValueError:
+        return os.path.abspath(path)
+
+
 def temporary_name(path):
     """Return a unique hidden name beside `path`."""
     folder, name = os.path.split(path)

@@ -1,6 +1,7 @@
 """Atomic writes leave the earlier file or the whole new one; loads execute nothing."""
 
 import json
+import ntpath
 import os
 import pickle
 import time
@@ -205,3 +206,11 @@ def test_pickled_objects_are_refused_and_not_executed(tmp_path, monkeypatch):
 def test_names_are_cut_between_characters():
     assert files.cut_name('a中文', 5) == 'a中'
     assert files.cut_name('\udcff' * 5, 5) == '\udcff' * 5
+
+
+def test_between_drives_of_windows_paths_are_absolute(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'path', ntpath)
+        near = files.relative_path('C:\\data', 'C:\\a')
+        far = files.relative_path('D:\\b', 'C:\\a')
+    assert (near, far) == ('..\\data', 'D:\\b')

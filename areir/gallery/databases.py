@@ -4,7 +4,7 @@ import os
 
 from areir.cli.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
 from areir.errors import UserError
-from areir.files import load_own, load_tensors
+from areir.files import load_own, load_tensors, relative_path
 from areir.networks.backbones import is_network
 
 MODEL_ENDING, DATABASE_ENDING = '_model.pth', '_data_base.pth'
@@ -121,7 +121,7 @@ def image_folder(database, path, data_root):
     folders = [os.path.normpath(folder) for folder in folders]
     for folder in folders:
         if os.path.isfile(os.path.join(folder, database['images'][0])):
-            return min(folder, os.path.relpath(folder), key=len)
+            return min(folder, relative_path(folder), key=len)
     raise UserError(
         f'images of the database are not in {" or ".join(folders)}: say where with '
         '--data_root'

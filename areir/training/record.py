@@ -16,6 +16,7 @@ from areir.cli.recipes import RECIPES
 from areir.data.images import PixelFormat
 from areir.data.splits import Split
 from areir.evaluation.intervals import describe_interval, nan_to_none
+from areir.files import relative_path
 from areir.hardware import Hardware
 from areir.matching.thresholds import threshold_lines
 from areir.training.run import model_args
@@ -118,7 +119,7 @@ def result_files(experiment, result, state_dict, run_name):
         **common,
         'model': f'{run_name}_model.pth',
         'classes': split.query.classes,
-        'data_root': os.path.relpath(data_root, results_root),
+        'data_root': relative_path(data_root, results_root),
     }
     for name in split.test_parts:
         prefix = 'query_' if name == 'query' else ''

@@ -7,6 +7,7 @@ results/<run>.lock            locked by the process that trains
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -225,7 +226,8 @@ class Run:
     def release_lock(self):
         """Release the lock and remove its file."""
         if processes.is_first():
-            remove(self.lock.lock_file)
+            with contextlib.suppress(PermissionError):  # Windows removes it later
+                remove(self.lock.lock_file)
             self.lock.release(force=True)
 
     def refuse_other_settings(self, saved, source):
