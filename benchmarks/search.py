@@ -1,15 +1,18 @@
 """Measure search in growing galleries: ours from a file, and faiss in memory.
 
-    python benchmarks/search.py       # 10,000, 100,000 and 1,000,000 x 576: 25 minutes
+    python benchmarks/search.py     # 1,000, 100,000 and 1,000,000 x 256: 15 minutes
     python benchmarks/search.py --sizes 10000 --methods exact,flat   # 30 seconds
+    python benchmarks/search.py --methods index     # opens the index of a folder
 
 Ours is exact or approximate. Every measurement is a process of its own. Times are of
 queries one at a time and of 256 together, for the 8 nearest of each, the median of
 several calls. Before that the file is read once, so it lies in the system's cache, and
-all queries are answered once, so their pages are mapped. Memory is the peak of
+all queries are answered once, so their pages are mapped. `index` builds the index of a
+folder of empty files, to which vectors are made up, and opens it again; its files are
+given in bytes for each image. Memory is the peak of
 anonymous memory, building included, and of mapped pages of the file, both beyond torch
 itself. Recall is the share of the exact 8 nearest. All methods but exact need
-`pip install -r benchmarks/requirements.txt`. 1,000,000 vectors take 2.3 GB below
+`pip install -r benchmarks/requirements.txt`. 1,000,000 vectors take 1.3 GB below
 TMPDIR. The minutes above are estimates for 2 cores.
 """
 
@@ -17,6 +20,8 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
+from unittest import mock
 
 import common
 import numpy as np
@@ -25,12 +30,13 @@ from torch.nn import functional as F
 
 import utils
 from areir.cli import types
+from areir.gallery import index
 from areir.gallery.approximate import build
 from areir.gallery.vectors import VectorsFile, write_codes
 
-HEADS, META_CLASS_SIZE = 48, 12
 SURFACE = 32  # dimensions near which all vectors lie
 CLASS_SIZE = 10
+CLASS_FILES = 1000  # in a folder
 WRITTEN = 10_000  # vectors at a time
 NEAREST = 8
 QUERIES = 256
@@ -40,6 +46,7 @@ METHODS = {
     'approximate': 'ours, --index faiss',
     'flat': 'faiss.IndexFlatIP, in memory',
     'hnsw': 'faiss.IndexHNSWSQ, in memory',
+    'index': 'ours, the index of a folder',
 }
 
 
@@ -51,13 +58,12 @@ def random_vectors(*shape, seed):
     return torch.randn(*shape, generator=generator)
 
 
-def make_embeddings(labels, seed):
-    """Return embeddings (n, 576) of the model's form for images with these labels.
+def make_embeddings(labels, dimensions, seed):
+    """Return unit vectors (n, dimensions) for images with these labels.
 
     Images lie around the centre of their class, and all near a surface of few
     dimensions, as the embeddings of a trained network do.
     """
-    dimensions = HEADS * META_CLASS_SIZE
     surface = random_vectors(SURFACE, dimensions, seed=0) / SURFACE**0.5
     names, classes = labels.unique(return_inverse=True)
     centres = [random_vectors(SURFACE, seed=10 + name) for name in names.tolist()]
@@ -66,24 +72,23 @@ def make_embeddings(labels, seed):
     places += torch.stack(centres)[classes]
     vectors = places @ surface
     vectors += 0.3 * torch.randn(vectors.shape, generator=generator)
-    heads = F.normalize(vectors.view(-1, HEADS, META_CLASS_SIZE), dim=2)
-    return heads.flatten(1) / HEADS**0.5
+    return F.normalize(vectors)
 
 
 def queries_path(path):
     return f'{path}.queries.npy'
 
 
-def write_gallery(path, size):
+def write_gallery(path, size, dimensions):
     """Write vectors to a raw file, and queries of the same classes beside it."""
     with open(path, 'wb') as file:
         for start in range(0, size, WRITTEN):
             labels = torch.arange(start, min(start + WRITTEN, size)) // CLASS_SIZE
-            vectors = make_embeddings(labels, 1_000_000 + start)
+            vectors = make_embeddings(labels, dimensions, 1_000_000 + start)
             file.write(vectors.numpy().tobytes())
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(size // CLASS_SIZE, (QUERIES,), generator=generator)
-    np.save(queries_path(path), make_embeddings(labels, 2))
+    np.save(queries_path(path), make_embeddings(labels, dimensions, 2))
 
 
 # What is compared; each has search(query, k, exclude=None) -> (scores, indices)
@@ -108,14 +113,14 @@ def open_method(method, vectors):
     if method == 'flat':
         import faiss
 
-        index = faiss.IndexFlatIP(vectors.dimensions)
+        flat = faiss.IndexFlatIP(vectors.dimensions)
         for rows in vectors.blocks():
-            index.add(np.asarray(rows))
-        return FaissIndex(index), ''
-    index, measured = build(vectors)
+            flat.add(np.asarray(rows))
+        return FaissIndex(flat), ''
+    approximate, measured = build(vectors)
     if method == 'hnsw':
-        index = FaissIndex(index.faiss_index)
-    return index, measured['efSearch']
+        approximate = FaissIndex(approximate.faiss_index)
+    return approximate, measured['efSearch']
 
 
 # Measurements
@@ -133,10 +138,10 @@ def queries_per_second(searcher, queries, batch, calls):
     return batch / statistics.median(seconds)
 
 
-def measure(path, method):
+def measure(path, dimensions, method):
     """Build, search, and return what that took, as a row of the table."""
     queries = torch.from_numpy(np.load(queries_path(path)))
-    vectors = VectorsFile(path, HEADS * META_CLASS_SIZE)
+    vectors = VectorsFile(path, dimensions)
     vectors.array.sum()  # read once
     if method != 'exact':
         import faiss  # here, so that its import is not part of building
@@ -158,21 +163,62 @@ def measure(path, method):
     return {**row, 'recall': f'{recall:.2%}', 'efSearch': str(width)}
 
 
+def update_index(folder):
+    """Bring the index of a folder of empty files up to date."""
+    index.update_index(f'{folder}/photos', f'{folder}/index', {}, None, None)
+
+
+def build_index(folder, size, dimensions):
+    """Write the index of `size` empty files; their vectors are made up."""
+    for start in range(0, size, CLASS_FILES):
+        os.makedirs(f'{folder}/photos/class_{start}')
+        for number in range(start, min(start + CLASS_FILES, size)):
+            open(f'{folder}/photos/class_{start}/photo_{number}.jpg', 'w').close()
+
+    def embed_shares(_, paths, *__):
+        for start in range(0, len(paths), WRITTEN):
+            part = paths[start : start + WRITTEN]
+            vectors = random_vectors(len(part), dimensions, seed=start)
+            yield part, F.normalize(vectors).numpy(), {}
+
+    with mock.patch.object(index, 'embed_shares', embed_shares):
+        update_index(folder)
+
+
+def measure_index(folder, size, dimensions):
+    """Build an index, open it in this process, and return a row of the table."""
+    common.apart(build_index, folder, size, dimensions)
+    with common.PeakMemory() as memory:
+        started = time.perf_counter()
+        update_index(folder)
+        row = {'open s': f'{time.perf_counter() - started:.1f}'}
+    row['anon MB'] = f'{memory.peak["anonymous"]:,.0f}'
+    row['file MB'] = f'{memory.peak["file"]:,.0f}'
+    for file in os.scandir(f'{folder}/index'):
+        ending = os.path.splitext(file.name)[1]
+        row[f'{ending} bytes'] = f'{file.stat().st_size / size:.0f}'
+    return row
+
+
 def main():
     parser = common.make_parser(__doc__)
     add = parser.add_argument
-    sizes = '10000,100000,1000000'
+    sizes = '1000,100000,1000000'
     add('--sizes', type=types.integers, default=sizes, help='images')
+    add('--dimensions', type=int, default=256, help='of each vector')
     add('--methods', default=','.join(METHODS), help='what to measure')
     args = parser.parse_args()
     print(common.describe_machine())
     for size in args.sizes:
         with tempfile.TemporaryDirectory(prefix='areir-search-') as folder:
             path = os.path.join(folder, 'vectors.f32')
-            write_gallery(path, size)
+            write_gallery(path, size, args.dimensions)
             rows = {}
             for method in args.methods.split(','):
-                rows[METHODS[method]] = common.apart(measure, path, method)
+                call = partial(measure, path, args.dimensions, method)
+                if method == 'index':
+                    call = partial(measure_index, folder, size, args.dimensions)
+                rows[METHODS[method]] = common.apart(call)
         print(f'\n{size:,} images')
         common.print_table(rows)
 

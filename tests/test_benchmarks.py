@@ -181,6 +181,8 @@ def test_evaluation(tables):
 def test_search(tables):
     pytest.importorskip('faiss')
     rows = tables(search, '--sizes', 1000)
+    index = rows.pop(search.METHODS['index'])
+    assert index['.f32 bytes'] == '1024' and index['.codes bytes'] == '260'
     ours, approximate, flat, hnsw = (float(row['recall'][:-1]) for row in rows.values())
     assert ours == flat == 100 and min(approximate, hnsw) > 95
 
