@@ -35,7 +35,7 @@ from areir.data.verification import (
 )
 from areir.errors import UserError, printable
 from areir.files import make_writable, refuse_folder, write_tensors
-from areir.hardware import available_cores
+from areir.hardware import available_cores, most_workers
 
 # Arguments
 
@@ -50,7 +50,7 @@ def get_args():
     if (args.data_path or args.csv) and not own:
         flag = '--csv' if args.csv else '--data_path'
         parser.error(f'{flag} needs a --data_name other than {known} and sample')
-    args.num_workers = args.num_workers or available_cores()
+    args.num_workers = min(args.num_workers or available_cores(), most_workers())
     wanted = [name for name in KNOWN_DATASETS if args.data_name in (None, name)]
     for name, folder in link_usual_folders(args.data_root, wanted).items():
         print(f'notice: {os.path.join(args.data_root, name)} now links to {folder}')

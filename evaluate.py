@@ -36,6 +36,7 @@ from areir.evaluation.metrics import (
     summary,
     without_lone_queries,
 )
+from areir.hardware import limit_threads
 
 NOT_COMPARABLE = 'not comparable with strict figures'
 
@@ -69,6 +70,7 @@ def is_usable(device):
 
 def main():
     args = get_args()
+    limit_threads()
     report = evaluate_file(args)
     printer = print_json if args.json else print_report
     with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early

@@ -24,6 +24,8 @@ import utils
 from areir.cli.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
 
 if __name__ == '__main__':
+    # threads of OpenMP that wait leave their core to the decoding of images
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir import hardware, processes

@@ -155,6 +155,11 @@ def choose_parallel(args, world, heads, images):
             f'--batch_size {batch_size}: torchrun started {world} processes, and each '
             'needs an image of every batch'
         )
+    if parallel == 'data' and world * 2 > batch_size and args.image_size <= 32:
+        raise UserError(
+            f'--batch_size {batch_size}: one of {world} processes has a single image, '
+            'and batch norm a single value to normalise: use an --image_size above 32'
+        )
     return parallel
 
 

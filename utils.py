@@ -60,8 +60,10 @@ def need_home():
     os.environ['HOME'] = os.path.join(tempfile.gettempdir(), f'areir_{os.getuid()}')
     os.makedirs(os.environ['HOME'], exist_ok=True)
     if is_first():
-        line = f'no home folder to write to: HOME is {os.environ["HOME"]} now'
-        print(f'notice: {line}, where weights are kept', file=sys.stderr)
+        line = (
+            f'no home folder to write to, so weights are kept in {os.environ["HOME"]}'
+        )
+        print(f'notice: {line}; HOME=FOLDER names another', file=sys.stderr)
 
 
 def run_script(main):

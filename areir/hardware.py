@@ -27,7 +27,17 @@ def available_cores():
     return max(1, math.floor(min(cores, cgroup_cores())))
 
 
-def most_workers(loaders):
+def limit_threads():
+    """Compute with no more threads than there are cores for each process.
+
+    More would wait for each other: torch sees the host's cores, not a container's.
+    """
+    cores = max(1, available_cores() // local_processes())
+    if 'OMP_NUM_THREADS' not in os.environ or local_processes() > 1:
+        torch.set_num_threads(cores)
+
+
+def most_workers(loaders=1):
     """Return how many worker processes each of several loaders may have.
 
     A process may open a limited number of files (ulimit -n), and each worker takes 3.
@@ -55,6 +65,7 @@ def cgroup_cores(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
             continue
         base = os.path.join(root, 'cpu') if controllers else root  # version 1 or 2
         folder = os.path.normpath(base + path)
+        folder = folder if folder.startswith(base) else base
         while folder.startswith(base):
             least = min(least, quota(folder))
             folder = os.path.dirname(folder)

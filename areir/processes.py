@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from areir.files import make_writable, remove, remove_leftovers, temporary_name
-from areir.hardware import available_cores, local_device, local_processes
+from areir.hardware import limit_threads, local_device
 
 SMALL = 2**16  # numbers of a tensor that is not sent by itself
 
@@ -24,6 +24,7 @@ def join():
 
     Returns (rank, number of processes). Only rank 0 keeps its stdout.
     """
+    limit_threads()
     world = int(os.environ.get('WORLD_SIZE', 1))
     if world == 1:
         return 0, 1
@@ -34,9 +35,6 @@ def join():
     if torch.cuda.is_available():
         backend = 'cpu:gloo,cuda:nccl'
         torch.cuda.set_device(local_device())
-    else:
-        # torchrun sets one thread per process
-        torch.set_num_threads(max(1, available_cores() // local_processes()))
     # The others wait while rank 0 evaluates, which can take long. A process that dies
     # is noticed at once, whatever the timeout.
     distributed.init_process_group(backend, timeout=timedelta(hours=4))

@@ -252,6 +252,8 @@ def compare(args, measure, ways):
     def attempt(way):
         if way in ('graphs', 'compiled') and not torch.cuda.is_available():
             return 'needs a GPU'
+        if isinstance(way, int) and 0 < torch.cuda.device_count() < way:
+            return f'needs {way} GPUs'
         if way == 'data_parallel' and torch.cuda.device_count() < 2:
             return 'needs 2 GPUs'
         try:

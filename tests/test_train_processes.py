@@ -159,15 +159,18 @@ HEADS_OF = {  # (processes, heads, shared stages, images of a batch): what is di
 def test_what_the_processes_divide(case):
     world, heads, shared_stages, batch_size = case
     sizes = {'shared_stages': shared_stages, 'batch_size': batch_size}
+    sizes['image_size'] = 64
     args = Namespace(parallel=None, **sizes)
     assert choose_parallel(args, world, heads, images=1000) == HEADS_OF[case]
 
 
 @pytest.mark.parametrize(
-    'parallel, world, flag', [('heads', 3, 'heads'), ('data', 5, 'batch_size')]
+    'parallel, world, flag',
+    [('heads', 3, 'heads'), ('data', 5, 'batch_size'), ('data', 4, 'batch_size')],
 )
 def test_each_process_needs_something_to_train(parallel, world, flag):
-    args = Namespace(parallel=parallel, shared_stages=3, batch_size=32)
+    sizes = {'shared_stages': 3, 'batch_size': 32, 'image_size': 32}
+    args = Namespace(parallel=parallel, **sizes)
     with pytest.raises(UserError, match=f'{flag}.*{world} processes'):
         choose_parallel(args, world, heads=2, images=4)
 

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
 from areir.bars import progress_bar
 from areir.data.images import load_image
 from areir.errors import UserError
-from areir.hardware import available_cores, local_processes
+from areir.hardware import available_cores, local_processes, most_workers
 
 BATCH = 32  # images embedded at a time
 GONE = 'gone'  # the problem of a file that is not there
@@ -129,7 +129,7 @@ def make_loader(
         batches = BatchSampler(range(len(paths)), size, drop_last=False)
     if num_workers is None:
         cores = available_cores() // local_processes()
-        num_workers = min(cores, len(paths) // BATCH)
+        num_workers = min(cores, len(paths) // BATCH, most_workers())
     return DataLoader(
         ImageDataset(paths, pixel_format, transform, copies),
         batch_sampler=batches,
