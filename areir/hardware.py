@@ -32,9 +32,11 @@ def limit_threads():
 
     More would wait for each other: torch sees the host's cores, not a container's.
     """
-    cores = max(1, available_cores() // local_processes())
-    if 'OMP_NUM_THREADS' not in os.environ or local_processes() > 1:
-        torch.set_num_threads(cores)
+    processes = local_processes()
+    cores = max(1, available_cores() // processes)
+    if processes == 1:  # torchrun sets one thread for each of several
+        cores = min(cores, torch.get_num_threads())
+    torch.set_num_threads(cores)
 
 
 def most_workers(loaders=1):

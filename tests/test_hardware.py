@@ -183,3 +183,16 @@ def test_several_processes_cannot_share_mps(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
     with pytest.raises(UserError, match='--device mps: takes one process'):
         hardware.check_device('mps')
+
+
+@pytest.mark.parametrize(
+    ('processes', 'before', 'after'), [(1, 8, 4), (1, 3, 3), (2, 1, 2)]
+)
+def test_no_more_threads_than_cores(monkeypatch, processes, before, after):
+    threads = []
+    monkeypatch.setattr(hardware, 'available_cores', lambda: 4)
+    monkeypatch.setattr(hardware, 'local_processes', lambda: processes)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: before)
+    monkeypatch.setattr(torch, 'set_num_threads', threads.append)
+    hardware.limit_threads()
+    assert threads == [after]

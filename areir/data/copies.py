@@ -88,11 +88,11 @@ def make_copies(folder, images, sides):
     if expected > free / 2 and not os.path.isfile(path):
         print(
             f'notice: {folder}: the disk has no space for reduced copies of large '
-            f'images ({expected / 1e9:,.1f} GB), so these are decoded in every epoch'
+            f'images ({expected / 1e6:,.0f} MB), so these are decoded in every epoch'
         )
         return {}
     print(
-        f'notice: reduced copies of large images take about {expected / 1e9:,.1f} GB '
+        f'notice: reduced copies of large images take about {expected / 1e6:,.0f} MB '
         f'in {folder} until the run is finished; --copies no does without'
     )
     os.makedirs(folder, exist_ok=True)
