@@ -104,7 +104,7 @@ def make_writable(folder, flag):
     except OSError as error:
         raise UserError(
             f'{flag} {folder}: nothing can be written there ({error.strerror}): choose '
-            f'another folder'
+            'another folder'
         ) from error
 
 

@@ -56,7 +56,6 @@ def add_data_flags(add):
         'value is the number of cores, at most 8, divided among the processes of '
         'torchrun]'
     )
-
     flag = add('--copies', choices=['yes', 'no'], default='yes')
     flag.help = (
         'keep reduced copies of large images below --results_root until the run is '

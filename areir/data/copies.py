@@ -5,6 +5,7 @@ header and the pixels. Slots of small images stay empty and take no space on the
 Whether a copy is read or the image, the pixels are the same.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -44,9 +45,8 @@ class Copies:
         slot = self.mapped[start : start + self.slot]
         size, mtime_ns, checksum, height, width = HEADER.unpack(slot[: HEADER.size])
         pixels = slot[HEADER.size :][: 3 * height * width]
-        if not height or (size, mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-            return None
-        if zlib.crc32(pixels) != checksum:
+        is_of_file = (size, mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        if not height or not is_of_file or zlib.crc32(pixels) != checksum:
             return None
         return Image.fromarray(pixels.reshape(height, width, 3))
 
@@ -58,14 +58,14 @@ class Copies:
         pixels = np.asarray(image)
         header = stat.st_size, stat.st_mtime_ns, zlib.crc32(pixels), *pixels.shape[:2]
         start = self.start + index * self.slot
-        try:
-            with open(self.path, 'r+b', buffering=0) as file:
-                file.seek(start + HEADER.size)
-                file.write(pixels.tobytes())
-                file.seek(start)
-                file.write(HEADER.pack(*header))
-        except OSError:
-            return
+        with (
+            contextlib.suppress(OSError),
+            open(self.path, 'r+b', buffering=0) as file,
+        ):
+            file.seek(start + HEADER.size)
+            file.write(pixels.tobytes())
+            file.seek(start)
+            file.write(HEADER.pack(*header))
 
 
 def make_copies(folder, images, sides):
@@ -82,9 +82,9 @@ def make_copies(folder, images, sides):
         size = len(paths) * copies[name].slot
         start += size
         expected += size * share_of_large(paths, sides[name])
-    free = shutil.disk_usage(os.path.dirname(folder)).free
     if not expected:
         return {}
+    free = shutil.disk_usage(os.path.dirname(folder)).free
     if expected > free / 2 and not os.path.isfile(path):
         print(
             f'notice: {folder}: the disk has no space for reduced copies of large '

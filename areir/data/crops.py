@@ -18,29 +18,39 @@ PATH_SUFFIX = '.path'
 MARK = '.fingerprint'
 
 
-def link_images(images, links):
-    """Make relative links to images.
+def write_link(target, link):
+    """Make `link` a symbolic link with exactly this target; return whether it is one.
 
-    Where there are no symbolic links, as on exFAT, on some network disks and for most
-    users of Windows, make hard links, or else copies, with a notice.
+    There are no symbolic links on exFAT, on some network disks and for most users of
+    Windows.
     """
+    if os.path.islink(link) and os.readlink(link) == target:
+        return True
+    try:
+        with atomic_path(link, failures=(), tidy=False) as temporary:
+            os.symlink(target, temporary)
+        return True
+    except OSError:
+        return False
+
+
+def link_images(images, links):
+    """Make relative links to images; without symbolic links, hard links or copies."""
     make_folders(links)
     kinds = {link_image(image, link) for image, link in zip(images, links)}
+    folder = common_folder(links)
     for kind in sorted(kinds - {SYMBOLIC}):
-        folder = os.path.commonpath(map(os.path.dirname, links))
         print(f'notice: {folder} cannot hold symbolic links, so it holds {kind}')
         write_text(os.path.join(folder, MARK), kind)
 
 
 def link_image(image, link):
-    """Make one link, unless it is there; return what was made."""
-    target = os.path.relpath(image, os.path.dirname(link))
-    if is_link_to(image, link):
+    """Make one link, unless it or a copy is there; return what was made."""
+    if is_copy(image, link):
+        return SYMBOLIC
+    if write_link(os.path.relpath(image, os.path.dirname(link)), link):
         return SYMBOLIC
     with atomic_path(link, failures=OSError, tidy=False) as temporary:
-        with contextlib.suppress(OSError):
-            os.symlink(target, temporary)
-            return SYMBOLIC
         with contextlib.suppress(OSError):
             os.link(os.path.realpath(image), temporary)
             return 'hard links'
@@ -48,15 +58,18 @@ def link_image(image, link):
         return 'copies'
 
 
-def is_link_to(image, link):
-    """Whether `link` is what `link_image` makes of an image."""
-    if os.path.islink(link):
-        return os.readlink(link) == os.path.relpath(image, os.path.dirname(link))
-    if not (os.path.isfile(link) and os.path.isfile(image)):
+def is_copy(image, link):
+    """Whether `link` is a hard link to an image, or a copy of it."""
+    if os.path.islink(link) or not (os.path.isfile(link) and os.path.isfile(image)):
         return False
     copy, original = os.stat(link), os.stat(image)
     late = abs(copy.st_mtime - original.st_mtime)  # exFAT counts in 2 seconds
     return copy.st_size == original.st_size and late <= 2
+
+
+def common_folder(paths):
+    """Return the folder below which all files lie."""
+    return os.path.commonpath(map(os.path.dirname, paths))
 
 
 def link_source(source, link, data_root):
@@ -70,15 +83,10 @@ def link_source(source, link, data_root):
     if target.startswith(os.path.realpath(data_root) + os.sep):
         home = os.path.realpath(os.path.dirname(link))
         target = os.path.relpath(target, home)
-    if os.path.islink(link) and os.readlink(link) == target:
+    if write_link(target, link):
         return True
-    try:
-        with atomic_path(link, failures=(), tidy=False) as temporary:
-            os.symlink(target, temporary)
-        return True
-    except OSError:
-        write_text(link + PATH_SUFFIX, os.path.realpath(source))
-        return False
+    write_text(link + PATH_SUFFIX, os.path.realpath(source))
+    return False
 
 
 def source_link(link):
@@ -131,9 +139,7 @@ def write_crops(pool, folder, jobs, fingerprint):
 
 def refuse_foreign_files(links, folder):
     """Raise UserError if links, or crops in `folder`, would replace a user's files."""
-    made = os.path.isfile(
-        os.path.join(os.path.commonpath(map(os.path.dirname, links)), MARK)
-    )
+    made = os.path.isfile(os.path.join(common_folder(links), MARK))
     for link in links:
         if os.path.lexists(link) and not (made or os.path.islink(link)):
             raise UserError(f'{link} is not a link made here: move it away')

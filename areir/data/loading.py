@@ -1,5 +1,6 @@
 """From image files to embeddings: the dataset, its loader, and the loop over it."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -20,8 +21,8 @@ GONE = 'gone'  # the problem of a file that is not there
 class Piped:
     """A tensor that a worker process sends through its pipe, and that arrives as one.
 
-    torch would send it through shared memory, of which a container has little, and keep
-    a file descriptor for each.
+    torch would use shared memory, which is small in containers, and keep a file
+    descriptor open for each tensor.
     """
 
     def __init__(self, tensor):
@@ -76,10 +77,11 @@ class ImageDataset(Dataset):
     def load(self, index):
         """Return an image, reduced if it is large; from its copy if there is one."""
         path, stat = self.paths[index], None
-        if self.copies and os.path.isfile(path):
-            stat = os.stat(path)
-            if image := self.copies.read(index, stat):
-                return image
+        if self.copies:
+            with contextlib.suppress(OSError):  # `load_image` says why
+                stat = os.stat(path)
+        if stat and (image := self.copies.read(index, stat)):
+            return image
         side = self.transform.side if self.transform else self.pixel_format.image_size
         reduction = self.pixel_format.reduction(side)
         image = load_image(path, least=side, reduce=reduction)

@@ -106,8 +106,8 @@ def find_source(data_root, name, data_path=None, table=None):
     """Return (folder of a dataset's images, CSV that describes them or None).
 
     An earlier preparation has left links to them, images and TABLE, or what is in place
-    of links where there are none. Raises UserError
-    if they are missing, or if the name belongs to other ones.
+    of links where there are none. Raises UserError if they are missing, or if the name
+    belongs to other ones.
     """
     folder = os.path.join(data_root, name)
     table_link = os.path.join(folder, TABLE)

@@ -271,29 +271,33 @@ def exact_share(batch, rank, processes):
     return batch[rank::processes]
 
 
-def read_shares(loader, device):
-    """Yield (indices of a whole batch, pixels of this process's share of it).
+def image_batches(loader, device, divides_images):
+    """Yield (indices of a whole batch, images (N, 3, S, S)), normalised, on the device.
 
-    loader: a DataLoader of `ImageDataset` with one of the samplers above. Pixels are on
-    the device. Raises UserError naming an image that cannot be read.
+    loader: a DataLoader of `ImageDataset` with one of the samplers above.
+    divides_images: whether the images are this process's share of the batch; otherwise
+    all shares are put together. Raises UserError naming an image that cannot be read.
     """
     remaining = loader.batch_sampler.remaining
     for batch, (pixels, indices, problems) in zip(remaining, loader):
         for index, problem in zip(indices.tolist(), problems):
             if problem:
                 raise UserError(f'{loader.dataset.paths[index]}: {problem}')
-        yield batch, pixels.to(device, non_blocking=pixels.is_pinned())
-
-
-def put_together(shares, batch):
-    """Return the rows of a whole batch from each process's equal share of them."""
-    return torch.cat(gather(shares))[: len(batch)]
+        pixels = pixels.to(device, non_blocking=pixels.is_pinned())
+        if not divides_images:
+            pixels = put_together(pixels, batch)
+        yield batch, to_images(pixels, loader.dataset.pixel_format)
 
 
 def to_images(pixels, pixel_format):
     """Return pixels (N, 3, S, S) as normalised images, laid out for convolutions."""
     images = pixel_format.normalise(pixels)
     return images.contiguous(memory_format=memory_format(images.device))
+
+
+def put_together(share, batch):
+    """Return the rows of a whole batch from each process's equal share of them."""
+    return torch.cat(gather(share))[: len(batch)]
 
 
 def compute_batches(loader, function, device, divides_images):
@@ -303,10 +307,8 @@ def compute_batches(loader, function, device, divides_images):
     process calls it with its share of the images, and the rows are put together;
     otherwise each calls it with all images.
     """
-    for batch, pixels in read_shares(loader, device):
-        if not divides_images:
-            pixels = put_together(pixels, batch)
-        rows = function(to_images(pixels, loader.dataset.pixel_format))
+    for batch, images in image_batches(loader, device, divides_images):
+        rows = function(images)
         yield batch, put_together(rows, batch) if divides_images else rows
 
 
@@ -317,8 +319,5 @@ def training_batches(loader, meta_labels, device):
     images, (images, heads of this process).
     """
     sampler = loader.batch_sampler
-    for batch, pixels in read_shares(loader, device):
-        if not sampler.divides_images:
-            pixels = put_together(pixels, batch)
-        images = to_images(pixels, loader.dataset.pixel_format)
+    for batch, images in image_batches(loader, device, sampler.divides_images):
         yield images, meta_labels[sampler.own(batch)]
