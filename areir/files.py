@@ -23,7 +23,7 @@ import torch
 
 from areir.errors import UserError
 
-FORMAT = 3  # of the .pth files written here; raise it if their contents change
+FORMAT = 4  # of the .pth files written here; raise it if their contents change
 DISK_FULL = errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)
 LONGEST_NAME = 200  # bytes
 READ = 2**20  # bytes read at a time

@@ -12,6 +12,7 @@ from areir.files import is_unicode, refuse_special
 
 SHOWN = 10  # bad rows that a message lists
 EMPTY = ('', 'nan', 'none')  # cells without a value
+DISTRACTOR = '-1'  # label of an image that is searched and never right
 YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
 
 
@@ -24,6 +25,7 @@ class Record(NamedTuple):
     # left, top, right, bottom: 0-based, half-open, on the stored pixels
     box: tuple | None = None
     origin: str = ''  # the file and the line that names it, for messages
+    group: str | None = None  # a query ignores images of its class and group
 
 
 def read_lines(path, any_bytes=False):

@@ -10,8 +10,9 @@ from areir.data.crops import source_link
 from areir.data.images import IMAGE_SUFFIXES, PREPROCESSING, list_files
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import refuse_repeats
-from areir.data.own_images import draw_parts, read_folder, read_table
+from areir.data.own_images import draw_parts, read_folder
 from areir.data.splits import SPLIT_SUFFIX, split_path
+from areir.data.tables import read_table
 from areir.data.verification import count_parts
 from areir.errors import UserError
 

@@ -12,7 +12,7 @@ from official import (
     write_lines,
 )
 
-from areir.data.own_images import read_table
+from areir.data.tables import read_table
 from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.errors import UserError
