@@ -108,27 +108,60 @@ def same_search(result, expected):
     return all(torch.equal(one, other) for one, other in zip(result, expected))
 
 
-def brute_force(query, query_labels, ks, gallery=None, gallery_labels=None):
+def brute_force(
+    query,
+    query_labels,
+    ks,
+    gallery=None,
+    gallery_labels=None,
+    groups=None,
+    gallery_groups=None,
+    files=None,
+    gallery_files=None,
+):
     """The definitions, one query at a time: sort by score, then by gallery index."""
     leave_one_out = gallery is None
     if leave_one_out:
         gallery, gallery_labels = query, query_labels
+        gallery_groups, gallery_files = groups, files
+    query_labels, gallery_labels = list(query_labels), list(gallery_labels)
+    no_marks = [-1] * (len(query) + len(gallery))
+    groups, gallery_groups = groups or no_marks, gallery_groups or no_marks
+    files, gallery_files = files or no_marks, gallery_files or no_marks
+
+    def is_ignored(i, j):
+        same_class = gallery_labels[j] == query_labels[i]
+        return (
+            (leave_one_out and i == j)
+            or (same_class and groups[i] == gallery_groups[j] != -1)
+            or files[i] == gallery_files[j] != -1
+        )
+
     rows, ranks = [], []
     for i, row in enumerate(defined_scores(query, gallery).tolist()):
+        if query_labels[i] == -1:
+            continue
         order = sorted((-score, j) for j, score in enumerate(row))
-        images = [j for _, j in order if not (leave_one_out and i == j)]
+        images = [j for _, j in order if not is_ignored(i, j)]
         right = [int(gallery_labels[j]) == int(query_labels[i]) for j in images]
-        rows.append(
-            [*(any(right[:k]) for k in ks), map_at_r(right), r_precision(right)]
-        )
+        recalls = (any(right[:k]) for k in ks)
+        rows.append([*recalls, map_at_r(right), r_precision(right)])
+        if groups is not no_marks:
+            rows[-1].append(average_precision(right))
         if any(right):
             ranks.append(right.index(True) + 1)
-    names = [*(f'recall@{k}' for k in ks), 'map@r', 'r_precision']
+    names = [*(f'recall@{k}' for k in ks), 'map@r', 'r_precision', 'map']
     return {
         **dict(zip(names, np.mean(np.array(rows, float), axis=0).tolist())),
         'mean_rank': sum(ranks) / len(ranks) if ranks else 0,
-        'queries_without_positive': len(query) - len(ranks),
+        'queries_without_positive': len(rows) - len(ranks),
     }
+
+
+def average_precision(right):
+    """As eval_market1501 of torchreid/metrics/rank.py (deep-person-reid)."""
+    cumulated = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return (cumulated * right).sum() / max(1, sum(right))
 
 
 def map_at_r(right):

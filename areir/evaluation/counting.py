@@ -38,10 +38,45 @@ class LabelledImages:
     gallery_class: torch.Tensor  # (N,)
     leave_one_out: bool  # whether the gallery is the queries
     bound: float  # on the scores
+    # pairs (Q,), (N,) of int64: a query ignores the images with its number in one of
+    # them. With leave_one_out and any pair, one of them has a number for each image.
+    ignored: tuple = ()
 
     def tolerance(self, dtype):
         """Return by how much products in dtype can differ from the scores."""
         return exact.tolerance(self.query.shape[1], self.bound, dtype)
+
+    def is_ignored(self, rows, columns):
+        """Return which images columns (m,) the queries rows (n, 1) ignore, (n, m)."""
+        if not self.ignored:
+            return rows == columns
+        same = [query[rows] == gallery[columns] for query, gallery in self.ignored]
+        return torch.stack(same).any(dim=0)
+
+    def number_of_positives(self):
+        """Return how many positives each query has, int64 (Q,)."""
+        classes = self.query_class, self.gallery_class
+        positives = count_equal(classes)
+        for pair in self.ignored:
+            positives -= count_equal(classes, pair)
+        if len(self.ignored) > 1:  # what is ignored twice was subtracted twice
+            positives += count_equal(classes, *self.ignored)
+        elif self.leave_one_out and not self.ignored:
+            positives -= (self.query_class == self.gallery_class).long()
+        return positives
+
+
+def count_equal(*pairs):
+    """Return for each query how many images have its number in every pair, int64 (Q,).
+
+    pairs: (Q,), (N,) of int64, at most two of them `LabelledImages.ignored`.
+    """
+    codes = 0
+    for pair in pairs:
+        numbers, both = torch.cat(pair).unique(return_inverse=True)
+        codes = (codes * len(numbers) + both).unique(return_inverse=True)[1]
+    query, gallery = codes.split([len(numbers) for numbers in pairs[0]])
+    return torch.bincount(gallery, minlength=int(codes.max()) + 1)[query]
 
 
 def positive_keys(images, first, positives):
@@ -72,8 +107,8 @@ def positive_keys(images, first, positives):
             scores = round_products(total, query, gallery, rows, others, error)
             found = to_keys(scores, others)
             found[query_class[part, None] != gallery_class[span]] = LAST
-            if images.leave_one_out:
-                found[rows == others] = LAST
+            if images.leave_one_out or images.ignored:
+                found[images.is_ignored(rows, others)] = LAST
             found = found.sort(dim=1).values
             place = torch.arange(found.shape[1], device=keys.device)
             is_positive = place < positives[own, None]
@@ -85,9 +120,9 @@ class AheadCounter:
     """Counts the images ahead of the positives of the queries first, first + 1, ...
 
     Queries are numbered from 0 in here. A positive that has as many images ahead as
-    its query has positives is in no metric, unless it is the query's nearest. It may be
-    given up: its count is then too low, but its rank still beyond R. A positive
-    that is not given up is live.
+    its query has positives is in no metric but MAP, unless it is the query's nearest.
+    Unless all ranks are wanted, it may be given up: its count is then too low, but its
+    rank still beyond R. A positive that is not given up is live.
 
     ahead (P,)   images between a positive and the one before it, of the same query
     live (Q,)    number of live positives; they are the query's nearest
@@ -96,9 +131,9 @@ class AheadCounter:
     lower (Q,)   an image with a smaller product is behind all live positives
     """
 
-    def __init__(self, images, first, positives, keys):
+    def __init__(self, images, first, positives, keys, all_ranks=False):
         """positives (Q,): how many each query has; keys (P,): of `positive_keys`."""
-        self.images, self.first = images, first
+        self.images, self.first, self.all_ranks = images, first, all_ranks
         self.positives, self.keys = positives, keys
         self.slack = images.tolerance(torch.float32)
         start = positives.cumsum(0) - positives
@@ -132,7 +167,12 @@ class AheadCounter:
             approximate = products(
                 images.query, images.gallery, rows, columns, torch.float32
             )
-            if images.leave_one_out:  # no query retrieves itself
+            if images.ignored:
+                own = torch.arange(rows.start, rows.stop, device=approximate.device)
+                others = column + torch.arange(approximate.shape[1]).to(own)
+                ignored = images.is_ignored(own[:, None], others)
+                approximate.masked_fill_(ignored, -torch.inf)
+            elif images.leave_one_out:  # no query retrieves itself
                 approximate.diagonal(rows.start - column).fill_(-torch.inf)
             self.add_tile(approximate, row, column)
             if symmetric and row != column:
@@ -157,7 +197,7 @@ class AheadCounter:
 
         most = int(self.positives[queries].max())
         many = doubtful[self.live[queries] > 1].sum() > possible.numel() // MANY
-        if many and m > max(NARROW, 2 * most):
+        if many and m > max(NARROW, 2 * most) and not self.all_ranks:
             # count it in halves; the second skips what the first gives up
             left, right = approximate.chunk(2, dim=1)
             self.add_tile(left, row, column)
@@ -220,6 +260,8 @@ class AheadCounter:
 
     def give_up(self, queries):
         """Give up the positives that now have too many images ahead."""
+        if self.all_ranks:
+            return
         live = self.live[queries]
         too_many = self.passed[queries] + live > self.positives[queries]
         queries = queries[too_many & (live > 1)]

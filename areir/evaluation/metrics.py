@@ -1,6 +1,7 @@
 """Recall@K, MAP@R and R-precision, exact, from the ranks of each query's positives.
 
 The positives of a query are the gallery images of its class, and R is their number.
+Images that a query ignores are taken out of the gallery before it is ranked.
 """
 
 import math
@@ -13,32 +14,53 @@ from areir.evaluation.counting import AheadCounter, LabelledImages, positive_key
 from areir.evaluation.scores import TILE, check_pair, full_precision
 
 SLOTS = 2**21  # positives whose ranks are counted at a time
+DISTRACTOR = -1  # the label of an image that is searched and never right
 
 
-def evaluate(query, query_labels, ks, gallery=None, gallery_labels=None, tile=TILE):
+def evaluate(
+    query,
+    query_labels,
+    ks,
+    gallery=None,
+    gallery_labels=None,
+    tile=TILE,
+    groups=None,
+    gallery_groups=None,
+    files=None,
+    gallery_files=None,
+):
     """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
 
     query (Nq, D) and query_labels (Nq,); gallery (Ng, D) and gallery_labels (Ng,) in
     the same numbering of the classes. Without a gallery every image queries all others.
     tile: images per side of a tile of scores; it does not change the result.
 
+    Images labelled DISTRACTOR are searched, but never right, and do not query.
+    groups and files: of the queries, and of the gallery, int64 per image, -1 for none.
+    A query ignores images of its class and group, such as those of the same camera,
+    and images of its file, which are copies of itself.
+
         recall@k     1 if a positive is among the k nearest images, else 0
                      (arXiv 1511.06452)
         map@r        1/R * sum over i <= R of the precision at i, where the i-th
                      nearest image is a positive (arXiv 2003.08505)
         r_precision  share of positives among the R nearest images (arXiv 2003.08505)
+        map          only with groups: 1/R * sum over all positives of the precision at
+                     their rank, as Market-1501 (ICCV 2015) and VeRi (ECCV 2016) report
         mean_rank    rank of the nearest positive, mean over the queries that have one;
                      0 if none has
         queries_without_positive   number of queries with R = 0; they count as 0 in
-                     the first three
+                     the shares
 
     Raises UserError for embeddings that are not finite, shapes that do not fit and a
     k beyond the images that can be retrieved.
     """
     ks = list(ks)
-    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile)
+    marks = groups, gallery_groups, files, gallery_files
+    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile, *marks)
     check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
-    return summary(ranks, ks)
+    labels = check_labels('query_labels', query_labels, query)
+    return summary(without_distractors(ranks, labels)[0], ks)
 
 
 def check_ks(ks, available):
@@ -82,36 +104,78 @@ def without_lone_queries(ranks, ks):
     }
 
 
+def without_distractors(ranks, labels):
+    """Return ranks and labels (Nq,) of the queries that are no distractors.
+
+    ranks: of `rank_positives`; labels: int64. Raises UserError if none is left.
+    """
+    queries = labels != DISTRACTOR
+    if not queries.any():
+        raise UserError('query_labels has distractors only, and they do not query')
+    queries = queries.to(ranks['rank'].device)
+    kept = {name: values[queries] for name, values in ranks.items()}
+    return kept, labels[queries.to(labels.device)]
+
+
 def measures(ranks, ks):
-    """Return {name: (Nq,) float64} of recall@k for every k, map@r and r_precision."""
+    """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map."""
     rank = ranks['rank']
     recalls = {f'recall@{k}': ((rank > 0) & (rank <= k)).double() for k in ks}
-    return {**recalls, 'map@r': ranks['map@r'], 'r_precision': ranks['r_precision']}
+    others = ('map@r', 'r_precision', 'map')
+    return {**recalls, **{name: ranks[name] for name in others if name in ranks}}
 
 
-def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=TILE):
+def rank_positives(
+    query,
+    query_labels,
+    gallery=None,
+    gallery_labels=None,
+    tile=TILE,
+    groups=None,
+    gallery_groups=None,
+    files=None,
+    gallery_files=None,
+):
     """Return what `measures` needs to know of every query, exact for every `tile`.
 
     The arguments are those of `evaluate`. Returns a dict of tensors (Nq,):
 
         positives    R, int64
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
-        map@r, r_precision   as in `evaluate`, float64
+        map@r, r_precision, and with groups map   as in `evaluate`, float64
     """
     leave_one_out = gallery is None
     if leave_one_out != (gallery_labels is None):
         raise UserError('gallery and gallery_labels are given together or not at all')
     if leave_one_out:
         gallery, gallery_labels = query, query_labels
+        gallery_groups, gallery_files = groups, files
     bound = check_pair(query, gallery)
-    query_labels = check_labels('query', query_labels, query)
-    gallery_labels = check_labels('gallery', gallery_labels, gallery)
+    query_labels = check_labels('query_labels', query_labels, query)
+    gallery_labels = check_labels('gallery_labels', gallery_labels, gallery)
     labels = torch.cat([query_labels, gallery_labels])
     names, classes = labels.unique(return_inverse=True)
     classes = classes.split([len(query), len(gallery)])
-    images = LabelledImages(query, gallery, *classes, leave_one_out, bound)
-    counts = torch.bincount(images.gallery_class, minlength=len(names))
-    positives = counts[images.query_class] - int(leave_one_out)
+    # no image of the gallery is right for a distractor
+    query_class = torch.where(query_labels == DISTRACTOR, len(names), classes[0])
+    classes = query_class, classes[1]
+    ignored = []
+    if groups is not None:
+        pair = numbered('groups', groups, gallery_groups, query, gallery)
+        ignored.append(combined(classes, pair))
+    if files is not None or (ignored and leave_one_out):
+        if files is None:
+            files = gallery_files = torch.full((len(query),), -1)
+        pair = numbered('files', files, gallery_files, query, gallery)
+        if leave_one_out:  # each image is a file of its own
+            own = len(query) + torch.arange(len(query), device=query.device)
+            pair = [torch.where(pair[1] < 0, own, pair[1])] * 2
+        ignored.append(pair)
+    images = LabelledImages(
+        query, gallery, *classes, leave_one_out, bound, tuple(ignored)
+    )
+    positives = images.number_of_positives()
+    all_ranks = groups is not None
 
     # in groups of about SLOTS positives: one group, unless classes are huge
     group = (positives.cumsum(0) - positives) // SLOTS
@@ -119,40 +183,59 @@ def rank_positives(query, query_labels, gallery=None, gallery_labels=None, tile=
     results, first = [], 0
     with full_precision(query.device):
         for part in positives.split(sizes):
-            results.append(rank_group(images, first, part, tile))
+            results.append(rank_group(images, first, part, tile, all_ranks))
             first += len(part)
-    rank, map_at_r, r_precision = (torch.cat(values) for values in zip(*results))
-    return {
-        'positives': positives,
-        'rank': rank,
-        'map@r': map_at_r,
-        'r_precision': r_precision,
-    }
+    ranks = {'positives': positives}
+    for name in results[0]:
+        ranks[name] = torch.cat([result[name] for result in results])
+    return ranks
 
 
 def check_labels(name, labels, embeddings):
-    """Return labels as int64 on the embeddings' device, one per image."""
+    """Return labels as int64 on the embeddings' device, one per image.
+
+    name: what messages call them.
+    """
     try:
         labels = torch.as_tensor(labels, device=embeddings.device)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f'{name}_labels must be integers ({error})') from error
+        raise UserError(f'{name} must be integers ({error})') from error
     if labels.shape != (len(embeddings),):
         raise UserError(
-            f'{name}_labels must be one per image ({len(embeddings)},), '
+            f'{name} must be one per image ({len(embeddings)},), '
             f'not {tuple(labels.shape)}'
         )
     if labels.dtype.is_floating_point or labels.dtype.is_complex:
-        raise UserError(f'{name}_labels must be integers, not {labels.dtype}')
+        raise UserError(f'{name} must be integers, not {labels.dtype}')
     return labels.to(torch.int64)
 
 
-def rank_group(images, first, positives, tile):
-    """Return (rank, map@r, r_precision) of the queries first, first + 1, ...
+def numbered(name, marks, gallery_marks, query, gallery):
+    """Return checked marks of queries and gallery; no query's equals -1 of an image."""
+    if gallery_marks is None:
+        raise UserError(f'{name} and gallery_{name} are given together or not at all')
+    marks = check_labels(name, marks, query)
+    gallery_marks = check_labels(f'gallery_{name}', gallery_marks, gallery)
+    return torch.where(marks < 0, -2, marks), gallery_marks.clamp(min=-1)
 
-    positives (n,): R of each of these queries.
+
+def combined(classes, groups):
+    """Return a number per class and group, of queries and gallery."""
+    sizes = [len(part) for part in groups]
+    classes, groups = torch.cat(classes), torch.cat(groups)
+    pairs = torch.stack([classes, groups], dim=1)
+    numbers = pairs.unique(dim=0, return_inverse=True)[1]
+    query, gallery = torch.where(groups < 0, groups, numbers).split(sizes)
+    return query, gallery
+
+
+def rank_group(images, first, positives, tile, all_ranks=False):
+    """Return {name: (n,)} of `rank_positives`, of the queries first, first + 1, ...
+
+    positives (n,): R of each of these queries; all_ranks: whether map is wanted.
     """
     keys = positive_keys(images, first, positives)
-    ahead = AheadCounter(images, first, positives, keys).count(tile)
+    ahead = AheadCounter(images, first, positives, keys, all_ranks).count(tile)
 
     # for each positive: its query, its place among the positives, its rank among all
     queries = torch.arange(len(positives), device=keys.device)
@@ -164,12 +247,14 @@ def rank_group(images, first, positives, tile):
 
     hit = rank <= positives[query]
     precision = place / rank.double()
-    sums = torch.zeros(2, len(positives), dtype=torch.float64, device=keys.device)
+    sums = torch.zeros(3, len(positives), dtype=torch.float64, device=keys.device)
     sums[0].index_add_(0, query, precision * hit)
     sums[1].index_add_(0, query, hit.double())
-    map_at_r, r_precision = sums / positives.clamp(min=1)
+    sums[2].index_add_(0, query, precision)
+    names = ('map@r', 'r_precision', 'map')[: 2 + all_ranks]
+    means = dict(zip(names, sums / positives.clamp(min=1)))
 
     nearest = torch.zeros_like(positives)
     some = positives > 0
     nearest[some] = rank[start[some]]
-    return nearest, map_at_r, r_precision
+    return {'rank': nearest, **means}

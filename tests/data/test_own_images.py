@@ -12,9 +12,9 @@ from official import (
     write_lines,
 )
 
-from areir.data.tables import read_table
 from areir.data.source import read_source
 from areir.data.splits import load_split
+from areir.data.tables import read_table
 from areir.errors import UserError
 from data_utils import prepare
 

@@ -80,6 +80,68 @@ def test_ranks_by_hand():
         assert mean == pytest.approx(sum(values[name]) / 2)
 
 
+# Images that a query ignores, and distractors
+
+
+def marks(count, high, seed):
+    """Numbers from -1, which says none, to high - 1."""
+    return (labels_of(count, high + 1, seed) - 1).tolist()
+
+
+@kinds
+@pytest.mark.parametrize('ignored', ['groups', 'files', 'groups and files'])
+def test_ignored_images_equal_brute_force(kind, ignored, seed):
+    query, ks = make_embeddings(kind, seed), [1, 3, 10]
+    labels = torch.tensor(marks(N, 4, seed))
+    names = ignored.split(' and ')
+    alone = {name: marks(N, 3, seed + 1 + len(name)) for name in names}
+    expected = brute_force(query, labels, ks, **alone)
+    for tile in (5, 1024):
+        result = evaluate(query, labels, ks, tile=tile, **alone)
+        assert result == pytest.approx(expected, rel=1e-12)
+
+    gallery = query[3:], torch.tensor(marks(N - 3, 4, seed + 9))
+    apart = {f'gallery_{name}': marks(N - 3, 3, seed + 7) for name in names} | alone
+    expected = brute_force(query, labels, ks, *gallery, **apart)
+    for tile in (5, 1024):
+        result = evaluate(query, labels, ks, *gallery, tile=tile, **apart)
+        assert result == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_rules_of_re_identification_by_hand():
+    """Market-1501: the query's own camera is ignored, background is searched.
+
+    The query, identity 7 of camera 1, sees in this order: itself (camera 1), a
+    distractor, 7 of camera 2, identity 5 of camera 1, 7 of camera 3, a distractor.
+    """
+    query, angles = torch.tensor([[1.0, 0.0]]), torch.arange(6) / 10
+    gallery = torch.stack([angles.cos(), angles.sin()], dim=1)
+    result = evaluate(
+        *(query, [7], [1, 2], gallery, [7, -1, 7, 5, 7, -1]),
+        groups=[1],
+        gallery_groups=[1, 1, 2, 1, 3, 4],
+    )
+    assert (result['recall@1'], result['recall@2']) == (0, 1)
+    assert result['map'] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert result['map@r'] == pytest.approx(1 / 2 * 1 / 2)
+    assert result['mean_rank'] == 2
+
+
+def test_distractors_do_not_query():
+    embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
+    assert evaluate(embeddings, [3, 3, -1, -1], [1])['recall@1'] == 1
+    assert evaluate(embeddings, [3, -1, 3, -1], [1])['recall@1'] == 0
+    with pytest.raises(UserError, match='query_labels has distractors only'):
+        evaluate(embeddings, [-1] * 4, [1])
+
+
+def test_marks_are_for_both_sides():
+    with pytest.raises(UserError, match='files and gallery_files'):
+        evaluate(torch.eye(2), [0, 1], [1], torch.eye(2), [0, 1], files=[0, 1])
+    with pytest.raises(UserError, match='groups must be one per image'):
+        evaluate(torch.eye(2), [0, 1], [1], groups=[1])
+
+
 # What fools evaluators
 
 
