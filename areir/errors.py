@@ -1,5 +1,6 @@
-"""The error for whatever a user can fix, and how messages show names of files."""
+"""The error for whatever a user can fix, and how messages show names and counts."""
 
+import difflib
 import re
 
 # control characters and all line breaks
@@ -16,3 +17,16 @@ class UserError(ValueError):
 def printable(text):
     """Return a text, such as a file name, with control characters escaped."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def counted(count, noun):
+    """Write a count and its noun: '1 image', '2,000 images', '0 queries'."""
+    if count != 1:
+        noun = re.sub('y$', 'ie', re.sub('([sx])$', r'\1e', noun)) + 's'
+    return f'{count:,} {noun}'
+
+
+def did_you_mean(name, names):
+    """Return '; did you mean NAME?' with the most similar of the names, or ''."""
+    similar = difflib.get_close_matches(name, names, 1)
+    return f'; did you mean {printable(similar[0])}?' if similar else ''

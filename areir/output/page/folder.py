@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 
 from areir.data.images import load_image
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.gallery.collection import FolderCollection
 from areir.gallery.queries import embed_images, search_queries
 from areir.hardware import available_cores
@@ -109,11 +109,6 @@ def describe_changes(earlier, later):
     if earlier.calibration and not later.calibration:
         text += ' Its threshold no longer holds: run inference.py with --calibrate.'
     return text
-
-
-def counted(count, noun):
-    """Write '1 image' or '2,000 images'."""
-    return f'{count:,} {noun}' if count == 1 else f'{count:,} {noun}s'
 
 
 # Pictures
