@@ -31,6 +31,8 @@ NO_HEIC = f'nothing here reads HEIC files: {HEIC_ADVICE}'  # an index stores it
 
 # pillow runs another program for these, or only recognises them
 REFUSED_FORMATS = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')
+MOST_PIXELS = 250 * 10**6  # of an image on disk: 750 MB as RGB
+Image.MAX_IMAGE_PIXELS = None  # `open_image` refuses too many pixels in plain words
 
 
 @functools.cache
@@ -88,8 +90,8 @@ def quiet_pillow():
 def open_image(path):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
-    Raises UserError, without the path, if it is not a regular file, or if it is HEIC
-    and cannot be read here.
+    Raises UserError, without the path, if it is not a regular file, if it has more than
+    MOST_PIXELS, or if it is HEIC and cannot be read here.
     """
     if is_special(path):
         raise UserError('not a regular file')
@@ -97,7 +99,40 @@ def open_image(path):
         start = file.read(12)
     if start[4:].startswith(HEIC_BRANDS) and not register_heic():
         raise UserError(NO_HEIC)
-    return Image.open(path, formats=image_formats())
+    image = Image.open(path, formats=image_formats())
+    refuse_pixels(image, MOST_PIXELS)
+    return image
+
+
+def refuse_pixels(image, most):
+    """Raise UserError, without the path, if an image has more than `most` pixels."""
+    if math.prod(image.size) > most:
+        width, height = image.size
+        raise UserError(
+            f'{width} x {height} pixels are {width * height / 10**6:.0f} million, but '
+            f'at most {most // 10**6} million are read: make it smaller'
+        )
+
+
+def check_pixels(path, most):
+    """Raise UserError naming a file if it has too many pixels or is no image.
+
+    most: pixels. A JPEG may have four times as many: it is decoded at a fraction of its
+    size, in which a phone's 200 megapixels take no longer than 50 of a PNG. Progressive
+    ones may not, because decoding holds all of it in memory. Nothing is decoded here.
+    """
+    with quiet_pillow(), naming(path), open_image(path) as image:
+        fractional = image.format in ('JPEG', 'MPO') and 'progressive' not in image.info
+        refuse_pixels(image, 4 * most if fractional else most)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Turn every error into a UserError that begins with the path."""
+    try:
+        yield
+    except Exception as error:  # decoders raise many kinds
+        raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
 
 
 def stored_size(path):
@@ -118,24 +153,21 @@ def load_image(path, box=None, least=None, reduce=None):
     because only then is it known which part of the last pixels is real.
     Raises UserError naming the file if it is not a complete image.
     """
-    try:
-        with quiet_pillow(), open_image(path) as image:
-            drafted = least and image.draft(None, (2 * least, 2 * least))
-            image.load()
-            file_format = image.format
-            if file_format == 'PNG':
-                # pillow does not look at checksums of pixels as it decodes them
-                with Image.open(path, formats=['PNG']) as stored:
-                    stored.verify()
-            if box:
-                image = image.crop(clamp_box(box, image.size))
-            if drafted and reduce:
-                image = reduce(image, drafted[1])
-            ImageOps.exif_transpose(image, in_place=True)
-            image = to_rgb(image, file_format)
-            return reduce(image) if reduce else image
-    except Exception as error:  # decoders raise many kinds
-        raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
+    with quiet_pillow(), naming(path), open_image(path) as image:
+        drafted = least and image.draft(None, (2 * least, 2 * least))
+        image.load()
+        file_format = image.format
+        if file_format == 'PNG':
+            # pillow does not look at checksums of pixels as it decodes them
+            with Image.open(path, formats=['PNG']) as stored:
+                stored.verify()
+        if box:
+            image = image.crop(clamp_box(box, image.size))
+        if drafted and reduce:
+            image = reduce(image, drafted[1])
+        ImageOps.exif_transpose(image, in_place=True)
+        image = to_rgb(image, file_format)
+        return reduce(image) if reduce else image
 
 
 def to_rgb(image, file_format=None):

@@ -6,7 +6,14 @@ import torch
 from official import noise, to_pixels, write_classes, write_image, write_lines
 from PIL import ExifTags, Image
 
-from areir.data.images import PixelFormat, is_image, list_files, load_image
+from areir.data import images
+from areir.data.images import (
+    PixelFormat,
+    check_pixels,
+    is_image,
+    list_files,
+    load_image,
+)
 from areir.data.sample import Figure, draw_image
 from areir.errors import UserError
 
@@ -165,6 +172,26 @@ def test_formats_that_run_another_program_are_refused(tmp_path):
     with pytest.raises(UserError, match=r'page\.png'):
         load_image(tmp_path / 'page.png')
     assert not is_image(tmp_path / 'page.eps')
+
+
+def test_too_many_pixels_are_refused_in_plain_words(tmp_path, monkeypatch):
+    """A JPEG is decoded at a fraction, so four times as many may be uploaded."""
+    for name in ('it.png', 'it.jpg'):
+        Image.new('L', (40, 30)).save(tmp_path / name)
+    check_pixels(tmp_path / 'it.png', 1200)
+    check_pixels(tmp_path / 'it.jpg', 300)
+    for name, most in (('it.png', 1199), ('it.jpg', 299)):
+        with pytest.raises(UserError, match=rf'{name}: 40 x 30 pixels'):
+            check_pixels(tmp_path / name, most)
+    Image.new('L', (40, 30)).save(tmp_path / 'slow.jpg', progressive=True)
+    with pytest.raises(UserError, match=r'slow\.jpg: 40 x 30 pixels'):
+        check_pixels(tmp_path / 'slow.jpg', 1199)
+    monkeypatch.setattr(images, 'MOST_PIXELS', 1199)
+    with pytest.raises(UserError, match=r'it\.png: 40 x 30 pixels'):
+        load_image(tmp_path / 'it.png')
+    write_lines(tmp_path / 'text.png', ['x'])
+    with pytest.raises(UserError, match=r'text\.png'):
+        check_pixels(tmp_path / 'text.png', 1200)
 
 
 def test_pixels_are_squashed_to_a_square_and_normalised():
