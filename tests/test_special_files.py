@@ -20,7 +20,7 @@ def read_labels(path):
 
 
 def read_listed_images(path):
-    return list(read_csv(path, [['label']]))
+    return list(read_csv(path, ['label']))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,13 @@
 Rows are pairs ('line N', cells). Parsed rows are pairs ('path, line N', value).
 """
 
+import codecs
 import csv
+import itertools
 import math
+import os
+import re
+import unicodedata
 from typing import NamedTuple
 
 from areir.errors import UserError
@@ -13,7 +18,38 @@ from areir.files import is_unicode, refuse_special
 SHOWN = 10  # bad rows that a message lists
 EMPTY = ('', 'nan', 'none')  # cells without a value
 DISTRACTOR = '-1'  # label of an image that is searched and never right
-YES, NO = ('true', '1', '1.0'), ('false', '0', '0.0', *EMPTY)
+YES = ('true', 'yes', '1', '1.0')
+NO = ('false', 'no', '0', '0.0', *EMPTY)
+# what a column is, and its names in the order of preference; case, blanks and
+# underscores do not count
+COLUMNS = {
+    'path': (
+        *('path', 'image', 'image_path', 'img_path', 'file_path', 'file_name'),
+        *('image_name', 'img_name', 'image_file', 'relative_path', 'file', 'img'),
+    ),
+    'label': (
+        *('label', 'class', 'labels', 'class_id', 'class_name', 'target', 'identity'),
+        *('person_id', 'vehicle_id', 'individual_id', 'pid', 'product_id', 'item_id'),
+        *('label_id', 'label_name', 'target_id'),
+    ),
+    'split': ('split', 'subset', 'partition', 'evaluation_status'),
+    'is_query': ('is_query',),
+    'is_gallery': ('is_gallery',),
+    'group': ('group', 'group_id', 'camera', 'camera_id', 'cam', 'cam_id'),
+    'x_1': ('x_1', 'x_min', 'bbox_x1'),
+    'x_2': ('x_2', 'x_max', 'bbox_x2'),
+    'y_1': ('y_1', 'y_min', 'bbox_y1'),
+    'y_2': ('y_2', 'y_max', 'bbox_y2'),
+}
+# how browsers and desktops name a copy of a file
+COPY = (
+    '((copy of|kopie von|copie de|copia de|copia di) )?{stem}'
+    r'([ _-]+(copy|kopie|copie|copia))?( ?\(\d+\)|[ _-]\d)?{suffix}(\.\d)?'
+)
+SEPARATORS = ',;\t|'
+# labels that say that there is none, beside numbers and beside texts
+UNLABELLED = ('', '-1', '-1.0', 'nan', 'NaN', '<NA>', '#N/A', 'N/A', 'NULL', 'null')
+UNNUMBERED = (*UNLABELLED, 'None', 'none', 'NA')
 
 
 class Record(NamedTuple):
@@ -29,19 +65,28 @@ class Record(NamedTuple):
 
 
 def read_lines(path, any_bytes=False):
-    """Yield the lines of a UTF-8 text file, with their line ends.
+    """Yield the lines of a text file in UTF-8, or in UTF-16 with a mark at its start.
 
     any_bytes: whether a line may hold bytes that are not UTF-8, as file names may; they
     become surrogates. Raises UserError naming a line that is not text.
     """
     refuse_special(path)
-    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-        for number, line in enumerate(file, 1):
-            if '\0' in line or not (any_bytes or is_unicode(line)):
-                raise UserError(
-                    f'{path}, line {number}: not text in UTF-8: save the file as UTF-8'
-                )
-            yield line
+    with open(path, 'rb') as file:
+        start = file.read(4)
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = 'utf-16' if wide else 'utf-8-sig'
+    number = 1
+    with open(path, encoding=encoding, errors='surrogateescape', newline='') as file:
+        try:
+            for line in file:
+                if '\0' in line or not (any_bytes or is_unicode(line)):
+                    raise UnicodeError
+                yield line
+                number += 1
+        except UnicodeError as error:
+            raise UserError(
+                f'{path}, line {number}: not text in UTF-8: save the file as UTF-8'
+            ) from error
 
 
 def read_rows(path, fields, header=0):
@@ -62,37 +107,105 @@ def read_rows(path, fields, header=0):
 
 
 def read_cells(path, any_bytes=False):
-    """Yield the rows of a CSV, except empty ones.
+    """Yield the rows of a CSV, except empty ones, without blanks around the cells.
 
-    Raises UserError naming the line where a malformed row begins.
+    Cells are separated by what is most frequent in the first row, outside quotes, of
+    SEPARATORS. Raises UserError naming the line where a malformed row begins.
     """
-    table, first = csv.reader(read_lines(path, any_bytes), strict=True), 1
+    lines, head = read_lines(path, any_bytes), []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    unquoted = re.sub('"[^"]*"', '', ''.join(head))
+    separator = max(SEPARATORS, key=unquoted.count)
+    options = {'delimiter': separator, 'skipinitialspace': True, 'strict': True}
+    table, first = csv.reader(itertools.chain(head, lines), **options), 1
     try:
         for cells in table:
-            if cells:
+            cells = [cell.strip() for cell in cells]
+            if any(cells) or len(cells) == 1:  # a quoted, empty cell
                 yield f'line {first}', cells
             first = table.line_num + 1
     except csv.Error as error:
         raise UserError(f'{path}, line {first}: not a CSV row ({error})') from error
 
 
-def read_csv(path, required, any_bytes=False):
+def read_csv(path, needed, any_bytes=False):
     """Yield ('line N', {column: text}) of each row of a CSV below its header.
 
-    required: for each needed column, the names that it may have. Raises UserError
-    naming a column that is missing or repeated, or a row that is too short or too long.
+    Columns are called as in COLUMNS; others are left out. needed: those that must be
+    there. Raises UserError naming a column that is missing or repeated, or a row that
+    is too short or too long.
     """
     table = read_cells(path, any_bytes)
-    _, columns = next(table, ('', []))
-    for names in required:
-        found = [name for name in columns if name in names]
-        if not found or len(found) > len(set(found)):
-            count = 'two columns' if found else 'no column'
-            raise UserError(f'{path}: {count} {" or ".join(names)}')
+    _, header = next(table, ('', []))
+    if header and header[0].lower() == 'sep=':  # Excel's
+        _, header = next(table, ('', []))
+    places = find_columns(path, header, needed)
+    width = max((place for place, name in enumerate(header, 1) if name), default=0)
     for line, cells in table:
-        if len(cells) != len(columns):
+        # each row may end in a separator
+        if len(cells) < width or any(cells[len(header) :]):
             raise UserError(f'{path}, {line}: more or fewer cells than columns')
-        yield line, dict(zip(columns, cells))
+        yield line, {column: cells[place] for column, place in places.items()}
+
+
+def find_columns(path, header, needed):
+    """Return {column: place} of the columns of a header; print what is not plain."""
+
+    def key(name):
+        return re.sub('[ _-]', '', name.lower())
+
+    keys = [key(name) for name in header]
+    present = [name for name in header if name]
+    places = {}
+    for column, names in COLUMNS.items():
+        found = next((key(name) for name in names if key(name) in keys), None)
+        if found:
+            places[column] = keys.index(found)
+            if keys.count(found) > 1:
+                raise UserError(f'{path}: two columns {header[places[column]]}')
+        elif column in needed:
+            raise UserError(
+                f'{path}: no column {" or ".join(names[:2])}; its first line names '
+                f'{shorten(present) or "none"}'
+            )
+    understood = [
+        f'{header[place]} is the {column}'
+        for column, place in places.items()
+        if header[place] != column
+    ]
+    unused = [
+        name
+        for place, name in enumerate(header)
+        if name not in ('', 'Unnamed: 0') and place not in places.values()
+    ]
+    if unused:
+        understood.append(f'not used: {shorten(unused)}')
+    if understood:
+        print(f'notice: {path}: {"; ".join(understood)}')
+    return places
+
+
+def shorten(names, most=SHOWN):
+    """Return the first names as a listing."""
+    return ', '.join(names[:most]) + ', ...' * (len(names) > most)
+
+
+def plain_labels(labels):
+    """Return the labels of a table; DISTRACTOR for an empty one, and for -1.
+
+    If all are numbers, 3.0 becomes 3, because programs write whole numbers so when one
+    is missing. Letters with accents are composed.
+    """
+    labels = [unicodedata.normalize('NFC', label) for label in labels]
+    numbers = re.compile(r'\d+([.,]0*)?')
+    none = UNLABELLED
+    if all(label in UNNUMBERED or numbers.fullmatch(label) for label in labels):
+        labels = [re.sub('[.,]0*$', '', label) for label in labels]
+        none = UNNUMBERED
+    return [DISTRACTOR if label in none else label for label in labels]
 
 
 def parse_rows(path, rows, parse):
@@ -189,8 +302,15 @@ def check_roles(rows):
 
 
 def find_file(files, name):
-    """Return the shortest path that is `name` or ends with /`name`, or None."""
+    """Return the shortest path that is `name` or ends with /`name`, or None.
+
+    If there is none, a copy as browsers and desktops name it, such as `name (1)`, does.
+    """
     paths = [path for path in files if f'/{path}'.endswith(f'/{name}')]
+    if not paths:
+        stem, suffix = map(re.escape, os.path.splitext(name))
+        copy = re.compile(COPY.format(stem=stem, suffix=suffix), re.IGNORECASE)
+        paths = [path for path in files if copy.fullmatch(path.rpartition('/')[2])]
     return min(paths, key=len, default=None)
 
 

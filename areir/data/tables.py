@@ -29,7 +29,7 @@ def read_table(path):
     def parse(cells):
         return read_record(folder, cells), lists.read_roles(cells)
 
-    rows = lists.parse_rows(path, lists.read_csv(path, [['path'], ['label']]), parse)
+    rows = lists.parse_rows(path, lists.read_csv(path, ['path', 'label']), parse)
     separate = lists.check_roles(
         [(origin, roles) for origin, (record, roles) in rows if record.part == 'test']
     )

@@ -38,7 +38,6 @@ PREFIXES = ('', 'query_', 'gallery_', 'test_')
 FIELDS = ('embeddings', 'features', 'labels', 'images')
 USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
 USED |= {*NOTES, 'ensemble_size'}
-LABEL_COLUMNS = ('label', 'class')  # `--export` of inference.py writes class
 
 
 @dataclass
@@ -186,7 +185,7 @@ def load_entries(path, labels_csv=None):
 
 def label_entries(path, embeddings, labels_csv):
     """Return the entries of an array and the CSV of its labels; path: of the array."""
-    table = read_csv(labels_csv, [LABEL_COLUMNS], any_bytes=True)
+    table = read_csv(labels_csv, ['label'], any_bytes=True)
     rows = parse_rows(labels_csv, table, read_row)
     embeddings = np.atleast_1d(embeddings)
     if len(embeddings) != len(rows):
@@ -211,7 +210,7 @@ def label_entries(path, embeddings, labels_csv):
 
 def read_row(cells):
     """Return (label, path or None, roles) of a row, or raise ValueError."""
-    label = next(cells[name] for name in LABEL_COLUMNS if name in cells)
+    label = cells['label']
     if not label:
         raise ValueError('no label')
     if not is_unicode(label):

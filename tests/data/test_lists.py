@@ -64,7 +64,7 @@ def edit(path, number, line):
 def test_a_list_that_is_empty_or_not_utf_8(tmp_path, file):
     name, path = write(tmp_path, file)
     text = path.read_text()
-    path.write_bytes(text.encode('utf-16'))
+    path.write_bytes(text.encode('utf-16-le'))
     assert f'{path}, line 1: not text in UTF-8' in refusal(tmp_path, name)
     first, second, rest = text.encode().split(b'\n', 2)
     path.write_bytes(b'\n'.join([first, second + b'\xe9', rest]))
@@ -75,7 +75,7 @@ def test_a_list_that_is_empty_or_not_utf_8(tmp_path, file):
 
 def test_names_of_files_in_a_csv_need_not_be_utf_8(tmp_path):
     (tmp_path / 'images.csv').write_bytes(b'path,class\ncaf\xe9.png,a\n')
-    ((line, cells),) = read_csv(tmp_path / 'images.csv', [['class']], any_bytes=True)
+    ((line, cells),) = read_csv(tmp_path / 'images.csv', ['label'], any_bytes=True)
     assert line == 'line 2' and os.fsencode(cells['path']) == b'caf\xe9.png'
 
 
