@@ -23,10 +23,13 @@ if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir.data.crops import link_images, link_source, refuse_foreign_files, write_crops
+from areir.data.images import is_outdated
 from areir.data.layouts import KNOWN_DATASETS
+from areir.data.leaks import find_leaks
+from areir.data.lists import DISTRACTOR, SHOWN
 from areir.data.sample import draw_sample
 from areir.data.source import TABLE, link_usual_folders, read_source
-from areir.data.splits import check_name, is_prepared, missing_files
+from areir.data.splits import check_name, load_split
 from areir.data.verification import (
     channel_statistics,
     find_oddities,
@@ -78,17 +81,18 @@ def prepare(
     num_workers=1,
     table=None,
     test_share=None,
+    skip_broken=False,
 ):
     """Read, verify and write the splits of one dataset.
 
-    Raises UserError, before anything is written, naming what its layout lacks, or every
-    image that cannot be read.
+    skip_broken: whether to leave out images that cannot be read. Raises UserError,
+    before anything is written, naming what its layout lacks, or every such image.
     """
     check_name(name)
     dataset = read_source(data_root, name, data_path, seed, table, test_share)
     print_source(dataset)
     fingerprint = dataset.fingerprint(image_size, seed)
-    if is_unchanged(dataset, fingerprint):
+    if is_unchanged(dataset, fingerprint, skip_broken):
         print(f'{name}: nothing changed since it was prepared')
         return
 
@@ -100,20 +104,16 @@ def prepare(
     make_writable(data_root, '--data_root')
     with start_pool(num_workers) as pool:
         # the mean and deviation of known datasets are at hand
-        wanted = None if name in KNOWN_DATASETS else image_size
-        results = verify_images(pool, name, dataset.images, dataset.records, wanted)
-        pairs = zip(results, dataset.records)
-        beyond = [record for result, record in pairs if result.beyond]
-        for part, (images, classes) in dataset.counts.items():
-            print(f'{part:<8}{images:>10,} images of {classes:,} classes')
-        if beyond:
-            print(
-                f'notice: {name}: {len(beyond):,} boxes reach beyond their image and '
-                f'are cut at its edge, such as that of {printable(beyond[0].path)} '
-                f'({beyond[0].origin})'
-            )
-        warnings = find_oddities(name, dataset.records, len(beyond))
-        for warning in warnings:
+        wanted = 0 if name in KNOWN_DATASETS else image_size
+        results = verify_images(pool, dataset.images, dataset.records, wanted)
+        dataset, results, skipped = leave_out_broken(dataset, results, skip_broken)
+        print_counts(dataset, results)
+        found = {
+            crop_type: find_copies_and_oddities(dataset, results, crop_type)
+            for crop_type in dataset.crop_types
+        }
+        warnings = [line for entry in found.values() for line in entry['warnings']]
+        for warning in dict.fromkeys(warnings):
             print(f'warning: {name}: {warning}')
         mean, std = find_statistics(dataset, results, image_size)
         info = {
@@ -121,13 +121,13 @@ def prepare(
             'mean': mean,
             'std': std,
             'counts': dataset.counts,
-            'warnings': warnings,
+            'skipped': skipped,
             'fingerprint': fingerprint,
         }
         with locked_dataset(data_root, name):  # from here on the disk changes
             remove_split_files(dataset)
             make_links_and_crops(pool, dataset, fingerprint)
-            write_split_files(dataset, info)
+            write_split_files(dataset, info, found)
 
 
 @contextlib.contextmanager
@@ -159,13 +159,104 @@ def print_source(dataset):
         print(f'notice: {name}: left out {len(left_out):,} {what}, such as {example}')
 
 
-def is_unchanged(dataset, fingerprint):
-    """Whether all split files have this fingerprint and all their images are there."""
+def is_unchanged(dataset, fingerprint, skip_broken):
+    """Whether all split files have this fingerprint and all their images are there.
+
+    Images that were left out must be allowed to be, and still be unreadable.
+    """
+    try:
+        infos = [
+            load_split(dataset.data_root, dataset.name, crop_type).info
+            for crop_type in dataset.crop_types
+        ]
+    except (UserError, OSError):  # to be made again
+        return False
     return all(
-        is_prepared(dataset.split_path(crop_type), fingerprint)
-        and not missing_files(dataset.folder, dataset.names(crop_type))
-        for crop_type in dataset.crop_types
+        info['fingerprint'] == fingerprint
+        and (skip_broken or not info['skipped'])
+        and not any(map(is_outdated, info['skipped'].values()))
+        for info in infos
     )
+
+
+def leave_out_broken(dataset, results, skip_broken):
+    """Return (dataset, results, {path: reason}) without the images that are broken.
+
+    results: of `verify_images`. Raises UserError naming all of them unless they are to
+    be left out, or if too little is left.
+    """
+    name, total = dataset.name, len(results)
+    rows = list(zip(results, dataset.records, dataset.images))
+    broken = [row for row in rows if row[0].problem]
+    lines = []
+    for result, record, image in broken:
+        origin = f' ({record.origin})' if record.origin else ''
+        lines.append(f'\n  {printable(image)}: {printable(result.problem)}{origin}')
+    if broken and not skip_broken:
+        raise UserError(
+            f'{name}: {len(broken):,} of {total:,} images cannot be read, so nothing '
+            'was written; replace these files and run again, or add --skip_broken to '
+            f'leave them out:{"".join(lines)}'
+        )
+    if broken:
+        more = f'\n  and {len(lines) - SHOWN:,} more' * (len(lines) > SHOWN)
+        print(
+            f'notice: {name}: left out {len(broken):,} of {total:,} images, which '
+            f'cannot be read:{"".join(lines[:SHOWN])}{more}'
+        )
+        classes = {record.label for record in dataset.records}
+        dataset = dataset.without({record.path for _, record, _ in broken})
+        lost = sorted(classes - {record.label for record in dataset.records})
+        if lost:
+            print(
+                f'notice: {name}: classes without an image left: {len(lost):,}, such '
+                f'as {printable(str(lost[0]))}'
+            )
+    skipped = {record.path: result.problem for result, record, _ in broken}
+    return dataset, [result for result in results if not result.problem], skipped
+
+
+def print_counts(dataset, results):
+    """Print the images and classes of each part, and which boxes were cut."""
+    records = dataset.records
+    for part, (images, classes) in dataset.counts.items():
+        labels = [record.label for record in records if record.part == part]
+        count = labels.count(DISTRACTOR)
+        among = f', and {count:,} distractors' if count else ''
+        print(f'{part:<8}{images - count:>10,} images of {classes:,} classes{among}')
+    pairs = zip(results, records)
+    beyond = [record for result, record in pairs if result.beyond]
+    if beyond:
+        print(
+            f'notice: {dataset.name}: {len(beyond):,} boxes reach beyond their image '
+            f'and are cut at its edge, such as that of {printable(beyond[0].path)} '
+            f'({beyond[0].origin})'
+        )
+
+
+def find_copies_and_oddities(dataset, results, crop_type):
+    """Return the entries warnings, leaks and files of a split's info.
+
+    results: of `verify_images`. Copies have the same bytes and, if they are cropped,
+    the same box. In known datasets they count, as in the benchmark.
+    """
+    contents = [
+        (result.digest or path, record.box if crop_type == 'cropped' else None)
+        for result, record, path in zip(results, dataset.records, dataset.images)
+    ]
+    own = dataset.name not in KNOWN_DATASETS
+    leaks, sentences, numbers = find_leaks(contents, dataset.records, own)
+    beyond = sum(result.beyond for result in results)
+    oddities = find_oddities(
+        dataset.name, dataset.records, beyond, contents if own else None
+    )
+    names = zip(dataset.names(crop_type), dataset.records)
+    files = {name: numbers[rec.path] for name, rec in names if rec.path in numbers}
+    return {
+        'warnings': oddities + sentences,
+        'leaks': leaks,
+        'files': files if own else {},
+    }
 
 
 def find_statistics(dataset, results, image_size):
@@ -215,14 +306,25 @@ def make_links_and_crops(pool, dataset, fingerprint):
         write_crops(pool, folder, jobs, fingerprint)
 
 
-def write_split_files(dataset, info):
-    """Write a split file for each crop type. info: the entry that all of them hold."""
+def write_split_files(dataset, info, found):
+    """Write a split file for each crop type.
+
+    info: the entry that all of them hold; found: what is added to it, by crop type.
+    """
     files = {}
     for crop_type in dataset.crop_types:
         split = {part: {} for part in dataset.counts}
         for record, image in zip(dataset.records, dataset.names(crop_type)):
             split[record.part].setdefault(record.label, []).append(image)
         split['info'] = {'data_name': dataset.name, 'crop_type': crop_type, **info}
+        split['info'] |= found[crop_type]
+        groups = {
+            image: record.group
+            for record, image in zip(dataset.records, dataset.names(crop_type))
+            if record.group is not None
+        }
+        if groups:
+            split['info']['groups'] = groups
         files[dataset.split_path(crop_type)] = split
     write_tensors(files)
     for path in files:
@@ -248,6 +350,7 @@ def prepare_one(args, name):
         args.num_workers,
         args.csv,
         args.test_share,
+        args.skip_broken,
     )
 
 

@@ -4,17 +4,17 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from areir.data.crops import source_link
 from areir.data.images import IMAGE_SUFFIXES, PREPROCESSING, list_files
 from areir.data.layouts import KNOWN_DATASETS
-from areir.data.lists import refuse_repeats
+from areir.data.lists import DISTRACTOR, refuse_repeats
 from areir.data.own_images import draw_parts, read_folder
 from areir.data.splits import SPLIT_SUFFIX, split_path
 from areir.data.tables import read_table
 from areir.data.verification import count_parts
-from areir.errors import UserError
+from areir.errors import UserError, printable
 
 TEST_SHARE = 0.5  # of the classes of a dataset without a split of its own
 TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
@@ -64,9 +64,19 @@ class SourceDataset:
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         known = self.name in KNOWN_DATASETS
         settings = [] if known else [image_size, seed, PREPROCESSING]
-        records = [record[:4] for record in self.records]  # wherever they are listed
+        # wherever they are listed
+        records = [record._replace(origin='') for record in self.records]
         text = json.dumps([settings, records, stats])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def without(self, paths):
+        """Return the dataset without the images of these paths.
+
+        Raises UserError if what is left cannot be split.
+        """
+        kept = [record for record in self.records if record.path not in paths]
+        check_parts(kept, self.table or self.source, len(self.counts) == 1)
+        return replace(self, records=kept)
 
 
 def link_usual_folders(data_root, names):
@@ -165,15 +175,39 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
             f'--test_share {test_share:g}: {table or source} has a split of its '
             'own: leave it out'
         )
-    counts = count_parts(records)
-    if 'train' not in counts or (len(counts) < 2 and test_share != 0):
-        present = ' and '.join(counts) or 'no'
-        raise UserError(
-            f'{table or source}: {present} images found; both training and test are '
-            'needed, or --test_share 0 and training images only'
-        )
+    check_parts(records, table or source, test_share == 0)
     left_out = set(files).difference(record.path for record in records)
     if name in KNOWN_DATASETS:
         left_out = [path for path in left_out if path.lower().endswith(IMAGE_SUFFIXES)]
     left_out = sorted(path for path in left_out if not path.endswith(SPLIT_SUFFIX))
     return SourceDataset(data_root, name, source, layout, records, left_out, table)
+
+
+def check_parts(records, source, train_only):
+    """Raise UserError unless there are images of training and of the test.
+
+    source: the folder, or the CSV, of the records; train_only: whether there need not
+    be a test.
+    """
+    counts = count_parts(records)
+    if 'train' not in counts or (len(counts) < 2 and not train_only):
+        present = ' and '.join(counts) or 'no'
+        raise UserError(
+            f'{source}: {present} images found; both training and test are needed, or '
+            '--test_share 0 and training images only'
+        )
+    for record in records:
+        if record.label == DISTRACTOR and record.part in ('train', 'query'):
+            where = record.origin or source
+            raise UserError(
+                f'{where}: {printable(record.path)} has no label, or {DISTRACTOR}, in '
+                f'{record.part}: such images are for the test alone, to be searched'
+            )
+    tested = {record.label for record in records if record.part != 'train'}
+    tested.discard(DISTRACTOR)
+    if len(counts) > 1 and len(tested) < 2:
+        found = f'only {printable(str(*tested))}' if tested else 'none'
+        raise UserError(
+            f'{source}: classes of the test: {found}; at least two are needed, because '
+            'all that is found of a single class is right'
+        )

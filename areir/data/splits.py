@@ -3,6 +3,11 @@
 A split file data/<name>/<crop_type>_data_dicts.pth is {'train': {label: [image, ...]},
 'test': {...}, 'info': {...}}; In-shop Clothes has query and gallery in place of test.
 Image paths are relative to data/<name>, so the folder can be moved.
+
+In info, files is {image: number} of the test's images that have identical copies in
+it, which have the same number: a query ignores them. groups is {image: group}: a query
+ignores images of its class and group. leaks is {'train/test': how many images of the
+second part have copies in the first, ...}. skipped is {image: why it is left out}.
 """
 
 import hashlib
@@ -126,14 +131,6 @@ def hold_out(split, seed):
 def split_path(data_root, name, crop_type):
     """Return the path of a split file."""
     return os.path.join(data_root, name, f'{crop_type}{SPLIT_SUFFIX}')
-
-
-def is_prepared(path, fingerprint):
-    """Whether a split file was made from exactly these images and settings."""
-    try:
-        return load_own(path, ['info'], ADVICE)['info']['fingerprint'] == fingerprint
-    except (UserError, OSError):  # to be made again
-        return False
 
 
 def missing_files(folder, names):

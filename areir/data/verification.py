@@ -3,6 +3,8 @@
 Is each image complete? Is the split as it should be? What are mean and deviation?
 """
 
+import hashlib
+import os
 import signal
 from collections import Counter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -13,6 +15,7 @@ import numpy as np
 from areir.bars import progress_bar
 from areir.data.images import PixelFormat, clamp_box, load_image, stored_size
 from areir.data.layouts import KNOWN_DATASETS
+from areir.data.lists import DISTRACTOR
 from areir.data.loading import end_with_parent
 from areir.errors import UserError
 
@@ -52,55 +55,48 @@ class Verified(NamedTuple):
     problem: str = ''
     beyond: bool = False  # whether its box reaches beyond it
     sums: np.ndarray | None = None  # of its pixels, and of their squares, int64 (2, 3)
+    digest: bytes | None = None  # of its file, if another file has the same size
 
 
 def verify_image(job):
     """Return what is Verified of one image.
 
-    job: (path, box or None, pixels per side of the image whose sums are wanted, or
-    None). Computed by numpy: torch's threads do not survive the fork that starts a
-    worker process.
+    job: (path, box or None, pixels per side of the image whose sums are wanted, or 0,
+    whether its digest is wanted). Computed by numpy: torch's threads do not survive the
+    fork that starts a worker process.
     """
-    path, box, image_size = job
+    path, box, image_size, hashed = job
     pixel_format = PixelFormat(image_size or 1)
-    beyond, sums = False, None
+    beyond, sums, digest = False, None, None
     try:
         side = pixel_format.image_size
         image = load_image(path, least=side, reduce=pixel_format.reduction())
         if box:
             beyond = clamp_box(box, stored_size(path)) != tuple(box)
     except UserError as error:
-        return Verified(f'{path}: ' + str(error).removeprefix(f'{path}: '))
+        return Verified(str(error).removeprefix(f'{path}: '))
     if image_size:
         pixels = pixel_format.to_pixels(image).numpy().astype(np.int64)
         sums = np.array([pixels.sum((1, 2)), (pixels**2).sum((1, 2))])
-    return Verified('', beyond, sums)
+    if hashed:
+        with open(path, 'rb') as file:
+            digest = hashlib.file_digest(file, 'sha256').digest()
+    return Verified('', beyond, sums, digest)
 
 
-def verify_images(pool, name, images, records, image_size=None):
+def verify_images(pool, images, records, image_size=0):
     """Decode all images; return what is Verified of each.
 
     images: the path of each record's file; image_size: pixels per side of the training
-    images whose sums are wanted, or None. Raises UserError naming every image that
-    cannot be read.
+    images whose sums are wanted, or 0.
     """
+    sizes = [os.path.isfile(image) and os.path.getsize(image) for image in images]
+    same_size = Counter(sizes)  # files of different sizes are no copies
     jobs = [
-        (image, record.box, image_size if record.part == 'train' else None)
-        for image, record in zip(images, records)
+        (image, record.box, image_size * (record.part == 'train'), same_size[size] > 1)
+        for image, record, size in zip(images, records, sizes)
     ]
-    results = parallel(pool, verify_image, jobs, 'verifying')
-    problems = [
-        f'{result.problem} ({record.origin})' if record.origin else result.problem
-        for result, record in zip(results, records)
-        if result.problem
-    ]
-    if problems:
-        raise UserError(
-            f'{name}: {len(problems):,} of {len(jobs):,} images cannot be read, so '
-            'nothing was written; replace these files and run again:\n  '
-            + '\n  '.join(problems)
-        )
-    return results
+    return parallel(pool, verify_image, jobs, 'verifying')
 
 
 def channel_statistics(results, image_size):
@@ -124,14 +120,15 @@ def count_parts(records):
     for part in PARTS:
         labels = [record.label for record in records if record.part == part]
         if labels:
-            counts[part] = (len(labels), len(set(labels)))
+            counts[part] = (len(labels), len({*labels} - {DISTRACTOR}))
     return counts
 
 
-def find_oddities(name, records, beyond=0):
+def find_oddities(name, records, beyond=0, contents=None):
     """Return what is odd about a dataset as a list of sentences.
 
-    beyond: how many boxes reach beyond their image.
+    beyond: how many boxes reach beyond their image; contents: of each record, what it
+    shares with the copies that a query ignores.
     """
     oddities = []
     known = KNOWN_DATASETS.get(name)
@@ -149,26 +146,45 @@ def find_oddities(name, records, beyond=0):
                 f'{beyond:,} boxes reach beyond their image and were clamped: '
                 'annotations and images may not belong together'
             )
-    sizes = {part: Counter() for part in PARTS}  # images of each class
-    for record in records:
-        sizes[record.part][record.label] += 1
-    single = list(sizes['test'].values()).count(1)
-    if single:
-        oddities.append(
-            f'{single:,} test classes have a single image, whose query always misses'
-        )
-    lost = [label for label in sizes['query'] if label not in sizes['gallery']]
+    lost = count_lost(records, contents or range(len(records)))
     if lost:
-        images = sum(sizes['query'][label] for label in lost)
         oddities.append(
-            f'{images:,} queries have no image of their class in the gallery and '
+            f'queries without another image of their class to find: {lost:,}; they '
             'always miss'
         )
-    tested = sizes['test'] | sizes['query'] | sizes['gallery']
-    shared = sizes['train'].keys() & tested.keys()
+    classes = {part: set() for part in PARTS}
+    for record in records:
+        classes[record.part].add(record.label)
+    tested = classes['test'] | classes['query'] | classes['gallery']
+    shared = classes['train'] & tested
     if shared:
         oddities.append(
             f'{len(shared):,} classes are both in training and in the test: the score '
             'is not for unseen classes'
         )
     return oddities
+
+
+def count_lost(records, contents):
+    """Return how many queries have no image of their class to find.
+
+    Copies of a query, and images of its class and group, are not to be found.
+    """
+
+    def keys(record, content):
+        label, group = record.label, record.group
+        group = content if group is None else group
+        return (label,), (label, group), (label, None, content), (label, group, content)
+
+    rows = list(zip(records, contents))
+    searched = Counter()
+    for record, content in rows:
+        if record.part in ('gallery', 'test'):
+            searched.update(keys(record, content))
+    lost = 0
+    for record, content in rows:
+        if record.part in ('query', 'test') and record.label != DISTRACTOR:
+            counts = [searched[key] for key in keys(record, content)]
+            of_class, of_group, copies, both = counts
+            lost += of_class == of_group + copies - both
+    return lost

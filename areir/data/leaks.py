@@ -1,0 +1,62 @@
+"""Files of a split that are the same, byte for byte: images that were seen before."""
+
+from collections import defaultdict
+
+from areir.errors import printable
+
+# pairs of parts whose copies change what is measured
+PAIRS = (
+    *(('train', 'test'), ('train', 'query'), ('train', 'gallery')),
+    *(('query', 'gallery'), ('test', 'test')),
+)
+
+
+def find_leaks(contents, records, ignored=True):
+    """Return (counts, sentences, numbers) of the copies in a split.
+
+    contents: of each record, what it shares with its copies alone; ignored: whether a
+    query ignores them. counts: {'train/test': images of the second part that the first
+    has, too}, without zeros; numbers: {record.path: number} of images of the test that
+    have copies in it, and copies have the same number.
+    """
+    copies = defaultdict(list)
+    for content, record in zip(contents, records):
+        copies[content].append(record)
+    copies = [group for group in copies.values() if len(group) > 1]
+    rule = 'a query ignores its copies' if ignored else 'the benchmark counts them'
+    counts, sentences = {}, []
+    for pair in PAIRS:
+        found = [shared for group in copies if (shared := shared_by(group, *pair))]
+        if found:
+            first, second = pair
+            counts[f'{first}/{second}'] = count = sum(len(also) for _, also in found)
+            where = f'in {first} and in {second}' if first != second else f'in {first}'
+            remark = 'training has seen them' if first == 'train' else rule
+            (seen, *_), (*_, also) = found[0]
+            sentences.append(describe(count, where, seen, also, remark))
+    mixed = [group for group in copies if len({record.label for record in group}) > 1]
+    if mixed:
+        count, (first, *others) = sum(map(len, mixed)), mixed[0]
+        other = next(record for record in others if record.label != first.label)
+        remark = 'correct their labels'
+        sentences.append(describe(count, 'in several classes', first, other, remark))
+    numbers = {}
+    for number, group in enumerate(copies):
+        tested = [record.path for record in group if record.part != 'train']
+        if len(tested) > 1:
+            numbers.update(dict.fromkeys(tested, number))
+    return counts, sentences, numbers
+
+
+def shared_by(copies, first, second):
+    """Return the (records of part `first`, of `second`) of copies, None if none."""
+    seen = [record for record in copies if record.part == first]
+    also = [record for record in copies if record.part == second]
+    alone = first == second and len(seen) == 1
+    return (seen, also) if seen and also and not alone else None
+
+
+def describe(count, where, record, other, remark):
+    """Return the sentence about `count` images that have copies `where`."""
+    example = f'{printable(record.path)} and {printable(other.path)}'
+    return f'identical files {where}: {count:,}, such as {example}; {remark}'
