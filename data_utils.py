@@ -36,7 +36,7 @@ from areir.data.verification import (
     start_pool,
     verify_images,
 )
-from areir.errors import UserError, printable
+from areir.errors import UserError, counted, printable
 from areir.files import make_writable, refuse_folder, write_tensors
 from areir.hardware import available_cores, most_workers
 
@@ -222,7 +222,7 @@ def print_counts(dataset, results):
     for part, (images, classes) in dataset.counts.items():
         labels = [record.label for record in records if record.part == part]
         count = labels.count(DISTRACTOR)
-        among = f', and {count:,} distractors' if count else ''
+        among = f', and {counted(count, "distractor")}' if count else ''
         print(f'{part:<8}{images - count:>10,} images of {classes:,} classes{among}')
     pairs = zip(results, records)
     beyond = [record for result, record in pairs if result.beyond]

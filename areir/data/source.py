@@ -75,7 +75,7 @@ class SourceDataset:
         Raises UserError if what is left cannot be split.
         """
         kept = [record for record in self.records if record.path not in paths]
-        check_parts(kept, self.table or self.source, len(self.counts) == 1)
+        check_parts(self.name, kept, self.table or self.source, len(self.counts) == 1)
         return replace(self, records=kept)
 
 
@@ -175,7 +175,7 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
             f'--test_share {test_share:g}: {table or source} has a split of its '
             'own: leave it out'
         )
-    check_parts(records, table or source, test_share == 0)
+    check_parts(name, records, table or source, test_share == 0)
     left_out = set(files).difference(record.path for record in records)
     if name in KNOWN_DATASETS:
         left_out = [path for path in left_out if path.lower().endswith(IMAGE_SUFFIXES)]
@@ -183,11 +183,11 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
     return SourceDataset(data_root, name, source, layout, records, left_out, table)
 
 
-def check_parts(records, source, train_only):
-    """Raise UserError unless there are images of training and of the test.
+def check_parts(name, records, source, train_only):
+    """Raise UserError unless a dataset's records can be trained and tested on.
 
     source: the folder, or the CSV, of the records; train_only: whether there need not
-    be a test.
+    be a test. Incomplete known datasets get a warning, see `find_oddities`.
     """
     counts = count_parts(records)
     if 'train' not in counts or (len(counts) < 2 and not train_only):
@@ -198,16 +198,16 @@ def check_parts(records, source, train_only):
         )
     for record in records:
         if record.label == DISTRACTOR and record.part in ('train', 'query'):
-            where = record.origin or source
             raise UserError(
-                f'{where}: {printable(record.path)} has no label, or {DISTRACTOR}, in '
-                f'{record.part}: such images are for the test alone, to be searched'
+                f'{record.origin or source}: {printable(record.path)}: an image of '
+                f'{record.part} needs a label; those without one, or with '
+                f'{DISTRACTOR}, are only searched: put it into the test'
             )
     tested = {record.label for record in records if record.part != 'train'}
-    tested.discard(DISTRACTOR)
-    if len(counts) > 1 and len(tested) < 2:
-        found = f'only {printable(str(*tested))}' if tested else 'none'
+    tested -= {DISTRACTOR}
+    if name not in KNOWN_DATASETS and len(counts) > 1 and len(tested) < 2:
+        found = ', '.join(map(printable, tested)) or 'none'
         raise UserError(
-            f'{source}: classes of the test: {found}; at least two are needed, because '
-            'all that is found of a single class is right'
+            f'{source}: the test needs at least 2 classes and has {found}: whatever is '
+            'found of a single class is right'
         )

@@ -58,7 +58,7 @@ def test_classes_are_split_in_half_by_the_seed(root, tmp_path):
 @pytest.mark.parametrize('parts', [('train', 'test'), ('train', 'query', 'gallery')])
 def test_folders_of_splits_are_used(root, parts):
     for part in parts:
-        classes = ['x', 'y'] if part == 'train' else ['z']
+        classes = ['x', 'y'] if part == 'train' else ['w', 'z']
         write_classes(root / 'shoes' / part, classes)
     dataset = read_source(root, 'shoes')
     assert list(dataset.counts) == list(parts)
@@ -67,7 +67,7 @@ def test_folders_of_splits_are_used(root, parts):
     for part in parts[1:]:
         records = [record for record in dataset.records if record.part == part]
         images = [(record.label, record.path) for record in records]
-        assert images == [('z', f'{part}/z/0.png'), ('z', f'{part}/z/1.png')]
+        assert images[2:] == [('z', f'{part}/z/0.png'), ('z', f'{part}/z/1.png')]
 
 
 @pytest.mark.parametrize('folder', ['a', 'train/a', 'train'])

@@ -14,6 +14,8 @@ from PIL import Image
 from areir.data.lists import Record
 from areir.data.splits import load_split
 from areir.data.verification import (
+    count_lost,
+    count_parts,
     find_oddities,
     parallel,
     start_pool,
@@ -79,13 +81,40 @@ def test_odd_splits_are_pointed_out():
     assert oddities(*fine) == []
     assert oddities(('train', 1), ('query', 2), ('gallery', 2)) == []
     (warning,) = oddities(*fine, ('test', 3))
-    assert 'single image' in warning
+    assert 'always miss' in warning
     (warning,) = oddities(*fine, ('train', 2))
     assert 'both in training and in the test' in warning
     lost = [('train', 1), ('query', 2), ('query', 2), ('gallery', 3)]
-    assert '2 queries' in oddities(*lost)[0]
+    assert 'find: 2;' in oddities(*lost)[0]
+    # distractors are neither queries nor a class
+    assert oddities(*fine, ('test', '-1')) == []
     # published boxes of cars fit, so the folder of images must be another one
     assert 'beyond' in find_oddities('car', records(*fine), beyond=1)[2]
+
+
+def test_distractors_are_no_class():
+    parts = records(('train', 'a'), ('gallery', 'b'), ('gallery', '-1'))
+    assert count_parts(parts) == {'train': (1, 1), 'gallery': (2, 1)}
+
+
+def test_queries_that_find_only_copies_or_their_group_are_lost():
+    rows = [  # part, label, group, content; whether its query is lost
+        ('query', 'a', 'cam1', 'w', True),  # of its class, its group alone
+        ('query', 'a', 'cam2', 'x', False),
+        ('query', 'b', None, 'y', True),  # of its class, a copy of it alone
+        ('query', 'b', None, 'z', False),
+        ('query', '-1', None, 'u', False),
+        ('gallery', 'a', 'cam1', 'v', False),
+        ('gallery', 'b', None, 'y', False),
+    ]
+    found = [Record(part, label, 'x', group=group) for part, label, group, _, _ in rows]
+    contents = [row[3] for row in rows]
+    assert count_lost(found, contents) == sum(row[4] for row in rows)
+    # each searches all others: a class of copies, and a class of one group
+    rows = [('a', None, 'x'), ('a', None, 'x'), ('b', '1', 'y'), ('b', '1', 'z')]
+    rows += [('c', None, 'u'), ('c', None, 'u'), ('c', None, 'v'), ('d', '1', 'w')]
+    found = [Record('test', label, 'x', group=group) for label, group, _ in rows]
+    assert count_lost(found, [content for _, _, content in rows]) == 5
 
 
 # Worker processes
