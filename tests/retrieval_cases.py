@@ -153,7 +153,7 @@ def brute_force(
     names = [*(f'recall@{k}' for k in ks), 'map@r', 'r_precision', 'map']
     return {
         **dict(zip(names, np.mean(np.array(rows, float), axis=0).tolist())),
-        'mean_rank': sum(ranks) / len(ranks) if ranks else 0,
+        'mean_rank': sum(ranks) / len(ranks) if ranks else np.nan,
         'queries_without_positive': len(rows) - len(ranks),
     }
 

@@ -2,7 +2,8 @@
 
 A split file data/<name>/<crop_type>_data_dicts.pth is {'train': {label: [image, ...]},
 'test': {...}, 'info': {...}}; In-shop Clothes has query and gallery in place of test.
-Image paths are relative to data/<name>, so the folder can be moved.
+Image paths are relative to data/<name>, so the folder can be moved. Test images with
+the label DISTRACTOR are searched, but of no class.
 
 In info, files is {image: number} of the test's images that have identical copies in
 it, which have the same number: a query ignores them. groups is {image: group}: a query
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from areir.data.images import PixelFormat
+from areir.data.lists import DISTRACTOR
 from areir.errors import UserError
 from areir.files import cut_name, load_own
 
@@ -31,8 +33,12 @@ class Part:
     """The images of one part of a split."""
 
     images: list  # relative to the dataset's folder
-    labels: torch.Tensor  # int64 (N,), positions in classes
+    labels: torch.Tensor  # int64 (N,), positions in classes, -1 of distractors
     classes: list  # the dataset's own labels, sorted
+    # int64 (N,), -1 for none: images of one group, such as a camera, and copies of one
+    # file, see `evaluation.metrics.evaluate`
+    groups: torch.Tensor | None = None
+    files: torch.Tensor | None = None
 
     def __len__(self):
         return len(self.images)
@@ -40,15 +46,20 @@ class Part:
     def rows(self, indices):
         """Return the Part of the images with these indices, int64 (n,)."""
         images = [self.images[index] for index in indices.tolist()]
-        return Part(images, self.labels[indices], self.classes)
+        marks = [mark if mark is None else mark[indices] for mark in self.marks]
+        return Part(images, self.labels[indices], self.classes, *marks)
+
+    @property
+    def marks(self):
+        return self.groups, self.files
 
     def of_classes(self, classes):
         """Return the Part of only these classes, renumbered by their position."""
-        images_of = {label: [] for label in classes}
-        for image, index in zip(self.images, self.labels.tolist()):
-            if self.classes[index] in images_of:
-                images_of[self.classes[index]].append(image)
-        return make_part(images_of, classes)
+        position = {label: index for index, label in enumerate(classes)}
+        numbers = [position.get(label, -1) for label in self.classes]
+        labels = torch.tensor(numbers)[self.labels]
+        part = self.rows((labels >= 0).nonzero().flatten())
+        return replace(part, labels=labels[labels >= 0], classes=classes)
 
 
 @dataclass
@@ -96,23 +107,33 @@ class Split:
         return PixelFormat(image_size, self.info['mean'], self.info['std'])
 
 
-def make_part(images_of, classes):
-    """Return the Part of {label: [image, ...]}, in the order of the labels."""
+def make_part(images_of, classes, groups=None, files=None):
+    """Return the Part of {label: [image, ...]}, in the order of the labels.
+
+    groups, files: {image: number}, or None.
+    """
     position = {label: index for index, label in enumerate(classes)}
+    position[DISTRACTOR] = -1
     images, labels = [], []
     for label in sorted(images_of):
         images += images_of[label]
         labels += [position[label]] * len(images_of[label])
-    return Part(images, torch.tensor(labels, dtype=torch.int64), classes)
+    marks = []
+    for numbers in (groups, files):
+        if numbers is not None:
+            numbers = torch.tensor([numbers.get(image, -1) for image in images])
+        marks.append(numbers)
+    return Part(images, torch.tensor(labels, dtype=torch.int64), classes, *marks)
 
 
 def common_labels(parts):
     """Return the labels of several Parts in one numbering of their classes' names."""
     names = sorted(set().union(*(part.classes for part in parts)))
     position = {name: index for index, name in enumerate(names)}
+    # the last number is that of label -1
     return torch.cat(
         [
-            torch.tensor([position[name] for name in part.classes])[part.labels]
+            torch.tensor([*(position[name] for name in part.classes), -1])[part.labels]
             for part in parts
         ]
     )
@@ -175,14 +196,20 @@ def load_split(data_root, name, crop_type='uncropped'):
     content = load_own(path, ['train', 'info'], ADVICE)
     info = content['info']
     images_of = {part: content[part] for part in info['counts']}
-    sha256 = hashlib.sha256(json.dumps(images_of).encode()).hexdigest()
+    groups, files = info.get('groups'), info.get('files')
+    hashed = [images_of, groups] if groups else images_of
+    sha256 = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
+    if groups:
+        names = sorted(set(groups.values()))
+        numbers = {name: number for number, name in enumerate(names)}
+        groups = {image: numbers[name] for image, name in groups.items()}
 
     tested = [images_of[part] for part in images_of if part != 'train']
-    test_classes = sorted(set().union(*tested))
+    test_classes = sorted(set().union(*tested) - {DISTRACTOR})
     parts = {}
     for part, labelled in images_of.items():
         classes = sorted(labelled) if part == 'train' else test_classes
-        parts[part] = make_part(labelled, classes)
+        parts[part] = make_part(labelled, classes, groups, files)
 
     images = [image for part in parts.values() for image in part.images]
     missing = missing_files(folder, images)

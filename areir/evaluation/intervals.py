@@ -50,13 +50,27 @@ def resampled_means(sums, sizes, resamples=1000, seed=0):
     return means, (share, 1 - share)
 
 
-def confidence_intervals(values, labels, resamples=1000, seed=0):
-    """Return {measure: (low, high)}, 95 % intervals of the means of {measure: (N,)}.
+def class_means(values, labels):
+    """Return {measure: mean over the classes of their means} of {measure: (N,)}.
 
-    labels (N,): the class of each query. NaN with fewer than LEAST_CLASSES classes.
+    A large class counts as much as a small one.
     """
     values = {measure: value.cpu() for measure, value in values.items()}
     sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())
+    means = (sums / sizes[:, None]).mean(axis=0)
+    return dict(zip(values, means.tolist()))
+
+
+def confidence_intervals(values, labels, resamples=1000, seed=0, per_class=False):
+    """Return {measure: (low, high)}, 95 % intervals of the means of {measure: (N,)}.
+
+    labels (N,): the class of each query; per_class: whether the means are those of
+    `class_means`. NaN with fewer than LEAST_CLASSES classes.
+    """
+    values = {measure: value.cpu() for measure, value in values.items()}
+    sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())
+    if per_class:
+        sums, sizes = sums / sizes[:, None], np.ones_like(sizes)
     if len(sizes) < LEAST_CLASSES:
         return dict.fromkeys(values, (math.nan, math.nan))
     means, shares = resampled_means(sums, sizes, resamples, seed)

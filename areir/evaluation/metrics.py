@@ -48,7 +48,7 @@ def evaluate(
         map          only with groups: 1/R * sum over all positives of the precision at
                      their rank, as Market-1501 (ICCV 2015) and VeRi (ECCV 2016) report
         mean_rank    rank of the nearest positive, mean over the queries that have one;
-                     0 if none has
+                     NaN if none has
         queries_without_positive   number of queries with R = 0; they count as 0 in
                      the shares
 
@@ -84,7 +84,7 @@ def summary(ranks, ks):
     with_positive = int(has_positive.sum())
     return {
         **means,
-        'mean_rank': ranks['rank'].sum().item() / max(1, with_positive),
+        'mean_rank': ranks['rank'].sum().item() / (with_positive or math.nan),
         'queries_without_positive': count - with_positive,
     }
 

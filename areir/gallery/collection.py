@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 
 from areir.errors import UserError
+from areir.evaluation.metrics import DISTRACTOR
 from areir.evaluation.ranking import search
 from areir.gallery.folders import class_names
 from areir.gallery.index import store_calibration
@@ -66,7 +67,7 @@ class DatabaseCollection(Collection):
             'the database',
             folder,
             database['images'],
-            [classes[label] for label in database['labels'].tolist()],
+            [name_of(label, classes) for label in database['labels'].tolist()],
             database['embeddings'],
             database['calibration'],
         )
@@ -82,9 +83,9 @@ class DatabaseCollection(Collection):
         number = position - len(self)
         if number < 0:
             return super().stored(position)
-        label = self.database['query_labels'][number]
+        label = int(self.database['query_labels'][number])
         embedding = self.database['query_embeddings'][number].float()
-        return self.database['classes'][label], embedding
+        return name_of(label, self.database['classes']), embedding
 
     @cached_property
     def trained(self):
@@ -106,6 +107,11 @@ class DatabaseCollection(Collection):
     @cached_property
     def embedder(self):
         return self.trained.embedder(self.device)
+
+
+def name_of(label, classes):
+    """Return the name of a class, None of distractors."""
+    return None if label == DISTRACTOR else classes[label]
 
 
 class FolderCollection(Collection):

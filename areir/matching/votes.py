@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from areir.evaluation.metrics import DISTRACTOR
 from areir.evaluation.ranking import search
 
 VOTERS = 8
@@ -94,6 +95,7 @@ def calibrate_confidence(images, best_right, threshold):
     k = min(VOTERS, len(images.gallery) - int((images.own >= 0).any()))
     scores, indices = search(images.query, images.gallery, k, images.own)
     labels = images.gallery_labels[indices].tolist()
+    labels = [[None if one == DISTRACTOR else one for one in row] for row in labels]
     votes, right = [], []
     for wanted, best, *row in zip(
         images.query_labels.tolist(), best_right.tolist(), scores.tolist(), labels

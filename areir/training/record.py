@@ -15,7 +15,7 @@ import torch
 from areir.cli.recipes import RECIPES
 from areir.data.images import PixelFormat
 from areir.data.splits import Split
-from areir.evaluation.intervals import describe_interval, nan_to_none
+from areir.evaluation.intervals import class_means, describe_interval, nan_to_none
 from areir.files import relative_path
 from areir.hardware import Hardware
 from areir.matching.thresholds import threshold_lines
@@ -89,7 +89,7 @@ def result_files(experiment, result, state_dict, run_name):
 
     One version ties them together. The database holds the test images; those of
     training if there is no test. If the queries are not the gallery, the names of their
-    entries in the database begin with query_.
+    entries in the database begin with query_. Distractors have the label -1.
     """
     args, split = experiment.args, experiment.split
     common = {
@@ -122,10 +122,14 @@ def result_files(experiment, result, state_dict, run_name):
         'data_root': relative_path(data_root, results_root),
     }
     for name in split.test_parts:
-        prefix = 'query_' if name == 'query' else ''
+        prefix, part = 'query_' if name == 'query' else '', split.parts[name]
         database[f'{prefix}embeddings'] = result.embeddings[name]
-        database[f'{prefix}labels'] = split.parts[name].labels
-        database[f'{prefix}images'] = split.parts[name].images
+        database[f'{prefix}labels'] = part.labels
+        database[f'{prefix}images'] = part.images
+        if part.groups is not None:
+            database[f'{prefix}groups'] = part.groups
+        if part.files is not None:
+            database[f'{prefix}files'] = part.files
     if not split.test_parts:
         parts = [result.parts[name] for name in result.trained]
         embeddings = [result.embeddings[name] for name in result.trained]
@@ -140,6 +144,9 @@ def provenance(experiment, result):
     """Return the contents of <run>_run.json."""
     args, split = experiment.args, experiment.split
     hardware, info = experiment.hardware, experiment.split.info
+    metrics = {**result.metrics, **result.all_metrics}
+    metrics = dict(zip(metrics, nan_to_none(metrics.values())))
+    per_class = class_means(result.values, result.labels) if result.metrics else {}
     versions = {'python': platform.python_version(), 'torch': torch.__version__}
     versions |= {name: version(name) for name in PACKAGES}
     held_out = split.parts['val'].classes if 'val' in split.parts else []
@@ -158,6 +165,7 @@ def provenance(experiment, result):
         'data': {
             'counts': info['counts'],
             'warnings': info['warnings'],
+            'leaks': info.get('leaks', {}),
             'layout': info['layout'],
             'split_sha256': split.sha256,
             'held_out': held_out,
@@ -165,7 +173,8 @@ def provenance(experiment, result):
         'pixel_format': asdict(experiment.pixel_format),
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
-        'metrics': {**result.metrics, **result.all_metrics},
+        'metrics': metrics,
+        'per_class_metrics': per_class,
         'intervals': {
             name: nan_to_none(pair) for name, pair in result.intervals.items()
         },

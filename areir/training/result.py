@@ -9,7 +9,13 @@ from torch.nn import functional as F
 from areir.bars import progress_bar
 from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
-from areir.evaluation.metrics import measures, rank_positives, summary
+from areir.evaluation.metrics import (
+    DISTRACTOR,
+    measures,
+    rank_positives,
+    summary,
+    without_distractors,
+)
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
@@ -117,11 +123,11 @@ class Result:
         self.trained = [name for name in ('fit', 'rest') if name in self.parts]
         self.metrics, self.val_metrics = {}, {}
         if self.split.test_parts:
-            self.ranks = rank_positives(*self.on_device(self.split.test_parts))
+            self.ranks, self.labels = self.rank(self.split.test_parts)
             self.metrics = summary(self.ranks, experiment.recalls)
         self.queries_without_positive = self.metrics.pop('queries_without_positive', 0)
         if self.select == 'val':
-            self.val_metrics = summary(rank_positives(*self.on_device(['val'])), [1])
+            self.val_metrics = summary(self.rank(['val'])[0], [1])
             del self.val_metrics['queries_without_positive']
         self.all_hits = {}
         if experiment.args.whole_gallery == 'yes':
@@ -138,6 +144,18 @@ class Result:
             tensors.append(self.split.parts[name].labels.to(device))
         return tensors
 
+    def rank(self, names):
+        """Rank the queries of one part, or those of the first in the second.
+
+        Returns (ranks, labels (Q,)) without distractors.
+        """
+        query, gallery = (self.split.parts[name] for name in (names[0], names[-1]))
+        marks = query.groups, gallery.groups, query.files, gallery.files
+        names_of_marks = 'groups', 'gallery_groups', 'files', 'gallery_files'
+        tensors = self.on_device(names)
+        ranks = rank_positives(*tensors, **dict(zip(names_of_marks, marks)))
+        return without_distractors(ranks, query.labels)
+
     def join(self, names, dtype=None):
         """Return embeddings and labels of several parts, one after the other."""
         device = self.experiment.hardware.exact_device
@@ -152,12 +170,16 @@ class Result:
         is 1 if the nearest image is of the query's class, else 0.
         """
         embeddings, labels = self.join(self.parts)
-        hits = measures(rank_positives(embeddings, labels), [1])['recall@1']
+        files = [part.files for part in self.parts.values()]
+        files = None if files[0] is None else torch.cat(files)
+        ranks = rank_positives(embeddings, labels, files=files)
+        hits = measures(ranks, [1])['recall@1']
         trained = len(self.split.train)  # they come first, classes held out last
         new = trained + sum(len(self.parts[name]) for name in self.split.test_parts)
         found = {'all_recall@1_trained': (hits[:trained], labels[:trained])}
         if self.split.test_parts:
-            found['all_recall@1_new'] = hits[trained:new], labels[trained:new]
+            rows = trained + queries(labels[trained:new])
+            found['all_recall@1_new'] = hits[rows], labels[rows]
         return found
 
     @property
@@ -169,13 +191,17 @@ class Result:
             return summary(self.ranks, [1])['recall@1']
         return self.epoch
 
+    @property
+    def values(self):
+        """The measures (Q,) of each query of the test classes."""
+        return measures(self.ranks, self.experiment.recalls)
+
     @cached_property
     def intervals(self):
         """95 % intervals of the metrics."""
         intervals = {}
         if self.metrics:
-            values = measures(self.ranks, self.experiment.recalls)
-            intervals = confidence_intervals(values, self.split.query.labels)
+            intervals = confidence_intervals(self.values, self.labels)
         for name, (hits, labels) in self.all_hits.items():
             intervals |= confidence_intervals({name: hits}, labels)
         return intervals
@@ -194,14 +220,22 @@ class Result:
             return self.experiment.calibration
         if self.select == 'last' and self.epoch < args.num_epochs:
             return None
-        rate = args.false_match_rate
-        if not self.all_hits:
-            tensors = self.on_device(names, torch.float32)
-            return calibrate(*tensors, false_match_rate=rate)
-        gallery, labels = self.join([*names, *self.trained], torch.float32)
-        own = torch.arange(sum(len(self.parts[name]) for name in names))
-        query = gallery[: len(own)], labels[: len(own)]
-        return calibrate(*query, gallery, labels, false_match_rate=rate, own=own)
+        if self.all_hits:
+            gallery, labels = self.join([*names, *self.trained], torch.float32)
+            count = sum(len(self.parts[name]) for name in names)
+            query, query_labels = gallery[:count], labels[:count]
+        else:
+            query, query_labels, *others = self.on_device(names, torch.float32)
+            gallery, labels = others or (query, query_labels)
+        rows = queries(query_labels)
+        own = rows if self.all_hits or len(names) == 1 else None
+        pairs = query[rows], query_labels[rows], gallery, labels
+        return calibrate(*pairs, args.false_match_rate, own)
+
+
+def queries(labels):
+    """Return the indices of the images that are no distractors."""
+    return (labels != DISTRACTOR).nonzero().flatten()
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
