@@ -144,6 +144,24 @@ def rank_positives(
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
         map@r, r_precision, and with groups map   as in `evaluate`, float64
     """
+    images = label_images(
+        *(query, query_labels, gallery, gallery_labels),
+        *(groups, gallery_groups, files, gallery_files),
+    )
+    return rank_images(images, tile, all_ranks=groups is not None)
+
+
+def label_images(
+    query,
+    query_labels,
+    gallery=None,
+    gallery_labels=None,
+    groups=None,
+    gallery_groups=None,
+    files=None,
+    gallery_files=None,
+):
+    """Check the arguments of `evaluate` and return them as LabelledImages."""
     leave_one_out = gallery is None
     if leave_one_out != (gallery_labels is None):
         raise UserError('gallery and gallery_labels are given together or not at all')
@@ -171,17 +189,23 @@ def rank_positives(
             own = len(query) + torch.arange(len(query), device=query.device)
             pair = [torch.where(pair[1] < 0, own, pair[1])] * 2
         ignored.append(pair)
-    images = LabelledImages(
+    return LabelledImages(
         query, gallery, *classes, leave_one_out, bound, tuple(ignored)
     )
+
+
+def rank_images(images, tile=TILE, all_ranks=False):
+    """Return the ranks of `rank_positives` for LabelledImages.
+
+    all_ranks: whether map is wanted.
+    """
     positives = images.number_of_positives()
-    all_ranks = groups is not None
 
     # in groups of about SLOTS positives: one group, unless classes are huge
     group = (positives.cumsum(0) - positives) // SLOTS
     sizes = group.unique_consecutive(return_counts=True)[1].tolist()
     results, first = [], 0
-    with full_precision(query.device):
+    with full_precision(images.query.device):
         for part in positives.split(sizes):
             results.append(rank_group(images, first, part, tile, all_ranks))
             first += len(part)

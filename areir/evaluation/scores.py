@@ -239,11 +239,14 @@ class ScoreBlock(NamedTuple):
     wrong: torch.Tensor  # (n, N) bool
 
 
-def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
+def score_blocks(
+    query, query_labels, gallery, gallery_labels, own, block, is_ignored=None
+):
     """Yield a ScoreBlock for every `block` queries.
 
     query (Q, D), gallery (N, D): unit vectors; own (Q,): each query's index in the
-    gallery, or -1. All are on one device.
+    gallery, or -1. All are on one device. is_ignored: of `LabelledImages`; what it says
+    is neither right nor wrong.
     """
     images = gallery.float().T
     for rows in torch.arange(len(query), device=query.device).split(block):
@@ -253,6 +256,9 @@ def score_blocks(query, query_labels, gallery, gallery_labels, own, block):
         right = ~wrong
         inside = (own[rows] >= 0).nonzero().flatten()
         right[inside, own[rows[inside]]] = False
+        if is_ignored:
+            kept = ~is_ignored(rows[:, None], torch.arange(len(gallery)).to(rows))
+            right, wrong = right & kept, wrong & kept
         yield ScoreBlock(rows, scores, right, wrong)
 
 

@@ -19,7 +19,6 @@ from areir.data.images import load_image
 from areir.errors import UserError
 from areir.evaluation.intervals import describe_interval
 from areir.evaluation.metrics import measures
-from areir.evaluation.ranking import search
 from areir.files import write_text
 from areir.output import charts, run_statistics
 from areir.output.charts import number, share
@@ -40,6 +39,8 @@ def write_report(results_root, database_path, database, folder):
     prefix = database_path.removesuffix('_data_base.pth')  # of the run's files
     run = os.path.basename(prefix)
     images = run_statistics.SearchedImages(database)
+    # the last is the name of the label -1
+    database = {**database, 'classes': [*database['classes'], 'no class']}
     if not images.available:
         raise UserError(
             f'{database_path}: it holds a single image, which has nothing to retrieve'
@@ -127,7 +128,7 @@ def describe_results(images, database, folder):
     recalls, ranks = run_statistics.rank_heads(images, database['ensemble_size'])
     statistics = run_statistics.score_statistics(images)
     k = min(NEIGHBOURS, images.available)
-    scores, nearest = search(images.query, images.gallery, k, images.own)
+    scores, nearest = images.nearest(k)
     labels, rank, values = images.query_labels, ranks['rank'], measures(ranks, [1])
     figures = {'recall@1': 'Recall@1', 'map@r': 'MAP@R', 'r_precision': 'R-precision'}
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
@@ -205,6 +206,7 @@ class TileMaker:
         """
         rank, margin = int(rank[query]), float(statistics.margin[query])
         found = list(zip(self.indices[query], self.scores[query]))
+        found = [pair for pair in found if pair[1] > -math.inf]  # few are not ignored
         if rank > len(found):
             best = statistics.best
             found.append((best.nearest_right[query], best.best_right[query]))

@@ -9,7 +9,14 @@ import torch
 
 from areir.bars import progress_bar
 from areir.evaluation.intervals import confidence_intervals
-from areir.evaluation.metrics import measures, rank_positives
+from areir.evaluation.metrics import (
+    DISTRACTOR,
+    label_images,
+    measures,
+    rank_positives,
+    without_distractors,
+)
+from areir.evaluation.ranking import search
 from areir.evaluation.scores import BestScores, score_blocks
 
 SCORE_BINS = 100  # of the histograms of scores, from -1 to 1
@@ -24,22 +31,59 @@ class SearchedImages:
     """The queries and the gallery of a database, a dict as train.py writes it.
 
     Without a gallery of their own the queries search each other (leave_one_out).
+    Distractors do not query.
     """
 
     def __init__(self, database):
         self.leave_one_out = 'query_embeddings' not in database
         prefix = '' if self.leave_one_out else 'query_'
-        self.query = database[f'{prefix}embeddings']  # (Q, D) unit vectors
-        self.query_labels = database[f'{prefix}labels']  # (Q,)
-        self.query_images = database[f'{prefix}images']  # (Q,) paths
+        vectors, labels = database[f'{prefix}embeddings'], database[f'{prefix}labels']
+        names = database[f'{prefix}images']
+        queries = (labels != DISTRACTOR).nonzero().flatten()
+        self.query = vectors[queries]  # (Q, D) unit vectors
+        self.query_labels = labels[queries]  # (Q,)
+        self.query_images = [names[query] for query in queries.tolist()]  # (Q,) paths
         self.gallery = database['embeddings']  # (N, D)
         self.labels = database['labels']  # (N,)
         self.images = database['images']  # (N,)
         # (Q,) index of each query in the gallery, or -1
-        self.own = torch.full((len(self.query_images),), -1)
-        if self.leave_one_out:
-            self.own = torch.arange(len(self.images))
+        self.own = queries if self.leave_one_out else torch.full_like(queries, -1)
         self.available = len(self.images) - self.leave_one_out  # to each query
+        marks, searched = {}, (self.gallery, self.labels)
+        for name in {'groups', 'files'} & database.keys():
+            marks[name] = database[f'{prefix}{name}']
+            marks[f'gallery_{name}'] = database[name]
+        # with distractors and with the columns of all heads
+        self.everything = (vectors, labels), marks
+        self.is_ignored = None  # or a function of `score_blocks`
+        if marks:
+            images = label_images(vectors, labels, *searched, **marks)
+            self.is_ignored = lambda rows, columns: images.is_ignored(
+                queries[rows], columns
+            )
+
+    def rank(self, columns):
+        """Return the ranks of `metrics.rank_positives` by some of the columns."""
+        (vectors, labels), marks = self.everything
+        searched = () if self.leave_one_out else (self.gallery[:, columns], self.labels)
+        ranks = rank_positives(vectors[:, columns], labels, *searched, **marks)
+        return without_distractors(ranks, labels)[0]
+
+    def blocks(self, block):
+        """Return the `score_blocks` of `block` queries each."""
+        queries = self.query, self.query_labels
+        gallery = self.gallery, self.labels
+        return score_blocks(*queries, *gallery, self.own, block, self.is_ignored)
+
+    def nearest(self, k):
+        """Return (scores, indices), (Q, k), of the nearest images not ignored."""
+        if not self.is_ignored:
+            return search(self.query, self.gallery, k, self.own)
+        found = []
+        for part in self.blocks(ROWS_AT_ONCE):
+            kept = part.right | part.wrong
+            found.append(torch.where(kept, part.scores, -torch.inf).topk(k))
+        return tuple(torch.cat(parts) for parts in zip(*found))
 
 
 class Estimate(NamedTuple):
@@ -67,11 +111,7 @@ def rank_heads(images, ensemble_size):
     powers = [2**power for power in range(ensemble_size.bit_length())]
     recalls = []
     for heads in sorted({*powers, ensemble_size}):
-        columns = slice(0, heads * size)
-        gallery = images.gallery[:, columns], images.labels
-        if images.leave_one_out:
-            gallery = ()
-        ranks = rank_positives(images.query[:, columns], images.query_labels, *gallery)
+        ranks = images.rank(slice(0, heads * size))
         recall = measures(ranks, [1])['recall@1']
         recalls.append(estimate(str(heads), recall, images.query_labels))
     return recalls, ranks
@@ -98,9 +138,7 @@ def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
     sampled[torch.randperm(count, generator=generator)[:sample]] = True
     best = BestScores(count)
     pairs = {'wrong': np.zeros(SCORE_BINS), 'right': np.zeros(SCORE_BINS)}
-    queries = images.query, images.query_labels
-    gallery = images.gallery, images.labels
-    blocks = score_blocks(*queries, *gallery, images.own, block)
+    blocks = images.blocks(block)
     total = -(-count // block)
     for part in progress_bar(blocks, 'scores', total, leave=False, delay=3):
         best.add(part)

@@ -7,6 +7,7 @@ from official import write_classes, write_isc
 from areir.data.splits import (
     Part,
     Split,
+    common_labels,
     hold_out,
     load_split,
     make_part,
@@ -122,3 +123,31 @@ def test_a_damaged_file_is_refused_by_name_and_prepared_again(root, shoes):
         load_split(root, 'shoes')
     prepare(root, 'shoes', image_size=8)
     assert load_split(root, 'shoes').info['fingerprint']
+
+
+def test_marks_and_distractors_of_a_split(tmp_path):
+    images = {'train': {'a': ['a1', 'a2'], 'b': ['b1']}}
+    images |= {'query': {'c': ['c1']}, 'gallery': {'-1': ['x'], 'c': ['c2', 'c3']}}
+    info = {
+        'counts': {'train': (3, 2), 'query': (1, 1), 'gallery': (2, 1)},
+        'groups': {'c1': 'left', 'c3': 'right'},
+        'files': {'c1': 0, 'c2': 0},
+    }
+    folder = tmp_path / 'shop'
+    folder.mkdir()
+    for name in ('a1', 'a2', 'b1', 'c1', 'x', 'c2', 'c3'):
+        (folder / name).write_bytes(b'')
+    path = str(folder / 'uncropped_data_dicts.pth')
+    write_tensors({path: images | {'info': info}})
+    split = load_split(str(tmp_path), 'shop')
+    assert split.query.classes == split.gallery.classes == ['c']
+    gallery = split.gallery
+    assert gallery.images == ['x', 'c2', 'c3'] and gallery.labels.tolist() == [-1, 0, 0]
+    assert gallery.groups.tolist() == [-1, -1, 1] and split.query.groups.tolist() == [0]
+    assert gallery.files.tolist() == [-1, 0, -1] and split.query.files.tolist() == [0]
+    rows = gallery.rows(torch.tensor([2, 0]))
+    assert (rows.groups.tolist(), rows.labels.tolist()) == ([1, -1], [0, -1])
+    assert common_labels([split.train, gallery]).tolist() == [0, 0, 1, -1, 2, 2]
+    del info['groups']
+    write_tensors({path: images | {'info': info}})
+    assert load_split(str(tmp_path), 'shop').sha256 != split.sha256

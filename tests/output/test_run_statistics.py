@@ -88,3 +88,31 @@ def test_heads_search_a_gallery_of_its_own():
     )
     assert [row.value for row in recalls] == [0, 1] and ranks['rank'].tolist() == [1]
     assert math.isnan(recalls[0].low)  # one class has no interval
+
+
+def test_ignored_images_and_distractors():
+    """Query a ignores its camera's image b and finds the distractor, then d."""
+    database = {
+        'embeddings': torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.6, 0.8]]),
+        'labels': torch.tensor([0, -1, 0]),
+        'images': list('bcd'),
+        'groups': torch.tensor([5, -1, 6]),
+        'query_embeddings': torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
+        'query_labels': torch.tensor([0, -1]),
+        'query_images': list('ax'),
+        'query_groups': torch.tensor([5, 5]),
+    }
+    images = run_statistics.SearchedImages(database)
+    assert images.query_images == ['a']
+    ranks = images.rank(slice(0, 2))
+    assert ranks['rank'].tolist() == [1] and ranks['positives'].tolist() == [1]
+    scores, indices = images.nearest(2)
+    assert indices.tolist() == [[2, 1]]
+    statistics = run_statistics.score_statistics(images)
+    assert statistics.best.best_right.tolist() == pytest.approx([0.6])
+    assert statistics.best.best_wrong.tolist() == [0]
+    # each queries all others: the distractor does not query
+    alone = {name: database[name] for name in ('embeddings', 'labels', 'images')}
+    images = run_statistics.SearchedImages(alone)
+    assert images.query_images == ['b', 'd'] and images.own.tolist() == [0, 2]
+    assert images.rank(slice(0, 2))['rank'].tolist() == [1, 1]

@@ -194,3 +194,32 @@ def test_the_best_epoch_is_kept_even_the_one_before_training(monkeypatch, select
         files = [call.args[index] for call in run.keep.call_args_list]
         assert [file['epoch'] for file in files] == kept
     assert [row['epoch'] for row in progress.rows] == [0, 1, 2, 3]
+
+
+def test_copies_groups_and_distractors_follow_the_rules_of_evaluation():
+    experiment = make_experiment(gallery=True, whole_gallery='yes')
+    split = experiment.split
+    query, gallery = split.parts['query'], split.parts['gallery']
+    gallery.labels[[0, 9]] = -1
+    for name, high in (('groups', 3), ('files', 12)):
+        for number, images in enumerate((query, gallery)):
+            generator = torch.Generator().manual_seed(number)
+            drawn = torch.randint(-1, high, (len(images),), generator=generator)
+            setattr(images, name, drawn)
+    split.train.files = torch.full((len(split.train),), -1)
+    embeddings = make_embeddings(experiment)
+    result = Result(experiment, 3, embeddings)
+    wanted = evaluate(
+        *(embeddings['query'], query.labels, [1, 2]),
+        *(embeddings['gallery'], gallery.labels),
+        groups=query.groups,
+        gallery_groups=gallery.groups,
+        files=query.files,
+        gallery_files=gallery.files,
+    )
+    lone = wanted.pop('queries_without_positive')
+    assert result.queries_without_positive == lone
+    assert result.metrics == pytest.approx(wanted) and 'map' in wanted
+    hits, labels = result.all_hits['all_recall@1_new']
+    assert len(hits) == len(query) + len(gallery) - 2 and -1 not in labels
+    assert result.calibration['queries'] == len(hits)
