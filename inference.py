@@ -30,13 +30,14 @@ if __name__ == '__main__':
 
 from areir import hardware, processes
 from areir.data.images import PREPROCESSING
-from areir.errors import UserError
+from areir.errors import UserError, counted, missing
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
 from areir.gallery.index import index_path, update_index
 from areir.gallery.queries import (
     embed_queries,
     find_queries,
+    query_paths,
     report_problems,
     search_queries,
 )
@@ -81,7 +82,30 @@ def get_args():
         from areir.output.page import server
 
         server.check(args.serve, args.gallery, args.query_img_name)
+    if not any((args.query_img_name, args.gallery, args.export, args.export_model)):
+        args.query_img_name = None if args.report else DEFAULT_QUERY
+    check_paths(args)
     return args
+
+
+def check_paths(args):
+    """Raise UserError if a file or folder is missing, before anything is loaded."""
+    if args.gallery and not os.path.isdir(args.gallery):
+        is_file = os.path.exists(args.gallery)
+        reason = 'not a folder' if is_file else missing(args.gallery)
+        raise UserError(f'--gallery {args.gallery}: {reason}')
+    searches_database = not args.gallery and (args.query_img_name or args.export)
+    if searches_database or args.report:
+        databases.find_database(args.data_base, args.results_root)
+    if args.model and (args.gallery or args.export_model):
+        databases.find_model(args.model, args.results_root)
+    if args.export_model or args.export:
+        from areir.output import exports
+
+        if args.export_model:
+            exports.check_network(args.export_model)
+        if args.export:
+            exports.check_folder('--export', args.export)
 
 
 class Clock(dict):
@@ -140,8 +164,8 @@ def open_folder(args, trained, embedder, clock):
     problems = sorted(index.problems.items())
     report_problems({os.path.join(args.gallery, image): why for image, why in problems})
     print(
-        f'index {path}: {len(index.paths):,} images, {index.embedded:,} embedded '
-        f'now, {index.removed:,} gone, {len(problems):,} left out'
+        f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
+        f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
     )
     if index.components:
         trained = trained.shortened(Projection(**index.components))
@@ -172,20 +196,29 @@ def open_faiss(index, clock):
 # The answers
 
 
-def answer_query(collection, args, clock):
-    """Answer --query_img_name; return the last line to print."""
+def find_paths(args, folder):
+    """Return the paths of the queries; none if the folder is compared with itself.
+
+    folder: what is searched.
+    """
     name = args.query_img_name
-    if not name and not args.gallery and not args.export:
-        name = DEFAULT_QUERY
+    if args.gallery and name and os.path.isdir(name) and os.path.samefile(name, folder):
+        return []
+    return query_paths(name, folder) if name else []
+
+
+def answer_query(paths, collection, args, clock):
+    """Answer --query_img_name, these paths; return the last line to print."""
+    name = args.query_img_name
     if not name:
         return 'to search it, add --query_img_name: an image, or a folder of images'
     is_folder = os.path.isdir(name)
     if is_folder and args.heat_maps:
         print('notice: --heat_maps: heat maps are drawn for a single query only')
-    if is_folder and args.gallery and os.path.samefile(name, args.gallery):
+    if not paths:
         return compare_folder(collection, args, clock)
 
-    answers = find_answers(name, collection, args, clock)
+    answers = find_answers(paths, collection, args, clock)
     if not processes.is_first():
         return ''
     with clock('drawing'):
@@ -197,17 +230,17 @@ def answer_query(collection, args, clock):
     return f'wrote {path}'
 
 
-def find_answers(name, collection, args, clock):
-    """Return the Answers to the query of a file or to those of a folder."""
-    queries = find_queries(name, collection)
+def find_answers(paths, collection, args, clock):
+    """Return the Answers to the queries of these paths."""
+    queries = find_queries(paths, collection)
     number = args.retrieval_num or DEFAULT_NUMBER
     least = args.retrieval_num or 1  # by default, fewer will do
     # no query retrieves itself
     available = len(collection) - any(query.index >= 0 for query in queries)
     if least > available:
         raise UserError(
-            f'--retrieval_num {number}: {collection.name} has {available} images to '
-            'retrieve'
+            f'--retrieval_num {number}: {collection.name} has '
+            f'{counted(available, "image")} to retrieve'
         )
     if any(query.embedding is None for query in queries):
         with clock('model'):
@@ -292,6 +325,7 @@ def main():
 
     processes.check_shared_folder(args.results_root)
     if args.gallery:
+        paths = find_paths(args, args.gallery)
         trained = load_model(args, clock)
         with clock('model'):
             embedder = trained.embedder(hardware.local_device(args.device))
@@ -299,6 +333,7 @@ def main():
         collection = open_again()
     else:
         collection = open_database(args, clock)
+        paths = find_paths(args, collection.folder)
 
     if args.calibrate:
         from areir.matching.calibration import calibrate_folder
@@ -323,7 +358,7 @@ def main():
             collection, open_again, args.host, args.serve, number, args.heat_maps
         )
         return
-    last = answer_query(collection, args, clock)
+    last = answer_query(paths, collection, args, clock)
     if not args.quiet:
         print(f'times: {clock}')
     print(last)

@@ -1,6 +1,7 @@
 """The error for whatever a user can fix, and how messages show names and counts."""
 
 import difflib
+import os
 import re
 
 # control characters and all line breaks
@@ -30,3 +31,16 @@ def did_you_mean(name, names):
     """Return '; did you mean NAME?' with the most similar of the names, or ''."""
     similar = difflib.get_close_matches(name, names, 1)
     return f'; did you mean {printable(similar[0])}?' if similar else ''
+
+
+def missing(path):
+    """Say that nothing lies at a path, and what has a similar name."""
+    first = path = os.path.normpath(path)
+    while (folder := os.path.dirname(first)) and not os.path.lexists(folder):
+        first = folder
+    nor = '' if first == path else f', nor {first}'
+    folder = folder or os.curdir
+    can_list = os.path.isdir(folder) and os.access(folder, os.R_OK)
+    names = os.listdir(folder) if can_list else []
+    similar = did_you_mean(os.path.basename(first), names)
+    return f'no such file or folder{nor}{similar}'

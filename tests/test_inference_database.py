@@ -63,7 +63,7 @@ def test_a_database_image_is_answered(project, answer, tmp_path):
     assert len(names) == 7 and 'figure_3_03.png' not in names
     assert (table['class'] == 'figure_3').sum() == 3
     assert 'model' not in output.partition('times: ')[2]  # it is not loaded
-    assert os.path.isfile(os.path.join(project.elsewhere, table['path'][0]))
+    assert (project.root / 'data/toy' / table['path'][0]).is_file()
     link = tmp_path / 'link.png'
     link.symlink_to(project.photos / 'test/figure_3/figure_3_03.png')
     for same in ('toy/images/test/figure_3/figure_3_03.png', link):

@@ -67,7 +67,8 @@ def test_a_folder_is_searched(ask, project, network, tmp_path):
     expected = embed_by_hand(network, project.query)
     assert len(expected) == 16 + 32
     for path, score in zip(table['path'], table['score']):
-        cosine = torch.dot(embed_by_hand(network, path), expected).item()
+        vector = embed_by_hand(network, project.photos / path)
+        cosine = torch.dot(vector, expected).item()
         assert cosine == pytest.approx(score, abs=0.01)
     assert 'match' not in table and 'predicted_class' not in table
 
@@ -80,7 +81,8 @@ def test_a_network_of_timm_searches_with_its_own_features(project, hub, tmp_path
     table = pd.read_csv(tmp_path / f'results/{project.query.stem}/retrieved.csv')
     config = timm.data.resolve_model_data_config(hub)
     own = PixelFormat(160, config['mean'], config['std'], config['interpolation'])
-    images = read_images([project.query, *table['path']], own)
+    files = [project.photos / path for path in table['path']]
+    images = read_images([project.query, *files], own)
     with torch.no_grad():
         vectors = hub.forward_head(hub.forward_features(images), pre_logits=True)
     cosines = torch.cosine_similarity(vectors[:1], vectors[1:])

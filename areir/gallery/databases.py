@@ -3,7 +3,7 @@
 import os
 
 from areir.cli.searching import DEFAULT_DATABASE, DEFAULT_NETWORK
-from areir.errors import UserError
+from areir.errors import UserError, did_you_mean, missing
 from areir.files import load_own, load_tensors, relative_path
 from areir.networks.backbones import is_network
 
@@ -36,13 +36,22 @@ def find_file(name, results_root):
 
 
 def load_database(name, results_root):
-    """Return (database, its path); name: a file, or its name below results_root.
+    """Return (database, its path); name: as of `find_database`.
 
     Raises UserError if there is none, or if it cannot be used.
     """
+    path = find_database(name, results_root)
+    return load_own(path, KEYS, 'give a database of train.py, or train again'), path
+
+
+def find_database(name, results_root):
+    """Return the path of a database; name: a file, or its name below results_root.
+
+    Raises UserError if there is none.
+    """
     path = find_file(name, results_root)
     if path:
-        return load_own(path, KEYS, 'give a database of train.py, or train again'), path
+        return path
     names = sorted(named_files(results_root, DATABASE_ENDING))
     if name == DEFAULT_DATABASE and not names:
         raise UserError(
@@ -51,7 +60,7 @@ def load_database(name, results_root):
             'python inference.py --gallery DIR; see README.md'
         )
     raise UserError(
-        f'--data_base {name}: no such database; '
+        f'--data_base {name}: no such database{did_you_mean(name, names)}; '
         f'in {results_root}: {", ".join(names) or "none"}'
     )
 
@@ -72,7 +81,7 @@ def find_model(name, results_root):
     if is_network(name):
         return name, ', pretrained'
     raise UserError(
-        f'--model {name}: no such file, and no network that train.py takes; '
+        f'--model {name}: {missing(name)}; no network that train.py takes; '
         f'in {results_root}: {", ".join(sorted(names)) or "none"}'
     )
 

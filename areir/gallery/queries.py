@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from areir.data.images import load_image
 from areir.data.loading import embed_files
-from areir.errors import UserError, printable
+from areir.errors import UserError, missing, printable
 from areir.evaluation.scores import check_embeddings
 from areir.gallery.folders import scan
 from areir.processes import gather_objects, rank_and_count, sum_over_all
@@ -29,24 +30,44 @@ class Query:
 # Which images
 
 
-def find_queries(name, collection):
-    """Return the Queries that --query_img_name means: a file, or a folder's images.
+def query_paths(name, folder):
+    """Return the paths that --query_img_name means: a file, or a folder's images.
 
-    Raises UserError if there is no such file and no such image in the collection.
+    folder: what is searched; the file may be named by its path in it.
+    Raises UserError if there is no such file, or if it is no image.
     """
-    paths = images_below(name) if os.path.isdir(name) else [name]
-    positions = find_images(paths, collection)
+    if os.path.isdir(name):
+        return images_below(name)
+    path = name if os.path.isfile(name) else find_inside(name, folder)
+    if not path:
+        raise UserError(
+            f'--query_img_name {name}: {missing(name)}; {folder} has no such image'
+        )
+    load_image(path, least=1)
+    return [path]
+
+
+def find_inside(name, folder):
+    """Return the path of a file by its path in a folder, or None.
+
+    The folder's own name may come first, with others before it.
+    """
+    own = os.path.basename(os.path.abspath(folder))
+    parts = os.path.normpath(name).split(os.sep)
+    starts = [0, *(place for place, part in enumerate(parts, 1) if part == own)]
+    paths = [os.path.join(folder, *parts[start:]) for start in starts]
+    return next(filter(os.path.isfile, paths), None) if '..' not in parts else None
+
+
+def find_queries(paths, collection):
+    """Return the Query of each path; the images of the collection have embeddings."""
     queries = []
-    for path, position in zip(paths, positions):
+    for path, position in zip(paths, find_images(paths, collection)):
+        query = Query(path, path)
         if position >= 0:
-            queries.append(stored_query(position, collection))
-        elif os.path.isfile(path):
-            queries.append(Query(file=path, name=path))
-        else:
-            raise UserError(
-                f'--query_img_name {path}: no such file, and no image of '
-                f'{collection.name}'
-            )
+            query = stored_query(position, collection)
+            query.file = path
+        queries.append(query)
     return queries
 
 
@@ -71,18 +92,14 @@ def report_problems(problems):
 def find_images(paths, collection):
     """Return the position of each path in the collection's `names`, or -1.
 
-    A file is found by device and inode, so it may have other names or be a link. A path
-    that is no file is found by name.
+    A file is found by device and inode, so it may have other names or be a link.
     """
     positions = [-1] * len(paths)
     wanted, wanted_sizes = {}, set()  # wanted: {(device, inode): numbers of paths}
     for number, path in enumerate(paths):
-        if os.path.isfile(path):
-            seen = os.stat(path)
-            wanted.setdefault((seen.st_dev, seen.st_ino), []).append(number)
-            wanted_sizes.add(seen.st_size)
-        else:
-            positions[number] = find_name(path, collection)
+        seen = os.stat(path)
+        wanted.setdefault((seen.st_dev, seen.st_ino), []).append(number)
+        wanted_sizes.add(seen.st_size)
     sizes = collection.sizes
     for position, name in enumerate(collection.names):
         if not wanted:
@@ -94,19 +111,6 @@ def find_images(paths, collection):
             for number in wanted.pop((seen.st_dev, seen.st_ino), ()):
                 positions[number] = position
     return positions
-
-
-def find_name(path, collection):
-    """Return the position of the name that `path` ends with, or -1.
-
-    The path may start with the name of the folder.
-    """
-    path = '/' + os.path.normpath(path).replace(os.sep, '/')
-    folder = os.path.basename(collection.folder)
-    for position, name in enumerate(collection.names):
-        if path == f'/{name}' or path.endswith(f'/{folder}/{name}'):
-            return position
-    return -1
 
 
 def stored_query(position, collection):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from areir.errors import counted
 from areir.evaluation.intervals import describe_interval
 
 
@@ -37,22 +38,39 @@ def threshold_of(collection):
     return threshold_for(collection.calibration, len(collection))
 
 
+def digits_apart(*numbers, least=3, most=9):
+    """Return how many digits after the point tell different numbers apart."""
+    for digits in range(least, most):
+        if len({f'{number:.{digits}f}' for number in numbers}) == len({*numbers}):
+            return digits
+    return most
+
+
+def describe_threshold(calibration):
+    """Return (threshold, its interval), as texts."""
+    threshold, *limits = (calibration[name] for name in ('threshold', 'low', 'high'))
+    digits = digits_apart(threshold, *(limit for limit in limits if limit is not None))
+    form = f'{{:.{digits}f}}'
+    return form.format(threshold), describe_interval(*limits, form)
+
+
 def threshold_lines(calibration):
     """Return the lines to print about a calibration; none if it is None."""
     if not calibration:
         return []
-    interval = describe_interval(calibration['low'], calibration['high'], '{:.3f}')
+    threshold, interval = describe_threshold(calibration)
+    rate, images = calibration['false_match_rate'], calibration['gallery_size']
     line = (
-        'threshold of a match: {threshold:.3f}, {interval}, for {false_match_rate:.2%} '
-        'false matches among {gallery_size:,} images; {found:.2%} of the true matches '
-        'reach it'
-    ).format(**calibration, interval=interval)
+        f'threshold of a match: {threshold}, {interval}, for {rate:.2%} false matches '
+        f'among {counted(images, "image")}; {calibration["found"]:.2%} of the true '
+        'matches reach it'
+    )
     realised = calibration['realised']
     if realised is None:
         return [
             line,
-            f'notice: only {calibration["classes"]} classes set the threshold, too few '
-            'to check it on others: do not rely on it',
+            f'notice: only {counted(calibration["classes"], "class")} set the '
+            'threshold, too few to check it on others: do not rely on it',
         ]
     low, high = calibration['realised_low'], calibration['realised_high']
     check = (

@@ -9,15 +9,18 @@ from PIL import Image, ImageOps, ImageStat
 
 from areir.bars import progress_bar
 from areir.data.images import load_image, save_image
+from areir.errors import counted
 from areir.files import atomic_folder, cut_name, write_table
 from areir.gallery.queries import Query
-from areir.matching.thresholds import threshold_of
+from areir.matching.thresholds import digits_apart, threshold_of
 from areir.matching.votes import confidence_of, vote
 from areir.output.sheets import COLOURS, THUMBNAIL, contact_sheet, thumbnail
 
 SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
 MARK = 'retrieved.csv'  # marks a folder that an earlier call wrote
+# ends of the names of other folders below --results_root
+OTHERS = '_answers', '_pairs', '_duplicates', '_index', '_checkpoint', '_copies'
 SIDE = 16  # pixels of a query, reduced to tell whether it is plain
 PLAIN = 4  # of 255: largest standard deviation of a plain query's pixels, in a channel
 
@@ -32,8 +35,13 @@ class Answer:
     is_plain: bool  # whether the query shows nothing, so that no image is a match
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
+    folder: str  # that the paths are relative to
     predicted_class: object = None  # the winner of the nearest images' vote, or None
     confidence: float | None = None  # that this class is right, from 0 to 1
+
+    def files(self):
+        """Return the path of each image's file."""
+        return [os.path.join(self.folder, path) for path in self.table['path']]
 
     def rights(self):
         """Return whether each image is of the query's class, None if not known."""
@@ -56,12 +64,13 @@ def make_answer(query, scores, indices, collection, number):
     table = pd.DataFrame(
         {
             'rank': range(1, len(shown) + 1),
-            'path': [collection.path_of(index) for index in shown],
+            'path': [collection.images[index] for index in shown],
             'class': labels[:number],
             'score': scores[: len(shown)],
         }
     )
-    answer = Answer(query, scores[0], True, False, labels[:number], table)
+    folder = collection.folder
+    answer = Answer(query, scores[0], True, False, labels[:number], table, folder)
     threshold = threshold_of(collection)
     if threshold:
         lowest = threshold.score
@@ -94,8 +103,7 @@ def verdict(answer, collection):
         return 'no match: the query has a single colour, so it shows nothing to find'
     threshold, calibrated = threshold_of(collection)
     rate = collection.calibration['false_match_rate']
-    # as many digits as tell the two apart
-    digits = 3 if abs(answer.score - threshold) > 0.001 else 6
+    digits = digits_apart(answer.score, threshold)
     score = f'{answer.score:.{digits}f}'
     if answer.matched:
         text = f'match: the nearest scores {score}, the threshold is'
@@ -105,7 +113,7 @@ def verdict(answer, collection):
     beyond = '' if calibrated else f', calibrated for at most {most:,}'
     return (
         f'{text} {threshold:.{digits}f} ({rate:.2%} false matches asked for, among '
-        f'{len(collection):,} images{beyond})'
+        f'{counted(len(collection), "image")}{beyond})'
     )
 
 
@@ -119,9 +127,9 @@ def draw_answer(answer, least=None):
     thumbnails = [thumbnail(images[0], 'black', 1)]
     title = 'query' if answer.matched else 'query: no match'
     captions = [(title, 'class unknown' if query.label is None else str(query.label))]
-    rows = answer.table.itertuples()
-    for row, label, right in zip(rows, answer.labels, answer.rights()):
-        images.append(load_image(row.path, least=least))
+    rows = zip(answer.table.itertuples(), answer.files())
+    for (row, file), label, right in zip(rows, answer.labels, answer.rights()):
+        images.append(load_image(file, least=least))
         thumbnails.append(thumbnail(images[-1], COLOURS[right], 5))
         text = os.path.basename(row.path) if label is None else str(label)
         captions.append((f'{row.rank}: {row.score:.3f}', text))
@@ -151,14 +159,15 @@ def answer_name(query, collection):
     """Return the name of an answer's folder: the query's name without its suffix.
 
     If the collection holds the query and other images of the same name, the names of
-    the query's folders come first.
+    the query's folders come first. A name that another folder may have gets an ending.
     """
     name = os.path.basename(query.name)
     if query.name in collection.names:
         names = [os.path.basename(image) for image in collection.names]
         if names.count(name) > 1:
             name = query.name.replace('/', '_')
-    return cut_name(os.path.splitext(name)[0])
+    name = cut_name(os.path.splitext(name)[0])
+    return f'{name}_query' if name.lower().endswith(OTHERS) else name
 
 
 def write_answer(answer, collection, results_root, heat_maps=False):
@@ -190,7 +199,7 @@ def write_answer(answer, collection, results_root, heat_maps=False):
 def print_answer(answer, collection):
     """Print the query, the table and the verdict."""
     label = 'class unknown' if answer.query.label is None else answer.query.label
-    print(f'query {answer.query.file} ({label})')
+    print(f'query {answer.query.file} ({label}), nearest in {answer.folder}:')
     table = answer.table.dropna(axis=1, how='all')
     table = table.drop(columns=['predicted_class', 'confidence'], errors='ignore')
     print(table.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
@@ -213,11 +222,11 @@ def write_answers(answers, collection, query_folder, results_root):
         tables = []
         bar = progress_bar(answers, 'drawing', unit='query', delay=1)
         for number, answer in enumerate(bar, 1):
-            file = answer.query.file
+            name = os.path.relpath(answer.query.file, query_folder)
             tables.append(answer.table.copy())
-            tables[-1].insert(0, 'query', file)
+            tables[-1].insert(0, 'query', name.replace(os.sep, '/'))
             if number <= SHEETS:
-                name = os.path.relpath(file, query_folder).replace(os.sep, '_')
+                name = name.replace(os.sep, '_')
                 name = cut_name(os.path.splitext(name)[0], 100)
                 sheet, _ = draw_answer(answer, THUMBNAIL)
                 sheet.save(os.path.join(folder, f'{number:03d}_{name}.png'))
@@ -226,7 +235,7 @@ def write_answers(answers, collection, query_folder, results_root):
     if threshold:
         matches = sum(answer.matched for answer in answers)
         print(
-            f'{len(answers):,} queries: {matches:,} with a match at or above '
+            f'{counted(len(answers), "query")}: {matches:,} with a match at or above '
             f'{threshold.score:.3f}, {len(answers) - matches:,} with none'
         )
     if len(answers) > SHEETS:

@@ -6,7 +6,6 @@ the page of the run, which also shows recall by number of heads and the scores.
 
 import base64
 import io
-import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -110,12 +109,22 @@ def curve_chart(panel, rows, kept):
     return make_chart(description, partial(draw_panel, panel, rows, kept))
 
 
+def distinct_colours(count):
+    """Return COLOURS, or as many of a colour map if there are more lines."""
+    from matplotlib import colormaps
+
+    if count <= len(COLOURS):
+        return COLOURS
+    return colormaps['turbo'](np.linspace(0.05, 0.95, count))
+
+
 def draw_panel(panel, rows, kept, axes):
     """Draw the lines of a Panel, and a dashed line at the epoch `kept` or None."""
     from matplotlib.ticker import MaxNLocator
 
     is_share = panel.write is share
-    for colour, (column, label) in zip(itertools.cycle(COLOURS), panel.columns.items()):
+    colours = distinct_colours(len(panel.columns))
+    for colour, (column, label) in zip(colours, panel.columns.items()):
         points = rows[['epoch', column]].dropna()
         marker = 'o' if len(points) == 1 else None
         values = points[column] * (100 if is_share else 1)

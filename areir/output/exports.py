@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from areir.data.loading import Embedder
-from areir.errors import UserError
-from areir.files import atomic_path, write_table
+from areir.errors import UserError, missing
+from areir.files import atomic_path, make_writable, write_table
 from areir.networks.layers import fold_batch_norms
 
 LEAST_COSINE = 0.9999  # between the vectors of the file and of the model
@@ -29,6 +29,14 @@ ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
 METADATA = 'metadata.json'  # its name in a .pt2 file
 ROW_GROUP = 16384  # images written to a Parquet file at once
+
+
+def check_folder(flag, folder):
+    """Raise UserError if a folder cannot be made or written."""
+    outer = os.path.dirname(os.path.abspath(folder))
+    if not os.path.isdir(outer):
+        raise UserError(f'{flag} {folder}: {missing(outer)}')
+    make_writable(folder, flag)
 
 
 def export_vectors(collection, folder):
@@ -107,14 +115,9 @@ def export_network(trained, path):
     has another ending, if a package is missing, if there are more weights than the file
     can hold, or if torch cannot export the network.
     """
-    ending = os.path.splitext(path)[1].lower()
-    converters = {'.onnx': to_onnx, '.pt2': to_pt2}
-    if ending not in converters:
-        raise UserError(
-            f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
-        )
-    if ending == '.onnx':
-        check_onnx(trained.model, path)
+    convert = check_network(path)
+    if convert is to_onnx:
+        check_size(trained.model, path)
     about = {
         'model': os.path.basename(trained.path),
         'image_size': str(trained.pixel_format.image_size),
@@ -126,7 +129,7 @@ def export_network(trained, path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch's, about its own code
         try:
-            content, run = converters[ending](trace(trained), about)
+            content, run = convert(trace(trained), about)
         except Exception as error:  # torch raises many kinds
             reason = str(error).strip().partition('\n')[0]
             raise UserError(
@@ -139,7 +142,6 @@ def export_network(trained, path):
             f'{path} is not written: on random images its vectors differ from those '
             f'of the model (lowest cosine {cosine:.6f}); try another version of torch'
         )
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, 'wb') as file:
         file.write(content)
     side, megabytes = trained.pixel_format.image_size, len(content) / 1e6
@@ -150,16 +152,32 @@ def export_network(trained, path):
     )
 
 
-def check_onnx(model, path):
-    """Raise UserError if a package is missing or the weights do not fit into ONNX."""
+def check_network(path):
+    """Make the folder of the file of a network, and return what converts to its kind.
+
+    Raises UserError if the path has another ending, if a package is missing, or if the
+    folder cannot be made.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    converters = {'.onnx': to_onnx, '.pt2': to_pt2}
+    if ending not in converters:
+        raise UserError(
+            f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
+        )
     try:
-        for name in ONNX_PACKAGES:
+        for name in ONNX_PACKAGES if ending == '.onnx' else ():
             importlib.import_module(name)
     except ImportError as error:
         raise UserError(
             f'--export_model: {name} is not installed: '
             f'pip install {" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
         ) from error
+    check_folder('--export_model', os.path.dirname(path) or os.curdir)
+    return converters[ending]
+
+
+def check_size(model, path):
+    """Raise UserError if the weights of a model do not fit into an ONNX file."""
     size = 4 * sum(weight.numel() for weight in model.state_dict().values())
     if size > ONNX_LIMIT:
         raise UserError(

@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from areir.data.images import load_image
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.evaluation.intervals import describe_interval
 from areir.evaluation.metrics import measures
 from areir.files import write_text
+from areir.matching.thresholds import describe_threshold
 from areir.output import charts, run_statistics
 from areir.output.charts import number, share
 from areir.training.run import read_results, read_run_json
@@ -53,6 +54,7 @@ def write_report(results_root, database_path, database, folder):
         results['figures'][1:1] = whole_gallery_figures(record or {})
     page = {
         'run': run,
+        'heads': record and record['arguments'].get('ensemble_size'),
         'database': database,
         'images': images,
         'record': record,
@@ -79,7 +81,7 @@ def render(page):
     )
     writers = {'share': share, 'number': number, 'count': '{:,}'.format}
     environment.filters.update(writers, quote=shlex.quote)
-    environment.globals.update(interval=describe_interval, zip=zip)
+    environment.globals.update(interval=describe_interval, zip=zip, counted=counted)
     html = environment.get_template('report.html.jinja').render(page)
     return html.encode(errors='replace').decode()  # file names may hold any bytes
 
@@ -149,6 +151,7 @@ def describe_results(images, database, folder):
         ],
         'recalls': recalls,
         'heads_chart': charts.heads_chart(recalls),
+        'threshold': calibration and describe_threshold(calibration),
         'without_right': int((rank == 0).sum()),
         'classes': classes,
         'worst': [tiles.row(query, rank, statistics) for query in worst],

@@ -12,7 +12,7 @@ from areir.data.sample import draw_sample
 from areir.errors import UserError
 from areir.gallery.collection import DatabaseCollection
 from areir.gallery.databases import find_model, image_folder, load_database
-from areir.gallery.queries import find_queries, search_queries
+from areir.gallery.queries import find_queries, query_paths, search_queries
 from model import TrainedModel
 
 
@@ -36,7 +36,7 @@ def open_database(tmp_path):
 
 def test_a_database_image_is_searched_by_its_stored_embedding(open_database):
     collection = open_database()
-    (query,) = find_queries(collection.path_of(3), collection)
+    (query,) = find_queries([collection.path_of(3)], collection)
     assert (query.index, query.label) == (3, 'figure_3')
     embeddings = collection.database['embeddings']
     assert torch.equal(query.embedding, embeddings[3])
@@ -66,7 +66,7 @@ def test_stored_queries_may_retrieve_the_whole_gallery(open_database, tmp_path):
     file.parent.mkdir()
     shutil.copy(source, file)
     for name in (str(file), 'toy/query/2.png', 'query/2.png'):
-        (query,) = find_queries(name, collection)
+        (query,) = find_queries(query_paths(name, collection.folder), collection)
         assert (query.index, query.label) == (-1, 'figure_4')
         assert query.file == str(file) and torch.equal(query.embedding, stored[0])
     ((_, (_, indices)),) = search_queries([query], collection, 8)

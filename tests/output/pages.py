@@ -20,7 +20,7 @@ CSV = (
 )
 RECORD = {
     'command': ['train.py', '--data_name', HOSTILE],
-    'arguments': {'lr': 1e-4, 'weights': HOSTILE},
+    'arguments': {'lr': 1e-4, 'weights': HOSTILE, 'ensemble_size': 3},
     'commit': 'abc',
     'versions': {'torch': '2.11'},
     'device': 'CPU',

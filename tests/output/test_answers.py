@@ -9,7 +9,7 @@ from PIL import Image
 from toy import ToyCollection, draw_noise, on_circle
 from trained import CALIBRATION
 
-from areir.gallery.queries import Query, find_queries, search_queries
+from areir.gallery.queries import Query, find_queries, query_paths, search_queries
 from areir.matching.thresholds import threshold_of
 from areir.output import answers
 from areir.output.sheets import COLOURS
@@ -26,7 +26,7 @@ def collection(tmp_path):
 
 
 def answers_to(name, collection, k):
-    queries = find_queries(str(name), collection)
+    queries = find_queries(query_paths(str(name), collection.folder), collection)
     results = search_queries(queries, collection, k)
     return [answers.make_answer(query, *row, collection, k) for query, row in results]
 
@@ -49,8 +49,8 @@ def test_an_answer_is_a_table_in_the_order_of_scores(collection, tmp_path):
     answer = answer_to('a/1.png', collection)
     table = answer.table
     assert table['rank'].tolist() == [1, 2, 3, 4]
-    paths = [f'{tmp_path}/photos/{path}' for path in PATHS[1:]]
-    assert table['path'].tolist() == paths
+    assert table['path'].tolist() == PATHS[1:]
+    assert answer.files() == [f'{tmp_path}/photos/{path}' for path in PATHS[1:]]
     assert table['class'].tolist()[:3] == ['a', 'b', 'b'] and table['class'].isna()[3]
     assert answer.rights() == [True, False, False, None]
     assert table['score'][0] == answer.score == pytest.approx(0.9848, abs=1e-4)
@@ -92,9 +92,15 @@ def test_a_query_of_one_colour_has_no_match(collection, tmp_path):
 def test_the_folder_is_named_after_the_query(collection):
     """With its folders, if other images of the collection have the same name."""
     for name, expected in (('a/1.png', 'a_1'), ('b/4.png', '4'), ('5.png', '5')):
-        (query,) = find_queries(name, collection)
+        (query,) = find_queries(query_paths(name, collection.folder), collection)
         assert answers.answer_name(query, collection) == expected
-    assert answers.answer_name(Query('/x/1.png', '/x/1.png'), collection) == '1'
+    for name, expected in (
+        ('1', '1'),
+        ('photos_pairs', 'photos_pairs_query'),  # that of the compared folder
+        ('Photos_Answers', 'Photos_Answers_query'),
+    ):
+        query = Query(f'/x/{name}.png', f'/x/{name}.png')
+        assert answers.answer_name(query, collection) == expected
 
 
 def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
@@ -111,7 +117,8 @@ def test_an_answer_is_written_and_printed(collection, tmp_path, capsys):
         with Image.open(os.path.join(folder, name)) as image:
             assert math.dist(image.getpixel((1, 1)), COLOURS[right]) < 20
     output = capsys.readouterr().out
-    assert f'query {tmp_path}/photos/a/1.png (a)' in output
+    photos = f'{tmp_path}/photos'
+    assert f'query {photos}/a/1.png (a), nearest in {photos}:' in output
     assert '\nmatch: ' in output and table['path'][0] in output
 
 
@@ -148,8 +155,8 @@ def test_many_answers_share_a_table(collection, tmp_path, capsys, monkeypatch):
     path = answers.write_answers(many, collection, str(folder), results)
     assert path == f'{results}/photos_answers/retrieved.csv'
     table = pd.read_csv(path)
-    queries = [f'{folder}/{name}' for name in sorted(PATHS)]
-    assert table['query'].tolist() == [name for name in queries for _ in range(2)]
+    queries = [name for name in sorted(PATHS) for _ in range(2)]
+    assert table['query'].tolist() == queries and set(table['path']) <= set(PATHS)
     sheets = sorted(name for name in os.listdir(os.path.dirname(path)) if 'png' in name)
     assert sheets == ['001_5.png', '002_a_1.png', '003_a_2.png']
     output = capsys.readouterr().out

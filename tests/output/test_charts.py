@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pandas as pd
@@ -61,3 +62,11 @@ def test_a_chart_describes_its_curves():
     first = f'R@1 {share(0.5)} at epoch 1, {share(0.7)} at epoch 3'
     second = f'R@10 {share(0.7)} at epoch 1, {share(0.9)} at epoch 3'
     assert chart[1] == f'Recall, by epoch: {first}; {second}'
+
+
+def test_no_two_curves_of_a_chart_have_one_colour():
+    columns = {f'test_recall@{k}': f'R@{k}' for k in range(1, 15)}
+    rows = pd.DataFrame({'epoch': [1, 2], **{name: [0.5, 0.6] for name in columns}})
+    text = svg(curve_chart(Panel('Recall', columns, share), rows, kept=2))
+    colours = set(re.findall('stroke: (#[0-9a-f]{6})', text)) - {'#000000'}
+    assert len(colours) == 14

@@ -59,8 +59,8 @@ def test_answers_are_those_of_inference(folder, page, tmp_path):
 
     html = page.post('/search', picture=query, number=5).text
     tiles = read_tiles(html)
-    paths = [page.collection.path_of(number) for number, _, _ in tiles]
-    assert paths == table['path'].tolist()
+    paths = [page.collection.images[number] for number, _, _ in tiles]
+    assert paths == [name for _, name, _ in tiles] == table['path'].tolist()
     assert [score for *_, score in tiles] == [f'{s:.3f}' for s in table['score']]
     assert html.count('✓ match') == table['match'].sum()
     assert html.count('<span>below the threshold') == (~table['match']).sum()
@@ -173,7 +173,9 @@ def test_new_changed_and_removed_images(own):
         '1 file cannot be read; the terminal names them.'
     )
     assert reply['image'] == was + 1 and reply['token'] == own.token != token
-    assert own.search(picture=own.photos / 'figure_0/new.png')[0][1] == 'new.png'
+    assert (
+        own.search(picture=own.photos / 'figure_0/new.png')[0][1] == 'figure_0/new.png'
+    )
     for reply in (
         own.get(f'/images/{token}/0/small'),
         own.post('/search', image=0, token=token),
@@ -249,8 +251,10 @@ def test_uploads_are_removed_and_their_names_not_used(
     large = tmp_path / 'large.png'
     large.write_bytes(bytes(page_app.LARGEST_UPLOAD + page_app.FORM))
     assert refused(page, large, 413) == page_app.TOO_LARGE
-    Image.new('1', (20_000, 20_000)).save(large)
-    assert '400000000 pixels' in refused(page, large)
+    Image.new('1', (13_000, 13_000)).save(large)  # 22 KB
+    for path in ('/search', '/heat_map'):
+        assert '169 million' in (text := refused(page, large, path=path))
+        assert text.endswith('.') and not text.endswith('..')
     for folder in (tmp_path / 'temporary', page.uploads):
         assert not list(folder.iterdir())
 

@@ -17,6 +17,7 @@ from conftest import Project
 from page_cases import make_project
 
 pytest.importorskip('flask', reason='flask is optional')
+from areir.output.page import server
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +77,27 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     for word in ('Traceback', 'terminate', 'GET', 'POST'):
         assert word not in errors
     assert not list(tmp_path.glob('areir_*'))
+
+
+def test_an_upload_that_stalls_ends(monkeypatch):
+    import flask
+
+    app = flask.Flask('slow')
+    app.add_url_rule('/', view_func=lambda: flask.request.form, methods=['POST'])
+    monkeypatch.setattr(server, 'PATIENCE', 0.2)
+    with server.listen('127.0.0.1', 0) as listening:
+        serving = server.make_server(app, listening)
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        with socket.create_connection(listening.getsockname(), timeout=30) as client:
+            client.sendall(
+                b'POST / HTTP/1.1\r\nContent-Length: 1000\r\n'
+                b'Content-Type: application/x-www-form-urlencoded\r\n\r\na'
+            )
+            answer = b''.join(iter(lambda: client.recv(1000), b''))
+        serving.shutdown()
+        thread.join()
+    assert answer.startswith(b'HTTP/1.1 400 ')
 
 
 def test_what_cannot_be_served_is_one_line(project, flags, monkeypatch):

@@ -127,8 +127,12 @@ def test_without_calibration_or_its_check(tmp_path, database):
 
 def test_heads_are_shown_if_they_have_parts(tmp_path, database):
     assert 'first heads by themselves' in page_text(tmp_path, database)
-    text = page_text(tmp_path, database, ensemble_size=1)
-    assert 'mixes them' in text and 'by themselves' not in text
+    projected = {**database, 'ensemble_size': 1}
+    text = page_text(tmp_path, projected)
+    assert 'has 3 heads, which the projection' in text and 'themselves' not in text
+    (tmp_path / f'{RUN}_run.json').unlink()
+    text = check_page(write_alone(tmp_path, projected)).visible()
+    assert 'no figures of the first heads' in text and 'The model has' not in text
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import jinja2
 from flask import Flask, Response, abort, render_template, request
 from werkzeug.exceptions import HTTPException
 
+from areir.data.images import check_pixels
 from areir.errors import UserError
 from areir.gallery.queries import Query, stored_query
 from areir.output.answers import verdict
-from areir.output.page.folder import draw_pair
+from areir.output.page.folder import draw_pair, unreadable
 
 MOST = 100  # images that the page shows at most
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -20,11 +21,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')]
 
 LARGEST_UPLOAD = 20_000_000  # bytes
+MOST_PIXELS = 50_000_000  # of an upload, as `check_pixels` counts them
 FORM = 10_000  # bytes of the rest of a request
 TOO_LARGE = (
     f'The picture has more than {LARGEST_UPLOAD // 1_000_000} MB. Choose a smaller one.'
 )
 SENTENCES = {
+    400: 'The request has not arrived as a whole. Send it again.',
     403: 'Refused: only the search page itself may ask, at its own address.',
     410: 'The folder has been read again since this page showed the image, so its '
     'number may mean another one. Search with your picture again.',
@@ -55,7 +58,6 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
-    app.jinja_env.filters['basename'] = os.path.basename
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
     if is_local:
         app.before_request(check_host)
@@ -204,6 +206,10 @@ def sent_query(generation, uploads):
         upload.save(path)
         if not os.path.getsize(path):
             raise UserError('The picture is an empty file. Choose another one.')
+        try:
+            check_pixels(path, MOST_PIXELS)
+        except UserError as error:
+            raise unreadable(path, error) from error
         yield Query(file=path, name='picture')
 
 

@@ -57,8 +57,7 @@ class SearchedFolder:
             if query.embedding is None:
                 embeddings, problems = embed_images([query.file], collection)
                 if problems:
-                    reason = problems[0].replace(f' {query.file!r}', '')
-                    raise UserError(f'The picture cannot be read: {reason}.')
+                    raise unreadable(query.file, problems[0])
                 query.embedding = embeddings[0]
             nearest = images_to_find(number, available)
             ((_, result),) = search_queries([query], collection, nearest)
@@ -112,6 +111,12 @@ def describe_changes(earlier, later):
 
 
 # Pictures
+
+
+def unreadable(path, reason):
+    """Return the UserError about an uploaded picture; the reason may name its path."""
+    reason = str(reason).removeprefix(f'{path}: ').replace(f' {path!r}', '')
+    return UserError(f'The picture cannot be read: {reason.rstrip(".")}.')
 
 
 def read(path, least=None):

@@ -11,6 +11,7 @@ import tempfile
 from areir.errors import UserError
 from areir.output.page.folder import SearchedFolder
 
+PATIENCE = 30  # seconds in which nothing arrives, after which a request ends
 LOCAL_HOSTS = ('127.0.0.1', '::1', 'localhost')
 
 
@@ -32,8 +33,6 @@ def serve(collection, open_again, host, port, number, heat_maps=False):
     open_again: brings the index up to date and returns a new collection; port: 0 takes
     a free one; number, heat_maps: as of `make_app`.
     """
-    from werkzeug.serving import make_server
-
     from areir.output.page.app import make_app  # it needs flask
 
     is_local = host in LOCAL_HOSTS
@@ -50,11 +49,22 @@ def serve(collection, open_again, host, port, number, heat_maps=False):
             )
         name = f'[{host}]' if ':' in host else host
         print(f'search page: http://{name}:{port}/ (Ctrl-C ends it)', flush=True)
-        server = make_server(host, port, app, threaded=True, fd=listening.fileno())
-        server.serve_forever()  # returns at Ctrl-C
+        make_server(app, listening).serve_forever()  # returns at Ctrl-C
     # a thread may be inside torch, which aborts if Python ends the thread
     sys.stdout.flush()
     os._exit(0)
+
+
+def make_server(app, listening):
+    """Return the server of an app at a listening socket."""
+    from werkzeug import serving
+
+    class Handler(serving.WSGIRequestHandler):
+        timeout = PATIENCE
+
+    host, port, *_ = listening.getsockname()
+    options = {'threaded': True, 'fd': listening.fileno()}
+    return serving.make_server(host, port, app, request_handler=Handler, **options)
 
 
 def listen(host, port):

@@ -37,6 +37,18 @@ function showError(error) {
   if (error.name !== 'AbortError') find('error').textContent = error.message
 }
 
+// An answer to an earlier question must not stand below an error about a new one.
+function refuse(text) {
+  search.abort()
+  drawing.abort()
+  question = null
+  find('preview').hidden = find('asked').hidden = true
+  answer.replaceChildren()
+  answer.removeAttribute('aria-busy')
+  say('')
+  showError(new Error(text))
+}
+
 function say(text) {
   find('status').textContent = text
 }
@@ -55,7 +67,7 @@ async function ask(next, {isNew = true, moveFocus = false} = {}) {
   answer.setAttribute('aria-busy', 'true')
   say('Searching')
   try {
-    const fields = {...questionFields(next), number: find('number').value}
+    const fields = {...questionFields(next), number: wantedNumber()}
     const reply = await post('/search', fields, signal)
     answer.innerHTML = await reply.text() // the server has escaped names
     if (isNew) remember(next)
@@ -73,6 +85,14 @@ async function ask(next, {isNew = true, moveFocus = false} = {}) {
   drawHeatMaps()
 }
 
+// Correct what is typed to a number that the server takes, and return it.
+function wantedNumber() {
+  const field = find('number')
+  const typed = Math.round(field.value || field.defaultValue)
+  field.value = Math.min(Math.max(typed, field.min), field.max)
+  return field.value
+}
+
 // On a narrow screen the answer is below the question.
 function scrollToAnswer() {
   if (answer.offsetTop > innerHeight / 2) answer.scrollIntoView()
@@ -84,21 +104,17 @@ function remember(next) {
   asked.push(next)
 }
 
-async function askFile(file) {
-  if (!file) {
-    showError(new Error('That is not a file. Drop or paste a picture.'))
-    return
-  }
-  if (file.size > document.body.dataset.largest) {
-    showError(new Error(document.body.dataset.tooLarge))
-    return
-  }
+async function askFirst(files) {
+  const [file] = files
+  if (!file) return refuse('That is not a file. Drop or paste a picture.')
+  if (file.size > document.body.dataset.largest) return refuse(document.body.dataset.tooLarge)
+  const others = files.length > 1 ? `, the first of ${files.length} files` : ''
   try {
     // a copy, because the file may change before the next search with it
     const picture = new Blob([await file.arrayBuffer()], {type: file.type})
-    await ask({picture, name: file.name})
+    await ask({picture, name: file.name + others})
   } catch (error) {
-    showError(new Error(`The file cannot be read: ${error.message}`))
+    refuse(`The file cannot be read: ${error.message.replace(/\.$/, '')}.`)
   }
 }
 
@@ -202,14 +218,14 @@ function enlarge(link) {
 // Events
 
 find('file').addEventListener('change', event => {
-  if (event.target.files.length) askFile(event.target.files[0])
+  if (event.target.files.length) askFirst(event.target.files)
   event.target.value = '' // so that the same file can be chosen again
 })
 
 addEventListener('paste', event => {
   const {files} = event.clipboardData
   const isTyping = document.activeElement === find('number')
-  if (files.length || !isTyping) askFile(files[0])
+  if (files.length || !isTyping) askFirst(files)
 })
 
 addEventListener('dragover', event => {
@@ -224,7 +240,7 @@ addEventListener('dragleave', event => {
 addEventListener('drop', event => {
   event.preventDefault()
   document.body.classList.remove('dragging')
-  askFile(event.dataTransfer.files[0])
+  askFirst(event.dataTransfer.files)
 })
 
 answer.addEventListener('click', event => {
@@ -245,9 +261,9 @@ find('large').addEventListener('click', event => {
   if (event.target === find('large')) find('large').close() // beside the picture
 })
 
-find('number').addEventListener('change', event => {
-  if (event.target.checkValidity() && question) ask(question, {isNew: false})
-  else event.target.reportValidity()
+find('number').addEventListener('change', () => {
+  wantedNumber()
+  if (question) ask(question, {isNew: false})
 })
 
 find('heat').addEventListener('change', drawHeatMaps)
