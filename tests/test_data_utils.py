@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ from PIL import Image
 import data_utils
 import utils
 from areir.data.images import load_image
+from areir.data.lists import DISTRACTOR
+from areir.data.source import read_source
 from areir.data.splits import load_split, prepared_names
+from areir.data.verification import Verified
 from data_utils import prepare
 
 
@@ -117,6 +121,141 @@ def test_another_share_of_the_test_is_prepared_again(call, root, tmp_path):
         sizes.append({name: len(parts[name]) for name in parts['info']['counts']})
     assert sizes == [halves := {'train': 2, 'test': 2}, {'train': 4}, halves, halves]
     assert 'nothing changed' in output
+
+
+def info_of(root, name, crop_type='uncropped'):
+    return load_split(root, name, crop_type).info
+
+
+def test_files_on_both_sides_are_told_counted_and_numbered(call, root, tmp_path):
+    photos = tmp_path / 'photos'
+    for part, classes in (('train', 'ab'), ('query', 'xy'), ('gallery', 'xy')):
+        for number, label in enumerate(classes * 2):
+            write_image(photos / part / label / f'{number // 2}.png')
+    assert call('--data_path', photos, '--data_name', 'fine')[0] == 0
+    info = info_of(root, 'fine')
+    assert (info['leaks'], info['files'], info['warnings']) == ({}, {}, [])
+    # a link and a hard link are the file, whatever their names
+    (photos / 'gallery/x/other.png').symlink_to(photos / 'query/x/0.png')
+    os.link(photos / 'query/y/1.png', photos / 'gallery/y/same.png')
+    shutil.copy(photos / 'train/a/0.png', photos / 'gallery/y/seen.png')
+    code, output, _ = call('--data_path', photos, '--data_name', 'leaky')
+    info = info_of(root, 'leaky')
+    assert code == 0 and info['leaks'] == {'train/gallery': 1, 'query/gallery': 2}
+    assert 'query/x/0.png and gallery/x/other.png' in output
+    assert 'in several classes: 2, such as' in output  # the class of seen.png
+    assert all(f'warning: leaky: {line}' in output for line in info['warnings'])
+    files = info['files']
+    assert set(files) == {
+        *('images/query/x/0.png', 'images/gallery/x/other.png'),
+        *('images/query/y/1.png', 'images/gallery/y/same.png'),
+    }
+    assert files['images/query/x/0.png'] == files['images/gallery/x/other.png']
+    assert files['images/query/x/0.png'] != files['images/query/y/1.png']
+
+
+def test_two_boxes_of_a_photo_are_copies_unless_they_are_cut_out(root, tmp_path):
+    write_classes(tmp_path / 'photos')
+    shutil.copy(tmp_path / 'photos/c/0.png', tmp_path / 'photos/c/1.png')
+    rows = [f'{c}/{n}.png,{c},train,,,,' for c in 'ab' for n in range(2)]
+    rows += [f'{c}/{n}.png,{c},val,{n},9,0,9' for c in 'cd' for n in range(2)]
+    table = tmp_path / 'photos/shop.csv'
+    table.write_text('\n'.join(['path,label,split,x_1,x_2,y_1,y_2', *rows]))
+    prepare(root, 'shop', table=str(table), image_size=8)
+    whole, cut = info_of(root, 'shop'), info_of(root, 'shop', 'cropped')
+    assert whole['leaks'] == {'test/test': 2} and len(whole['files']) == 2
+    assert (cut['leaks'], cut['files'], cut['warnings']) == ({}, {}, [])
+
+
+def test_copies_in_a_benchmark_are_told_and_count(call, root):
+    write_isc(root / 'isc')
+    query, gallery = [*(root / 'isc').rglob('*/id_00000007/02_1_front.jpg')]
+    shutil.copy(query, gallery)
+    code, output, _ = call('--data_name', 'isc')
+    info = info_of(root, 'isc')
+    assert code == 0 and info['leaks'] == {'query/gallery': 1}
+    assert info['files'] == {}
+    assert 'the benchmark counts them' in output
+
+
+def test_broken_images_are_left_out_if_wanted(call, root, tmp_path):
+    photos = tmp_path / 'photos'
+    for part, classes in (('train', 'ab'), ('test', 'xy')):
+        write_classes(photos / part, classes, images=12)
+    broken = [photos / f'test/x/{n}.png' for n in range(11)] + [
+        photos / 'train/b/0.png'
+    ]
+    whole = {path: path.read_bytes() for path in broken}
+    for path in broken:
+        path.write_bytes(whole[path][:99])
+    flags = ['--data_path', photos, '--data_name', 'shoes', '--image_size', 8]
+    code, _, errors = call(*flags)
+    assert code == 2 and '12 of 48' in errors and '--skip_broken' in errors
+    assert 'train/b/0.png' in errors and prepared_names(root) == {}
+
+    code, output, _ = call(*flags, '--skip_broken')
+    split = load_split(root, 'shoes')
+    assert code == 0 and split.info['counts'] == {'train': (23, 2), 'test': (13, 2)}
+    listed = [line for line in output.splitlines() if line.startswith('  ')]
+    assert len(listed) == 11 and listed[-1] == '  and 2 more'
+    skipped = [path.relative_to(photos).as_posix() for path in broken]
+    assert sorted(split.info['skipped']) == sorted(skipped)
+    assert all(reason for reason in split.info['skipped'].values())
+
+    # until a file changes, or is wanted
+    assert 'nothing changed' in call(*flags, '--skip_broken')[1]
+    assert call(*flags)[0] == 2
+    broken[0].write_bytes(whole[broken[0]])
+    code, output, _ = call(*flags, '--skip_broken')
+    assert code == 0 and len(load_split(root, 'shoes').parts['test']) == 14
+    for path in broken:
+        path.write_bytes(whole[path])
+    assert call(*flags)[0] == 0 and info_of(root, 'shoes')['skipped'] == {}
+
+
+def test_a_class_that_is_broken_is_named(call, tmp_path):
+    photos = tmp_path / 'photos'
+    for part, classes in (('train', 'abc'), ('test', 'xyz')):
+        write_classes(photos / part, classes)
+    flags = ['--data_path', photos, '--data_name', 'shoes', '--skip_broken']
+    for path in (photos / 'test/x').iterdir():
+        path.write_bytes(b'')
+    code, output, _ = call(*flags)
+    assert code == 0 and 'without an image left: 1, such as x' in output
+    for path in (photos / 'test/y').iterdir():
+        path.write_bytes(b'')
+    code, _, errors = call(*flags)
+    assert code == 2 and 'at least 2 classes and has z' in errors.splitlines()[-1]
+    for path in (photos / 'test/z').iterdir():
+        path.write_bytes(b'')
+    code, _, errors = call(*flags)
+    assert code == 2 and 'train images found' in errors.splitlines()[-1]
+
+
+def test_groups_and_distractors_are_in_the_split(root, tmp_path, capsys):
+    write_classes(tmp_path / 'photos')
+    dataset = read_source(root, 'shoes', tmp_path / 'photos')
+    parts = {'a': 'train', 'b': 'train', 'c': 'test', 'd': 'test'}
+    records = [
+        record._replace(part=parts[record.label], group=f'cam{record.path[2]}')
+        for record in dataset.records
+    ]
+    grouped = replace(dataset, records=records)
+    assert grouped.fingerprint(8, 0) != dataset.fingerprint(8, 0)
+    records[-1] = records[-1]._replace(label=DISTRACTOR, group=None)
+    grouped = replace(dataset, records=records)
+    assert grouped.counts == {'train': (4, 2), 'test': (4, 2)}
+    results = [Verified()] * len(records)
+    data_utils.print_counts(grouped, results)
+    assert '3 images of 2 classes, and 1 distractor\n' in capsys.readouterr().out
+    found = data_utils.find_copies_and_oddities(grouped, results, 'uncropped')
+    grouped_info = {'uncropped': found}
+    os.makedirs(root / 'shoes')
+    data_utils.write_split_files(grouped, {'counts': grouped.counts}, grouped_info)
+    content = torch.load(root / 'shoes/uncropped_data_dicts.pth')
+    assert content['test'][DISTRACTOR] == ['images/d/1.png']
+    groups = content['info']['groups']
+    assert len(groups) == 7 and groups['images/c/1.png'] == 'cam1'
 
 
 @pytest.mark.slow

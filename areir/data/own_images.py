@@ -4,7 +4,7 @@ import math
 import random
 
 from areir.data.images import IMAGE_SUFFIXES
-from areir.data.lists import Record
+from areir.data.lists import DISTRACTOR, Record
 from areir.errors import UserError
 
 
@@ -37,10 +37,11 @@ def read_folder(root, files):
 def draw_parts(records, seed, test_share):
     """Draw the classes of the test from the seed; the others train.
 
-    test_share: their share of all classes, rounded, a half down. Raises UserError if
-    fewer than two classes train, or if one is left for the test.
+    test_share: their share of all classes, rounded, a half down. Distractors are for
+    the test. Raises UserError if fewer than two classes train, or if one is left for
+    the test.
     """
-    classes = sorted({record.label for record in records})
+    classes = sorted({record.label for record in records} - {DISTRACTOR})
     random.Random(seed).shuffle(classes)
     tested = math.ceil(len(classes) * test_share - 0.5)
     trained = len(classes) - tested
