@@ -97,14 +97,15 @@ def test_search_resizes_images_as_training_did(
 
     query = shutil.copy(paths[0], tmp_path / 'query.png')
     model = ['--model', tmp_path / f'{RUN}_model.pth']
-    for searched in (
-        ['--data_base', f'{RUN}_data_base.pth'],
-        [*model, '--gallery', slim.root / 'data/photos/test'],
+    photos = slim.root / 'data/photos/test'
+    for folder, *searched in (
+        [slim.root / 'data/small', '--data_base', f'{RUN}_data_base.pth'],
+        [photos, *model, '--gallery', photos],
     ):
         flags = ['--results_root', tmp_path, '--query_img_name', query]
         slim.ask('inference.py', *searched, *flags)
         table = pd.read_csv(tmp_path / 'query/retrieved.csv')
-        found = [slim.elsewhere / path for path in table['path']]
+        found = [folder / path for path in table['path']]
         scores = embed(saved, found) @ wanted[0]
         assert table['score'].tolist() == pytest.approx(scores.tolist(), abs=2e-6)
 

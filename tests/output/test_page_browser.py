@@ -109,14 +109,16 @@ def test_a_pasted_and_a_dropped_picture(page, opened):
     path = photo(page, 'figure_2_01.png')
     data = base64.b64encode(path.read_bytes()).decode()
     opened.run(CARRY.format(data=data, name=path.name) + PASTE)
-    assert names(opened)[0] == 'figure_2_01.png'
+    assert names(opened)[0] == 'figure_2/figure_2_01.png'
 
-    carried = {'items': [], 'files': [str(photo(page))], 'dragOperationsMask': 1}
+    two = [str(photo(page)), str(path)]
+    carried = {'items': [], 'files': two, 'dragOperationsMask': 1}
     for kind in ('dragEnter', 'dragOver', 'drop'):
         event = {'type': kind, 'x': 150, 'y': 200, 'data': carried}
         opened.command('Input.dispatchDragEvent', **event)
-    opened.wait_for("document.getElementById('asked').textContent == 'figure_1_01.png'")
-    assert names(opened)[0] == 'figure_1_01.png'
+    asked = 'figure_1_01.png, the first of 2 files'
+    opened.wait_for(f"document.getElementById('asked').textContent == '{asked}'")
+    assert names(opened)[0] == 'figure_1/figure_1_01.png'
     assert not opened.run("return document.body.classList.contains('dragging')")
 
 
@@ -127,9 +129,13 @@ def test_a_click_searches_and_back_returns(page, opened):
     assert opened.run(ACTIVE) == 'answer'
     opened.call('/back')
     opened.wait_for(f"{NAMES}.join() == '{','.join(first)}'")
-    opened.run("document.getElementById('number').value = 3")
-    opened.run("document.getElementById('number').dispatchEvent(new Event('change'))")
-    opened.wait_for(f'{NAMES}.length == 3')
+    field = "document.getElementById('number')"
+    for typed, shown in ((5, 5), (0, 1), (2.5, 3), (-3, 1), ("''", 8), (200, 16)):
+        change = "dispatchEvent(new Event('change'))"
+        opened.run(f'{field}.value = {typed}; {field}.{change}')
+        opened.wait_for(f'{NAMES}.length == Math.min({field}.value, 16)')
+        wanted = 100 if typed == 200 else shown
+        assert opened.run(f'return +{field}.value') == wanted
 
 
 def test_heat_maps_are_switched_on_and_off(page, opened):
@@ -179,9 +185,13 @@ def test_what_is_wrong_is_said(page, opened, tmp_path):
     opened.wait_for(said.format('cannot be read'))
     opened.run('const carried = new DataTransfer();' + PASTE)
     opened.wait_for(said.format('not a file'))
+    opened.choose('#file', photo(page))
+    assert names(opened)
     broken.write_bytes(bytes(25_000_000))
     opened.choose('#file', broken)
     opened.wait_for(said.format('20 MB'))
+    assert not opened.run(f'return {NAMES}.length')  # no answer to another picture
+    assert opened.run("return document.getElementById('preview').hidden")
     assert opened.run("return document.getElementById('error').role") == 'alert'
     opened.log('browser')  # of the browser itself, about status 400
 

@@ -33,3 +33,5 @@ def test_keyboard_and_pictures(session):
 def test_width_and_contrast(session, width):
     session.run('document.querySelectorAll("details").forEach(it => it.open = true)')
     session.check_themes(width)
+    table = "document.querySelector('.classes').closest('.scroll')"
+    assert session.run(f'return {table}.scrollWidth <= {table}.clientWidth')
