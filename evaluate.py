@@ -3,15 +3,18 @@
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
 python evaluate.py FILE --compare OTHER    # and the difference from another file
 
-FILE is a database of train.py or of the original code, or a .npz or .pt file that holds
-`embeddings` and `labels` and, if the queries are separate, also `query_embeddings` and
-`query_labels`. It may also be a .npy file of embeddings, whose labels are in a CSV:
+FILE is a database of train.py or of the original code, or a .npz, .pt, .safetensors or
+.h5 file that holds `embeddings` and `labels` and, if the queries are separate, also
+`query_embeddings` and `query_labels`. It may also be a table (.csv, .tsv, .parquet) or
+a .npy file of vectors, whose labels may be in a second file:
 
 python evaluate.py vectors.npy --labels images.csv
 """
 
 import contextlib
+import io
 import json
+import sys
 import warnings
 
 import utils
@@ -23,6 +26,7 @@ if __name__ == '__main__':
 
 import torch
 
+from areir.errors import UserError
 from areir.evaluation.embeddings_file import match_queries, rank_file
 from areir.evaluation.intervals import (
     NO_INTERVAL,
@@ -44,9 +48,6 @@ NOT_COMPARABLE = 'not comparable with strict figures'
 def get_args():
     parser = get_parser()
     args = parser.parse_args()
-    files = [args.file, args.compare or '']
-    if args.labels and not any(file.endswith('.npy') for file in files):
-        parser.error('--labels works for a .npy file only; others hold their labels')
     if args.device is None:
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
@@ -71,7 +72,9 @@ def is_usable(device):
 def main():
     args = get_args()
     limit_threads()
-    report = evaluate_file(args)
+    # notices of what is read; with --json, they must not be part of it
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        report = evaluate_file(args)
     printer = print_json if args.json else print_report
     with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early
         printer(report)
@@ -82,7 +85,9 @@ def main():
 
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
-    result = rank_file(args.file, args.device, labels_csv=args.labels)
+    result = rank_file(args.file, args.device, None, args.labels, args.metric)
+    if result.labels_unused and args.compare is None:
+        raise UserError(f'--labels {args.labels}: {args.file} holds its labels')
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
@@ -98,6 +103,7 @@ def evaluate_file(args):
         'dimensions': result.dimensions,
         'how': how,
         **result.notes,
+        **result.found,
         'metrics': summary(result.ranks, ks),
         'intervals': {name: nan_to_none(limits) for name, limits in intervals.items()},
     }
@@ -115,7 +121,8 @@ def evaluate_file(args):
 
 def recall_of_heads(args, heads):
     """Return Recall@1 of the first `heads` heads, with its interval."""
-    result = rank_file(args.file, args.device, heads, args.labels)
+    with contextlib.redirect_stdout(io.StringIO()):  # its notices were printed
+        result = rank_file(args.file, args.device, heads, args.labels, args.metric)
     hits = measures(result.ranks, [1])['recall@1']
     interval = confidence_intervals({'recall@1': hits}, result.query.labels)['recall@1']
     return {'recall@1': hits.mean().item(), 'interval': nan_to_none(interval)}
@@ -126,7 +133,9 @@ def compare_files(args, result, values, ks):
 
     values: the measures of each query of `result`.
     """
-    other = rank_file(args.compare, args.device, labels_csv=args.labels)
+    other = rank_file(args.compare, args.device, None, args.labels, args.metric)
+    if result.labels_unused and other.labels_unused:
+        raise UserError(f'--labels {args.labels}: both files hold their labels')
     order = match_queries(result, other)
     others = {name: value[order] for name, value in measures(other.ranks, ks).items()}
     names = ('difference', 'low', 'high', 'p')
@@ -135,6 +144,7 @@ def compare_files(args, result, values, ks):
         'other': {
             'file': args.compare,
             **other.notes,
+            **other.found,
             'metrics': summary(other.ranks, ks),
         },
         'difference': {
@@ -177,7 +187,9 @@ def percents(values):
 
 
 def print_warning(result):
-    """Print a warning if figures are flattered or not comparable."""
+    """Print notices, and a warning if figures are flattered or not comparable."""
+    for notice in result.get('notices', []):
+        print(f'notice: {notice}')
     if result.get('trained'):
         print(f'{result["file"]}: training used these classes: optimistic figures')
     protocol, select = result.get('protocol'), result.get('select')

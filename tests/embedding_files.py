@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 COUNT = 24
-EMBEDDINGS = torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(0))
+RANDOM = torch.randn(COUNT, 3, 2, generator=torch.Generator().manual_seed(0))
+EMBEDDINGS = F.normalize(RANDOM, dim=2).flatten(1)  # of three heads
 LABELS = torch.arange(COUNT) % 5
 TEXTS = [f'class {"edcba"[label]}' for label in LABELS]
 IMAGES = [f'{number}.png' for number in range(COUNT)]

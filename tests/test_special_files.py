@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures(in_time.__name__)
 
 
 def read_labels(path):
-    return load_entries(path, labels_csv=path)
+    return load_entries(path, labels=path)
 
 
 def read_listed_images(path):

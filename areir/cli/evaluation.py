@@ -11,16 +11,23 @@ def get_parser():
     parser.add_argument(
         'file',
         type=path,
-        help='a database of train.py or of the original code; a .npz or .pt file of '
-        'embeddings and labels and, if the queries are not the gallery, also '
-        'query_embeddings and query_labels; or a .npy file of embeddings',
+        help='a database of train.py or of the original code; a .npz, .pt, .h5 or '
+        '.safetensors file of embeddings and labels and, if the queries are not the '
+        'gallery, also query_embeddings and query_labels; or vectors in a .npy, .csv, '
+        '.tsv, .txt or .parquet file',
     )
     add = parser.add_argument_group('what is measured').add_argument
-    flag = add('--labels', metavar='CSV', type=path)
+    flag = add('--labels', metavar='FILE', type=path)
     flag.help = (
-        'labels of a .npy file, a row for each embedding, with the columns label (or '
-        'class, as inference.py --export writes) and optionally path, is_query, '
-        'is_gallery'
+        'labels of a file that has none, one for each vector: a .npy or .txt file, or '
+        'a .csv with the column label or class and optionally path, group, is_query, '
+        'is_gallery [default value is labels.npy, labels.csv, labels.txt or images.csv '
+        'beside the file]'
+    )
+    flag = add('--metric', choices=['cosine', 'dot', 'euclidean'])
+    flag.help = (
+        'how two vectors are compared; vectors of one length are ranked alike by all '
+        'three [default value is cosine]'
     )
     known = ','.join(map(str, RECALLS))
     flag = add('--recalls', type=positives)

@@ -1,11 +1,13 @@
 """Read anybody's embeddings and their labels from a file, and rank its queries.
 
-A file of torch.save or numpy.savez has these entries. If the queries are not the
-gallery, prefix the entries of one or both with `query_` or `gallery_`:
+A file of arrays (see entries.py) has these. If the queries are not the gallery, prefix
+the entries of one or both with `query_` or `gallery_`:
 
     embeddings      (N, D) floats
-    labels          (N,) integers or texts
-    images          (N,) names; optional
+    labels          (N,) whole numbers or texts; none, '' or -1: searched, never right
+    images          (N,) names; optional. A query ignores images of its name
+    groups          (N,) optional; a query ignores images of its class and group
+    files           (N,) optional; a query ignores images of its file
     ensemble_size, protocol, select    how train.py made them; optional
 
 Databases of the original code (https://github.com/leftthomas/NormSoftmax/commits) hold
@@ -14,40 +16,37 @@ Features are (N, D), (N, heads, D), or a list of tensors of one image or batch. 
 code scored two images by the mean of the heads' dot products, so concatenated heads
 rank images in the same order.
 
-A .npy file holds the embeddings alone. Their labels are in a CSV with a row for each,
-in the same order, and the columns label (or class), and optionally path, is_query and
-is_gallery.
-
 All functions raise a UserError that names the file and what is missing or wrong.
 """
 
-import os
+import posixpath
+import unicodedata
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from areir.data.lists import check_roles, parse_rows, read_csv, read_roles
-from areir.errors import UserError
+from areir.data.lists import DISTRACTOR, plain_labels
+from areir.errors import UserError, counted
+from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
 from areir.evaluation.metrics import rank_positives
-from areir.files import is_unicode, load_tensors, refuse_special
+from areir.evaluation.scores import rows_at_once
 
-NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
-PREFIXES = ('', 'query_', 'gallery_', 'test_')
-FIELDS = ('embeddings', 'features', 'labels', 'images')
-USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
-USED |= {*NOTES, 'ensemble_size'}
+METRICS = 'cosine', 'dot', 'euclidean'
+SAME_LENGTH = 1.01  # longest to shortest of a side; float16 rounds by less
 
 
 @dataclass
 class ImageSet:
     """The queries or the gallery of a file."""
 
-    names: tuple  # of the entries of its embeddings, labels and images
+    names: dict  # {field: entry of the file}
     embeddings: torch.Tensor | None  # (N, D); None when the file has been ranked
     labels: torch.Tensor  # (N,)
     images: list | None  # (N,) names
+    groups: torch.Tensor | None  # (N,), -1: none
+    files: torch.Tensor | None  # (N,), -1: none
 
 
 @dataclass
@@ -60,7 +59,22 @@ class EmbeddingsFile:
     dimensions: int
     ensemble_size: int | None  # heads that the embeddings consist of
     notes: dict  # those of NOTES that the file has
+    notices: list = field(default_factory=list)  # what was understood of it
+    labels_unused: bool = False  # whether it has labels beside those of --labels
+    in_gallery: int | None = None  # queries whose name the gallery has; None: no names
     ranks: dict | None = None  # of `rank_positives`
+
+    @property
+    def sides(self):
+        return [self.query, self.gallery] if self.gallery else [self.query]
+
+    @property
+    def found(self):
+        """What a report says of the file: its notices, and queries in the gallery."""
+        found = {'notices': self.notices} if self.notices else {}
+        if self.in_gallery is not None:
+            found['queries_in_gallery'] = self.in_gallery
+        return found
 
     @property
     def available(self):
@@ -79,32 +93,44 @@ class EmbeddingsFile:
             count = known or 'an unknown number of'
             raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')
         self.dimensions = self.dimensions // known * heads
-        for side in filter(None, (self.query, self.gallery)):
+        for side in self.sides:
             side.embeddings = side.embeddings[:, : self.dimensions]
 
 
-def rank_file(path, device, heads=None, labels_csv=None):
+def rank_file(path, device, heads=None, labels=None, metric=None):
     """Return an EmbeddingsFile, ranked on a device, without its embeddings.
 
-    heads: how many of the first heads to use, by default all; labels_csv: the CSV of a
-    .npy file.
+    heads: how many of the first heads to use, by default all; labels: the path of the
+    labels of a file that has none; metric: one of METRICS, by which images are ranked.
+    By default cosine, for which vectors of unequal lengths are normalised.
     """
-    file = read_embeddings(path, labels_csv)
+    file = read_embeddings(path, labels)
     if heads is not None:
         file.keep_heads(heads)
-    sides = {'query': file.query, 'gallery': file.gallery}
-    arguments, names = [], {}  # {argument of rank_positives: entry of the file}
-    for argument, side in sides.items():
-        if side:
-            arguments += [side.embeddings.to(device), side.labels.to(device)]
-            names[argument], names[f'{argument}_labels'], _ = side.names
-            side.embeddings = None
+    find_copies(file)
+    vectors = apply_metric(file, metric, device)
+    marks = {'files': file.query.files}
+    if file.gallery is None and len(vectors) == 2:  # no query finds itself
+        own = torch.arange(len(file.query.labels)) + len(file.query.labels)
+        files = own if marks['files'] is None else marks['files']
+        marks['files'] = marks['gallery_files'] = torch.where(files < 0, own, files)
+    gallery = file.gallery or file.query
+    arguments = {'query': vectors[0], 'query_labels': file.query.labels}
+    arguments |= {'groups': file.query.groups, **marks}
+    if len(vectors) == 2:
+        arguments |= {'gallery': vectors[1], 'gallery_labels': gallery.labels}
+        arguments |= {'gallery_groups': gallery.groups}
+        arguments.setdefault('gallery_files', gallery.files)
+    del vectors
     try:
-        ranks = rank_positives(*arguments)
+        ranks = rank_positives(**arguments)
     except (ValueError, RuntimeError) as error:
         # the message begins with the argument at fault
         argument, _, reason = str(error).partition('\n')[0].partition(' ')
-        argument = names.get(argument, argument)
+        side, _, name = argument.partition('_')
+        sides = {'query': file.query, 'gallery': gallery}
+        if side in sides:
+            argument = sides[side].names.get(name or 'embeddings', argument)
         raise UserError(f'{path}: {argument} {reason}') from error
     if not file.available:
         raise UserError(f'{path}: a single image, which has nothing to retrieve')
@@ -112,23 +138,29 @@ def rank_file(path, device, heads=None, labels_csv=None):
     return file
 
 
-def read_embeddings(path, labels_csv=None):
-    """Read an EmbeddingsFile; labels_csv: the CSV of a .npy file.
+def read_embeddings(path, labels=None):
+    """Read an EmbeddingsFile; labels: the path of the labels of a file without any.
 
     Whether numbers and shapes can be ranked is left to `rank_positives`.
     """
-    entries = load_entries(path, labels_csv)
+    entries = load_entries(path, labels)
     names = find_names(path, entries)
-    numbers = number_labels(path, [entries[labels] for _, labels, _ in names])
+    numbers = {
+        kind: number_entries(path, [entries.get(each[kind]) for each in names], kind)
+        for kind in ('labels', 'groups', 'files')
+    }
     sides = []
-    for side_names, labels in zip(names, numbers):
-        vectors_name, _, images_name = side_names
-        vectors = to_vectors(path, vectors_name, entries)
-        images = read_images(path, images_name, entries, len(labels))
-        sides.append(ImageSet(side_names, vectors, labels, images))
+    for place, fields in enumerate(names):
+        own = {kind: values[place] for kind, values in numbers.items()}
+        vectors = to_vectors(path, fields['embeddings'], entries)
+        images = read_images(path, fields['images'], entries, len(own['labels']))
+        for kind in ('groups', 'files'):
+            if own[kind] is not None and own[kind].shape != own['labels'].shape:
+                raise UserError(f'{path}: {fields[kind]} must be one per image')
+        sides.append(ImageSet(fields, vectors, images=images, **own))
     heads = plain(entries.get('ensemble_size'))
     vectors = sides[0].embeddings
-    if names[0][0] == 'test_features':
+    if names[0]['embeddings'] == 'test_features':
         # for data without a gallery, the original code wrote the test images twice
         if len(sides) == 2 and torch.equal(vectors, sides[1].embeddings):
             del sides[1]
@@ -145,94 +177,43 @@ def read_embeddings(path, labels_csv=None):
     notes = {name: plain(entries.get(name)) for name in NOTES}
     notes = {name: str(note) for name, note in notes.items() if note is not None}
     gallery = sides[1] if len(sides) == 2 else None
-    return EmbeddingsFile(path, sides[0], gallery, dimensions, heads, notes)
+    notices = entries.get('notices', [])
+    unlabelled = sum(int((side.labels == int(DISTRACTOR)).sum()) for side in sides)
+    if unlabelled:
+        notices.append(
+            f'{path}: {counted(unlabelled, "image")} without a label, or with -1: '
+            'searched, never right, and not among the queries'
+        )
+    unused = entries.get('labels_unused', False)
+    return EmbeddingsFile(
+        path, sides[0], gallery, dimensions, heads, notes, notices, unused
+    )
 
 
 # Entries
 
 
-def load_entries(path, labels_csv=None):
-    """Return {name: array, tensor or list} of a file; nothing in it is executed."""
-    refuse_special(path)
-    if not os.path.isfile(path):
-        raise UserError(f'{path}: no such file')
-    suffix = os.path.splitext(path)[1]
-    if suffix == '.npy' and labels_csv is None:
-        raise UserError(f'{path}: give its labels with --labels FILE.csv')
-    try:
-        if suffix == '.npy':
-            with open(path, 'rb') as file:
-                entries = np.lib.format.read_array(file, allow_pickle=False)
-        elif suffix == '.npz':
-            with np.load(path, allow_pickle=False) as file:
-                # other entries may be objects, so only their names are read
-                entries = {key: file[key] if key in USED else None for key in file}
-        else:
-            entries = load_tensors(path)
-    except PermissionError:
-        raise
-    except Exception as error:  # numpy raises many kinds for a damaged file
-        raise UserError(
-            f'{path}: damaged, or holds objects; save plain arrays with numpy.savez, '
-            'or tensors with torch.save'
-        ) from error
-    if suffix == '.npy':
-        return label_entries(path, entries, labels_csv)
-    if not isinstance(entries, dict):
-        raise UserError(f'{path}: not a dict of embeddings and labels')
-    return entries
-
-
-def label_entries(path, embeddings, labels_csv):
-    """Return the entries of an array and the CSV of its labels; path: of the array."""
-    table = read_csv(labels_csv, ['label'], any_bytes=True)
-    rows = parse_rows(labels_csv, table, read_row)
-    embeddings = np.atleast_1d(embeddings)
-    if len(embeddings) != len(rows):
-        raise UserError(
-            f'{path} has {len(embeddings):,} embeddings, but {labels_csv} has '
-            f'{len(rows):,} rows'
-        )
-    labels, images, roles = (), (), ()
-    if rows:
-        labels, images, roles = zip(*(row for _, row in rows))
-    entries = {'embeddings': embeddings, 'labels': np.array(labels, dtype=str)}
-    if None not in images:
-        entries['images'] = np.array(images, dtype=str)
-    if not check_roles([(origin, row[2]) for origin, row in rows]):
-        return entries
-    is_query = np.array([is_query for is_query, _ in roles])
-    return {
-        **{f'query_{name}': values[is_query] for name, values in entries.items()},
-        **{f'gallery_{name}': values[~is_query] for name, values in entries.items()},
-    }
-
-
-def read_row(cells):
-    """Return (label, path or None, roles) of a row, or raise ValueError."""
-    label = cells['label']
-    if not label:
-        raise ValueError('no label')
-    if not is_unicode(label):
-        raise ValueError('the label is not text in UTF-8')
-    return label, cells.get('path'), read_roles(cells)
-
-
 def find_names(path, entries):
-    """Return the `names` of the queries and, if it is separate, of the gallery."""
+    """Return {field: entry} of the queries and, if it is separate, of the gallery."""
     current = {prefix + 'embeddings' for prefix in PREFIXES}
     if 'test_features' in entries and not current & entries.keys():
-        field, prefixes = 'features', ['test_']
+        vectors, prefixes = 'features', ['test_']
         if {'gallery_features', 'gallery_labels'} & entries.keys():
             prefixes.append('gallery_')
     else:
-        field, prefixes = 'embeddings', ['query_', 'gallery_']
-        prefixes = [prefix if prefix + field in entries else '' for prefix in prefixes]
+        vectors, prefixes = 'embeddings', ['query_', 'gallery_']
+        prefixes = [
+            prefix if prefix + vectors in entries else '' for prefix in prefixes
+        ]
+    others = ('labels', 'images', 'groups', 'files')
     names = [
-        (prefix + field, prefix + 'labels', prefix + 'images')
+        {'embeddings': prefix + vectors, **{kind: prefix + kind for kind in others}}
         for prefix in dict.fromkeys(prefixes)
     ]
-    needed = [name for each in names for name in each[:2]]  # images are optional
+    needed = [each[kind] for each in names for kind in ('embeddings', 'labels')]
+    for kind in ('groups', 'files'):
+        if any(each[kind] in entries for each in names):
+            needed += [each[kind] for each in names]
     missing = [name for name in needed if name not in entries]
     if missing:
         present = ', '.join(map(str, entries)) or 'nothing'
@@ -254,20 +235,52 @@ def to_vectors(path, name, entries):
     """Return an array, tensor or list of tensors of images or batches as a tensor."""
     vectors = entries[name]
     with must_be(path, name, 'an array, a tensor or a list of tensors'):
+        if isinstance(vectors, np.ndarray) and vectors.dtype == object:
+            vectors = list(vectors)  # an array of arrays
         if not isinstance(vectors, (np.ndarray, torch.Tensor)):
             parts = [torch.as_tensor(part) for part in vectors]
             vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
         return torch.as_tensor(vectors).detach().to_dense()
 
 
-def number_labels(path, labels):
-    """Return the labels of each side as a tensor; both sides number texts alike."""
-    with must_be(path, 'labels', 'arrays'):
-        labels = [np.atleast_1d(np.asarray(values)) for values in labels]
-        if any(values.dtype.kind in 'US' for values in labels):
-            numbers = np.unique(np.concatenate(labels), return_inverse=True)[1]
-            labels = np.split(numbers, [len(labels[0])])[: len(labels)]
-        return [torch.as_tensor(values) for values in labels]
+def number_entries(path, sides, kind):
+    """Return the labels, groups or files of each side as int64 (N,), -1 for none.
+
+    Whole numbers stay as they are. Texts are numbered, alike on both sides. Columns
+    (N, 1) and rows (1, N) are taken as (N,). A side that is None remains so.
+    """
+    if any(values is None for values in sides):
+        if kind == 'labels':
+            raise UserError(f'{path}: labels must be an array')
+        return [None] * len(sides)
+    with must_be(path, kind, 'whole numbers or texts'):
+        sides = [flat(values) for values in sides]
+        if any(values.dtype.kind not in 'biuf' for values in sides):
+            texts = plain_labels([to_text(v) for values in sides for v in values])
+            numbers = np.unique(texts, return_inverse=True)[1]
+            numbers = np.where(np.array(texts) == DISTRACTOR, -1, numbers)
+            sides = np.split(numbers, [len(sides[0])])[: len(sides)]
+        return [torch.from_numpy(whole(values)) for values in sides]
+
+
+def flat(values):
+    """Return labels as an array (N,). Raises ValueError for a matrix."""
+    values = np.atleast_1d(np.asarray(values))
+    if values.ndim > 1 and values.size == max(values.shape):
+        values = values.reshape(-1)
+    if values.ndim > 1:
+        raise ValueError(f'shape {values.shape}')
+    return values
+
+
+def whole(values):
+    """Return numbers as int64, NaN as -1. Raises ValueError for others than whole."""
+    if values.dtype.kind == 'f':
+        values = np.where(np.isnan(values), -1, values).astype(np.float64)
+        odd = values[(values % 1 != 0) | (np.abs(values) > 2**53)]
+        if odd.size:
+            raise ValueError(f'{odd[0]} is among them')
+    return values.astype(np.int64)
 
 
 def read_images(path, name, entries, count):
@@ -275,16 +288,182 @@ def read_images(path, name, entries, count):
     if entries.get(name) is None:
         return None
     with must_be(path, name, 'one name per image'):
-        images = np.asarray(entries[name])
+        images = flat(entries[name])
         if images.shape != (count,):
             raise ValueError(count)
-    return images.astype(str).tolist()
+    return [to_text(image) for image in images]
 
 
 def plain(value):
     """Return the value of a 0-d array or tensor, and anything else as it is."""
     is_array = isinstance(value, (np.ndarray, torch.Tensor))
     return value.item() if is_array and value.ndim == 0 else value
+
+
+# Images on both sides
+
+
+def find_copies(file):
+    """Let queries ignore images of their name in the gallery; note what was found.
+
+    File numbers that the file has come first. Names that several classes share do not
+    tell images apart. Equal vectors are noted, but not ignored.
+    """
+    if file.gallery is None:
+        return
+    query, gallery = file.sides
+    names = [
+        side.images and [clean(name) for name in side.images] for side in file.sides
+    ]
+    if query.files is None and None not in names:
+        shared = set(names[0]).intersection(names[1])
+        file.in_gallery = sum(name in shared for name in names[0])
+        example = min(shared, default=None)
+        count = counted(file.in_gallery, 'query')
+        if any(map(ambiguous, names, [query.labels, gallery.labels], [shared] * 2)):
+            file.notices.append(
+                f'{file.path}: names such as {example} are of several classes, so they '
+                'do not tell which queries the gallery holds: give whole paths'
+            )
+            file.in_gallery = None
+        elif shared:
+            file.notices.append(
+                f'{file.path}: the gallery has images of the names of {count}, such as '
+                f'{example}: no query finds its own'
+            )
+            numbers = {name: number for number, name in enumerate(shared)}
+            query.files, gallery.files = (
+                torch.tensor([numbers.get(name, -1) for name in side]) for side in names
+            )
+    same = same_vectors(query, gallery)
+    if same:
+        file.notices.append(
+            f'{file.path}: the vectors of {counted(len(same), "query")}, such as row '
+            f'{same[0]}, are also in the gallery: if they are the same images, give '
+            'them the same names (images, query_images), and no query finds itself'
+        )
+
+
+def clean(name):
+    """Return a name in the form in which names are compared."""
+    name = posixpath.normpath(name.replace('\\', '/'))
+    return unicodedata.normalize('NFC', name)
+
+
+def ambiguous(names, labels, shared):
+    """Whether one of the shared names is that of images of several classes."""
+    pairs = {pair for pair in zip(names, labels.tolist()) if pair[0] in shared}
+    return len(pairs) > len(shared.intersection(names))
+
+
+def same_vectors(query, gallery):
+    """Return the rows of queries with a vector of the gallery that they do not ignore.
+
+    Rows are compared by hash.
+    """
+    hashes = [hash_rows(side.embeddings) for side in (query, gallery)]
+    files = [[-1] * len(each) for each in hashes]
+    if query.files is not None:
+        files = [query.files.tolist(), gallery.files.tolist()]
+    present, own = set(hashes[1]), set(zip(*(hashes[1], files[1])))
+    return [
+        row
+        for row, (value, number) in enumerate(zip(hashes[0], files[0]))
+        if value in present and (number < 0 or (value, number) not in own)
+    ]
+
+
+def hash_rows(embeddings):
+    if embeddings.dim() != 2 or not embeddings.numel():
+        return []
+    blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
+    return [
+        hash(row.tobytes()) for block in blocks for row in (block.float() + 0.0).numpy()
+    ]
+
+
+# Metrics
+
+
+def apply_metric(file, metric, device):
+    """Return [query, gallery], or [query] alone, whose dot products rank by a metric.
+
+    The embeddings of the file are given up. What cannot be ranked stays as it is.
+    """
+    names = [side.names['embeddings'] for side in file.sides]
+    vectors = [side.embeddings.to(device) for side in file.sides]
+    for side in file.sides:
+        side.embeddings = None
+    fits = all(
+        part.dim() == 2 and part.numel() and part.is_floating_point()
+        for part in vectors
+    )
+    if not fits or len({part.shape[1] for part in vectors}) > 1:
+        return vectors
+    norms = [row_norms(part) for part in vectors]
+    low, high = torch.cat(norms).aminmax()
+    if metric == 'dot' or not (low <= high < torch.inf):
+        return vectors
+    if metric == 'euclidean':
+        return euclidean(vectors)
+    for name, part in zip(names, norms):
+        zeros = (part == 0).nonzero().flatten().tolist()
+        if zeros:
+            raise UserError(
+                f'{file.path}: {name} is zero, which has no direction, in '
+                f'{counted(len(zeros), "image")}: {", ".join(map(str, zeros[:10]))}; '
+                'leave them out, or rank by --metric dot or euclidean'
+            )
+    if metric is None:
+        if all(part.max() <= part.min() * SAME_LENGTH for part in norms):
+            return vectors
+        file.notices.append(
+            f'{file.path}: the vectors are not of unit length ({low:.2g} to '
+            f'{high:.2g}), so they are normalised: --metric dot or euclidean ranks '
+            'them otherwise'
+        )
+    return [by_rows(part, scaled, norm) for part, norm in zip(vectors, norms)]
+
+
+def row_norms(embeddings):
+    return by_rows(embeddings, lambda part: torch.linalg.vector_norm(part, dim=1))
+
+
+def by_rows(embeddings, function, *others):
+    """Return function(block in float64, ...) of all blocks of rows, as one tensor."""
+    size = rows_at_once(embeddings.shape[1])
+    parts = zip(*(values.split(size) for values in (embeddings, *others)))
+    return torch.cat([function(part.double(), *rest) for part, *rest in parts])
+
+
+def scaled(vectors, norms):
+    return (vectors / norms[:, None]).float()
+
+
+def euclidean(vectors):
+    """Return [query, gallery] whose dot products descend with the Euclidean distance.
+
+    -|q - g|^2 / 2 is q . g - |g|^2 / 2 and a number of the query, so the gallery gets
+    dimensions of -|g|^2 / 2, in two float32 numbers, and the query ones. Distances to
+    the gallery's mean, at most 1, are small numbers, which float32 rounds least.
+    """
+    gallery = vectors[-1]
+    total = by_rows(gallery, lambda part: part.sum(dim=0, keepdim=True)).sum(dim=0)
+    mean = total / len(gallery)
+    farthest = by_rows(gallery, lambda part: (part - mean).norm(dim=1)).max()
+    scale = farthest.clamp(min=1e-30)
+
+    def query_rows(part):
+        rows = ((part - mean) / scale).float()
+        return torch.cat([rows, rows.new_ones(len(rows), 2)], dim=1)
+
+    def gallery_rows(part):
+        rows = ((part - mean) / scale).float()
+        half = rows.double().square().sum(dim=1, keepdim=True) / -2
+        coarse = half.float()
+        return torch.cat([rows, coarse, (half - coarse).float()], dim=1)
+
+    return [by_rows(vectors[0], query_rows), by_rows(gallery, gallery_rows)]
 
 
 # Two files with the same queries
@@ -313,6 +492,8 @@ def match_queries(one, other):
         )
     if not same_gallery(one, other, order):
         raise UserError(f'{both}: the queries do not retrieve from the same gallery')
+    if not torch.equal(ignored_files(one), ignored_files(other)[order]):
+        raise UserError(f'{both}: the queries do not ignore the same images')
     return order
 
 
@@ -334,3 +515,14 @@ def same_gallery(one, other, order):
         return one.gallery is other.gallery  # neither has one
     names = one.gallery.images, other.gallery.images
     return None in names or sorted(names[0]) == sorted(names[1])
+
+
+def ignored_files(file):
+    """Return how many images each query ignores because of their file, int64 (Nq,)."""
+    files = file.query.files
+    if files is None:
+        return torch.zeros_like(file.query.labels)
+    gallery = (file.gallery or file.query).files
+    size = int(max(files.max(), gallery.max())) + 1
+    counts = torch.bincount(gallery[gallery >= 0], minlength=max(1, size))
+    return torch.where(files < 0, 0, counts[files.clamp(min=0)])

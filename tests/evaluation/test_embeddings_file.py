@@ -2,8 +2,11 @@
 
 import csv
 import os
+import pathlib
+import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from embedding_files import (
@@ -12,15 +15,17 @@ from embedding_files import (
     IMAGES,
     LABELS,
     QUERIES,
+    RANDOM,
     TEXTS,
     save,
     save_plain,
 )
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from areir.errors import UserError
 from areir.evaluation.embeddings_file import match_queries, rank_file
-from areir.evaluation.metrics import summary
+from areir.evaluation.metrics import summary, without_distractors
 from areir.retrieval import evaluate
 
 both_formats = pytest.mark.parametrize('name', ['file.pt', 'file.npz'])
@@ -36,8 +41,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def metrics_of(path, ks=(1, 4), heads=None, labels_csv=None):
-    return summary(rank_file(path, 'cpu', heads, labels_csv).ranks, ks)
+def metrics_of(path, ks=(1, 4), heads=None, **keywords):
+    return summary(rank_file(path, 'cpu', heads, **keywords).ranks, ks)
 
 
 def refusal(path, *arguments, **keywords):
@@ -99,6 +104,57 @@ def test_embeddings_of_any_float_type(embeddings):
     assert metrics_of(path) == evaluate(plain, LABELS, [1, 4])
 
 
+def objects(values):
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+@both_formats
+@pytest.mark.parametrize(
+    'labels',
+    [
+        *(objects(TEXTS), objects([np.str_(text) for text in TEXTS])),
+        objects([pathlib.Path(text) for text in TEXTS]),
+        *(objects(LABELS.tolist()), LABELS.double(), LABELS.half(), LABELS[:, None]),
+        *(
+            LABELS[None],
+            np.array(TEXTS)[:, None],
+            np.array(TEXTS),
+            LABELS.int().numpy(),
+        ),
+        [f'{label}.0' for label in LABELS],
+        np.array(TEXTS, dtype=bytes),
+    ],
+)
+def test_labels_of_any_type(name, labels):
+    path = save(name, embeddings=EMBEDDINGS, labels=labels)
+    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+    assert not rank_file(path, 'cpu').notices
+
+
+@both_formats
+@pytest.mark.parametrize(
+    ('none', 'texts'),
+    [(-1, False), (np.nan, False), (None, False), ('', True), ('-1', True)]
+    + [(None, True), (np.nan, True), (pd.NA, True)],
+)
+def test_images_without_a_label_are_distractors(name, none, texts):
+    labels = objects([*(TEXTS if texts else LABELS.tolist())[:-1], none])
+    if name == 'file.pt' and none is pd.NA:
+        pytest.skip('torch refuses it')
+    expected = evaluate(EMBEDDINGS, [*LABELS[:-1], -1], [1, 4])
+    ranked = rank_file(save(name, embeddings=EMBEDDINGS, labels=labels), 'cpu')
+    ranks, _ = without_distractors(ranked.ranks, ranked.query.labels)
+    assert summary(ranks, [1, 4]) == expected
+    assert '1 image without a label' in ranked.notices[0]
+
+
+def test_an_array_of_arrays():
+    path = save('file.npz', embeddings=objects(list(EMBEDDINGS.numpy())), labels=LABELS)
+    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+
+
 # Files that are refused
 
 
@@ -113,18 +169,21 @@ def test_damaged_file(name, share):
     elif share != 'missing':
         save_plain(name)
         os.truncate(name, int(os.path.getsize(name) * share))
-    assert refusal(name).startswith(f'{name}: ')
+    line = refusal(name)
+    assert line.startswith(name) and ('damaged' in line) == (share == 0.9)
 
 
 def test_objects_are_not_executed():
     objects = np.array([RunsWhenUnpickled()] * COUNT, dtype=object)
     for key in ('embeddings', 'labels', 'images'):
         path = save_plain('file.npz', **{key: objects})
-        assert refusal(path).startswith('file.npz: ')
+        assert refusal(path).startswith('file.npz holds objects (posix.mkdir)')
     rank_file(save_plain('file.npz', comments=objects), 'cpu')  # not needed
     path = save_plain('file.pt', extra=RunsWhenUnpickled())
-    assert refusal(path).startswith('file.pt: ')
-    assert 'torch.save' in refusal(save_plain('file.pt', labels=LABELS.numpy()))
+    assert refusal(path).startswith('file.pt holds objects (posix.mkdir)')
+    with open('file.pkl', 'wb') as file:
+        pickle.dump(RunsWhenUnpickled(), file)
+    assert refusal('file.pkl').startswith('file.pkl is a pickle')
     torch.save(EMBEDDINGS, 'file.pt')
     assert refusal('file.pt').startswith('file.pt: ')
     assert not os.path.exists('executed')
@@ -163,13 +222,15 @@ def with_bad_row(value):
     ('contents', 'offender'),
     [
         ({'embeddings': with_bad_row(torch.inf)}, '1 images: 7'),
-        ({'embeddings': with_bad_row(1e30)}, 'normalise'),
         ({'embeddings': TEXTS}, 'embeddings'),
         ({'embeddings': LABELS[:, None]}, 'floating point'),
         ({'embeddings': EMBEDDINGS[0]}, ': embeddings must be'),
         ({'embeddings': EMBEDDINGS[:0]}, 'non-empty'),
         ({'labels': TEXTS[1:]}, ': labels must be one per image'),
-        ({'labels': LABELS.float()}, ': labels must be integers'),
+        ({'labels': LABELS + 0.5}, ': labels must be whole numbers or texts'),
+        ({'labels': LABELS.repeat(2, 1)}, ': labels must be whole numbers or texts'),
+        ({'images': IMAGES, 'groups': LABELS[1:]}, ': groups must be one per image'),
+        ({'embeddings': with_bad_row(0) * 0}, 'embeddings is zero'),
         ({'labels': 'text'}, 'labels'),
         ({'embeddings': EMBEDDINGS[:1], 'labels': LABELS[:1]}, 'a single image'),
         ({'images': IMAGES[1:]}, 'images must'),
@@ -223,7 +284,7 @@ def test_roles_of_a_csv(yes, no):
     write_rows(rows)
     apart = EMBEDDINGS[~is_query], LABELS[~is_query]
     expected = evaluate(EMBEDDINGS[is_query], LABELS[is_query], [1, 4], *apart)
-    assert metrics_of('vectors.npy', labels_csv='labels.csv') == expected
+    assert metrics_of('vectors.npy', labels='labels.csv') == expected
 
 
 @pytest.mark.parametrize(
@@ -231,27 +292,329 @@ def test_roles_of_a_csv(yes, no):
     [
         (ROWS[1:], f'labels.csv has {COUNT - 1} rows'),
         ([{'name': text} for text in TEXTS], 'labels.csv: no column label or class'),
-        ([*ROWS[1:], {'label': ''}], 'line 25: no label'),
         ([{**row, 'is_query': row is ROWS[0]} for row in ROWS], 'is_query'),
     ],
-    ids=['rows', 'no column', 'no label', 'mixed roles'],
+    ids=['rows', 'no column', 'mixed roles'],
 )
 def test_a_csv_that_does_not_fit(rows, offender):
     write_rows(rows)
-    assert offender in refusal('vectors.npy', labels_csv='labels.csv')
+    assert offender in refusal('vectors.npy', labels='labels.csv')
 
 
 def test_a_npy_file_that_does_not_fit():
     for array in (np.ones((COUNT, 2, 2)), np.array([{}] * COUNT)):
         write_rows(ROWS, array)
-        assert 'vectors.npy: ' in refusal('vectors.npy', labels_csv='labels.csv')
+        assert 'vectors.npy: ' in refusal('vectors.npy', labels='labels.csv')
+
+
+# Tables, labels in a second file, and what other programs write
+
+
+def write_table(path, **options):
+    columns = {f'f{place}': EMBEDDINGS[:, place] for place in range(6)}
+    frame = pd.DataFrame({'row': range(COUNT), 'class': TEXTS, **columns})
+    frame.to_csv(path, **options)
+    return path
+
+
+def write_lists(path):
+    vectors = [str(row.tolist()) for row in EMBEDDINGS]
+    pd.DataFrame({'Label': TEXTS, 'box': '[1, 2]', 'embedding': vectors}).to_csv(path)
+    return path
+
+
+def write_parquet(path):
+    vectors = list(EMBEDDINGS.numpy())
+    table = {'path': IMAGES, 'class': TEXTS, 'vector': vectors}
+    pd.DataFrame(table).to_parquet(path)
+    return path
+
+
+def write_hdf5(path):
+    with pytest.importorskip('h5py').File(path, 'w') as file:
+        file['embeddings'], file['labels'] = EMBEDDINGS.numpy(), TEXTS
+        file.create_group('other')
+    return path
+
+
+def write_safetensors(path):
+    save_file({'embeddings': EMBEDDINGS, 'labels': LABELS}, path)
+    return path
+
+
+def write_dict(path):
+    np.save(path, {'embeddings': EMBEDDINGS.numpy(), 'labels': TEXTS})
+    return path
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        lambda: write_table('v.csv', index=False),
+        lambda: write_table('v.tsv', sep='\t'),
+        lambda: write_table('v.csv', sep=';'),
+        lambda: write_lists('v.csv'),
+        lambda: write_parquet('v.parquet'),
+        lambda: write_hdf5('v.h5'),
+        lambda: write_safetensors('v.safetensors'),
+        lambda: write_dict('v.npy'),
+    ],
+    ids=['csv', 'tsv', 'semicolons', 'lists', 'parquet', 'hdf5', 'safetensors', 'dict'],
+)
+def test_files_of_other_programs(path):
+    assert metrics_of(path()) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+
+
+def write_vectors(kind):
+    if kind == 'npy':
+        np.save('v.npy', EMBEDDINGS.numpy())
+        return 'v.npy'
+    if kind == 'npz':
+        return save('v.npz', embeddings=EMBEDDINGS)
+    if kind == 'pandas':
+        pd.DataFrame(EMBEDDINGS.numpy()).to_csv('v.csv')
+    else:
+        np.savetxt(
+            'v.csv', EMBEDDINGS.numpy(), delimiter={'blanks': ' '}.get(kind, ',')
+        )
+    return 'v.csv'
+
+
+@pytest.mark.parametrize('beside', [True, False])
+@pytest.mark.parametrize('labels', ['labels.npy', 'labels.txt', 'images.csv'])
+@pytest.mark.parametrize('kind', ['npy', 'npz', 'csv', 'blanks', 'pandas'])
+def test_labels_in_a_second_file(kind, labels, beside):
+    path = write_vectors(kind)
+    if not beside:
+        os.mkdir('other')
+        labels = f'other/{labels}'
+    if labels.endswith('npy'):
+        np.save(labels, objects(TEXTS))
+    elif labels.endswith('txt'):
+        with open(labels, 'w') as file:
+            file.write('\n'.join(TEXTS) + '\n')
+    else:  # as inference.py exports it
+        table = {'row': range(COUNT), 'path': IMAGES, 'class': TEXTS}
+        pd.DataFrame(table).to_csv(labels, index=False)
+    expected = evaluate(EMBEDDINGS, LABELS, [1, 4])
+    if beside:
+        assert metrics_of(path) == expected
+        assert labels in rank_file(path, 'cpu').notices[-1]
+    else:
+        assert metrics_of(path, labels=labels) == expected
+        assert '--labels' in refusal(path)
+
+
+def test_labels_that_cannot_be_chosen():
+    path = write_vectors('npy')
+    np.save('labels.npy', LABELS[1:].numpy())
+    assert f'labels.npy has {COUNT - 1} rows' in refusal(path)
+    with open('labels.txt', 'w') as file:
+        file.write('\n'.join(TEXTS))
+    assert 'labels.npy, labels.txt lie beside it' in refusal(path)
+    assert rank_file(save_plain('file.pt'), 'cpu', labels='labels.npy').labels_unused
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'kind'),
+    [
+        ('v.npz', b'', 'an empty file'),
+        ('v.npz', b'version https://git-lfs.github.com/spec/v1\n', 'a Git LFS pointer'),
+        ('v.pt', b'<!DOCTYPE html><html>', 'a web page'),
+        ('v.npy', b'1,2,3\n', 'a text file'),
+        ('v.json', b'{"embeddings": []}', 'a text file'),
+        ('v.npz', b'\x1f\x8b\x08\0', 'compressed'),
+        ('v.dat', b'\0\1\2', 'of an unknown kind'),
+        ('v.csv', b'label,f0,f1\na,1,2\nb,1\n', 'line 3: more or fewer cells'),
+        ('v.csv', b'label,f0,f1\na,1,2\nb,1,x\n', "line 3: 'x' is not a number"),
+        ('v.csv', b'label,f0,f1\na,1,2\nb,1,\n', "line 3: '' is not a number"),
+        ('v.csv', b'label;f0;f1\na;0,5;0,1\n', 'no columns of vectors'),
+        ('v.csv', b'label,name\na,x\n', 'no columns of vectors'),
+        ('v.csv', b'label,f0,f1\n', 'without rows'),
+        ('v.csv', b'\n', 'empty'),
+    ],
+)
+def test_a_file_is_called_what_it_is(name, content, kind):
+    with open(name, 'wb') as file:
+        file.write(content)
+    line = refusal(name)
+    assert line.startswith(name) and kind in line and 'damaged' not in line
+
+
+def test_a_structured_array_names_its_fields():
+    np.save('v.npy', np.zeros(3, dtype=[('id', 'i4'), ('x', 'f4')]))
+    assert 'the fields id, x' in refusal('v.npy')
+
+
+# The length of vectors
+
+
+def lengthened(vectors, low=0.3, high=3.0):
+    return vectors * torch.linspace(low, high, len(vectors))[:, None]
+
+
+def nearest_first(query, gallery):
+    """Return the order of the gallery by distance, in float64."""
+    return torch.cdist(query.double(), gallery.double()).argsort(dim=1)
+
+
+LONG = lengthened(EMBEDDINGS)
+
+
+@pytest.mark.parametrize('metric', [None, 'cosine'])
+def test_vectors_of_unequal_length_are_normalised(metric):
+    ranked = rank_file(save_plain('file.pt', embeddings=LONG), 'cpu', metric=metric)
+    expected = evaluate(F.normalize(EMBEDDINGS), LABELS, [1, 4])
+    assert summary(ranked.ranks, [1, 4]) == expected
+    if metric is None:
+        assert '(0.52 to 5.2)' in ranked.notices[0]
+    else:
+        assert not ranked.notices
+
+
+def test_dot_products_are_of_the_vectors_as_they_are():
+    path = save_plain('file.pt', embeddings=LONG)
+    assert metrics_of(path, metric='dot') == evaluate(LONG, LABELS, [1, 4])
+    path = save_plain('file.pt', embeddings=with_bad_row(1e30))
+    assert 'normalise' in refusal(path, metric='dot')
+
+
+@pytest.mark.parametrize('apart', [False, True])
+@pytest.mark.parametrize(('scale', 'offset'), [(1, 0), (1e25, 0), (1e-25, 0), (1, 100)])
+def test_euclidean_distances(apart, scale, offset):
+    vectors = torch.randn(300, 5, generator=torch.Generator().manual_seed(1))
+    vectors = lengthened(vectors) * scale + offset
+    labels = torch.arange(300) % 40
+    if apart:
+        query, gallery = vectors[:80], vectors[80:]
+        entries = {'query_embeddings': query, 'query_labels': labels[:80]}
+        path = save('file.pt', embeddings=gallery, labels=labels[80:], **entries)
+        order = nearest_first(query, gallery)
+        hits = labels[80:][order] == labels[:80, None]
+    else:
+        path = save('file.pt', embeddings=vectors, labels=labels)
+        order = nearest_first(vectors, vectors)[:, 1:]
+        hits = labels[order] == labels[:, None]
+    ranks = rank_file(path, 'cpu', metric='euclidean').ranks
+    assert torch.equal(ranks['rank'], hits.int().argmax(dim=1) + 1)
+
+
+def test_vectors_of_one_length_are_ranked_alike():
+    path = save_plain('file.pt', embeddings=EMBEDDINGS * 7)
+    expected = evaluate(EMBEDDINGS, LABELS, [1, 4])
+    for metric in (None, 'cosine', 'dot', 'euclidean'):
+        assert metrics_of(path, metric=metric) == expected
+    for embeddings in (EMBEDDINGS * 7, EMBEDDINGS.half(), EMBEDDINGS.bfloat16()):
+        assert not rank_file(
+            save_plain('file.pt', embeddings=embeddings), 'cpu'
+        ).notices
+
+
+def test_vectors_of_zeros_have_no_direction():
+    embeddings = EMBEDDINGS.clone()
+    embeddings[[3, 5]] = 0
+    path = save_plain('file.pt', embeddings=embeddings)
+    for metric in (None, 'cosine'):
+        assert 'zero, which has no direction, in 2 images: 3, 5' in refusal(
+            path, metric=metric
+        )
+    assert metrics_of(path, metric='dot') == evaluate(embeddings, LABELS, [1, 4])
+    rank_file(path, 'cpu', metric='euclidean')
+
+
+# Queries in the gallery, groups and files
+
+
+def save_both(names, query_names, **entries):
+    own = {'query_embeddings': EMBEDDINGS[:9], 'query_labels': LABELS[:9]}
+    names = {'images': names, 'query_images': query_names} if names else {}
+    return save_plain('file.npz', **own, **names, **entries)
+
+
+@pytest.mark.parametrize('form', ['{}', './{}', 'b/../{}'])
+def test_a_query_does_not_find_its_own_name(form):
+    names = [f'a/{name}' for name in IMAGES]
+    ranked = rank_file(save_both(names, [form.format(n) for n in names[:9]]), 'cpu')
+    alone = rank_file(save_plain('alone.npz'), 'cpu').ranks
+    for name, values in ranked.ranks.items():
+        assert torch.equal(values, alone[name][:9])
+    assert ranked.in_gallery == 9
+    (notice,) = ranked.notices
+    assert '9 queries, such as a/0.png' in notice
+
+
+def test_names_with_backslashes_are_the_same():
+    names = [f'a\\{name}' for name in IMAGES]
+    path = save_both(names, [name.replace('\\', '/') for name in names[:9]])
+    assert rank_file(path, 'cpu').in_gallery == 9
+
+
+def test_equal_names_in_other_folders_are_others():
+    gallery = {'embeddings': F.normalize(RANDOM.flatten(1))}
+    path = save_both(IMAGES, [f'query/{name}' for name in IMAGES[:9]], **gallery)
+    ranked = rank_file(path, 'cpu')
+    assert ranked.in_gallery == 0 and not ranked.notices
+
+
+def test_names_of_several_classes_tell_nothing():
+    gallery = {'embeddings': F.normalize(RANDOM.flatten(1))}
+    names = [f'{place // 5}.png' for place in range(COUNT)]  # a name in each class
+    ranked = rank_file(save_both(names, names[:9], **gallery), 'cpu')
+    assert ranked.in_gallery is None
+    assert 'names such as 0.png are of several classes' in ranked.notices[0]
+    expected = evaluate(EMBEDDINGS[:9], LABELS[:9], [1], gallery['embeddings'], LABELS)
+    assert summary(ranked.ranks, [1]) == expected
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_equal_vectors_in_the_gallery_are_noted(named):
+    names = (IMAGES, [f'{name}2' for name in IMAGES[:9]]) if named else (None, None)
+    ranked = rank_file(save_both(*names), 'cpu')
+    assert 'the vectors of 9 queries, such as row 0,' in ranked.notices[-1]
+    assert (ranked.ranks['rank'] == 1).all()  # not ignored
+
+
+GROUPS = [f'camera {number // 4}' for number in range(COUNT)]
+
+
+@pytest.mark.parametrize('metric', [None, 'euclidean'])
+@pytest.mark.parametrize('apart', [False, True])
+@pytest.mark.parametrize('kind', ['groups', 'files'])
+def test_groups_and_files_are_ignored(kind, apart, metric):
+    numbers = torch.arange(COUNT) // 4
+    vectors = F.normalize(EMBEDDINGS)
+    if apart:
+        entries = {f'query_{kind}': GROUPS[:9], f'gallery_{kind}': GROUPS[9:]}
+        entries |= {'query_embeddings': vectors[:9], 'query_labels': LABELS[:9]}
+        entries |= {'gallery_embeddings': vectors[9:], 'gallery_labels': LABELS[9:]}
+        path = save('file.npz', **entries)
+        marks = {kind: numbers[:9], f'gallery_{kind}': numbers[9:]}
+        gallery = vectors[9:], LABELS[9:]
+        expected = evaluate(vectors[:9], LABELS[:9], [1, 4], *gallery, **marks)
+    else:
+        path = save('file.npz', embeddings=vectors, labels=LABELS, **{kind: GROUPS})
+        expected = evaluate(vectors, LABELS, [1, 4], **{kind: numbers})
+    assert metrics_of(path, metric=metric) == expected
+    assert expected != evaluate(vectors, LABELS, [1, 4])
+
+
+def test_groups_of_one_side_are_refused():
+    line = refusal(save_both(None, None, query_groups=GROUPS[:9]))
+    assert 'groups not in it' in line
+
+
+def test_cameras_of_a_csv():
+    write_rows([{**row, 'camera': group} for row, group in zip(ROWS, GROUPS)])
+    numbers = torch.arange(COUNT) // 4
+    expected = evaluate(EMBEDDINGS, LABELS, [1, 4], groups=numbers)
+    assert metrics_of('vectors.npy', labels='labels.csv') == expected
 
 
 # Databases of the original code
 
 HEADS = 3
-RANDOM = torch.randn(COUNT, HEADS, 4, generator=torch.Generator().manual_seed(0))
-BY_HEAD = F.normalize(RANDOM, dim=-1)  # (N, heads, D)
+HEADS_APART = torch.randn(COUNT, HEADS, 4, generator=torch.Generator().manual_seed(0))
+BY_HEAD = F.normalize(HEADS_APART, dim=-1)  # (N, heads, D)
 FEATURES = BY_HEAD[:, 0]
 TEST = {'test_features': FEATURES, 'test_labels': LABELS.tolist()}
 
@@ -333,8 +696,9 @@ def refuse_match(one, other):
         {'labels': LABELS.roll(1), 'images': None},
         {'labels': LABELS.clamp(max=3)},
         {'labels': torch.arange(COUNT)},
+        {'files': torch.arange(COUNT) // 12 * 13},
     ],
-    ids=['name', 'count', 'labels', 'merged', 'divided'],
+    ids=['name', 'count', 'labels', 'merged', 'divided', 'files'],
 )
 def test_other_images_do_not_match(changed):
     save_plain('file.pt', images=IMAGES)

@@ -1,0 +1,441 @@
+"""Load the named arrays of a file of embeddings that any program wrote.
+
+The first bytes of a file say what it is, whatever its name. Nothing in it is executed:
+of pickled objects only texts, numbers, paths and arrays of them are built.
+
+    .npz, .pt, .safetensors, .h5   named arrays
+    .npy, .csv, .tsv, .txt         vectors; a table may have columns of labels, too
+    .parquet                       a table with a column of vectors, or of numbers
+
+Labels that a file lacks are in a second one: .npy, .txt (one a line), .csv or .tsv.
+"""
+
+import codecs
+import json
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pandas as pd
+import safetensors.torch
+from torch.serialization import safe_globals
+
+from areir.data.lists import (
+    check_roles,
+    find_columns,
+    parse_rows,
+    read_cells,
+    read_csv,
+    read_lines,
+    read_roles,
+)
+from areir.errors import UserError, counted
+from areir.files import is_unicode, load_tensors, refuse_special
+
+NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
+PREFIXES = ('', 'query_', 'gallery_', 'test_')
+FIELDS = ('embeddings', 'features', 'labels', 'images', 'groups', 'files')
+USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
+USED |= {*NOTES, 'ensemble_size'}
+# names of the labels of FILE.npy in its folder
+BESIDE = ('labels.npy', 'labels.csv', 'labels.txt', 'images.csv')
+TABLES = ('.csv', '.tsv', '.txt')
+ADVICE = 'save plain arrays with numpy.savez, or tensors with torch.save'
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
+HDF5 = b'\x89HDF\r\n\x1a\n'
+# what a pickled array, a text or number of numpy, and a path are built by
+BUILDERS = {
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    'numpy.core.multiarray._reconstruct': np.empty(0).__reduce__()[0],
+    'numpy.core.multiarray.scalar': np.float64(0).__reduce__()[0],
+    '_codecs.encode': codecs.encode,
+    'pathlib.PosixPath': pathlib.PurePosixPath,
+    'pathlib.WindowsPath': pathlib.PureWindowsPath,
+    'pandas.NA': None,
+    'pandas._libs.missing.NA': None,
+}
+
+
+def load_entries(path, labels=None):
+    """Return {name: array, tensor or list} of a file.
+
+    labels: the path of the labels of a file that has none; by default one of BESIDE.
+    An entry `notices` lists what was understood of a file. Raises UserError that says
+    what the file is if it cannot be read.
+    """
+    refuse_missing(path)
+    entries = read(path)
+    has_labels = any(str(name).endswith('labels') for name in entries)
+    if has_labels and labels is None:
+        return entries
+    if has_labels or 'embeddings' not in entries:
+        return entries | {'labels_unused': True} if labels else entries
+    notices = entries.pop('notices', [])
+    if labels is None:
+        labels = find_labels(path)
+        notices.append(f'{path}: its labels are those of {labels}')
+    return label_entries(path, entries, labels) | {'notices': notices}
+
+
+def refuse_missing(path):
+    refuse_special(path)
+    if not os.path.isfile(path):
+        raise UserError(f'{path}: no such file')
+
+
+def read(path):
+    """Return the entries of a file, without labels from elsewhere."""
+    with open(path, 'rb') as file:
+        start = file.read(512)
+    reader = find_reader(path, start)
+    try:
+        return reader(path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise many kinds for a damaged file
+        if isinstance(error, OSError) and error.errno and error.filename:
+            raise  # the file cannot be opened
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        raise UserError(
+            f'{path} is damaged: copy it or write it again ({reason:.200})'
+        ) from error
+
+
+def find_reader(path, start):
+    """Return the function that reads a file of the first bytes `start`."""
+    suffix = os.path.splitext(path)[1].lower()
+    # the length of a header, then the header, which is JSON
+    is_safetensors = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
+    for begins, reader in (
+        (start.startswith(b'PK'), read_zip),
+        (start.startswith(LEGACY), read_tensors),
+        (start.startswith(b'\x93NUMPY'), read_npy),
+        (start.startswith(HDF5), read_hdf5),
+        (start.startswith(b'PAR1'), read_parquet),
+        (is_safetensors, safetensors.torch.load_file),
+    ):
+        if begins:
+            return reader
+    kind = kind_of(start)
+    if kind == 'a text file' and suffix in TABLES:
+        return read_table
+    raise UserError(f'{path} is {kind}, no file of embeddings: {ADVICE}')
+
+
+def kind_of(start):
+    """Return what the first bytes of a file say it is, with its article."""
+    if not start:
+        return 'an empty file'
+    if start.startswith(b'version https://git-lfs'):
+        return 'a Git LFS pointer (git lfs pull gets the file itself)'
+    if start[:1] == b'\x80' and start[1:2] in b'\x02\x03\x04\x05':
+        return 'a pickle, which could run any code'
+    if start.startswith(b'\x1f\x8b'):
+        return 'compressed by gzip'
+    if start.lstrip().lower().startswith((b'<!doctype html', b'<html')):
+        return 'a web page'
+    if start.startswith(b'MATLAB'):
+        return 'a file of MATLAB'
+    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return 'a text file' if wide or b'\0' not in start else 'of an unknown kind'
+
+
+# Files of named arrays
+
+
+def read_zip(path):
+    """Read what numpy.savez or torch.save wrote."""
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+        if any(name.endswith('data.pkl') for name in names):
+            return read_tensors(path)
+        arrays = [name for name in names if name.endswith('.npy')]
+        if not arrays and names:
+            kind = 'a zip file'
+            if any(name.startswith('xl/') for name in names):
+                kind = 'a workbook of Excel'
+            raise UserError(f'{path} is {kind}, not one of arrays: {ADVICE}')
+        entries = {}
+        for name in arrays:  # others may hold any objects, so only their names are read
+            key = name.removesuffix('.npy')
+            entries[key] = None
+            if key in USED:
+                with file.open(name) as member:
+                    entries[key] = read_array(path, member)
+        return entries
+
+
+def read_array(path, file):
+    """Return the array of an open .npy file; its objects are built by BUILDERS only."""
+    version = np.lib.format.read_magic(file)
+    one = version == (1, 0)
+    header = np.lib.format
+    header = header.read_array_header_1_0 if one else header.read_array_header_2_0
+    if header(file)[2].hasobject:
+        return PlainUnpickler(path, file).load()
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Builds texts, numbers, paths and arrays of them; refuses all else."""
+
+    def __init__(self, path, file):
+        super().__init__(file)
+        self.path = path
+
+    def find_class(self, module, name):
+        name = f'{module}.{name}'
+        plain = name.replace('numpy._core.', 'numpy.core.')
+        plain = plain.replace('pathlib._local.', 'pathlib.')
+        if plain not in BUILDERS:
+            raise objects_refused(self.path, name)
+        return BUILDERS[plain]
+
+
+def objects_refused(path, name):
+    return UserError(
+        f'{path} holds objects ({name}), which are not loaded, for they could run any '
+        f'code: {ADVICE}'
+    )
+
+
+def read_tensors(path):
+    """Read what torch.save wrote; arrays of numpy may be among it."""
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    allowed = [(function, name) for name, function in BUILDERS.items() if function]
+    allowed += [
+        (function, name.replace('numpy.core.', 'numpy._core.'))
+        for function, name in allowed
+    ]
+    try:
+        with safe_globals([*allowed, *dtypes]):
+            content = load_tensors(path)
+    except UserError as error:
+        cause = str(error.__cause__)
+        if refused := re.search(r'(?:GLOBAL|function) (\S+)', cause):
+            raise objects_refused(path, refused[1]) from error
+        raise
+    if isinstance(content, dict):
+        return content
+    raise UserError(f'{path}: not a dict of embeddings and labels')
+
+
+def read_hdf5(path):
+    """Read the datasets at the top of an HDF5 file."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f'{path}: first pip install h5py') from error
+    with h5py.File(path) as file:
+        return {
+            name: node[()] if name in USED and isinstance(node, h5py.Dataset) else None
+            for name, node in file.items()
+        }
+
+
+# Vectors alone, and tables
+
+
+def read_npy(path):
+    """Read an array of vectors; or a dict of arrays, which numpy.save writes, too."""
+    with open(path, 'rb') as file:
+        vectors = read_array(path, file)
+    if vectors.dtype.names:
+        raise UserError(
+            f'{path}: an array of the fields {", ".join(vectors.dtype.names)}, not of '
+            f'vectors: {ADVICE}'
+        )
+    if vectors.shape == () and isinstance(vectors.item(), dict):
+        return vectors.item()
+    return {'embeddings': vectors}
+
+
+def read_parquet(path):
+    """Read the table of a Parquet file."""
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise UserError(f'{path}: first pip install pyarrow') from error
+    rows = enumerate(frame.itertuples(index=False, name=None), 1)
+    rows = [(f'row {number}', list(cells)) for number, cells in rows]
+    return table_entries(path, [str(name) for name in frame.columns], rows)
+
+
+def read_table(path):
+    """Read a table of text; its first line may name its columns."""
+    rows = []
+    for line, cells in read_cells(path):
+        if len(cells) == 1 and not cells[0].startswith('['):
+            cells = cells[0].split()  # as numpy.savetxt writes
+        rows.append((line, cells))
+    if not rows:
+        raise UserError(f'{path} is an empty table')
+    first = rows[0][1]
+    counted_names = [str(number) for number in range(len(first))]  # by pandas
+    if first != counted_names and all(is_number(cell) for cell in first):
+        header = counted_names
+    else:
+        header = rows.pop(0)[1]
+    return table_entries(path, header, rows)
+
+
+def table_entries(path, header, rows):
+    """Return the entries of a table of vectors and perhaps labels.
+
+    header: the names of the columns; rows: ('line N', cells). The vectors are in one
+    column of lists or in the columns of one name and a number, such as f0, f1, f2:
+    those with the most numbers.
+    """
+    if not rows:
+        raise UserError(f'{path} is a table without rows')
+    columns = vector_columns(header, rows[0][1])
+    if not columns:
+        raise UserError(
+            f'{path}: no columns of vectors: name them f0, f1, ..., or have one of '
+            f'lists; its first line names {", ".join(header[:10])}'
+        )
+    others = ['' if place in columns else name for place, name in enumerate(header)]
+    places = find_columns(path, others, [])
+
+    def parse(cells):
+        if len(cells) != len(header):
+            raise ValueError('more or fewer cells than columns')
+        values = [cells[place] for place in columns]
+        own = {name: to_text(cells[place]) for name, place in places.items()}
+        return to_vector(values), read_row(own)
+
+    parsed = parse_rows(path, rows, parse)
+    vectors = [vector for _, (vector, _) in parsed]
+    if len({len(vector) for vector in vectors}) > 1:
+        raise UserError(f'{path}: vectors of several lengths')
+    ends = list(dict.fromkeys([header[columns[0]], header[columns[-1]]]))
+    dimensions = counted(len(vectors[0]), 'dimension')
+    understood = f'{path}: {dimensions}, from {" to ".join(ends)}'
+    entries = {'embeddings': np.stack(vectors)}
+    entries = row_entries(entries, [(origin, row) for origin, (_, row) in parsed])
+    return entries | {'notices': [understood]}
+
+
+def vector_columns(header, first):
+    """Return the places of the columns of vectors; first: the cells of a row."""
+    groups = {}  # {name without its number: (dimensions, places)}
+    for place, (name, cell) in enumerate(zip(header, first)):
+        if is_list(cell):
+            groups[place] = len(to_vector([cell])), [place]
+        elif is_number(cell) and (match := re.fullmatch(r'(.*?)\d+', name)):
+            count, places = groups.get(match[1], (0, []))
+            groups[match[1]] = count + 1, [*places, place]
+    return max(groups.values(), key=lambda group: group[0], default=(0, []))[1]
+
+
+def is_number(cell):
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def is_list(cell):
+    if isinstance(cell, str):
+        return cell.startswith('[') and cell.endswith(']')
+    return isinstance(cell, (list, np.ndarray))
+
+
+def to_vector(cells):
+    """Return the numbers of a row as float32 (D,); ValueError if one is none."""
+    if len(cells) == 1 and is_list(cells[0]):
+        cells = cells[0]
+    if isinstance(cells, str):
+        cells = json.loads(cells)
+    try:
+        return np.asarray(cells, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        odd = next((cell for cell in cells if not is_number(cell)), cells)
+        raise ValueError(f'{odd!r:.99} is not a number') from error
+
+
+# Labels
+
+
+def find_labels(path):
+    """Return the file of labels in the folder of a file of vectors."""
+    folder = os.path.dirname(path)
+    found = [os.path.join(folder, name) for name in BESIDE]
+    found = [name for name in found if os.path.isfile(name) and name != path]
+    if len(found) == 1:
+        return found[0]
+    several = f'; {", ".join(found)} lie beside it' if found else ''
+    raise UserError(
+        f'{path}: give its labels with --labels FILE ({", ".join(TABLES)} or .npy)'
+        f'{several}'
+    )
+
+
+def label_entries(path, entries, labels_path):
+    """Add the entries of a file of labels to those of the vectors of `path`."""
+    refuse_missing(labels_path)
+    suffix = os.path.splitext(labels_path)[1].lower()
+    if suffix == '.npy':
+        labels = read(labels_path)
+        if labels.keys() != {'embeddings'}:
+            raise UserError(f'{labels_path}: not an array of labels')
+        labels = np.atleast_1d(labels['embeddings'])
+        rows = None
+    elif suffix == '.txt':
+        labels = [line.rstrip('\r\n') for line in read_lines(labels_path)]
+        rows = None
+    elif suffix in TABLES:
+        rows = read_csv(labels_path, ['label'], any_bytes=True)
+        rows = labels = parse_rows(labels_path, rows, read_row)
+    else:
+        raise UserError(f'--labels {labels_path}: give {", ".join(TABLES)} or .npy')
+    embeddings = entries['embeddings']
+    if len(embeddings) != len(labels):
+        raise UserError(
+            f'{path} has {counted(len(embeddings), "embedding")}, but {labels_path} '
+            f'has {counted(len(labels), "row")}: choose its labels with --labels'
+        )
+    if rows is None:
+        return {**entries, 'labels': labels}
+    return row_entries(entries, rows)
+
+
+def read_row(cells):
+    """Return the texts and roles of a row of labels, or raise ValueError."""
+    if not is_unicode(cells.get('label', '')):
+        raise ValueError('the label is not text in UTF-8')
+    return {**cells, 'roles': read_roles(cells)}
+
+
+def row_entries(entries, rows):
+    """Add what rows say, ('file, line N', value of `read_row`), to entries of vectors.
+
+    If they have roles, the vectors of the queries are divided from the gallery's.
+    """
+    first = rows[0][1] if rows else {}
+    names = {'label': 'labels', 'path': 'images', 'group': 'groups'}
+    for column in names.keys() & first.keys():
+        entries[names[column]] = np.array([row[column] for _, row in rows], dtype=str)
+    if not check_roles([(origin, row['roles']) for origin, row in rows]):
+        return entries
+    is_query = np.array([row['roles'][0] for _, row in rows])
+    return {
+        **{f'query_{name}': values[is_query] for name, values in entries.items()},
+        **{f'gallery_{name}': values[~is_query] for name, values in entries.items()},
+    }
+
+
+def to_text(value):
+    """Return an entry of an array or a table as text; '' if there is none."""
+    if isinstance(value, bytes):
+        return value.decode(errors='surrogateescape')
+    if value is None or value != value:  # NaN
+        return ''
+    is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
