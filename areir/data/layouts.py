@@ -141,7 +141,9 @@ def read_cub(root, files):
     """Return (layout, records) of CUB-200-2011: classes 1-100 train, 101-200 test."""
     index = lists.need_file(root, files, 'images.txt', 'CUB_200_2011')
     source = f'{root}/{index}'
-    folder = source.removesuffix('images.txt')
+
+    def find(name):
+        return f'{root}/{lists.need_file(root, files, name, "CUB_200_2011")}'
 
     def to_box(*cells):  # some reach beyond their image
         x, y, width, height = lists.to_numbers(cells)
@@ -149,8 +151,8 @@ def read_cub(root, files):
 
     to_label = partial(lists.to_class, classes=range(1, 201))
     images = read_by_id(source, 2, str)
-    labels = read_by_id(f'{folder}image_class_labels.txt', 2, to_label)
-    boxes = read_by_id(f'{folder}bounding_boxes.txt', 5, to_box)
+    labels = read_by_id(find('image_class_labels.txt'), 2, to_label)
+    boxes = read_by_id(find('bounding_boxes.txt'), 5, to_box)
     rows = []
     for image_id, (origin, path) in images.items():
         if image_id not in labels or image_id not in boxes:

@@ -114,7 +114,7 @@ def link_usual_folders(data_root, names):
 
 
 def find_source(data_root, name, data_path=None, table=None):
-    """Return (folder of a dataset's images, CSV that describes them or None).
+    """Return (folder of a dataset's images or CSV, CSV that describes them or None).
 
     An earlier preparation has left links to them, images and TABLE, or what is in place
     of links where there are none. Raises UserError if they are missing, or if the name
@@ -135,6 +135,8 @@ def find_source(data_root, name, data_path=None, table=None):
     if name not in KNOWN_DATASETS and link:
         folder = link
     in_use = os.path.isdir(folder) and os.listdir(folder)
+    if table and table == os.path.realpath(table_link or ''):
+        in_use = False  # by the same table, whose images may be elsewhere
     if data_path and in_use and not os.path.samefile(folder, data_path):
         owner = folder
     if owner:
@@ -151,13 +153,13 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
 
     seed: draws the test classes of a dataset that has no split of its own; test_share:
     their share, 0 for none, by default TEST_SHARE; table: a CSV that describes the
-    dataset, whose folder has the images. Raises UserError if the dataset's own files
-    are incomplete, or if there is a split of its own and a `test_share`.
+    dataset. Raises UserError if the dataset's own files are incomplete, or if there is
+    a split of its own and a `test_share`.
     """
     source, table = find_source(data_root, name, data_path, table)
     files = [] if table else list_files(source)
     if table:
-        layout, records = read_table(table)
+        layout, records, source = read_table(table)
     elif name in KNOWN_DATASETS:
         files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)
@@ -204,9 +206,8 @@ def check_parts(name, records, source, train_only):
                 f'{DISTRACTOR}, are only searched: put it into the test'
             )
     tested = {record.label for record in records if record.part != 'train'}
-    tested -= {DISTRACTOR}
     if name not in KNOWN_DATASETS and len(counts) > 1 and len(tested) < 2:
-        found = ', '.join(map(printable, tested)) or 'none'
+        found = ', '.join(map(printable, tested - {DISTRACTOR})) or 'none'
         raise UserError(
             f'{source}: the test needs at least 2 classes and has {found}: whatever is '
             'found of a single class is right'

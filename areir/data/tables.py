@@ -1,67 +1,272 @@
 """Your own images, listed in a CSV.
 
-The CSV has the columns of open-metric-learning:
+The CSV has the columns of open-metric-learning, in any order:
 
     path,label              required; path is relative to the folder of the CSV
     split                   train or validation; without it, classes are drawn
     is_query,is_gallery     roles of validation images; without them, all have both
+    group                   a query ignores images of its label and group
     x_1,x_2,y_1,y_2         a box on the stored pixels, or empty cells
 
-https://open-metric-learning.readthedocs.io describes the format.
+https://open-metric-learning.readthedocs.io describes the format; `lists.COLUMNS` has
+other names of the columns.
 """
 
+import difflib
+import functools
+import itertools
 import os
+import re
+import unicodedata
 
 from areir.data import lists
-from areir.data.lists import Record
+from areir.data.images import walk
+from areir.data.lists import DISTRACTOR, Record
+from areir.errors import UserError, counted, printable
 
-PART_OF = {'train': 'train', 'validation': 'test', 'val': 'test', 'test': 'test'}
+PART_OF = {
+    **dict.fromkeys(['train', 'training'], 'train'),
+    **dict.fromkeys(['validation', 'valid', 'val', 'dev'], 'test'),
+    **dict.fromkeys(['test', 'testing', 'eval', 'evaluation'], 'test'),
+    'query': 'query',
+    'gallery': 'gallery',
+}
+ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
+PROBES = 8  # paths by which their folder is found
+SEARCHED = 100_000  # files among which the nearest name is looked for
 
 
 def read_table(path):
-    """Return (layout, records) of a CSV; see the top of this file.
+    """Return (layout, records, folder) of a CSV; see the top of this file.
 
-    Without a column split, the part of the records is None. Raises UserError naming the
-    lines that are wrong.
+    The paths of the records are relative to `folder`: that of the CSV, unless it has
+    images elsewhere. Without a column split, the part of records with a label is None.
+    Raises UserError naming the lines that are wrong.
     """
-    folder = os.path.dirname(path)
+    rows = list(lists.read_csv(path, ['path', 'label']))
+    if rows and 'other_path' in rows[0][1]:
+        raise UserError(f'{path}: pairs of images; a row for each image is needed')
+    for column in ('label', 'group'):
+        texts = lists.plain_labels([cells.get(column, '') for _, cells in rows])
+        for (_, cells), text in zip(rows, texts):
+            cells[column] = text
+    finder = ImageFinder(path, [cells['path'] for _, cells in rows])
 
     def parse(cells):
-        return read_record(folder, cells), lists.read_roles(cells)
+        return read_record(finder, cells), lists.read_roles(cells)
 
-    rows = lists.parse_rows(path, lists.read_csv(path, ['path', 'label']), parse)
-    separate = lists.check_roles(
-        [(origin, roles) for origin, (record, roles) in rows if record.part == 'test']
-    )
-    records = []
-    for origin, (record, (is_query, _)) in rows:
-        part = record.part
-        if part == 'test' and separate:
-            part = 'query' if is_query else 'gallery'
-        records.append(record._replace(part=part, origin=origin))
-    return os.path.basename(path), records
-
-
-def read_record(folder, cells):
-    """Return the Record of a row, {column: text}. Raises ValueError if it is wrong."""
-    image = os.path.relpath(os.path.join(folder, cells['path']), folder or '.')
-    image = image.replace(os.sep, '/')
-    if not cells['path'] or image.startswith('../'):
-        raise ValueError(
-            f'path {cells["path"]!r:.200} is not below the folder of the CSV'
+    records = set_roles(lists.parse_rows(path, rows, parse))
+    if finder.renamed:
+        count, example = len(finder.renamed), next(iter(finder.renamed.values()))
+        print(
+            f'notice: {path}: {counted(count, "name")} as on disk, which has other '
+            f'letters or accents, such as {printable(example)}'
         )
-    if not os.path.isfile(os.path.join(folder, image)):
-        raise ValueError(f'path {cells["path"]!r:.200}: no such file')
-    if not cells['label']:
-        raise ValueError('no label')
-    part = PART_OF.get(cells.get('split'))
-    if part is None and 'split' in cells:
+    print_parts(path, [cells for _, cells in rows], records)
+    folder, paths = finder.common_folder([record.path for record in records])
+    records = [record._replace(path=path) for record, path in zip(records, paths)]
+    return os.path.basename(path), records, folder
+
+
+def read_record(finder, cells):
+    """Return the Record of a row, {column: text}, with the absolute path of its image.
+
+    finder: an ImageFinder. Raises ValueError if the row is wrong.
+    """
+    image, label, group = finder.find(cells['path']), cells['label'], cells['group']
+    if ROUNDED.fullmatch(label):
         raise ValueError(
-            f'split {cells["split"]!r:.99} is neither train nor validation'
+            f'label {label} is a number that a spreadsheet rounded: make the column '
+            'text and save the file again'
         )
+    part = None
+    if 'split' in cells:
+        part = PART_OF.get(cells['split'].lower())
+        if part is None:
+            raise ValueError(
+                f'split {cells["split"]!r:.99} is neither train nor validation'
+            )
+    elif 'is_query' in cells and 'is_gallery' in cells:
+        part = 'test' if any(lists.read_roles(cells)) else 'train'
+    if label == DISTRACTOR:
+        part = part or 'test'
     # left, top, right, bottom
     corners = [cells.get(name, '') for name in ('x_1', 'y_1', 'x_2', 'y_2')]
     box = None
     if not all(corner.lower() in lists.EMPTY for corner in corners):
-        box = lists.make_box(*lists.to_numbers(corners))
-    return Record(part, cells['label'], image, box)
+        numbers = lists.to_numbers(corners)
+        if max(numbers) <= 1 and any(number % 1 for number in numbers):
+            raise ValueError(f'box {numbers}: pixels are needed, not shares')
+        box = lists.make_box(*numbers)
+    return Record(part, label, image, box, group=None if group == DISTRACTOR else group)
+
+
+def set_roles(rows):
+    """Return the records of rows (origin, (record, roles)) with their final parts.
+
+    Images without a label have the role that they may have. Raises UserError as
+    `lists.check_roles` does.
+    """
+    fixed = {'query': (True, False), 'gallery': (False, True)}
+    rows = [
+        (origin, record, fixed.get(record.part, roles))
+        for origin, (record, roles) in rows
+    ]
+    separate = lists.check_roles(
+        [
+            (origin, roles)
+            for origin, record, roles in rows
+            if record.part not in ('train', None) and record.label != DISTRACTOR
+        ]
+    )
+    records = []
+    for origin, record, (is_query, is_gallery) in rows:
+        part = record.part
+        if part not in ('train', None):
+            part = 'test'
+            if separate or (is_query and not is_gallery):
+                part = 'query' if is_query else 'gallery'
+        records.append(record._replace(part=part, origin=origin))
+    return records
+
+
+def print_parts(path, rows, records):
+    """Print what is not plain about the parts and labels of a table."""
+    if any(record.group is not None for record in records):
+        print(f'notice: {path}: a query ignores images of its class and group')
+    unlabelled = sum(record.label == DISTRACTOR for record in records)
+    if unlabelled:
+        print(
+            f'notice: {path}: {counted(unlabelled, "image")} without a label: searched '
+            'in the test, never right'
+        )
+    if rows and 'split' not in rows[0] and {'is_query', 'is_gallery'} <= rows[0].keys():
+        print(
+            f'notice: {path}: no column split: images with a role are the test, the '
+            'others train'
+        )
+    splits = {cells['split'].lower() for cells in rows if 'split' in cells}
+    tested = sorted(split for split in splits if PART_OF[split] == 'test')
+    if len(tested) > 1:
+        print(f'notice: {path}: the test is {" and ".join(tested)}')
+
+
+class ImageFinder:
+    """Finds the images that a table names.
+
+    path, names: of the table, and all paths in it. They start from its folder, from the
+    current one, or from a folder elsewhere; then what precedes those in the table's
+    folder is left out. Letters may differ from the disk in case or in the form of
+    accents, and `\\` may stand for `/`. Raises UserError if no image is found.
+    """
+
+    def __init__(self, path, names):
+        self.path, self.folder = path, os.path.dirname(os.path.abspath(path))
+        self.list_names = functools.cache(list_names)
+        self.renamed = {}  # {name in the table: name on disk}, if they differ
+        self.missing = 0
+        self.base, self.prefix = self.find_base(names)
+
+    def find_base(self, names):
+        """Return (folder from which the names start, what precedes them)."""
+        probes = names[:: max(1, len(names) // PROBES)]
+        current = os.getcwd()
+        for folder in (self.folder, current):
+            if any(self.on_disk(folder, name) for name in probes):
+                if folder != self.folder:
+                    print(f'notice: {self.path}: paths start from the current folder')
+                return folder, ''
+        for name in probes:
+            steps = name.replace('\\', '/').split('/')
+            for count in range(1, len(steps)):
+                if self.on_disk(self.folder, '/'.join(steps[count:])):
+                    prefix = '/'.join(steps[:count]) + '/'
+                    print(f'notice: {self.path}: paths are read without {prefix}')
+                    return self.folder, prefix
+        if names and not any(self.on_disk(self.folder, name) for name in names):
+            nearest = nearest_name(self.folder, names[0])
+            raise UserError(
+                f'{self.path}: none of its images is there, such as {names[0]!r:.200}'
+                f'{nearest}: put the table into the folder from which its paths start'
+            )
+        return self.folder, ''
+
+    def find(self, name):
+        """Return the absolute path of an image. Raises ValueError if it is missing."""
+        if not name:
+            raise ValueError('no path')
+        below = name
+        if self.prefix:
+            below = name.replace('\\', '/').removeprefix(self.prefix)
+        image = self.on_disk(self.base, below)
+        if image is None:
+            self.missing += 1
+            # looking for it takes a while
+            nearest = nearest_name(self.base, below) if self.missing == 1 else ''
+            raise ValueError(f'path {name!r:.200}: no such file{nearest}')
+        return image
+
+    def on_disk(self, folder, name):
+        """Return the absolute path of an image below a folder, or None."""
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
+            return os.path.abspath(path)
+        name = name.replace('\\', '/')
+        path, found = folder if name[:1] != '/' else '/', []
+        for step in name.split('/'):
+            if not os.path.lexists(os.path.join(path, step)):
+                alike = self.list_names(path).get(folded(step), [])
+                if len(alike) != 1:
+                    return None
+                (step,) = alike
+            found.append(step)
+            path = os.path.join(path, step)
+        if not os.path.isfile(path):
+            return None
+        if '/'.join(found) != name:
+            self.renamed[name] = '/'.join(found)
+        return os.path.abspath(path)
+
+    def common_folder(self, images):
+        """Return (folder, paths relative to it) of images; theirs are absolute.
+
+        It is that of the table if all are below. Raises UserError if it would be the
+        root of the disk.
+        """
+        real = functools.cache(os.path.realpath)
+        start, folder = os.path.join(self.folder, ''), self.folder
+        if not all(image.startswith(start) for image in images):
+            images = [
+                image
+                if image.startswith(start)
+                else os.path.join(real(os.path.dirname(image)), os.path.basename(image))
+                for image in images
+            ]
+        if not all(image.startswith(start) for image in images):
+            folder = os.path.commonpath(map(os.path.dirname, images))
+        if folder == os.path.dirname(folder):
+            raise UserError(f'{self.path}: move its images below one folder')
+        paths = [os.path.relpath(image, folder) for image in images]
+        return folder, [path.replace(os.sep, '/') for path in paths]
+
+
+def nearest_name(folder, name):
+    """Return a hint at the file below a folder with the nearest name, or ''."""
+    name = name.replace('\\', '/')
+    files = sorted(itertools.islice(walk(folder, '', frozenset(), {}), SEARCHED))
+    near = [path for path in files if f'/{path}'.endswith(f'/{name}')]
+    near = near or difflib.get_close_matches(name, files, 1)
+    return f' (the nearest is {near[0]!r:.200})' if near else ''
+
+
+def list_names(folder):
+    """Return {folded name: [names]} of a folder's entries."""
+    names = {}
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        names.setdefault(folded(name), []).append(name)
+    return names
+
+
+def folded(name):
+    """Return a file name without case and with composed accents."""
+    return unicodedata.normalize('NFC', name.casefold())

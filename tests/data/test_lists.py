@@ -7,6 +7,7 @@ from official import (
     CAR_FIELDS,
     CARS,
     write_car_csv,
+    write_car_devkit,
     write_car_folder,
     write_cub,
     write_isc,
@@ -15,7 +16,7 @@ from official import (
     write_sop,
 )
 
-from areir.data.lists import read_csv
+from areir.data.lists import find_file, read_csv
 from areir.data.source import read_source
 from areir.errors import UserError
 from data_utils import prepare
@@ -77,6 +78,36 @@ def test_names_of_files_in_a_csv_need_not_be_utf_8(tmp_path):
     (tmp_path / 'images.csv').write_bytes(b'path,class\ncaf\xe9.png,a\n')
     ((line, cells),) = read_csv(tmp_path / 'images.csv', ['label'], any_bytes=True)
     assert line == 'line 2' and os.fsencode(cells['path']) == b'caf\xe9.png'
+
+
+@pytest.mark.parametrize(
+    ('copy', 'name'),
+    [
+        ('devkit/cars_annos (1).mat', 'cars_annos.mat'),
+        ('cars_annos(12).mat', 'cars_annos.mat'),
+        ('anno_train - Copy.csv', 'anno_train.csv'),
+        ('anno_train - Kopie (2).csv', 'anno_train.csv'),
+        ('Copy of list_eval_partition.txt', 'list_eval_partition.txt'),
+        ('list_eval_partition copy 2.txt', 'list_eval_partition.txt'),
+        ('list_eval_partition.txt.1', 'list_eval_partition.txt'),
+    ],
+)
+def test_copies_of_a_list_are_found(copy, name):
+    others = [f'x{name}', f'a/{name}x', name.replace('.', 's (1).')]
+    assert find_file([*others, copy], name) == copy
+    assert find_file([*others, copy, f'a/deeper/folder/{name}'], name) != copy
+    assert find_file(others, name) is None
+
+
+def test_a_dataset_of_copies_is_read(tmp_path):
+    write_car_devkit(tmp_path / 'devkit')
+    for number, path in enumerate((tmp_path / 'devkit').rglob('*.mat')):
+        path.rename(path.with_stem(f'{path.stem} ({number})'))
+    assert len(read_source(str(tmp_path / 'devkit'), 'car').records) == 4
+    write_cub(tmp_path / 'cub')
+    for path in (tmp_path / 'cub').glob('*.txt'):
+        path.rename(path.with_stem(f'{path.stem}(1)'))
+    assert len(read_source(str(tmp_path), 'cub').records) == 4
 
 
 SOP = 'bicycle_final/111085122871_0.JPG'
