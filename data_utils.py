@@ -82,6 +82,7 @@ def prepare(
     table=None,
     test_share=None,
     skip_broken=False,
+    class_level=None,
 ):
     """Read, verify and write the splits of one dataset.
 
@@ -89,7 +90,9 @@ def prepare(
     before anything is written, naming what its layout lacks, or every such image.
     """
     check_name(name)
-    dataset = read_source(data_root, name, data_path, seed, table, test_share)
+    dataset = read_source(
+        data_root, name, data_path, seed, table, test_share, class_level
+    )
     print_source(dataset)
     fingerprint = dataset.fingerprint(image_size, seed)
     if is_unchanged(dataset, fingerprint, skip_broken):
@@ -152,7 +155,7 @@ def print_source(dataset):
     print(f'{name}: {count:,} images in {dataset.source} ({dataset.layout})')
     left_out = dataset.left_out
     if left_out:
-        what = 'files that are not images in class folders'
+        what = 'files that are not images of a class'
         if name in KNOWN_DATASETS:
             what = f'images that are not in {dataset.layout}'
         example = printable(left_out[0])
@@ -353,6 +356,7 @@ def prepare_one(args, name):
         args.csv,
         args.test_share,
         args.skip_broken,
+        args.class_level,
     )
 
 

@@ -1,7 +1,7 @@
 """The flags of data_utils.py."""
 
 from areir.cli import make_parser
-from areir.cli.types import image_size, number, path, seed
+from areir.cli.types import image_size, number, path, positive, seed
 
 DATASETS = ('car', 'cub', 'sop', 'isc')  # as in areir.data.layouts
 
@@ -20,6 +20,11 @@ def get_parser():
     flag.help = (
         'your own images, a folder for each class, to prepare under --data_name; '
         'they stay where they are'
+    )
+    flag = add('--class_level', type=positive)
+    flag.help = (
+        'which folder is the class, in a folder of your own images: 1 is the first (in '
+        'train/ and test/, if there are such) [default value is 1 if that is clear]'
     )
     flag = add('--csv', metavar='FILE', type=path)
     flag.help = (

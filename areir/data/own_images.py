@@ -1,37 +1,252 @@
-"""Your own images in a folder of class folders."""
+"""Your own images in a folder: where it says the class of each, and in which part.
+
+Classes are folders, or the identities of person and vehicle re-identification, where a
+file's name begins with identity and camera: 0002_c1s1_000451_03.jpg.
+"""
 
 import math
 import random
+import re
+from collections import Counter, defaultdict
+from typing import NamedTuple
 
 from areir.data.images import IMAGE_SUFFIXES
 from areir.data.lists import DISTRACTOR, Record
-from areir.errors import UserError
+from areir.errors import UserError, counted
+
+# the letters of a part's folder: bounding_box_train, Test-Set, valid, image_query
+PART_NAME = re.compile(
+    '(?:boundingbox|bbox|images?)?(?:(?P<train>train(?:ing)?)'
+    '|(?P<val>val(?:id(?:ation)?)?)|(?P<test>test(?:ing)?|eval(?:uation)?)'
+    '|(?P<query>query|probe)|(?P<gallery>gallery))(?:set|dataset|data|images?)?'
+)
+WRAPPERS = ('images', 'image', 'img', 'imgs', 'data', 'dataset', 'photos', 'pictures')
+# Market-1501, DukeMTMC-reID, CUHK03-NP, VeRi-776, MARS: https://github.com/KaiyangZhou/
+# deep-person-reid and https://github.com/JDAI-CV/fast-reid read them so
+IDENTITY_NAME = re.compile(r'(\d*-?\d+)_?(c\d+)', re.IGNORECASE)
+UNUSED = 'unused'  # the part of images that neither train nor test
 
 
-def read_folder(root, files):
-    """Return (layout, records) of any folder of class folders.
+class Layout(NamedTuple):
+    """What was understood of a folder of images."""
 
-    Folders train and test (or train, query and gallery) at its top are its parts.
-    Otherwise the part of its records is None.
+    text: str  # for the user: where the classes are, and how many
+    problem: str  # why it cannot be a dataset, or ''
+    choices: str  # the flags that say which folder is the class, if that is unclear
+    # of each image: (part or None, class, camera or None), or None without a class
+    places: list
+
+
+def part_named(folder):
+    """Return the part of a split that a folder's name means, or None."""
+    match = PART_NAME.fullmatch(re.sub(r'[\W_]', '', folder.lower()))
+    return match.lastgroup if match else None
+
+
+def folders_in(folders, base):
+    """Return the names of the folders directly in `base`, of paths that end in '/'."""
+    below = [folder[len(base) :] for folder in folders if folder.startswith(base)]
+    return {folder.split('/')[0] for folder in below if folder}
+
+
+def find_parts(folders, root):
+    """Return ({folder: part of the split}, problem or '') of the folders in `root`.
+
+    They are parts if all their names mean one, or if train and a test are among them
+    and hold folders. Without test, val is the test; with it, val is UNUSED.
+    """
+    names = sorted(folders_in(folders, root))
+    # what all of them begin with: seg_ of seg_train and seg_test
+    prefixes = {re.match(r'(.*[\W_])?', name.lower()).group() for name in names}
+    prefix = len(prefixes.pop()) if len(prefixes) == 1 else 0
+    found = defaultdict(list)
+    for name in names:
+        found[part_named(name[prefix:])].append(name)
+    others = found.pop(None, [])
+
+    def holds_folders(part):
+        return any(folders_in(folders, f'{root}{name}/') for name in found[part])
+
+    tested = holds_folders('test') or holds_folders('val')
+    if others and not (found['train'] and (found['query'] or tested)):
+        return {}, ''
+    if found['query'] and not found['gallery']:
+        found['gallery'] = found.pop('test', [])
+    elif found['query']:
+        found[UNUSED] += found.pop('test', [])
+    elif found['val'] and not holds_folders('test'):
+        found['val'], found['test'] = found['test'], found['val']
+    found[UNUSED] += found.pop('val', [])
+    parts, problem = {}, ''
+    for part in ('train', 'test', 'query', 'gallery', UNUSED):
+        same = [f'{root}{name}/' for name in found[part]]
+        parts |= dict.fromkeys(same, part)
+        if len(same) > 1 and part != UNUSED:
+            problem = (
+                f'{" and ".join(same)} have one meaning, {part}: rename or join them'
+            )
+    if bool(found['query']) != bool(found['gallery']):
+        problem = 'query/ and gallery/ belong together, and one of them is missing'
+    return parts, problem
+
+
+def inner_folder(folders, base):
+    """Return the folder below `base` that has the classes: train/images/ of train/."""
+    while len(inner := folders_in(folders, base)) == 1:
+        (name,) = inner
+        if name.lower() not in (*WRAPPERS, base.lower().split('/')[-2]):
+            break
+        base += f'{name}/'
+    return base
+
+
+def read_identities(images, homes, place_of):
+    """Return (part, identity, camera) of each image, by the name of its file, or None.
+
+    Returns [] unless all names have both and the images lie directly in their part, or
+    in a folder for each identity. homes, place_of: see `recognise`. Junk, of an
+    identity such as -1, is None. Identity 0 is background, unless it is trained or
+    queried: it is DISTRACTOR if there are parts, and None if there are none.
+    """
+    found, known = [], set()
+    for image, home in zip(images, homes):
+        place = None
+        if home in place_of:
+            part, names = place_of[home]
+            match = IDENTITY_NAME.match(image, len(home))
+            if not match or names not in ([], [match[1]]):
+                return []
+            if '-' not in match[1]:
+                place = part, match[1], match[2].lower()
+            if part in ('train', 'query'):
+                known.add(match[1])
+        found.append(place)
+    for index, place in enumerate(found):
+        if place and not place[1].strip('0') and place[1] not in known:
+            part, _, camera = place
+            found[index] = (part, DISTRACTOR, camera) if part else None
+    return found
+
+
+def compare_levels(folders, place_of):
+    """Return (choices, unclear, example) of folders that lie in folders.
+
+    choices: the --class_level that differ, in words; unclear: whether most images lie
+    in folders that divide the first one further; example: a folder that does.
+    folders: {folder: number of images}; place_of: see `recognise`.
+    """
+    inside = defaultdict(Counter)  # of each first folder: {names: images}
+    for folder, (part, names) in place_of.items():
+        if part != UNUSED and names:
+            inside[names[0]][tuple(names)] += folders[folder]
+    paths = [names for counts in inside.values() for names in counts]
+    choices, last, above = [], set(), 0
+    for level in range(1, max(map(len, paths), default=0) + 1):
+        classes = {names[:level] for names in paths if len(names) >= level}
+        # whether it divides the images otherwise than the level above does
+        if len(classes) != len(last) or {names[:above] for names in classes} != last:
+            count = f'{counted(len(classes), "class")} such as {"/".join(min(classes))}'
+            choices.append(f'--class_level {level}: {count}')
+            last, above = classes, level
+    deep, example = 0, ''
+    for first, counts in inside.items():
+        direct = counts[first,]  # a class has more of them than folders
+        if len(+counts) > 1:
+            example = example or '/'.join(max(counts, key=len))
+            deep += counts.total() if direct < len(+counts) - (direct > 0) else 0
+    unclear = 2 * deep > sum(counts.total() for counts in inside.values())
+    return '; '.join(choices), unclear and len(choices) > 1, example
+
+
+def describe(places, bases):
+    """Return ('below train/ and val/: 6 and 6', parts without a class).
+
+    The numbers are those of the classes of each part. places, bases: see `recognise`.
+    """
+    labels = {(place[0], place[1]) for place in places if place}
+    count = Counter(part for part, label in labels if label != DISTRACTOR)
+    used = [base for base, part in bases.items() if part != UNUSED]
+    text = f' below {" and ".join(used)}: ' if any(used) else ': '
+    text += ' and '.join(f'{count[bases[base]]:,}' for base in used)
+    unused = [base for base in bases if base not in used]
+    if unused:
+        text += f'; {" and ".join(unused)} left out'
+    return text, [base for base in used if not count[bases[base]]]
+
+
+def recognise(images, class_level=None):
+    """Return the Layout of images, paths relative to their folder.
+
+    class_level: which folder below the part is the class, from 1; by default the first.
+    """
+    homes = [image[: image.rfind('/') + 1] for image in images]
+    folders = Counter(homes)
+    root = ''
+    while len(inner := folders_in(folders, root)) == 1:
+        root += f'{inner.pop()}/'
+    parts, problem = find_parts(folders, root)
+    bases = {inner_folder(folders, base): part for base, part in parts.items()}
+    bases = bases or {root: None}
+    # (part, names of the folders below it) of each folder of images
+    place_of = {
+        folder: (part, folder[len(base) :].split('/')[:-1])
+        for base, part in bases.items()
+        for folder in folders
+        if folder.startswith(base)
+    }
+    places = [] if class_level else read_identities(images, homes, place_of)
+    if places:
+        text = 'identities are in the names of the files' + describe(places, bases)[0]
+        labels = [place[1] for place in places if place]
+        distractors = labels.count(DISTRACTOR)
+        if distractors:
+            text += f'; {counted(distractors, "distractor")}'
+        without = sum(folders[folder] for folder in place_of) - len(labels)
+        if without:
+            text += f'; {counted(without, "image")} without identity left out'
+        return Layout(text, problem, '', places)
+
+    level = class_level or 1
+    labels = {
+        folder: (part, '/'.join(names[:level]), None)
+        for folder, (part, names) in place_of.items()
+        if len(names) >= level
+    }
+    places = [labels.get(home) for home in homes]
+    choices, unclear, example = compare_levels(folders, place_of)
+    text, empty = describe(places, bases)
+    which = f' at level {class_level}' if class_level else ''
+    text = f'classes are {"the" if root or parts else "its"} folders{which}{text}'
+    if example and not class_level:
+        text += f'; images in deeper folders, such as {example}/, belong to them'
+    if not problem and empty:
+        problem = f'the images of {empty[0] or "the folder"} lie in no class folders'
+        problem += f'{which}: {choices}' if which else '; a folder per class is needed'
+    elif not problem and unclear and not class_level:
+        problem = (
+            f'which folder is the class? {choices}; or --data_path a folder inside'
+        )
+    elif not problem and any(label == DISTRACTOR for _, label, _ in labels.values()):
+        problem = f'no class can have the name {DISTRACTOR}: rename its folder'
+    return Layout(text, problem, choices if unclear else '', places)
+
+
+def read_folder(root, files, class_level=None):
+    """Return (layout, records) of any folder that has class folders or identities.
+
+    Without parts of a split in it, the part of the records is None. Raises UserError if
+    it is unclear which folder is the class, with the choices of `class_level`.
     """
     images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
-    images = [path for path in images if '/' in path]
-    tops = {path.split('/')[0] for path in images}
-    records = []
-    for parts in (('train', 'query', 'gallery'), ('train', 'test')):
-        if tops.issuperset(parts):
-            for path in images:
-                part, *names = path.split('/')
-                if part in parts and len(names) > 1:
-                    records.append(Record(part, names[0], path))
-            return ' + '.join(parts), records
-    if len(tops) < 2:
-        raise UserError(
-            f'{root}: {len(tops)} folders with images; a folder per class is needed, '
-            'at least two'
-        )
-    records = [Record(None, path.split('/')[0], path) for path in images]
-    return f'{len(tops)} class folders', records
+    layout = recognise(images, class_level)
+    if layout.problem:
+        raise UserError(f'{root}: {layout.problem}')
+    records = [
+        Record(part=place[0], label=place[1], path=path, group=place[2])
+        for path, place in zip(images, layout.places)
+        if place and place[0] != UNUSED
+    ]
+    return layout.text, records
 
 
 def draw_parts(records, seed, test_share):

@@ -148,15 +148,28 @@ def find_source(data_root, name, data_path=None, table=None):
     return source, table
 
 
-def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=None):
+def read_source(
+    data_root,
+    name,
+    data_path=None,
+    seed=0,
+    table=None,
+    test_share=None,
+    class_level=None,
+):
     """Read the layout of a dataset and return it as a SourceDataset.
 
     seed: draws the test classes of a dataset that has no split of its own; test_share:
     their share, 0 for none, by default TEST_SHARE; table: a CSV that describes the
-    dataset. Raises UserError if the dataset's own files are incomplete, or if there is
-    a split of its own and a `test_share`.
+    dataset; class_level: see `own_images.recognise`. Raises UserError if the dataset's
+    own files are incomplete, or if there is a split of its own and a `test_share`.
     """
     source, table = find_source(data_root, name, data_path, table)
+    if class_level and (table or name in KNOWN_DATASETS):
+        raise UserError(
+            f'--class_level {class_level}: {table or name} says which class an image '
+            'has: leave it out'
+        )
     files = [] if table else list_files(source)
     if table:
         layout, records, source = read_table(table)
@@ -164,7 +177,7 @@ def read_source(data_root, name, data_path=None, seed=0, table=None, test_share=
         files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)
     else:
-        layout, records = read_folder(source, files)
+        layout, records = read_folder(source, files, class_level)
     refuse_repeats([(record.origin, record.path) for record in records])
     has_test = any(record.part != 'train' for record in records)
     if any(record.part is None for record in records):

@@ -9,10 +9,11 @@ from areir.data.images import (
     list_files,
     unreadable_heic,
 )
+from areir.data.lists import DISTRACTOR
+from areir.data.own_images import recognise
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('/retrieved.csv', '/pairs.csv', '/index.sqlite')
-SPLIT_FOLDERS = {'train', 'test', 'query', 'gallery'}
 
 
 def scan(folder):
@@ -47,15 +48,13 @@ def scan(folder):
 
 
 def class_names(paths):
-    """Return the class of every path, or None.
+    """Return the class of every path, or None, as data_utils.py reads a folder.
 
-    It is the first folder of the path, if there are at least two such folders. The
-    folders train, test, query and gallery are skipped if nothing else lies beside them.
+    If it is unclear which folder is the class, it is the first. None if there are fewer
+    than two classes, and for distractors.
     """
-    parts = [path.split('/') for path in paths]
-    if {names[0] for names in parts} <= SPLIT_FOLDERS:
-        parts = [names[1:] for names in parts]
-    classes = [names[0] if len(names) > 1 else None for names in parts]
+    classes = [place and place[1] for place in recognise(paths).places]
+    classes = [None if name == DISTRACTOR else name for name in classes]
     if len(set(classes) - {None}) < 2:
         return [None] * len(paths)
     return classes
