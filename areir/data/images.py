@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageCms, ImageOps, ImageStat
 
 from areir.errors import UserError
 from areir.files import is_special
 
-PREPROCESSING = 2  # raise it if the same image file now gives other pixels
+PREPROCESSING = 3  # raise it if the same image file now gives other pixels
 HEIC_SUFFIXES = ('.heic', '.heif', '.hif')
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.webp'),
@@ -32,6 +32,14 @@ NO_HEIC = f'nothing here reads HEIC files: {HEIC_ADVICE}'  # an index stores it
 # pillow runs another program for these, or only recognises them
 REFUSED_FORMATS = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')
 MOST_PIXELS = 250 * 10**6  # of an image on disk: 750 MB as RGB
+DEEP_MODES = ('RGB;16', 'RGBA;16', 'LA;16')  # pillow reads their higher bytes alone
+DEPTHS = (8, 10, 12, 14)  # bits that cameras and scanners store in 16
+PROFILE_MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}  # of colour profiles
+CONVERTIBLE = {('RGB', 'RGB'), ('L', 'L'), ('L', 'RGB'), ('CMYK', 'CMYK')}
+FAINT = (
+    0.1  # visible pixels nearer to white than this share of 255 get a black backdrop
+)
+SAME_COLOUR = 2  # of 255: a profile that changes no colour by more is sRGB's
 Image.MAX_IMAGE_PIXELS = None  # `open_image` refuses too many pixels in plain words
 
 
@@ -144,8 +152,10 @@ def stored_size(path):
 def load_image(path, box=None, least=None, reduce=None):
     """Read an image as RGB, completely decoded.
 
-    The first frame is taken, EXIF orientation is applied, and transparency becomes
-    white. box: (left, top, right, bottom), cut out of the stored pixels before they
+    The first frame is taken, EXIF orientation is applied, the embedded colour profile
+    is converted to sRGB, and transparency becomes white, or black where white would
+    hide the picture. box: (left, top, right, bottom), cut out of the stored pixels
+    before they
     are turned, because the datasets' boxes were drawn on stored pixels. least: pixels
     per side that are wanted, not to be combined with a box. A JPEG is then decoded at a
     half, a quarter or an eighth of its size as long as twice as many remain, which is
@@ -155,37 +165,152 @@ def load_image(path, box=None, least=None, reduce=None):
     """
     with quiet_pillow(), naming(path), open_image(path) as image:
         drafted = least and image.draft(None, (2 * least, 2 * least))
+        tiles = image.tile
         image.load()
-        file_format = image.format
-        if file_format == 'PNG':
+        if image.format == 'PNG':
             # pillow does not look at checksums of pixels as it decodes them
             with Image.open(path, formats=['PNG']) as stored:
                 stored.verify()
+        image = to_bytes(image, path, tiles)
         if box:
             image = image.crop(clamp_box(box, image.size))
         if drafted and reduce:
             image = reduce(image, drafted[1])
         ImageOps.exif_transpose(image, in_place=True)
-        image = to_rgb(image, file_format)
+        image = to_plain_mode(image)
+        if reduce and image.mode not in ('LA', 'RGBA'):
+            image = reduce(image)  # first, so that fewer colours are converted
+        image = on_backdrop(to_srgb(image))
         return reduce(image) if reduce else image
 
 
-def to_rgb(image, file_format=None):
-    """Convert an image of any mode to RGB, with transparency on white.
+def to_bytes(image, path, tiles):
+    """Return an image of one byte per channel from one that holds larger numbers.
 
-    file_format: of its file, as pillow calls it. 16 bits of grey are divided by 256.
-    The other numbers that a TIFF may hold, floats, 32 bits and signed 16 bits, have no
-    agreed white: the smallest becomes black and the largest white.
+    tiles: `image.tile` before it was loaded. 16 bits are divided by 256. Where none of
+    them exceeds 8, 10, 12 or 14 bits, these are taken to be its depth. The other
+    numbers of a TIFF, floats, 32 bits and signed 16 bits, have no agreed white: the
+    smallest becomes black and the largest white.
     """
-    if image.mode == 'F' or (image.mode == 'I' and file_format == 'TIFF'):
-        image = Image.fromarray(stretch_to_bytes(np.asarray(image)))
-    elif image.mode.startswith('I'):  # 16-bit grey, which pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        white = Image.new('RGBA', image.size, 'white')
-        image = Image.alpha_composite(white, image)
-    return image.convert('RGB')
+    key = image.info.get('transparency')
+    values = np.asarray(image) if image.mode[0] in 'FI' else None
+    if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
+        values, key = stretch_to_bytes(values), None
+    elif any(mode in str(tiles) for mode in DEEP_MODES):
+        high = np.asarray(image)
+        if key is not None or high[..., :3].max() < 2 ** (DEPTHS[-1] - 8):
+            values = 256 * high.astype(np.uint16) + lower_bytes(path)
+    if values is None:
+        return image
+    values = values.reshape(*image.size[::-1], -1)  # (H, W, 1, 3 or 4)
+    channels = [scale_depth(values[..., :3]), scale_depth(values[..., 3:])]
+    if key is not None:
+        seen = (values != key).any(axis=2, keepdims=True)
+        channels.append(255 * seen.astype(np.uint8))
+    pixels = np.concatenate(channels, axis=2)
+    loaded = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    loaded.info = dict(image.info)
+    loaded.info.pop('transparency', None)
+    return loaded
+
+
+def lower_bytes(path):
+    """Return the lower bytes (H, W, 3 or 4) of a PNG or TIFF in DEEP_MODES."""
+    with open_image(path) as image:
+        for place, tile in enumerate(image.tile):
+            mode, *rest = [tile.args] if isinstance(tile.args, str) else tile.args
+            grey = mode.startswith('LA')  # as RGBA: its two bytes, and those of alpha
+            swapped = mode[:-1] + ('L' if mode[-1] == 'B' else 'B')
+            args = ('RGBA' if grey else swapped, *rest)
+            image.tile[place] = tile._replace(args=args)
+        pixels = np.asarray(image)
+    return pixels[..., (1, 1, 1, 3)] if grey else pixels
+
+
+def scale_depth(values):
+    """Return integers of 16 bits or fewer as bytes, by the depth they seem to have."""
+    most = values.max(initial=0)
+    bits = next((bits for bits in DEPTHS if most < 2**bits), 16)
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def to_plain_mode(image):
+    """Convert an image to RGB, L or CMYK, or with transparency to RGBA or LA."""
+    if image.mode == 'La':
+        image = image.convert('LA')
+    if not image.has_transparency_data:
+        return image if image.mode in ('L', 'RGB', 'CMYK') else image.convert('RGB')
+    image = image.convert('LA' if image.mode in ('1', 'L', 'LA') else 'RGBA')
+    opaque = image.getchannel('A').getextrema() == (255, 255)
+    return image.convert(image.mode[:-1]) if opaque else image
+
+
+def to_srgb(image):
+    """Convert an image in a plain mode from its embedded profile to sRGB.
+
+    A profile that cannot be read, or is for other channels than the image has, counts
+    for nothing.
+    """
+    transform = srgb_transform(image.info.get('icc_profile'))
+    colours = image.mode.removesuffix('A')
+    if transform is None or (colours, transform.input_mode) not in CONVERTIBLE:
+        return image
+    converted = image.convert(colours).convert(transform.input_mode)
+    converted = ImageCms.applyTransform(converted, transform)
+    if colours != image.mode:
+        converted.putalpha(image.getchannel('A'))
+    return converted
+
+
+@functools.lru_cache(maxsize=16)
+def srgb_transform(profile):
+    """Return pillow's transform from a profile, as bytes, to sRGB; None to do nothing.
+
+    Colours that both have are kept (relative colorimetric), with black point
+    compensation. The profile of sRGB itself, in any wording, is known by what it does
+    to a grid of colours.
+    """
+    if not profile:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = PROFILE_MODES[source.profile.xcolor_space.strip()]
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile('sRGB'),
+            mode,
+            'RGB',
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (KeyError, OSError, ImageCms.PyCMSError):
+        return None
+    if mode == 'CMYK':
+        return transform
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    before = Image.fromarray(grid).convert(mode)
+    after = ImageCms.applyTransform(before, transform)
+    changes = ImageChops.difference(before.convert('RGB'), after).getextrema()
+    return transform if max(high for _, high in changes) > SAME_COLOUR else None
+
+
+def on_backdrop(image):
+    """Return an image in a plain mode as RGB, with transparency on white or black.
+
+    Black is for art that white would hide: the visible pixels, weighted by the square
+    of their alpha, are nearer to white than FAINT in the root mean square.
+    """
+    if image.mode not in ('LA', 'RGBA'):
+        return image.convert('RGB')
+    image = image.convert('RGBA')
+    white = Image.new('RGBA', image.size, 'white')
+    on_white = Image.alpha_composite(white, image).convert('RGB')
+    contrast = sum(ImageStat.Stat(ImageChops.invert(on_white)).sum2) / 3
+    if contrast >= FAINT**2 * ImageStat.Stat(image.getchannel('A')).sum2[0]:
+        return on_white
+    black = Image.new('RGBA', image.size, 'black')
+    return Image.alpha_composite(black, image).convert('RGB')
 
 
 def stretch_to_bytes(values):
