@@ -83,7 +83,7 @@ def test_a_dataset_of_photos_and_their_crops(name, tmp_path):
     for other in ('a.png', 'b.png', 'c.png'):
         write_image(folder / other)
     rows = [f'{name.upper()},0,train,4,60,10,30', 'a.png,1,train,,,,']
-    rows += ['b.png,2,validation,,,,', 'c.png,2,validation,,,,']
+    rows += ['b.png,2,validation,,,,', 'c.png,3,validation,,,,']
     write_lines(folder / 'df.csv', ['path,label,split,x_1,x_2,y_1,y_2', *rows])
     prepare(str(tmp_path / 'data'), 'shop', table=str(folder / 'df.csv'))
     with Image.open(tmp_path / 'data/shop/cropped' / name.upper()) as image:
