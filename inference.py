@@ -30,6 +30,7 @@ if __name__ == '__main__':
 
 from areir import hardware, processes
 from areir.data.images import PREPROCESSING
+from areir.data.own_images import recognise
 from areir.errors import UserError, counted, missing
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
@@ -167,6 +168,12 @@ def open_folder(args, trained, embedder, clock):
         f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
         f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
     )
+    choices = recognise(index.paths).choices
+    if choices:
+        print(
+            f'notice: {args.gallery}: the class of an image is its first folder; '
+            f'data_utils.py would ask which one it is: {choices}'
+        )
     if index.components:
         trained = trained.shortened(Projection(**index.components))
         embedder = trained.embedder(hardware.local_device(args.device))

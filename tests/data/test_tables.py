@@ -66,7 +66,7 @@ def test_splits_and_classes(tmp_path):
 
 def test_a_share_of_a_dataset_with_a_split_is_refused(root, tmp_path):
     for part in ('train', 'test'):
-        write_classes(tmp_path / 'parted' / part, [part])
+        write_classes(tmp_path / 'parted' / part, 'ab')
     path = write_table(tmp_path / 'photos', ROWS)
     for source in ({'data_path': tmp_path / 'parted'}, {'table': path}):
         with pytest.raises(UserError, match='--test_share 0: '):
