@@ -1,5 +1,10 @@
 """Thumbnails, and sheets of them."""
 
+import functools
+import unicodedata
+from importlib.util import find_spec
+from pathlib import Path
+
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # of frames: the class is right, wrong, or not known
@@ -8,7 +13,13 @@ THUMBNAIL = 192  # pixels per side
 GAP = 14
 CAPTION = 42  # pixels for its two lines
 LINE = 18
-FONT_SIZE = 15
+FONT_SIZE = 14
+# of Linux, macOS and Windows; pillow looks for them where the system keeps its fonts
+CJK_FONTS = (
+    *('NotoSansCJK-Regular.ttc', 'NotoSansCJKjp-Regular.otf', 'wqy-zenhei.ttc'),
+    *('Hiragino Sans GB.ttc', 'AppleSDGothicNeo.ttc', 'Arial Unicode.ttf'),
+    *('YuGothM.ttc', 'msyh.ttc', 'msgothic.ttc', 'malgun.ttf'),
+)
 COLUMNS = 8  # images in a row
 
 
@@ -37,7 +48,6 @@ def sheet(thumbnails, captions, columns, apart=0):
     size = GAP + columns * step_x + apart, GAP + rows * step_y
     picture = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(FONT_SIZE)
     for index, (image, caption) in enumerate(zip(thumbnails, captions)):
         row, column = divmod(index, columns)
         x = GAP + column * step_x + (apart if column else 0)
@@ -45,15 +55,39 @@ def sheet(thumbnails, captions, columns, apart=0):
         if image:
             picture.paste(image, (x, y))
         for line, text in enumerate(caption):
+            font = find_font(is_wide(text))
             text = fit_caption(text, draw, font)
             place = x + THUMBNAIL / 2, y + THUMBNAIL + 4 + LINE * line
             draw.text(place, text, 'black', font, anchor='ma')
     return picture
 
 
+def is_wide(text):
+    """Whether a text has Chinese, Japanese or Korean characters."""
+    return any(unicodedata.east_asian_width(character) in 'WF' for character in text)
+
+
+@functools.cache
+def find_font(wide=False):
+    """Return the font of captions: DejaVu Sans, which matplotlib brings.
+
+    wide: one of CJK_FONTS, if the system has any. matplotlib is not imported: that
+    takes longer than a sheet.
+    """
+    folder = Path(find_spec('matplotlib').origin).parent
+    dejavu = folder / 'mpl-data/fonts/ttf/DejaVuSans.ttf'
+    for name in (*(CJK_FONTS if wide else ()), str(dejavu)):
+        try:
+            return ImageFont.truetype(name, FONT_SIZE)
+        except OSError:
+            continue
+    return ImageFont.load_default(FONT_SIZE)
+
+
 def fit_caption(text, draw, font):
-    """Return a text that fits below a thumbnail, in one line."""
-    text = ' '.join(text.split()).encode('utf-8', 'replace').decode()
+    """Return a text that fits below a thumbnail, in one line, with composed letters."""
+    text = unicodedata.normalize('NFC', ' '.join(text.split()))
+    text = text.encode('utf-8', 'replace').decode()
     while len(text) > 2 and draw.textlength(text, font) > THUMBNAIL:
         text = text[:-2] + '…'
     return text

@@ -1,8 +1,12 @@
 """Thumbnails and sheets."""
 
+import shutil
+import unicodedata
+
 import pytest
 from PIL import Image
 
+from areir.output import sheets
 from areir.output.sheets import (
     CAPTION,
     COLOURS,
@@ -10,6 +14,7 @@ from areir.output.sheets import (
     GAP,
     THUMBNAIL,
     contact_sheet,
+    find_font,
     sheet,
     thumbnail,
 )
@@ -53,3 +58,34 @@ def test_captions_of_any_text_are_drawn(text):
     assert picture.size == (GAP + STEP_X, GAP + STEP_Y)
     margin = picture.crop((0, GAP + THUMBNAIL, GAP - 1, picture.height))
     assert margin.getextrema() == ((255, 255),) * 3  # nothing beside the thumbnail
+
+
+def draw_caption(text):
+    return sheet([None], [(text, '')], 1)
+
+
+def test_letters_of_european_names_are_drawn():
+    """Composed or, as macOS writes them, decomposed; not as empty boxes."""
+    box = draw_caption('\uffff').tobytes()
+    for text in ('é', 'ü', 'ø', 'ß', 'ő', 'ж', 'Ω', '…'):
+        assert draw_caption(text).tobytes() != box
+        decomposed = unicodedata.normalize('NFD', text)
+        assert draw_caption(decomposed) == draw_caption(text)
+    assert draw_caption('é') != draw_caption('e')
+
+
+def test_chinese_japanese_and_korean_take_a_font_of_the_system(tmp_path, monkeypatch):
+    system = tmp_path / 'system.ttc'
+    shutil.copy(find_font().path, system)
+    monkeypatch.setattr(sheets, 'CJK_FONTS', ('nowhere.ttc', str(system)))
+    monkeypatch.setattr(sheets, 'find_font', find_font.__wrapped__)
+    used = []
+    draw = sheets.fit_caption
+    monkeypatch.setattr(
+        sheets, 'fit_caption', lambda *args: used.append(args[2].path) or draw(*args)
+    )
+    sheet([None] * 3, [('日本', 'é'), ('カメラ', 'a'), ('한국', '中')], 3)
+    dejavu, wide = find_font().path, str(system)
+    assert used == [wide, dejavu, wide, dejavu, wide, wide]
+    monkeypatch.setattr(sheets, 'CJK_FONTS', ('nowhere.ttc',))
+    assert sheets.find_font(wide=True).path == dejavu
