@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ FAINT = (
     0.1  # visible pixels nearer to white than this share of 255 get a black backdrop
 )
 SAME_COLOUR = 2  # of 255: a profile that changes no colour by more is sRGB's
-Image.MAX_IMAGE_PIXELS = None  # `open_image` refuses too many pixels in plain words
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # pillow refuses more than twice as many
 
 
 @functools.cache
@@ -98,8 +99,8 @@ def quiet_pillow():
 def open_image(path):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
-    Raises UserError, without the path, if it is not a regular file, if it has more than
-    MOST_PIXELS, or if it is HEIC and cannot be read here.
+    Raises UserError, without the path, if it is not a regular file, or if it is HEIC
+    and cannot be read here.
     """
     if is_special(path):
         raise UserError('not a regular file')
@@ -107,19 +108,7 @@ def open_image(path):
         start = file.read(12)
     if start[4:].startswith(HEIC_BRANDS) and not register_heic():
         raise UserError(NO_HEIC)
-    image = Image.open(path, formats=image_formats())
-    refuse_pixels(image, MOST_PIXELS)
-    return image
-
-
-def refuse_pixels(image, most):
-    """Raise UserError, without the path, if an image has more than `most` pixels."""
-    if math.prod(image.size) > most:
-        width, height = image.size
-        raise UserError(
-            f'{width} x {height} pixels are {width * height / 10**6:.0f} million, but '
-            f'at most {most // 10**6} million are read: make it smaller'
-        )
+    return Image.open(path, formats=image_formats())
 
 
 def check_pixels(path, most):
@@ -130,8 +119,18 @@ def check_pixels(path, most):
     ones may not, because decoding holds all of it in memory. Nothing is decoded here.
     """
     with quiet_pillow(), naming(path), open_image(path) as image:
-        fractional = image.format in ('JPEG', 'MPO') and 'progressive' not in image.info
-        refuse_pixels(image, 4 * most if fractional else most)
+        if image.format in ('JPEG', 'MPO') and 'progressive' not in image.info:
+            most *= 4
+        if math.prod(image.size) > most:
+            raise UserError(too_many(math.prod(image.size), most))
+
+
+def too_many(pixels, most):
+    """Write that an image is not read for its number of pixels."""
+    return (
+        f'{pixels / 10**6:,.0f} million pixels, but at most {most // 10**6:,} million '
+        'are read: make it smaller'
+    )
 
 
 @contextlib.contextmanager
@@ -140,7 +139,10 @@ def naming(path):
     try:
         yield
     except Exception as error:  # decoders raise many kinds
-        raise UserError(f'{path}: {str(error) or type(error).__name__}') from error
+        text = str(error) or type(error).__name__
+        if isinstance(error, Image.DecompressionBombError):
+            text = too_many(int(re.search(r'\d+', text)[0]), MOST_PIXELS)
+        raise UserError(f'{path}: {text}') from error
 
 
 def stored_size(path):

@@ -2,7 +2,7 @@
 
 The file of a network (ONNX or torch.export) holds every step from pixels to vectors:
 the normalisation, trunk and heads, the mirror image and the projection. Its input
-`images` is uint8 (N, S, S, 3): RGB, with EXIF orientation applied, squashed to S by S
+`images` is uint8 (N, S, S, 3): sRGB, with EXIF orientation applied, squashed to S by S
 with antialiasing, by the filter that `interpolation` in the file's metadata names. Its
 output `vectors` is float32 (N, D), of length 1. N is free; the model sets S and D.
 """
@@ -123,7 +123,7 @@ def export_network(trained, path):
         'image_size': str(trained.pixel_format.image_size),
         'interpolation': trained.pixel_format.interpolation,
         'dimensions': str(trained.dimensions),
-        'preprocessing': 'RGB, EXIF orientation applied, squashed to image_size x '
+        'preprocessing': 'sRGB, EXIF orientation applied, squashed to image_size x '
         'image_size by interpolation with antialiasing, as pillow resizes',
     }
     with warnings.catch_warnings():
