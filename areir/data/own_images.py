@@ -56,12 +56,12 @@ def find_parts(folders, root):
     and hold folders. Without test, val is the test; with it, val is UNUSED.
     """
     names = sorted(folders_in(folders, root))
-    # what all of them begin with: seg_ of seg_train and seg_test
-    prefixes = {re.match(r'(.*[\W_])?', name.lower()).group() for name in names}
-    prefix = len(prefixes.pop()) if len(prefixes) == 1 else 0
+    words = {name: re.split(r'[\W_]+', name.lower()) for name in names}
+    shared = set.intersection(*map(set, words.values())) if names else set()
     found = defaultdict(list)
-    for name in names:
-        found[part_named(name[prefix:])].append(name)
+    for name in names:  # of seg_train and seg_test, what differs
+        differs = [word for word in words[name] if word not in shared]
+        found[part_named(''.join(differs))].append(name)
     others = found.pop(None, [])
 
     def holds_folders(part):
@@ -94,7 +94,8 @@ def inner_folder(folders, base):
     """Return the folder below `base` that has the classes: train/images/ of train/."""
     while len(inner := folders_in(folders, base)) == 1:
         (name,) = inner
-        if name.lower() not in (*WRAPPERS, base.lower().split('/')[-2]):
+        around = base.split('/')[-2]
+        if name.lower() not in (*WRAPPERS, around.lower()) and not part_named(name):
             break
         base += f'{name}/'
     return base
@@ -132,7 +133,8 @@ def compare_levels(folders, place_of):
     """Return (choices, unclear, example) of folders that lie in folders.
 
     choices: the --class_level that differ, in words; unclear: whether most images lie
-    in folders that divide the first one further; example: a folder that does.
+    in folders that divide the first one further, or such a first one has the name of a
+    part; example: a folder that divides its first one.
     folders: {folder: number of images}; place_of: see `recognise`.
     """
     inside = defaultdict(Counter)  # of each first folder: {names: images}
@@ -148,14 +150,16 @@ def compare_levels(folders, place_of):
             count = f'{counted(len(classes), "class")} such as {"/".join(min(classes))}'
             choices.append(f'--class_level {level}: {count}')
             last, above = classes, level
-    deep, example = 0, ''
-    for first, counts in inside.items():
-        direct = counts[first,]  # a class has more of them than folders
-        if len(+counts) > 1:
-            example = example or '/'.join(max(counts, key=len))
-            deep += counts.total() if direct < len(+counts) - (direct > 0) else 0
-    unclear = 2 * deep > sum(counts.total() for counts in inside.values())
-    return '; '.join(choices), unclear and len(choices) > 1, example
+    divided = {first: counts for first, counts in inside.items() if len(counts) > 1}
+    example = next((max(counts, key=len) for counts in divided.values()), ())
+    deep = {  # with fewer images of their own than folders
+        first: counts.total()
+        for first, counts in divided.items()
+        if counts[first,] < len(counts) - ((first,) in counts)
+    }
+    total = sum(counts.total() for counts in inside.values())
+    unclear = 2 * sum(deep.values()) > total or any(map(part_named, deep))
+    return '; '.join(choices), unclear and len(choices) > 1, '/'.join(example)
 
 
 def describe(places, bases):
@@ -221,7 +225,8 @@ def recognise(images, class_level=None):
         text += f'; images in deeper folders, such as {example}/, belong to them'
     if not problem and empty:
         problem = f'the images of {empty[0] or "the folder"} lie in no class folders'
-        problem += f'{which}: {choices}' if which else '; a folder per class is needed'
+        needed = choices if which and choices else 'a folder per class is needed'
+        problem += f'{which}: {needed}'
     elif not problem and unclear and not class_level:
         problem = (
             f'which folder is the class? {choices}; or --data_path a folder inside'

@@ -35,7 +35,8 @@ def understood(images, class_level=None):
         *['train/ evaluation/', 'training_set/ test_set/', 'seg_train/ seg_test/'],
         *['archive/train/ archive/val/', 'x/data/train/ x/data/test/'],
         *['images/train/ images/val/', 'train/images/ val/images/'],
-        'training_set/training_set/ test_set/test_set/',
+        *['training_set/training_set/ test_set/test_set/', 'x_train_v2/ x_test_v2/'],
+        'trainset/train/ testset/test/',
     ],
 )
 def test_names_of_parts_in_any_case_and_depth(parts):
@@ -139,6 +140,7 @@ def test_folders_in_folders_are_refused_with_the_choices(folders):
         (['train/a', 'query/b'], 'query/ and gallery/ belong together'),
         (['images/a', 'images/b', 'masks/a', 'masks/b'], 'level 2: 4 classes'),
         (['a', 'b', '-1'], 'the name -1'),
+        (['test/a', 'test/b', 'c', 'd', 'e', 'f'], '--class_level 1: 5 classes'),
     ],
 )
 def test_what_is_unclear_is_refused(folders, problem):
