@@ -148,10 +148,11 @@ class AheadCounter:
         self.upper[some] = to_scores(keys[nearest]) + self.slack
         self.lower[some] = to_scores(keys[farthest]) - self.slack
 
-    def count(self, tile):
+    def count(self, tile, pairs=None):
         """Count all tiles, `tile` images per side, and return `ahead`.
 
         In leave-one-out scores are symmetric: each tile counts for both its sides.
+        pairs: a PairCounter that counts the tiles, too.
         """
         images, first, queries = self.images, self.first, len(self.positives)
         symmetric = images.leave_one_out and queries == len(images.query)
@@ -175,8 +176,12 @@ class AheadCounter:
             elif images.leave_one_out:  # no query retrieves itself
                 approximate.diagonal(rows.start - column).fill_(-torch.inf)
             self.add_tile(approximate, row, column)
+            if pairs:
+                pairs.add(approximate, first + row, column)
             if symmetric and row != column:
                 self.add_tile(approximate.T, column, row)
+                if pairs:
+                    pairs.add(approximate.T, column, row)
         return self.ahead
 
     def add_tile(self, approximate, row, column):

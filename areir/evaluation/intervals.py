@@ -31,23 +31,31 @@ def class_sums(values, labels):
 def resampled_means(sums, sizes, resamples=1000, seed=0):
     """Bootstrap the means of what `class_sums` returns, of at least two classes.
 
-    Classes are drawn with replacement, and the mean is taken over all queries of those
-    drawn. Returns the means (resamples, measures) and the two quantiles that bound
-    their 95 % interval. The quantiles are widened for few classes (expanded
-    percentile interval, Hesterberg, arXiv 1411.5279, section 5).
+    The mean is taken over all queries of the classes drawn. Returns the means
+    (resamples, measures) and the two quantiles of `draw_classes`.
+    """
+    times, shares = draw_classes(len(sizes), resamples, seed)
+    return times @ sums / (times @ sizes)[:, None], shares
+
+
+def draw_classes(count, resamples=1000, seed=0):
+    """Draw `count` of as many classes with replacement, at least two.
+
+    Returns how often each is drawn, int64 (resamples, count), and the two quantiles
+    that bound the 95 % interval of what is computed from these draws. They are widened
+    for few classes (expanded percentile interval, Hesterberg, arXiv 1411.5279, section
+    5).
     """
     from scipy import special  # takes half a second, and a search does without it
 
-    count = len(sizes)
     rng = np.random.default_rng(seed)
-    times = np.empty((resamples, count), dtype=np.int64)  # each class is drawn
+    times = np.empty((resamples, count), dtype=np.int64)
     for row in times:
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
-    means = times @ sums / (times @ sizes)[:, None]
     freedom = count - 1
     widening = math.sqrt(count / freedom)
     share = special.ndtr(widening * special.stdtrit(freedom, 0.025))
-    return means, (share, 1 - share)
+    return times, (share, 1 - share)
 
 
 def class_means(values, labels):

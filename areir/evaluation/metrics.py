@@ -194,10 +194,10 @@ def label_images(
     )
 
 
-def rank_images(images, tile=TILE, all_ranks=False):
+def rank_images(images, tile=TILE, all_ranks=False, pairs=None):
     """Return the ranks of `rank_positives` for LabelledImages.
 
-    all_ranks: whether map is wanted.
+    all_ranks: whether map is wanted; pairs: a PairCounter of the same images, or None.
     """
     positives = images.number_of_positives()
 
@@ -207,7 +207,7 @@ def rank_images(images, tile=TILE, all_ranks=False):
     results, first = [], 0
     with full_precision(images.query.device):
         for part in positives.split(sizes):
-            results.append(rank_group(images, first, part, tile, all_ranks))
+            results.append(rank_group(images, first, part, tile, all_ranks, pairs))
             first += len(part)
     ranks = {'positives': positives}
     for name in results[0]:
@@ -253,13 +253,13 @@ def combined(classes, groups):
     return query, gallery
 
 
-def rank_group(images, first, positives, tile, all_ranks=False):
+def rank_group(images, first, positives, tile, all_ranks=False, pairs=None):
     """Return {name: (n,)} of `rank_positives`, of the queries first, first + 1, ...
 
-    positives (n,): R of each of these queries; all_ranks: whether map is wanted.
+    positives (n,): R of each of these queries; all_ranks, pairs: of `rank_images`.
     """
     keys = positive_keys(images, first, positives)
-    ahead = AheadCounter(images, first, positives, keys, all_ranks).count(tile)
+    ahead = AheadCounter(images, first, positives, keys, all_ranks).count(tile, pairs)
 
     # for each positive: its query, its place among the positives, its rank among all
     queries = torch.arange(len(positives), device=keys.device)

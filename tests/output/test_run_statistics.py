@@ -106,7 +106,7 @@ def test_ignored_images_and_distractors():
     assert images.query_images == ['a']
     ranks = images.rank(slice(0, 2))
     assert ranks['rank'].tolist() == [1] and ranks['positives'].tolist() == [1]
-    scores, indices = images.nearest(2)
+    _, indices = images.nearest(2)
     assert indices.tolist() == [[2, 1]]
     statistics = run_statistics.score_statistics(images)
     assert statistics.best.best_right.tolist() == pytest.approx([0.6])
