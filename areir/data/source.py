@@ -14,7 +14,7 @@ from areir.data.own_images import draw_parts, read_folder
 from areir.data.splits import SPLIT_SUFFIX, split_path
 from areir.data.tables import read_table
 from areir.data.verification import count_parts
-from areir.errors import UserError, printable
+from areir.errors import UserError, counted, printable
 
 TEST_SHARE = 0.5  # of the classes of a dataset without a split of its own
 TABLE = 'table.csv'  # in the dataset's folder: a link to the CSV that describes it
@@ -185,6 +185,11 @@ def read_source(
         if table:
             print(f'notice: {table}: no column split, so --test_share {share:g} holds')
         records = draw_parts(records, seed, share)
+        labelled = [record for record in records if record.label != DISTRACTOR]
+        if share == 0 and len(labelled) < len(records):
+            count = counted(len(records) - len(labelled), 'image')
+            print(f'notice: left out {count} without a label: there is no test')
+            records = labelled
     elif test_share or (test_share == 0 and has_test):
         raise UserError(
             f'--test_share {test_share:g}: {table or source} has a split of its '

@@ -125,7 +125,7 @@ def set_roles(rows):
         if part not in ('train', None):
             part = 'test'
             if separate or (is_query and not is_gallery):
-                part = 'query' if is_query else 'gallery'
+                part = 'gallery' if is_gallery else 'query'
         records.append(record._replace(part=part, origin=origin))
     return records
 

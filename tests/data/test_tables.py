@@ -275,9 +275,11 @@ def write_pictures(folder, names='abcdef'):
 def test_images_without_a_label_are_distractors(root, tmp_path, capsys, label):
     write_pictures(tmp_path)
     table = PARTS + 'a.png,x,train,,\nb.png,y,train,,\n'
-    apart = f'{table}c.png,z,val,1,0\nd.png,z,val,0,1\ne.png,{label},val,0,1\n'
-    parts = [(record.part, record.label) for record in read_text(tmp_path, apart)]
-    assert parts[2:] == [('query', 'z'), ('gallery', 'z'), ('gallery', '-1')]
+    for roles in ('1,1', '0,1'):
+        row = f'e.png,{label},val,{roles}\n'
+        apart = f'{table}c.png,z,val,1,0\nd.png,z,val,0,1\n{row}'
+        parts = [(record.part, record.label) for record in read_text(tmp_path, apart)]
+        assert parts[2:] == [('query', 'z'), ('gallery', 'z'), ('gallery', '-1')]
     assert 'df.csv: 1 image without a label' in capsys.readouterr().out
     for roles in ('1,1', '0,1'):
         row = f'e.png,{label},val,{roles}\n'
@@ -297,8 +299,8 @@ def test_without_a_column_split_distractors_are_tested(root, tmp_path):
     read_text(tmp_path, text)
     dataset = read_source(root, 'shop', table=str(tmp_path / 'df.csv'))
     assert dataset.counts == {'train': (2, 2), 'test': (4, 2)}
-    with pytest.raises(UserError, match='test needs'):
-        read_source(root, 'shop', table=str(tmp_path / 'df.csv'), test_share=0)
+    dataset = read_source(root, 'shop', table=str(tmp_path / 'df.csv'), test_share=0)
+    assert dataset.counts == {'train': (4, 4)}
 
 
 @pytest.mark.parametrize('column', ['group', 'Camera', 'cam_id'])
