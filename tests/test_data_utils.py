@@ -106,7 +106,7 @@ def test_a_csv_is_prepared(call, root, tmp_path):
     assert len(images_of(root, 'shop')) == 8
     table.write_text('path,label\ngone.png,a\n')
     code, _, errors = call('--data_name', 'shop')
-    assert code == 2 and 'line 2: ' in errors and 'Traceback' not in errors
+    assert code == 2 and 'gone.png' in errors and 'Traceback' not in errors
     assert len(images_of(root, 'shop')) == 8  # as it was
 
 
