@@ -29,6 +29,7 @@ if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir import hardware, processes
+from areir.bars import say
 from areir.data.images import PREPROCESSING
 from areir.data.own_images import recognise
 from areir.errors import UserError, counted, missing
@@ -164,7 +165,7 @@ def open_folder(args, trained, embedder, clock):
         )
     problems = sorted(index.problems.items())
     report_problems({os.path.join(args.gallery, image): why for image, why in problems})
-    print(
+    say(
         f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
         f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
     )

@@ -27,6 +27,11 @@ class Log:
         self.file.flush()
 
 
+def say(text, file=None):
+    """Print a line to stdout, or to `file`; a bar that is open goes on below it."""
+    tqdm.write(text, file or sys.stdout)
+
+
 def progress_bar(iterable, description, total=None, **options):
     """Return a tqdm bar of `iterable` on stderr, which rank 0 shows.
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import tqdm
 
-from areir.bars import progress_bar
+from areir.bars import progress_bar, say
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_a_log_has_a_line_per_tenth_but_none_within_half_a_minute(
 
 def test_a_terminal_has_a_bar(written):
     assert written(1, is_terminal=True).count('\r') > 5
+
+
+def test_a_notice_has_a_line_of_its_own(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, 'isatty', lambda: True)
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    monkeypatch.setattr(sys, 'stdout', terminal)
+    for step in progress_bar(range(10), 'indexing', mininterval=0):
+        if step == 5:
+            say('notice: one image is left out')
+    before, after = terminal.getvalue().split('notice: one image is left out\n')
+    assert before.endswith('\r') and '5/10' in before and '10/10' in after
 
 
 def test_other_ranks_and_quiet_scripts_show_nothing(written, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from areir.errors import counted, did_you_mean
+from areir.errors import counted, did_you_mean, missing
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,21 @@ def test_a_count_and_its_noun(count, noun, text):
 def test_the_most_similar_name_is_suggested():
     assert did_you_mean('photoz', ['photos', 'data']) == '; did you mean photos?'
     assert did_you_mean('photoz', ['data']) == ''
+
+
+@pytest.mark.parametrize(
+    ('path', 'text'),
+    [
+        ('{}/photoz', 'no such file or folder; did you mean photos?'),
+        ('{}/photoz/', 'no such file or folder; did you mean photos?'),
+        ('{}/qqq', 'no such file or folder'),
+        (
+            '{}/photoz/2024/a.jpg',
+            'no such file or folder, nor {}/photoz; did you mean photos?',
+        ),
+        ('{}/photos/x', 'no such file or folder'),  # below a file
+    ],
+)
+def test_what_is_missing_and_what_is_like_it(tmp_path, path, text):
+    (tmp_path / 'photos').write_text('')
+    assert missing(path.format(tmp_path)) == text.format(tmp_path)

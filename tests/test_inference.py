@@ -18,6 +18,7 @@ from conftest import REPOSITORY, Project
 from PIL import Image
 from train_runs import together
 
+import inference
 from areir.data.images import list_files
 from areir.data.sample import draw_sample
 from areir.evaluation import ranking
@@ -202,6 +203,49 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     assert text.format(tmp_path) in refuse('--gallery', photos, *flags)
     left = [path.name for path in tmp_path.glob('results/*')]
     assert all(name.endswith('_index') for name in left)
+
+
+@pytest.mark.parametrize(
+    ('words', 'text'),
+    [
+        ('--gallery {0}/photoz', '--gallery {0}/photoz: no such .* photos?'),
+        ('--gallery {0}/own.png', '--gallery {0}/own.png: not a folder'),
+        ('--query_img_name {0}/owm.png', 'owm.png: no such .* own.png?'),
+        ('--query_img_name {0}/new/', '/new/: no such'),
+        ('--query_img_name ../own.png', '../own.png: no such'),  # of the gallery
+        ('--query_img_name {0}/notes.txt', 'notes.txt: cannot identify'),
+        ('--query_img_name {0}/empty', 'empty: no images'),
+        ('--model {0}/toy_modl.pth', '--model {0}/toy_modl.pth: no such'),
+        (
+            '--export {0}/new/vectors',
+            '--export {0}/new/vectors: no such .* nor {0}/new',
+        ),
+        ('--export {0}/own.png', '--export {0}/own.png: nothing can'),
+        ('--export_model {0}/a/b/network.pt2', '--export_model {0}/a/b: no such'),
+        ('--data_base toy_data_basf.pth --export {0}/out', '--data_base toy'),
+    ],
+)
+def test_paths_are_checked_before_anything_is_loaded(
+    photos, tmp_path, monkeypatch, refuse, words, text
+):
+    for module, name in ((inference, 'open_model'), (inference, 'update_index')):
+        monkeypatch.setattr(module, name, lambda *_: 1 / 0)
+    shutil.copy(photos / 'figure_1_01.png', tmp_path / 'own.png')
+    (tmp_path / 'notes.txt').write_text('no image')
+    (tmp_path / 'empty').mkdir()
+    gallery = [] if '--data_base' in words else ['--gallery', photos]
+    line = refuse(*gallery, *words.format(tmp_path).split())
+    for part in text.format(tmp_path).split(' .* '):
+        assert part in line
+
+
+def test_a_query_may_be_named_by_its_path_in_the_gallery(photos, tmp_path, ask):
+    image = min((photos / 'deep/er').iterdir())
+    for name in (f'deep/er/{image.name}', f'photos/deep/er/{image.name}'):
+        ask('--gallery', f'{photos}/', '--query_img_name', name)
+        found = retrieved(tmp_path, image.stem)['path']
+        assert len(found) == 8 and f'deep/er/{image.name}' not in set(found)
+        shutil.rmtree(tmp_path / 'results' / image.stem)
 
 
 def test_without_a_gallery_only_the_network_is_written(project, tmp_path, ask):

@@ -1,5 +1,7 @@
 """The flags of train.py."""
 
+import os
+
 from areir.cli import add_device_flag, make_parser
 from areir.cli.recipes import EMBEDDINGS, RECIPES, by_recipe
 from areir.cli.types import (
@@ -12,6 +14,7 @@ from areir.cli.types import (
     positives,
     seed,
 )
+from areir.errors import UserError, missing
 
 
 def get_parser():
@@ -218,12 +221,16 @@ def add_evaluation_flags(add):
 
 
 def check_flags(args, parser):
-    """End the script with a message if flags cannot be combined."""
+    """Refuse flags that cannot be combined, and files that are not there."""
     if args.batch_size == 1 and args.image_size <= 32:
         parser.error(
             '--batch_size 1 needs an --image_size above 32: batch norm would '
             'have a single value to normalise'
         )
+    for flag in ('weights', 'extend'):
+        path = getattr(args, flag)
+        if path not in (None, 'pretrained', 'none') and not os.path.isfile(path):
+            raise UserError(f'--{flag} {path}: {missing(path)}')
     if args.protocol == 'published':
         needed = {'select': 'test', 'recipe': '2019', 'frozen_stages': 0}
         for name, value in needed.items():

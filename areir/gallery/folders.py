@@ -11,6 +11,7 @@ from areir.data.images import (
 )
 from areir.data.lists import DISTRACTOR
 from areir.data.own_images import recognise
+from areir.errors import counted
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('/retrieved.csv', '/pairs.csv', '/index.sqlite')
@@ -29,7 +30,9 @@ def scan(folder):
     files = [path for path in files if os.path.dirname(path) not in own]
     unreadable = set(unreadable_heic(files))
     if unreadable:
-        print(f'notice: {len(unreadable):,} HEIC files are left out: {HEIC_ADVICE}')
+        print(
+            f'notice: left out {counted(len(unreadable), "HEIC file")}: {HEIC_ADVICE}'
+        )
     for path in files:
         if path in unreadable:
             continue

@@ -33,9 +33,10 @@ import numpy as np
 import torch
 
 from areir import processes
+from areir.bars import say
 from areir.data.images import is_outdated
 from areir.data.loading import GONE, embed_files
-from areir.errors import UserError, printable
+from areir.errors import UserError, counted, printable
 from areir.evaluation.scores import check_embeddings
 from areir.files import WriteError, cut_name, refuse_special
 from areir.gallery.folders import scan
@@ -205,9 +206,9 @@ class Update:
         if not self.images:
             raise UserError(f'--gallery {self.folder}: no images in it')
         if others:
-            print(
-                f'notice: {len(others):,} files of {self.folder} are not images and '
-                f'are skipped, such as {printable(min(others))}'
+            say(
+                f'notice: left out {counted(len(others), "file")} of {self.folder} '
+                f'without an image, such as {printable(min(others))}'
             )
         rows = list(map(Row._make, self.database.execute('SELECT * FROM images')))
         self.state = read_state(self.database) or State({}, '')
@@ -215,7 +216,7 @@ class Update:
         changes = [name for name in settings if settings[name] != before.get(name)]
         if changes:
             if rows:
-                print(
+                say(
                     f'notice: {self.index_folder} is damaged or of another '
                     f'{", ".join(changes)}: all images are embedded again'
                 )
@@ -229,7 +230,8 @@ class Update:
         places = [row.place for row in self.rows if row.place is not None]
         appended = sum(place >= self.state.count for place in places)
         if todo and appended:
-            print(f'notice: continuing an interrupted build after {appended:,} images')
+            after = counted(appended, 'image')
+            say(f'notice: continuing an interrupted build after {after}')
         return todo
 
     def check_rows(self, rows):
@@ -254,9 +256,9 @@ class Update:
             elif path not in self.images and vector:
                 self.removed += 1
         if damaged:
-            print(
-                f'notice: {self.index_folder} is damaged: {damaged:,} images are '
-                'embedded again'
+            say(
+                f'notice: {self.index_folder} is damaged: '
+                f'{counted(damaged, "image")} will be embedded again'
             )
         return kept
 
@@ -300,8 +302,9 @@ class Update:
             self.problems[path] = 'gone while it was read'
         if not readable:
             raise UserError(
-                f'--gallery {self.folder}: none of its {len(self.images):,} images can '
-                f'be read, such as {printable(min(self.images))}'
+                f'--gallery {self.folder}: none of its '
+                f'{counted(len(self.images), "image")} can be read, such as '
+                f'{printable(min(self.images))}'
             )
         places = [row.place for row in readable]
         if places != list(range(state.count)) or self.is_damaged():
@@ -331,7 +334,7 @@ class Update:
             if file_crc(self.path_of(name)) != checksum:
                 damaged = self.path_of(name)
         if damaged:
-            print(f'notice: {damaged} is damaged: it is written again')
+            say(f'notice: {damaged} is damaged: it is written again')
         return bool(damaged)
 
     def write_files(self, places, shortened):
@@ -370,12 +373,12 @@ def fit_components(state, vectors):
     try:
         projection = fit_projection(vectors.mapped[::step], DIMENSIONS, WHITENING)
     except UserError as error:
-        print(f'notice: no principal components: {error}')
+        say(f'notice: no principal components: {error}')
         return
     if state.fitted:
-        print(f'notice: principal components are fitted again, to {count:,} images')
+        say(f'notice: principal components are fitted again, to {count:,} images')
     if state.calibration:
-        print('notice: the threshold no longer holds: run --calibrate again')
+        say('notice: the threshold no longer holds: run --calibrate again')
     state.components, state.fitted = dict(projection.named_buffers()), count
     state.calibration = None
 
@@ -414,7 +417,7 @@ def locked(index_folder):
         except (sqlite3.Error, UnicodeDecodeError):
             if not os.path.isfile(path) or not os.path.getsize(path):
                 raise  # it cannot be created
-            print(f'notice: {path} is damaged or of another version: it is built again')
+            say(f'notice: {path} is damaged or of another version: it is built again')
             os.remove(path)
             database = open_database(path)
         with contextlib.closing(database):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from areir.bars import say
 from areir.data.images import load_image
 from areir.data.loading import embed_files
 from areir.errors import UserError, missing, printable
@@ -86,7 +87,7 @@ def images_below(folder):
 def report_problems(problems):
     """Print a notice for each of {path: why it cannot be read}."""
     for path, reason in problems.items():
-        print(f'notice: {printable(path)} is left out: {reason}')
+        say(f'notice: {printable(path)} is left out: {reason}')
 
 
 def find_images(paths, collection):

@@ -35,7 +35,7 @@ def check_folder(flag, folder):
     """Raise UserError if a folder cannot be made or written."""
     outer = os.path.dirname(os.path.abspath(folder))
     if not os.path.isdir(outer):
-        raise UserError(f'{flag} {folder}: {missing(outer)}')
+        raise UserError(f'{flag} {folder}: {missing(folder)}')
     make_writable(folder, flag)
 
 

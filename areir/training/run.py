@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 
 import filelock
 import pandas as pd
-from tqdm import tqdm
 
 from areir import processes
+from areir.bars import say
 from areir.cli.recipes import RECIPES, default_recipe, default_values
 from areir.errors import UserError
 from areir.files import (
@@ -302,7 +302,7 @@ class Run:
             raise
         except OSError as error:
             line = f'warning: {error}; the checkpoint before it is kept'
-            tqdm.write(line, file=sys.stderr)
+            say(line, sys.stderr)
 
     def write_csv(self, progress):
         """Write a row for each epoch so far."""

@@ -117,7 +117,7 @@ def test_only_new_or_changed_images_are_embedded(photos, tmp_path, capsys):
     os.utime(photos / 'a/2.png')
     assert update(photos, index, embed=counting).embedded == 1
     for line in capsys.readouterr().out.splitlines():
-        assert line.startswith('notice: 1 files') and r'a/no\nte.txt' in line
+        assert line.startswith('notice: left out 1 file of') and r'a/no\nte.txt' in line
 
 
 def test_equal_scores_are_ordered_by_path(photos, tmp_path):
@@ -349,7 +349,7 @@ def test_only_the_image_of_a_flipped_bit_is_embedded_again(photos, tmp_path, cap
     counting = Counting()
     again = update(photos, tmp_path / 'index', embed=counting)
     assert counting.images == 1
-    assert f'{index.folder} is damaged: 1 images' in capsys.readouterr().out
+    assert f'{index.folder} is damaged: 1 image ' in capsys.readouterr().out
     assert_same(again, update(photos, tmp_path / 'new'))
     assert update(photos, tmp_path / 'index').embedded == 0
 
