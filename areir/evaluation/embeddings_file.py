@@ -19,6 +19,7 @@ rank images in the same order.
 All functions raise a UserError that names the file and what is missing or wrong.
 """
 
+import itertools
 import posixpath
 import unicodedata
 from contextlib import contextmanager
@@ -30,8 +31,9 @@ import torch
 from areir.data.lists import DISTRACTOR, plain_labels
 from areir.errors import UserError, counted
 from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
-from areir.evaluation.metrics import rank_positives
+from areir.evaluation.metrics import label_images, rank_images, without_distractors
 from areir.evaluation.scores import rows_at_once
+from areir.evaluation.verification import PairCounter
 
 METRICS = 'cosine', 'dot', 'euclidean'
 SAME_LENGTH = 1.01  # longest to shortest of a side; float16 rounds by less
@@ -62,7 +64,9 @@ class EmbeddingsFile:
     notices: list = field(default_factory=list)  # what was understood of it
     labels_unused: bool = False  # whether it has labels beside those of --labels
     in_gallery: int | None = None  # queries whose name the gallery has; None: no names
-    ranks: dict | None = None  # of `rank_positives`
+    available: int = 0  # images that a query can retrieve
+    ranks: dict | None = None  # of `rank_positives`, without distractors
+    pairs: torch.Tensor | None = None  # `PairCounter.result`, if it is wanted
 
     @property
     def sides(self):
@@ -75,11 +79,6 @@ class EmbeddingsFile:
         if self.in_gallery is not None:
             found['queries_in_gallery'] = self.in_gallery
         return found
-
-    @property
-    def available(self):
-        """The number of images that a query can retrieve."""
-        return len(self.gallery.labels) if self.gallery else len(self.query.labels) - 1
 
     def keep_heads(self, heads):
         """Reduce the embeddings to those of the first `heads` heads."""
@@ -97,12 +96,13 @@ class EmbeddingsFile:
             side.embeddings = side.embeddings[:, : self.dimensions]
 
 
-def rank_file(path, device, heads=None, labels=None, metric=None):
-    """Return an EmbeddingsFile, ranked on a device, without its embeddings.
+def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=False):
+    """Return an EmbeddingsFile, ranked on a device, without embeddings or distractors.
 
     heads: how many of the first heads to use, by default all; labels: the path of the
     labels of a file that has none; metric: one of METRICS, by which images are ranked.
-    By default cosine, for which vectors of unequal lengths are normalised.
+    By default cosine, for which vectors of unequal lengths are normalised. with_pairs:
+    whether pairs are counted by score, too.
     """
     file = read_embeddings(path, labels)
     if heads is not None:
@@ -122,8 +122,13 @@ def rank_file(path, device, heads=None, labels=None, metric=None):
         arguments |= {'gallery_groups': gallery.groups}
         arguments.setdefault('gallery_files', gallery.files)
     del vectors
+    file.available = len(gallery.labels) - (file.gallery is None)
     try:
-        ranks = rank_positives(**arguments)
+        images = label_images(**arguments)
+        pairs = PairCounter(images, highest(images, metric)) if with_pairs else None
+        all_ranks = file.query.groups is not None
+        ranks = rank_images(images, all_ranks=all_ranks, pairs=pairs)
+        file.ranks, labels = without_distractors(ranks, file.query.labels)
     except (ValueError, RuntimeError) as error:
         # the message begins with the argument at fault
         argument, _, reason = str(error).partition('\n')[0].partition(' ')
@@ -134,8 +139,22 @@ def rank_file(path, device, heads=None, labels=None, metric=None):
         raise UserError(f'{path}: {argument} {reason}') from error
     if not file.available:
         raise UserError(f'{path}: a single image, which has nothing to retrieve')
-    file.ranks = {name: values.cpu() for name, values in ranks.items()}
+    file.ranks = {name: values.cpu() for name, values in file.ranks.items()}
+    file.pairs = pairs and pairs.result()
+    query = file.query
+    if query.images is not None:
+        kept = (query.labels != int(DISTRACTOR)).tolist()
+        query.images = list(itertools.compress(query.images, kept))
+    query.labels = labels
     return file
+
+
+def highest(images, metric):
+    """Return the highest score that is possible, per query (Q,) if they differ."""
+    if metric != 'euclidean':
+        return images.bound
+    # without the dimensions that `euclidean` adds
+    return images.query[:, :-2].double().square().sum(dim=1).float() / 2
 
 
 def read_embeddings(path, labels=None):

@@ -28,12 +28,13 @@ AT_ONCE = 50  # resamples
 class PairCounter:
     """Counts pairs by score and by the query's class; `add` takes tiles of scores.
 
-    images: LabelledImages; top: the highest score that is possible.
+    images: LabelledImages; top: the highest score that is possible, of all queries or
+    of each (Q,).
     """
 
-    def __init__(self, images, top=None):
+    def __init__(self, images, top):
         self.images = images
-        self.top = images.bound if top is None else top
+        self.top = torch.as_tensor(top).expand(len(images.query))
         classes = int(images.query_class.max()) + 1
         # wrong and right pairs
         self.counts = torch.zeros(2, classes, IGNORED + 1, dtype=torch.int32)
@@ -41,7 +42,8 @@ class PairCounter:
     def add(self, scores, row, column):
         """Count the scores (n, m) of queries from row with images from column."""
         n, m = scores.shape
-        distances = (self.top - scores) / (self.images.bound or 1)
+        top = self.top[row : row + n, None].to(scores)
+        distances = (top - scores) / (self.images.bound or 1)
         bits = distances.float().clamp(NEAREST, FARTHEST).view(torch.int32)
         bins = (bits >> SHIFT) - int(FIRST)
         bins[scores == -torch.inf] = IGNORED

@@ -13,7 +13,7 @@ from areir.evaluation.verification import PairCounter, crossing, verification
 
 def verify(*arguments, tile=64, **marks):
     images = label_images(*arguments, **marks)
-    pairs = PairCounter(images)
+    pairs = PairCounter(images, images.bound)
     ranks = rank_images(images, tile, pairs=pairs)
     plain = rank_images(images, tile)
     assert all(torch.equal(ranks[name], plain[name]) for name in plain)
@@ -58,7 +58,7 @@ def test_ignored_pairs_and_distractors_are_no_pairs():
         files=[7, 8],
         gallery_files=[7, 1, 2, 3],
     )
-    pairs = PairCounter(images)
+    pairs = PairCounter(images, images.bound)
     rank_images(images, pairs=pairs)
     counts = pairs.result()
     assert counts.shape[1] == 1 and counts.sum(dim=2).flatten().tolist() == [1, 2]
