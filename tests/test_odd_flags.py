@@ -38,6 +38,8 @@ def refusal(monkeypatch, capsys):
     [
         ('train', 'data_root', ''),
         ('train', 'weights', ''),
+        ('train', 'weights', 'nowhere.pth'),
+        ('train', 'extend', 'nowhere.pth'),
         ('train', 'results_root', ''),
         ('train', 'run_name', ''),
         ('train', 'run_name', '../x'),
