@@ -37,9 +37,7 @@ DEEP_MODES = ('RGB;16', 'RGBA;16', 'LA;16')  # pillow reads their higher bytes a
 DEPTHS = (8, 10, 12, 14)  # bits that cameras and scanners store in 16
 PROFILE_MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}  # of colour profiles
 CONVERTIBLE = {('RGB', 'RGB'), ('L', 'L'), ('L', 'RGB'), ('CMYK', 'CMYK')}
-FAINT = (
-    0.1  # visible pixels nearer to white than this share of 255 get a black backdrop
-)
+FAINT = 0.1  # of 255: what is visible and nearer to white than this is hidden by it
 SAME_COLOUR = 2  # of 255: a profile that changes no colour by more is sRGB's
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # pillow refuses more than twice as many
 
@@ -157,12 +155,12 @@ def load_image(path, box=None, least=None, reduce=None):
     The first frame is taken, EXIF orientation is applied, the embedded colour profile
     is converted to sRGB, and transparency becomes white, or black where white would
     hide the picture. box: (left, top, right, bottom), cut out of the stored pixels
-    before they
-    are turned, because the datasets' boxes were drawn on stored pixels. least: pixels
-    per side that are wanted, not to be combined with a box. A JPEG is then decoded at a
-    half, a quarter or an eighth of its size as long as twice as many remain, which is
-    several times as fast. reduce: a `Reduction`; called before the image is turned,
-    because only then is it known which part of the last pixels is real.
+    before they are turned, because the datasets' boxes were drawn on stored pixels.
+    least: pixels per side that are wanted, not to be combined with a box. A JPEG is
+    then decoded at a half, a quarter or an eighth of its size as long as twice as many
+    remain, which is several times as fast. reduce: a `Reduction`; called before the
+    image is turned, because only then is it known which part of the last pixels is
+    real.
     Raises UserError naming the file if it is not a complete image.
     """
     with quiet_pillow(), naming(path), open_image(path) as image:
@@ -285,7 +283,7 @@ def srgb_transform(profile):
             ImageCms.Intent.RELATIVE_COLORIMETRIC,
             ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    except (KeyError, OSError, ImageCms.PyCMSError):
+    except (KeyError, ValueError, OSError, ImageCms.PyCMSError):
         return None
     if mode == 'CMYK':
         return transform

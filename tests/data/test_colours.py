@@ -182,6 +182,7 @@ def test_profiles_of_grey_and_of_inks(tmp_path):
     [
         ('RGB', b'no profile at all'),
         ('RGB', rgb_profile('ProPhoto')[:200]),
+        ('RGB', rgb_profile('ProPhoto').replace(b'RGB ', b'RG\xee ')),
         ('RGB', grey_profile(1.0)),
         ('CMYK', rgb_profile('ProPhoto')),
         ('L', cmyk_profile((55, -37, -50))),
