@@ -112,7 +112,7 @@ def prepare(
         dataset, results, skipped = leave_out_broken(dataset, results, skip_broken)
         print_counts(dataset, results)
         found = {
-            crop_type: find_copies_and_oddities(dataset, results, crop_type)
+            crop_type: inspect_split(dataset, results, crop_type)
             for crop_type in dataset.crop_types
         }
         warnings = [line for entry in found.values() for line in entry['warnings']]
@@ -239,7 +239,7 @@ def print_counts(dataset, results):
         )
 
 
-def find_copies_and_oddities(dataset, results, crop_type):
+def inspect_split(dataset, results, crop_type):
     """Return the entries warnings, leaks and files of a split's info.
 
     results: of `verify_images`. Copies have the same bytes and, if they are cropped,

@@ -38,7 +38,7 @@ def find_leaks(contents, records, ignored=True):
     if mixed:
         count, (first, *others) = sum(map(len, mixed)), mixed[0]
         other = next(record for record in others if record.label != first.label)
-        remark = 'correct their labels'
+        remark = 'correct their labels' if ignored else rule
         sentences.append(describe(count, 'in several classes', first, other, remark))
     numbers = {}
     for number, group in enumerate(copies):
