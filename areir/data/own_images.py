@@ -53,7 +53,8 @@ def find_parts(folders, root):
     """Return ({folder: part of the split}, problem or '') of the folders in `root`.
 
     They are parts if all their names mean one, or if train and a test are among them
-    and hold folders. Without test, val is the test; with it, val is UNUSED.
+    and most names mean one, or the test holds folders. Without test, val is the test;
+    with it, val is UNUSED.
     """
     names = sorted(folders_in(folders, root))
     words = {name: re.split(r'[\W_]+', name.lower()) for name in names}
@@ -67,8 +68,10 @@ def find_parts(folders, root):
     def holds_folders(part):
         return any(folders_in(folders, f'{root}{name}/') for name in found[part])
 
-    tested = holds_folders('test') or holds_folders('val')
-    if others and not (found['train'] and (found['query'] or tested)):
+    tests = [part for part in ('test', 'val', 'query') if found[part]]
+    few = 2 * len(others) < len(names) or found['query']
+    usual = found['train'] and tests and (few or any(map(holds_folders, tests)))
+    if others and not usual:
         return {}, ''
     if found['query'] and not found['gallery']:
         found['gallery'] = found.pop('test', [])
@@ -133,8 +136,9 @@ def compare_levels(folders, place_of):
     """Return (choices, unclear, example) of folders that lie in folders.
 
     choices: the --class_level that differ, in words; unclear: whether most images lie
-    in folders that divide the first one further, or such a first one has the name of a
-    part; example: a folder that divides its first one.
+    in folders that divide the first one further, or some do and no image lies directly
+    in a first one, or such a first one has the name of a part; example: a folder that
+    divides its first one.
     folders: {folder: number of images}; place_of: see `recognise`.
     """
     inside = defaultdict(Counter)  # of each first folder: {names: images}
@@ -158,8 +162,10 @@ def compare_levels(folders, place_of):
         if counts[first,] < len(counts) - ((first,) in counts)
     }
     total = sum(counts.total() for counts in inside.values())
-    unclear = 2 * sum(deep.values()) > total or any(map(part_named, deep))
-    return '; '.join(choices), unclear and len(choices) > 1, '/'.join(example)
+    shallow = any((first,) in counts for first, counts in inside.items())
+    most = 2 * sum(deep.values()) > total or not shallow
+    unclear = len(choices) > 1 and bool(deep) and (most or any(map(part_named, deep)))
+    return '; '.join(choices), unclear, '/'.join(example)
 
 
 def describe(places, bases):

@@ -59,7 +59,7 @@ def test_names_of_parts_in_any_case_and_depth(parts):
         (['val/a', 'val/b'], ['/a', '/b'], 'below val/: 2'),
         # classes that have a name of a part, and other odd names
         (['train', 'car', 'bus'], ['/train', '/car', '/bus'], 'its folders: 3'),
-        (['train', 'test', 'car'], ['/train', '/test', '/car'], 'its folders: 3'),
+        (['train', 'val', 'a', 'b'], ['/train', '/val', '/a', '/b'], 'folders: 4'),
         (['test', 'images', 'a'], ['/test', '/images', '/a'], 'its folders: 3'),
         (['1', '2', '10', '01'], ['/1', '/2', '/10', '/01'], 'its folders: 4'),
         (['Shoe', 'shoe', 'shoe '], ['/Shoe', '/shoe', '/shoe '], 'its folders: 3'),
@@ -135,11 +135,13 @@ def test_folders_in_folders_are_refused_with_the_choices(folders):
         (['a'], 'a/ lie in no class folders'),
         (['train', 'test'], 'train/ lie in no class folders'),
         (['train/images', 'val/images', 'val/labels'], 'no class folders'),
+        (['train', 'val', 'test', 'more'], 'train/ lie in no class folders'),
         (['train/a', 'train/b', 'val'], 'val/ lie in no class folders'),
         (['train/a', 'Train/b', 'test/c'], 'Train/ and train/ have one meaning'),
         (['train/a', 'query/b'], 'query/ and gallery/ belong together'),
         (['images/a', 'images/b', 'masks/a', 'masks/b'], 'level 2: 4 classes'),
         (['a', 'b', '-1'], 'the name -1'),
+        (['a/x', 'b/y', 'c/z', 'd/v', 'd/w'], '--class_level 2: 5 classes'),
         (['test/a', 'test/b', 'c', 'd', 'e', 'f'], '--class_level 1: 5 classes'),
     ],
 )
