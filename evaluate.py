@@ -2,6 +2,7 @@
 
 python evaluate.py FILE                    # recall@k, MAP@R and R-precision
 python evaluate.py FILE --compare OTHER    # and the difference from another file
+python evaluate.py FILE --verification     # and: are two images of one class?
 
 FILE is a database of train.py or of the original code, or a .npz, .pt, .safetensors or
 .h5 file that holds `embeddings` and `labels` and, if the queries are separate, also
@@ -26,10 +27,11 @@ if __name__ == '__main__':
 
 import torch
 
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.evaluation.embeddings_file import match_queries, rank_file
 from areir.evaluation.intervals import (
     NO_INTERVAL,
+    class_means,
     compare,
     confidence_intervals,
     nan_to_none,
@@ -40,8 +42,10 @@ from areir.evaluation.metrics import (
     summary,
     without_lone_queries,
 )
+from areir.evaluation.verification import verification
 from areir.hardware import limit_threads
 
+KINDS = 'metrics', 'intervals'
 NOT_COMPARABLE = 'not comparable with strict figures'
 
 
@@ -85,17 +89,19 @@ def main():
 
 def evaluate_file(args):
     """Return the report as a dict, which --json prints as it is."""
-    result = rank_file(args.file, args.device, None, args.labels, args.metric)
+    verifies = args.verification is not None
+    options = args.labels, args.metric, verifies
+    result = rank_file(args.file, args.device, None, *options)
     if result.labels_unused and args.compare is None:
         raise UserError(f'--labels {args.labels}: {args.file} holds its labels')
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
-    intervals = confidence_intervals(values, result.query.labels)
+    labels = result.query.labels
+    of_classes = confidence_intervals(values, labels, per_class=True)
     how = 'each queries all others, itself excluded by its index'
     if result.gallery:
         how = f'they query a gallery of {result.available:,}'
-    labels = result.query.labels
     report = {
         'file': args.file,
         'queries': len(labels),
@@ -104,9 +110,17 @@ def evaluate_file(args):
         'how': how,
         **result.notes,
         **result.found,
-        'metrics': summary(result.ranks, ks),
-        'intervals': {name: nan_to_none(limits) for name, limits in intervals.items()},
+        'metrics': metrics_of(result.ranks, ks),
+        'intervals': to_json(confidence_intervals(values, labels)),
+        'per_class_metrics': class_means(values, labels),
+        'per_class_intervals': to_json(of_classes),
     }
+    if result.single_class:
+        report['notices'] = [
+            *report.get('notices', []),
+            f'{args.file}: all images that are searched are of a single class, so any '
+            'recall is 100 % and says nothing',
+        ]
     if report['metrics']['queries_without_positive']:
         queries, metrics = without_lone_queries(result.ranks, ks)
         report['without_lone_queries'] = {'queries': queries, 'metrics': metrics}
@@ -114,9 +128,27 @@ def evaluate_file(args):
         report['heads'] = {
             heads: recall_of_heads(args, heads) for heads in args.evaluate_heads
         }
+    if verifies:
+        report['verification'] = to_json(verification(result.pairs))
+        if args.verification is not True:
+            from areir.output.charts import draw_roc  # imports matplotlib, a second
+
+            draw_roc(result.pairs, args.verification)
     if args.compare is not None:
         report |= compare_files(args, result, values, ks)
     return report
+
+
+def metrics_of(ranks, ks):
+    """Return the `summary` as JSON has it."""
+    metrics = summary(ranks, ks)
+    (metrics['mean_rank'],) = nan_to_none([metrics['mean_rank']])
+    return metrics
+
+
+def to_json(rows):
+    """Return {name: numbers} as JSON has them."""
+    return {name: nan_to_none(numbers) for name, numbers in rows.items()}
 
 
 def recall_of_heads(args, heads):
@@ -145,7 +177,7 @@ def compare_files(args, result, values, ks):
             'file': args.compare,
             **other.notes,
             **other.found,
-            'metrics': summary(other.ranks, ks),
+            'metrics': metrics_of(other.ranks, ks),
         },
         'difference': {
             metric: dict(zip(names, nan_to_none(numbers)))
@@ -163,8 +195,9 @@ def print_json(report):
 
 def print_report(report):
     print(
-        f'{report["file"]}: {report["queries"]:,} images of {report["classes"]:,} '
-        f'classes, {report["dimensions"]:,} dimensions; {report["how"]}'
+        f'{report["file"]}: {counted(report["queries"], "image")} of '
+        f'{counted(report["classes"], "class")}, '
+        f'{counted(report["dimensions"], "dimension")}; {report["how"]}'
     )
     print_warning(report)
     if 'other' in report:
@@ -172,6 +205,8 @@ def print_report(report):
     print_metrics(report)
     if 'without_lone_queries' in report:
         print_without_lone_queries(report)
+    if 'verification' in report:
+        print_verification(report['verification'])
     if 'heads' in report:
         print_heads(report['heads'])
     if 'other' in report:
@@ -208,12 +243,17 @@ def interval_title(report):
 
 
 def print_metrics(report):
-    metrics = report['metrics']
-    print(f'{"":<14}{"":>8}   {interval_title(report)}')
+    metrics, title = report['metrics'], interval_title(report)
+    print(f'{"":<22}   {title:<28}per class   {title}')
     for name, interval in report['intervals'].items():
-        print(f'{name:<14}{percent(metrics[name])}   {percents(interval)}')
+        mean, limits = (report[f'per_class_{kind}'][name] for kind in KINDS)
+        print(
+            f'{name:<14}{percent(metrics[name])}   {percents(interval):<28}'
+            f'{percent(mean):>9}   {percents(limits)}'
+        )
     rank, without = metrics['mean_rank'], metrics['queries_without_positive']
-    print(f'{"mean rank":<14}{rank:8.1f}   of the nearest image of the class')
+    rank = '       -' if rank is None else f'{rank:8.1f}'
+    print(f'{"mean rank":<14}{rank}   of the nearest image of the class')
     print(f'{"no positive":<14}{without:8,}   queries, counted as misses')
 
 
@@ -226,6 +266,15 @@ def print_without_lone_queries(report):
     )
     for name, value in without['metrics'].items():
         print(f'{name:<14}{percent(value)}')
+
+
+def print_verification(rows):
+    print('\ntrue matches at a share of false ones, of all pairs')
+    for name, (value, *interval) in rows.items():
+        kind, _, share = name.partition('@')
+        title = f'at {float(share):.2%}' if share else kind.replace('_', ' ')
+        note = 'too few pairs' if value is None else percents(interval)
+        print(f'{title:<16}{percent(value)}   {note}')
 
 
 def print_heads(rows):

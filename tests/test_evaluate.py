@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import evaluate
 import utils
 from areir import retrieval
-from areir.evaluation.intervals import compare, confidence_intervals
+from areir.evaluation.intervals import class_means, compare, confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
 
 LABELS = torch.arange(COUNT) % 6
@@ -68,6 +68,7 @@ def test_json_holds_what_the_functions_return(save, call):
     report = json.loads(call(save('file.pt'), '--json', '--recalls', '1,2'))
     values = measures(rank_positives(EMBEDDINGS, LABELS), [1, 2])
     intervals = confidence_intervals(values, LABELS)
+    of_classes = confidence_intervals(values, LABELS, per_class=True)
     assert report == {
         'file': 'file.pt',
         'queries': COUNT,
@@ -76,6 +77,8 @@ def test_json_holds_what_the_functions_return(save, call):
         'how': 'each queries all others, itself excluded by its index',
         'metrics': retrieval.evaluate(EMBEDDINGS, LABELS, [1, 2]),
         'intervals': {name: list(limits) for name, limits in intervals.items()},
+        'per_class_metrics': class_means(values, LABELS),
+        'per_class_intervals': {name: [*limits] for name, limits in of_classes.items()},
     }
 
 
@@ -88,7 +91,8 @@ def test_few_classes_have_no_interval(save, call, classes):
     assert json.loads(output)['intervals']['map@r'] == [None, None]
     text = call(*flags)
     assert 'nan' not in text.lower() and '95 %' not in text
-    assert text.count('no interval below 6 classes') == 2
+    assert text.count('no interval below 6 classes') == 3
+    assert ('single class' in text) == (classes == 1)
 
 
 def test_table(save, call):
@@ -97,8 +101,42 @@ def test_table(save, call):
     assert lines[0].startswith('file.pt: 12 images of 6 classes, 6 dimensions')
     rows = {line[:14].strip(): line[14:].split() for line in lines}
     for name in ('recall@1', 'map@r', 'r_precision'):
-        assert rows[name] == ['100.00%'] * 3
+        assert rows[name] == ['100.00%'] * 6
     assert rows['mean rank'][0] == '1.0' and rows['no positive'][0] == '0'
+
+
+def test_a_large_class_does_not_hide_the_others(save, call):
+    """Only the images of the class of 12 are found: 12 of 24, 1 of 7 classes."""
+    embeddings = torch.cat([torch.eye(1, 14).repeat(12, 1), torch.eye(14)[1:13]])
+    labels = [0] * 12 + [1 + place % 6 for place in range(12)]
+    save('file.pt', embeddings=embeddings, labels=torch.tensor(labels))
+    report = json.loads(call('file.pt', '--recalls', '1', '--json'))
+    assert report['metrics']['recall@1'] == pytest.approx(12 / 24, abs=1 / 24)
+    assert report['per_class_metrics']['r_precision'] < 0.2
+    low, high = report['per_class_intervals']['r_precision']
+    assert low < report['per_class_metrics']['r_precision'] < high
+
+
+def test_lone_queries_have_no_mean_rank(save, call):
+    save('file.pt', labels=torch.arange(COUNT))
+    assert json.loads(call('file.pt', '--json'))['metrics']['mean_rank'] is None
+    assert 'nan' not in call('file.pt')
+
+
+def test_verification(save, call, refusal):
+    save('file.pt')
+    values = json.loads(call('file.pt', '--json', '--verification'))['verification']
+    assert [*values] == [
+        *('true_matches@0.01', 'true_matches@0.001', 'true_matches@0.0001'),
+        'equal_error_rate',
+    ]
+    value, low, high = values['equal_error_rate']
+    assert 0 < low < value < high < 1
+    assert 'equal error rate' in call('file.pt', '--verification', 'roc.svg')
+    with open('roc.svg') as file:
+        assert 'false matches' in file.read()
+    save('lone.pt', labels=torch.arange(COUNT))
+    assert 'too few pairs' in call('lone.pt', '--verification')
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def get_parser():
     flag.help = (
         f"K of Recall@K [default value is '{known}', up to the number of images]"
     )
+    flag = add('--verification', metavar='SVG', nargs='?', const=True, type=path)
+    flag.help = (
+        'also report how well a threshold tells pairs of one class from others: true '
+        'matches at 1, 0.1 and 0.01 %% false ones and the equal error rate; with a '
+        'file, draw the curve there'
+    )
     flag = add('--compare', metavar='OTHER', type=path)
     flag.help = 'a second file with embeddings of the same images, to compare with'
     flag = add('--evaluate_heads', metavar='1,2,4', type=positives, default=[])

@@ -67,6 +67,7 @@ class EmbeddingsFile:
     available: int = 0  # images that a query can retrieve
     ranks: dict | None = None  # of `rank_positives`, without distractors
     pairs: torch.Tensor | None = None  # `PairCounter.result`, if it is wanted
+    single_class: bool = False  # whether all images that are searched are of one class
 
     @property
     def sides(self):
@@ -123,6 +124,7 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         arguments.setdefault('gallery_files', gallery.files)
     del vectors
     file.available = len(gallery.labels) - (file.gallery is None)
+    file.single_class = len(gallery.labels.unique()) == 1
     try:
         images = label_images(**arguments)
         pairs = PairCounter(images, highest(images, metric)) if with_pairs else None

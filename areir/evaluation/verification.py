@@ -73,7 +73,7 @@ def verification(counts):
     """Return {name: (value, low, high)} of the counts of a PairCounter.
 
     true_matches@S for each of FALSE_SHARES: the share of true matches at a share S of
-    false ones, None if there are fewer than 1 / S wrong pairs. equal_error_rate: the
+    false ones, NaN if there are fewer than 1 / S wrong pairs. equal_error_rate: the
     share of false matches where that of missed right pairs is the same.
     The intervals are those of `confidence_intervals`.
     """
@@ -92,7 +92,7 @@ def verification(counts):
     needed = [*(1 / share for share in FALSE_SHARES), 1]
     rows = zip(values.tolist(), low.tolist(), high.tolist())
     return {
-        name: row if right and wrong >= least else (None, None, None)
+        name: row if right and wrong >= least else (math.nan,) * 3
         for name, row, least in zip(names, rows, needed)
     }
 

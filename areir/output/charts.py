@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from areir.errors import UserError
+from areir.evaluation.verification import curves
 from areir.files import atomic_path
 
 # how values are written, on the page of a run, too
@@ -187,3 +189,26 @@ def score_chart(title, shares, calibration):
     if calibration:
         description += f'; threshold {number(calibration["threshold"])}'
     return make_chart(description, draw)
+
+
+def draw_roc(pairs, path):
+    """Draw the curve of true by false matches to an SVG.
+
+    pairs: counts (2, classes, BINS) of wrong and right ones, see
+    `evaluation.verification`. Raises UserError if there are none of one kind.
+    """
+    false, true = curves(pairs.sum(dim=1)).numpy()
+    if not (false.any() and true.any()):
+        raise UserError(f'{path}: right and wrong pairs are needed for a curve')
+    lowest = false[false > 0][0]
+
+    def draw(axes):
+        axes.plot(100 * false, 100 * true, color=RIGHT)
+        axes.set_xscale('log')
+        axes.set_xlim(100 * min(lowest, 1e-4), 100)
+        axes.set_ylim(0, 100)
+        axes.set_xlabel('false matches (% of wrong pairs)')
+        axes.set_title('true matches (% of right pairs)')
+
+    with atomic_path(path) as temporary:
+        save_svg(temporary, [draw], columns=1)
