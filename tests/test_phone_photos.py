@@ -104,7 +104,7 @@ def test_once_the_package_is_there_the_files_are_read(
         take_heic_away(patch)
         index = update(photos, tmp_path / 'index')
         assert len(index.paths) == 7 and list(index.problems) == ['hidden.jpg'] * hidden
-        assert hidden or 'notice: 1 HEIC files' in capsys.readouterr().out
+        assert hidden or 'left out 1 HEIC file:' in capsys.readouterr().out
         again = Counting()
         update(photos, tmp_path / 'index', embed=again)
         assert again.images == 0
