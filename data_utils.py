@@ -228,13 +228,14 @@ def print_counts(dataset, results):
         labels = [record.label for record in records if record.part == part]
         count = labels.count(DISTRACTOR)
         among = f', and {counted(count, "distractor")}' if count else ''
-        print(f'{part:<8}{images - count:>10,} images of {classes:,} classes{among}')
+        number, of = counted(images - count, 'image'), counted(classes, 'class')
+        print(f'{part:<8}{number:>17} of {of}{among}')
     pairs = zip(results, records)
     beyond = [record for result, record in pairs if result.beyond]
     if beyond:
         print(
-            f'notice: {dataset.name}: {len(beyond):,} boxes reach beyond their image '
-            f'and are cut at its edge, such as that of {printable(beyond[0].path)} '
+            f'notice: {dataset.name}: {counted(len(beyond), "box")} beyond the edge of '
+            f'the image, and cut there, such as that of {printable(beyond[0].path)} '
             f'({beyond[0].origin})'
         )
 

@@ -17,7 +17,7 @@ from areir.data.images import PixelFormat, clamp_box, load_image, stored_size
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import DISTRACTOR
 from areir.data.loading import end_with_parent
-from areir.errors import UserError
+from areir.errors import UserError, counted
 
 PARTS = ('train', 'test', 'query', 'gallery')
 
@@ -160,8 +160,8 @@ def find_oddities(name, records, beyond=0, contents=None):
     shared = classes['train'] & tested
     if shared:
         oddities.append(
-            f'{len(shared):,} classes are both in training and in the test: the score '
-            'is not for unseen classes'
+            f'{counted(len(shared), "class")} both in training and in the test: the '
+            'score is not for unseen classes'
         )
     return oddities
 

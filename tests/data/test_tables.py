@@ -158,7 +158,7 @@ def test_boxes_are_cut_out(root, tmp_path, capsys):
     table = write_table(tmp_path / 'photos', rows, BOXED)
     prepare(str(root), 'shop', table=table)
     printed = capsys.readouterr().out
-    assert '2 boxes reach beyond' in printed and f'g.png ({table}, line 8)' in printed
+    assert '2 boxes beyond' in printed and f'g.png ({table}, line 8)' in printed
     images = load_split(str(root), 'shop', 'cropped').query.images
     sizes = {name: image_size(root / 'shop' / name) for name in images}
     assert sizes == {
