@@ -7,12 +7,13 @@ file's name begins with identity and camera: 0002_c1s1_000451_03.jpg.
 import math
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from areir.data.images import IMAGE_SUFFIXES
 from areir.data.lists import DISTRACTOR, Record
-from areir.errors import UserError, counted
+from areir.errors import UserError, counted, printable
 
 # the letters of a part's folder: bounding_box_train, Test-Set, valid, image_query
 PART_NAME = re.compile(
@@ -165,13 +166,14 @@ def compare_levels(folders, place_of):
     shallow = any((first,) in counts for first, counts in inside.items())
     most = 2 * sum(deep.values()) > total or not shallow
     unclear = len(choices) > 1 and bool(deep) and (most or any(map(part_named, deep)))
-    return '; '.join(choices), unclear, '/'.join(example)
+    return printable('; '.join(choices)), unclear, '/'.join(example)
 
 
 def describe(places, bases):
     """Return ('below train/ and val/: 6 and 6', parts without a class).
 
-    The numbers are those of the classes of each part. places, bases: see `recognise`.
+    The numbers are those of the classes of each part. Names that differ only in case,
+    blanks or the form of their letters are told. places, bases: see `recognise`.
     """
     labels = {(place[0], place[1]) for place in places if place}
     count = Counter(part for part, label in labels if label != DISTRACTOR)
@@ -181,6 +183,13 @@ def describe(places, bases):
     unused = [base for base in bases if base not in used]
     if unused:
         text += f'; {" and ".join(unused)} left out'
+    alike = defaultdict(set)
+    for _, label in labels:
+        plain = unicodedata.normalize('NFKC', label).casefold()
+        alike[''.join(plain.split())].add(label)
+    twins = [sorted(names) for names in alike.values() if len(names) > 1]
+    if twins:
+        text += f'; {twins[0][0]!r} and {twins[0][1]!r} are different classes'
     return text, [base for base in used if not count[bases[base]]]
 
 
@@ -214,7 +223,7 @@ def recognise(images, class_level=None):
         without = sum(folders[folder] for folder in place_of) - len(labels)
         if without:
             text += f'; {counted(without, "image")} without identity left out'
-        return Layout(text, problem, '', places)
+        return Layout(printable(text), problem, '', places)
 
     level = class_level or 1
     labels = {
@@ -239,7 +248,7 @@ def recognise(images, class_level=None):
         )
     elif not problem and any(label == DISTRACTOR for _, label, _ in labels.values()):
         problem = f'no class can have the name {DISTRACTOR}: rename its folder'
-    return Layout(text, problem, choices if unclear else '', places)
+    return Layout(printable(text), problem, choices if unclear else '', places)
 
 
 def read_folder(root, files, class_level=None):

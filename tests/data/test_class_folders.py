@@ -62,7 +62,9 @@ def test_names_of_parts_in_any_case_and_depth(parts):
         (['train', 'val', 'a', 'b'], ['/train', '/val', '/a', '/b'], 'folders: 4'),
         (['test', 'images', 'a'], ['/test', '/images', '/a'], 'its folders: 3'),
         (['1', '2', '10', '01'], ['/1', '/2', '/10', '/01'], 'its folders: 4'),
-        (['Shoe', 'shoe', 'shoe '], ['/Shoe', '/shoe', '/shoe '], 'its folders: 3'),
+        (['Shoe', 'shoe'], ['/Shoe', '/shoe'], "2; 'Shoe' and 'shoe' are different"),
+        (['a', 'b', 'a '], ['/a', '/b', '/a '], "3; 'a' and 'a ' are different"),
+        (['caf\xe9', 'cafe\u0301'], ['/caf\xe9', '/cafe\u0301'], 'are different'),
         # folders of a class
         (['a/front', 'a', 'b'], ['/a', '/b'], 'deeper folders, such as a/front/'),
         (['a/x', 'a/y', 'b', 'c', 'd'], ['/a', '/b', '/c', '/d'], 'such as a/x/'),
