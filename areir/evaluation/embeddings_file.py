@@ -22,13 +22,14 @@ All functions raise a UserError that names the file and what is missing or wrong
 import itertools
 import posixpath
 import unicodedata
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from areir.data.lists import DISTRACTOR, plain_labels
+from areir.data.lists import DISTRACTOR, plain_labels, shorten
 from areir.errors import UserError, counted
 from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images, without_distractors
@@ -331,6 +332,7 @@ def find_copies(file):
     tell images apart. Equal vectors are noted, but not ignored.
     """
     if file.gallery is None:
+        find_repeats(file)
         return
     query, gallery = file.sides
     names = [
@@ -363,6 +365,38 @@ def find_copies(file):
             f'{same[0]}, are also in the gallery: if they are the same images, give '
             'them the same names (images, query_images), and no query finds itself'
         )
+
+
+def find_repeats(file):
+    """Let images without a gallery ignore rows of their name and vector.
+
+    Programs that divide images among processes repeat some. Without names, equal
+    vectors are noted, but not ignored.
+    """
+    side = file.query
+    rows = hash_rows(side.embeddings)
+    if side.files is not None or len(rows) != len(side.labels):
+        return
+    if side.images is not None:
+        rows = list(zip(map(clean, side.images), rows))
+    repeated = {row for row, count in Counter(rows).items() if count > 1}
+    if not repeated:
+        return
+    first = next(place for place, row in enumerate(rows) if row in repeated)
+    count = counted(sum(row in repeated for row in rows), 'image')
+    if side.images is None:
+        file.notices.append(
+            f'{file.path}: {count} with the vector of another, such as row {first}: if '
+            'they are copies, give them one number in an array files, and none finds '
+            'the other'
+        )
+        return
+    numbers = {row: number for number, row in enumerate(repeated)}
+    side.files = torch.tensor([numbers.get(row, -1) for row in rows])
+    file.notices.append(
+        f'{file.path}: {count} with the name and the vector of another, such as '
+        f'{side.images[first]}: no query finds itself'
+    )
 
 
 def clean(name):
@@ -431,8 +465,8 @@ def apply_metric(file, metric, device):
         zeros = (part == 0).nonzero().flatten().tolist()
         if zeros:
             raise UserError(
-                f'{file.path}: {name} is zero, which has no direction, in '
-                f'{counted(len(zeros), "image")}: {", ".join(map(str, zeros[:10]))}; '
+                f'{file.path}: {name} holds zeros only, which have no direction, in '
+                f'{counted(len(zeros), "image")}: {shorten(list(map(str, zeros)))}; '
                 'leave them out, or rank by --metric dot or euclidean'
             )
     if metric is None:

@@ -10,8 +10,8 @@ of pickled objects only texts, numbers, paths and arrays of them are built.
 Labels that a file lacks are in a second one: .npy, .txt (one a line), .csv or .tsv.
 """
 
+import argparse
 import codecs
-import json
 import os
 import pathlib
 import pickle
@@ -21,6 +21,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import safetensors.torch
+import torch
 from torch.serialization import safe_globals
 
 from areir.data.lists import (
@@ -31,6 +32,7 @@ from areir.data.lists import (
     read_csv,
     read_lines,
     read_roles,
+    shorten,
 )
 from areir.errors import UserError, counted
 from areir.files import is_unicode, load_tensors, refuse_special
@@ -43,10 +45,11 @@ USED |= {*NOTES, 'ensemble_size'}
 # names of the labels of FILE.npy in its folder
 BESIDE = ('labels.npy', 'labels.csv', 'labels.txt', 'images.csv')
 TABLES = ('.csv', '.tsv', '.txt')
+PICKLE = 'a pickle, which could run any code'
 ADVICE = 'save plain arrays with numpy.savez, or tensors with torch.save'
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 HDF5 = b'\x89HDF\r\n\x1a\n'
-# what a pickled array, a text or number of numpy, and a path are built by
+# what pickled arrays, texts and numbers of numpy, paths and arguments are built by
 BUILDERS = {
     'numpy.ndarray': np.ndarray,
     'numpy.dtype': np.dtype,
@@ -55,6 +58,7 @@ BUILDERS = {
     '_codecs.encode': codecs.encode,
     'pathlib.PosixPath': pathlib.PurePosixPath,
     'pathlib.WindowsPath': pathlib.PureWindowsPath,
+    'argparse.Namespace': argparse.Namespace,
     'pandas.NA': None,
     'pandas._libs.missing.NA': None,
 }
@@ -123,6 +127,8 @@ def find_reader(path, start):
     kind = kind_of(start)
     if kind == 'a text file' and suffix in TABLES:
         return read_table
+    if suffix in ('.pkl', '.pickle'):
+        kind = PICKLE
     raise UserError(f'{path} is {kind}, no file of embeddings: {ADVICE}')
 
 
@@ -133,7 +139,7 @@ def kind_of(start):
     if start.startswith(b'version https://git-lfs'):
         return 'a Git LFS pointer (git lfs pull gets the file itself)'
     if start[:1] == b'\x80' and start[1:2] in b'\x02\x03\x04\x05':
-        return 'a pickle, which could run any code'
+        return PICKLE
     if start.startswith(b'\x1f\x8b'):
         return 'compressed by gzip'
     if start.lstrip().lower().startswith((b'<!doctype html', b'<html')):
@@ -222,6 +228,8 @@ def read_tensors(path):
         raise
     if isinstance(content, dict):
         return content
+    if isinstance(content, torch.Tensor):
+        return {'embeddings': content}
     raise UserError(f'{path}: not a dict of embeddings and labels')
 
 
@@ -297,7 +305,8 @@ def table_entries(path, header, rows):
     if not columns:
         raise UserError(
             f'{path}: no columns of vectors: name them f0, f1, ..., or have one of '
-            f'lists; its first line names {", ".join(header[:10])}'
+            'lists, and write numbers with a point; its first line names '
+            f'{shorten(header)}'
         )
     others = ['' if place in columns else name for place, name in enumerate(header)]
     places = find_columns(path, others, [])
@@ -316,7 +325,12 @@ def table_entries(path, header, rows):
     ends = list(dict.fromkeys([header[columns[0]], header[columns[-1]]]))
     dimensions = counted(len(vectors[0]), 'dimension')
     understood = f'{path}: {dimensions}, from {" to ".join(ends)}'
-    entries = {'embeddings': np.stack(vectors)}
+    vectors = np.stack(vectors)
+    whole = ((vectors % 1 == 0).all(axis=0) & vectors.any(axis=0)).nonzero()[0]
+    if 0 < len(whole) < vectors.shape[1]:
+        name = header[columns[min(whole[0], len(columns) - 1)]]
+        understood += f'; {name} has whole numbers only, as labels do'
+    entries = {'embeddings': vectors}
     entries = row_entries(entries, [(origin, row) for origin, (_, row) in parsed])
     return entries | {'notices': [understood]}
 
@@ -351,8 +365,8 @@ def to_vector(cells):
     """Return the numbers of a row as float32 (D,); ValueError if one is none."""
     if len(cells) == 1 and is_list(cells[0]):
         cells = cells[0]
-    if isinstance(cells, str):
-        cells = json.loads(cells)
+    if isinstance(cells, str):  # a list of Python, or of numpy without commas
+        cells = cells.strip('[]').replace(',', ' ').split()
     try:
         return np.asarray(cells, dtype=np.float32)
     except (TypeError, ValueError) as error:

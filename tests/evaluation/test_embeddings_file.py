@@ -1,5 +1,6 @@
 """Other programs' embeddings: what is read, matched and refused."""
 
+import argparse
 import csv
 import os
 import pathlib
@@ -150,6 +151,12 @@ def test_images_without_a_label_are_distractors(name, none, texts):
     assert '1 image without a label' in ranked.notices[0]
 
 
+def test_files_of_torch_with_arrays_and_arguments():
+    entries = {'embeddings': EMBEDDINGS.numpy(), 'labels': objects(TEXTS)}
+    path = save('file.pt', **entries, args=argparse.Namespace(seed=1))
+    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+
+
 def test_an_array_of_arrays():
     path = save('file.npz', embeddings=objects(list(EMBEDDINGS.numpy())), labels=LABELS)
     assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
@@ -230,7 +237,7 @@ def with_bad_row(value):
         ({'labels': LABELS + 0.5}, ': labels must be whole numbers or texts'),
         ({'labels': LABELS.repeat(2, 1)}, ': labels must be whole numbers or texts'),
         ({'images': IMAGES, 'groups': LABELS[1:]}, ': groups must be one per image'),
-        ({'embeddings': with_bad_row(0) * 0}, 'embeddings is zero'),
+        ({'embeddings': with_bad_row(0) * 0}, 'embeddings holds zeros only'),
         ({'labels': 'text'}, 'labels'),
         ({'embeddings': EMBEDDINGS[:1], 'labels': LABELS[:1]}, 'a single image'),
         ({'images': IMAGES[1:]}, 'images must'),
@@ -318,7 +325,8 @@ def write_table(path, **options):
 
 
 def write_lists(path):
-    vectors = [str(row.tolist()) for row in EMBEDDINGS]
+    vectors = [str(row.tolist()) for row in EMBEDDINGS[:9]]
+    vectors += [str(row) for row in EMBEDDINGS[9:].numpy()]
     pd.DataFrame({'Label': TEXTS, 'box': '[1, 2]', 'embedding': vectors}).to_csv(path)
     return path
 
@@ -371,6 +379,9 @@ def write_vectors(kind):
         return 'v.npy'
     if kind == 'npz':
         return save('v.npz', embeddings=EMBEDDINGS)
+    if kind == 'pt':
+        torch.save(EMBEDDINGS, 'v.pt')
+        return 'v.pt'
     if kind == 'pandas':
         pd.DataFrame(EMBEDDINGS.numpy()).to_csv('v.csv')
     else:
@@ -382,7 +393,7 @@ def write_vectors(kind):
 
 @pytest.mark.parametrize('beside', [True, False])
 @pytest.mark.parametrize('labels', ['labels.npy', 'labels.txt', 'images.csv'])
-@pytest.mark.parametrize('kind', ['npy', 'npz', 'csv', 'blanks', 'pandas'])
+@pytest.mark.parametrize('kind', ['npy', 'npz', 'pt', 'csv', 'blanks', 'pandas'])
 def test_labels_in_a_second_file(kind, labels, beside):
     path = write_vectors(kind)
     if not beside:
@@ -422,6 +433,7 @@ def test_labels_that_cannot_be_chosen():
         ('v.npz', b'version https://git-lfs.github.com/spec/v1\n', 'a Git LFS pointer'),
         ('v.pt', b'<!DOCTYPE html><html>', 'a web page'),
         ('v.npy', b'1,2,3\n', 'a text file'),
+        ('v.pkl', b'(dp0\nS1\n', 'a pickle'),
         ('v.json', b'{"embeddings": []}', 'a text file'),
         ('v.npz', b'\x1f\x8b\x08\0', 'compressed'),
         ('v.dat', b'\0\1\2', 'of an unknown kind'),
@@ -439,6 +451,13 @@ def test_a_file_is_called_what_it_is(name, content, kind):
         file.write(content)
     line = refusal(name)
     assert line.startswith(name) and kind in line and 'damaged' not in line
+
+
+def test_a_column_that_may_be_the_labels_is_named():
+    table = np.column_stack([LABELS, EMBEDDINGS])
+    np.savetxt('v.csv', table, delimiter=',')
+    np.save('labels.npy', LABELS.numpy())
+    assert '0 has whole numbers only' in rank_file('v.csv', 'cpu').notices[0]
 
 
 def test_a_structured_array_names_its_fields():
@@ -515,8 +534,9 @@ def test_vectors_of_zeros_have_no_direction():
     embeddings[[3, 5]] = 0
     path = save_plain('file.pt', embeddings=embeddings)
     for metric in (None, 'cosine'):
-        assert 'zero, which has no direction, in 2 images: 3, 5' in refusal(
-            path, metric=metric
+        assert (
+            'holds zeros only, which have no direction, in 2 images: 3, 5'
+            in refusal(path, metric=metric)
         )
     assert metrics_of(path, metric='dot') == evaluate(embeddings, LABELS, [1, 4])
     rank_file(path, 'cpu', metric='euclidean')
@@ -572,6 +592,18 @@ def test_equal_vectors_in_the_gallery_are_noted(named):
     ranked = rank_file(save_both(*names), 'cpu')
     assert 'the vectors of 9 queries, such as row 0,' in ranked.notices[-1]
     assert (ranked.ranks['rank'] == 1).all()  # not ignored
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_repeated_images_do_not_find_themselves(named):
+    again = torch.arange(COUNT + 4) % COUNT
+    names = {'images': [IMAGES[row] for row in again]} if named else {}
+    entries = {'embeddings': EMBEDDINGS[again], 'labels': LABELS[again]}
+    ranked = rank_file(save('file.npz', **entries, **names), 'cpu')
+    assert '8 images' in ranked.notices[0]
+    files = again if named else None
+    expected = evaluate(entries['embeddings'], entries['labels'], [1, 4], files=files)
+    assert summary(ranked.ranks, [1, 4]) == expected
 
 
 GROUPS = [f'camera {number // 4}' for number in range(COUNT)]
