@@ -66,6 +66,7 @@ class EmbeddingsFile:
     labels_unused: bool = False  # whether it has labels beside those of --labels
     in_gallery: int | None = None  # queries whose name the gallery has; None: no names
     available: int = 0  # images that a query can retrieve
+    ignored: torch.Tensor | None = None  # (Nq,) images of its file, for each query
     ranks: dict | None = None  # of `rank_positives`, without distractors
     pairs: torch.Tensor | None = None  # `PairCounter.result`, if it is wanted
     single_class: bool = False  # whether all images that are searched are of one class
@@ -145,9 +146,10 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     file.ranks = {name: values.cpu() for name, values in file.ranks.items()}
     file.pairs = pairs and pairs.result()
     query = file.query
+    kept = query.labels != int(DISTRACTOR)
+    file.ignored = ignored_files(file)[kept]
     if query.images is not None:
-        kept = (query.labels != int(DISTRACTOR)).tolist()
-        query.images = list(itertools.compress(query.images, kept))
+        query.images = list(itertools.compress(query.images, kept.tolist()))
     query.labels = labels
     return file
 
@@ -547,7 +549,7 @@ def match_queries(one, other):
         )
     if not same_gallery(one, other, order):
         raise UserError(f'{both}: the queries do not retrieve from the same gallery')
-    if not torch.equal(ignored_files(one), ignored_files(other)[order]):
+    if not torch.equal(one.ignored, other.ignored[order]):
         raise UserError(f'{both}: the queries do not ignore the same images')
     return order
 

@@ -739,6 +739,17 @@ def test_other_images_do_not_match(changed):
     refuse_match('other.pt', 'file.pt')
 
 
+def test_distractors_are_not_matched():
+    labels = torch.cat([LABELS[1:], torch.tensor([-1])])
+    files = torch.arange(COUNT) // 2
+    save_plain('file.pt', images=IMAGES, labels=labels, files=files)
+    order = torch.arange(COUNT - 1, -1, -1)
+    names = [IMAGES[row] for row in order]
+    entries = {'embeddings': EMBEDDINGS[order], 'labels': labels[order]}
+    save('other.pt', images=names, files=files[order], **entries)
+    assert match('file.pt', 'other.pt').tolist() == list(range(COUNT - 2, -1, -1))
+
+
 def test_images_of_one_name_do_not_match():
     save_plain('file.pt', images=['same.png'] * COUNT)
     with pytest.raises(UserError, match=r'^file\.pt: '):
