@@ -29,7 +29,8 @@ def get_parser():
     flag = add('--csv', metavar='FILE', type=path)
     flag.help = (
         'your own images, listed in a CSV with the columns path, label and optionally '
-        'split, is_query, is_gallery, x_1, x_2, y_1, y_2; they stay where they are'
+        'split, is_query, is_gallery, group, x_1, x_2, y_1, y_2, or other usual names; '
+        'they stay where they are'
     )
     add = parser.add_argument_group('preparation').add_argument
     flag = add('--image_size', type=image_size, default=256)

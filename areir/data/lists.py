@@ -30,7 +30,7 @@ COLUMNS = {
     'label': (
         *('label', 'class', 'labels', 'class_id', 'class_name', 'target', 'identity'),
         *('person_id', 'vehicle_id', 'individual_id', 'pid', 'product_id', 'item_id'),
-        *('label_id', 'label_name', 'target_id'),
+        *('label_id', 'label_name', 'target_id', 'category_id'),
     ),
     'split': ('split', 'subset', 'partition', 'evaluation_status'),
     'is_query': ('is_query',),
@@ -86,7 +86,8 @@ def read_lines(path, any_bytes=False):
                 number += 1
         except UnicodeError as error:
             raise UserError(
-                f'{path}, line {number}: not text in UTF-8: save the file as UTF-8'
+                f'{path}, line {number}: not text in UTF-8: save the file as '
+                'text in UTF-8 (in a spreadsheet: CSV UTF-8)'
             ) from error
 
 
@@ -175,7 +176,7 @@ def find_columns(path, header, needed):
     understood = [
         f'{header[place]} is the {column}'
         for column, place in places.items()
-        if header[place] != column
+        if key(header[place]) != key(column)
     ]
     unused = [
         name

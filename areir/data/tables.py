@@ -12,7 +12,6 @@ https://open-metric-learning.readthedocs.io describes the format; `lists.COLUMNS
 other names of the columns.
 """
 
-import difflib
 import functools
 import itertools
 import os
@@ -22,7 +21,7 @@ import unicodedata
 from areir.data import lists
 from areir.data.images import walk
 from areir.data.lists import DISTRACTOR, Record
-from areir.errors import UserError, counted, printable
+from areir.errors import UserError, counted, did_you_mean, printable
 
 PART_OF = {
     **dict.fromkeys(['train', 'training'], 'train'),
@@ -95,7 +94,7 @@ def read_record(finder, cells):
     box = None
     if not all(corner.lower() in lists.EMPTY for corner in corners):
         numbers = lists.to_numbers(corners)
-        if max(numbers) <= 1 and any(number % 1 for number in numbers):
+        if max(numbers) <= 1:
             raise ValueError(f'box {numbers}: pixels are needed, not shares')
         box = lists.make_box(*numbers)
     return Record(part, label, image, box, group=None if group == DISTRACTOR else group)
@@ -132,23 +131,32 @@ def set_roles(rows):
 
 def print_parts(path, rows, records):
     """Print what is not plain about the parts and labels of a table."""
+    notices, columns = [], rows[0] if rows else ()
     if any(record.group is not None for record in records):
-        print(f'notice: {path}: a query ignores images of its class and group')
-    unlabelled = sum(record.label == DISTRACTOR for record in records)
+        notices.append('a query ignores images of its class and group')
+    labels = [record.label for record in records]
+    unlabelled = labels.count(DISTRACTOR)
     if unlabelled:
-        print(
-            f'notice: {path}: {counted(unlabelled, "image")} without a label: searched '
-            'in the test, never right'
-        )
-    if rows and 'split' not in rows[0] and {'is_query', 'is_gallery'} <= rows[0].keys():
-        print(
-            f'notice: {path}: no column split: images with a role are the test, the '
-            'others train'
-        )
+        count = counted(unlabelled, 'image')
+        notices.append(f'{count} without a label: searched in the test, never right')
+    alike = {}
+    for label in set(labels):
+        key = re.sub(r'[.,]0*$', '', label.casefold()).lstrip('0')
+        alike.setdefault(key, []).append(label)
+    alike = sorted(sorted(classes) for classes in alike.values() if len(classes) > 1)
+    if alike:
+        example = ' and '.join(map(printable, alike[0]))
+        notices.append(f'classes differ in case or zeros alone, such as {example}')
+    for label in sorted({*lists.UNNUMBERED} & {*labels} - {DISTRACTOR}):
+        notices.append(f'{label} is a class; if it means none, leave the cell empty')
+    if 'split' not in columns and {'is_query', 'is_gallery'} <= {*columns}:
+        notices.append('no column split: images with a role are the test, others train')
     splits = {cells['split'].lower() for cells in rows if 'split' in cells}
     tested = sorted(split for split in splits if PART_OF[split] == 'test')
     if len(tested) > 1:
-        print(f'notice: {path}: the test is {" and ".join(tested)}')
+        notices.append(f'the test is {" and ".join(tested)}')
+    for notice in notices:
+        print(f'notice: {path}: {notice}')
 
 
 class ImageFinder:
@@ -184,10 +192,10 @@ class ImageFinder:
                     print(f'notice: {self.path}: paths are read without {prefix}')
                     return self.folder, prefix
         if names and not any(self.on_disk(self.folder, name) for name in names):
-            nearest = nearest_name(self.folder, names[0])
             raise UserError(
-                f'{self.path}: none of its images is there, such as {names[0]!r:.200}'
-                f'{nearest}: put the table into the folder from which its paths start'
+                f'{self.path}: none of its images is there, such as {names[0]!r:.200}: '
+                'put the table into the folder from which its paths start'
+                f'{nearest_name(self.folder, names[0])}'
             )
         return self.folder, ''
 
@@ -246,17 +254,18 @@ class ImageFinder:
             folder = os.path.commonpath(map(os.path.dirname, images))
         if folder == os.path.dirname(folder):
             raise UserError(f'{self.path}: move its images below one folder')
-        paths = [os.path.relpath(image, folder) for image in images]
+        paths = [image.removeprefix(os.path.join(folder, '')) for image in images]
         return folder, [path.replace(os.sep, '/') for path in paths]
 
 
 def nearest_name(folder, name):
-    """Return a hint at the file below a folder with the nearest name, or ''."""
+    """Return '; did you mean NAME?' of a file below a folder, or ''."""
     name = name.replace('\\', '/')
     files = sorted(itertools.islice(walk(folder, '', frozenset(), {}), SEARCHED))
-    near = [path for path in files if f'/{path}'.endswith(f'/{name}')]
-    near = near or difflib.get_close_matches(name, files, 1)
-    return f' (the nearest is {near[0]!r:.200})' if near else ''
+    deeper = [path for path in files if path.endswith(f'/{name}')]
+    if deeper:
+        return f'; did you mean {printable(deeper[0])}?'
+    return did_you_mean(name, files)
 
 
 def list_names(folder):

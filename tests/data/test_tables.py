@@ -124,6 +124,7 @@ def test_without_a_column_split_images_with_a_role_are_the_test(tmp_path, capsys
         ('8,a/1.png,train,,,x,2,9,3,', 'box .* four numbers'),
         ('8,a/1.png,train,,,x,2,9,3,inf', 'box .* four numbers'),
         ('8,a/1.png,train,,,x,0.1,0.9,0,1', 'box .* pixels'),
+        ('8,a/1.png,train,,,x,0,1,0,1', 'box .* pixels'),
     ],
 )
 def test_bad_rows_are_named_by_their_line(tmp_path, bad, expected):
@@ -261,6 +262,18 @@ def test_labels(labels, expected):
     assert plain_labels(labels) == expected
 
 
+@pytest.mark.parametrize(
+    ('labels', 'said'),
+    [('Ab ab', 'Ab and ab'), ('007 7', '007 and 7'), ('a None', 'None is a class')],
+)
+def test_labels_that_are_alike_are_said(tmp_path, capsys, labels, said):
+    write_pictures(tmp_path, 'ab')
+    first, second = labels.split()
+    records = read_text(tmp_path, f'path,label\na.png,{first}\nb.png,{second}\n')
+    assert [record.label for record in records] == [first, second]
+    assert said in capsys.readouterr().out
+
+
 # Distractors and groups
 
 PARTS = 'path,label,split,is_query,is_gallery\n'
@@ -382,9 +395,9 @@ def test_images_elsewhere(root, tmp_path, capsys):
 def test_a_missing_image_has_a_nearest_name(tmp_path, name, nearest):
     for number in (1, 2):
         write_image(tmp_path / f'photos/a{number}.jpg')
-    with pytest.raises(UserError, match=rf"line 3: .*{name}.*nearest is '{nearest}'"):
+    with pytest.raises(UserError, match=rf'line 3: .*{name}.* mean {nearest}'):
         read_text(tmp_path, f'path,label\nphotos/a1.jpg,a\n{name},b\n')
-    with pytest.raises(UserError, match=rf"none .*{name}.*nearest is '{nearest}'"):
+    with pytest.raises(UserError, match=rf'none .*{name}.* mean {nearest}'):
         read_text(tmp_path, f'path,label\n{name},b\n')
 
 
