@@ -136,6 +136,14 @@ def test_class_folders_are_the_classes(project, tmp_path, ask):
     assert os.path.isfile(path) and f'wrote {path}' in output
 
 
+def test_it_is_said_if_it_is_unclear_which_folder_is_the_class(photos, tmp_path, ask):
+    for model in ('a/1', 'a/2', 'b/1', 'b/2'):
+        (tmp_path / 'brands' / model).mkdir(parents=True)
+        shutil.copy(photos / 'figure_1_01.png', tmp_path / 'brands' / model)
+    output = ask('--gallery', tmp_path / 'brands')
+    assert 'notice: ' in output and '--class_level 2: 4 classes such as a/1' in output
+
+
 def test_faiss(photos, tmp_path, ask):
     pytest.importorskip('faiss', reason='faiss is optional')
     question = ['--gallery', photos, '--query_img_name', photos / 'figure_1_01.png']
