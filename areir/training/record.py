@@ -203,6 +203,7 @@ def opening_lines(experiment, run_name, sampler):
     world = world if experiment.world > 1 else ''
     native = '' if hardware.native_bf16 else 'not '
     recipe = ', '.join(f'{flag} {getattr(args, flag)}' for flag in RECIPE_FLAGS)
+    has_groups = experiment.split.query.groups is not None
     held = f'; {len(parts["val"].classes)} classes held out' if 'val' in parts else ''
     return [
         f'run        {run_name}',
@@ -216,7 +217,8 @@ def opening_lines(experiment, run_name, sampler):
         f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
         f'{sampler.batch_size}, lr {args.lr}{held}',
         f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
-        + ('' if args.protocol == 'strict' else '; not comparable with strict figures'),
+        + ('' if args.protocol == 'strict' else '; not comparable with strict figures')
+        + ('; a query ignores images of its class and group' if has_groups else ''),
         *warnings,
     ]
 
@@ -228,6 +230,8 @@ def epoch_line(experiment, row, result):
     if metrics:
         figures = [f'R@{k} {metrics[f"recall@{k}"]:.2%}' for k in experiment.recalls]
         figures.append(f'MAP@R {metrics["map@r"]:.2%}')
+    if 'map' in metrics:
+        figures.append(f'mAP {metrics["map"]:.2%}')
     if result.all_metrics:
         trained, *new = [f'{value:.2%}' for value in result.all_metrics.values()]
         new = f', {new[0]} new' if new else ' (optimistic)'
