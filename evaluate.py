@@ -102,6 +102,8 @@ def evaluate_file(args):
     how = 'each queries all others, itself excluded by its index'
     if result.gallery:
         how = f'they query a gallery of {result.available:,}'
+    if args.metric:
+        how = f'{how}; ranked by {args.metric}'
     report = {
         'file': args.file,
         'queries': len(labels),

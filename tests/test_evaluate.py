@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import evaluate
 import utils
 from areir import retrieval
+from areir.evaluation.embeddings_file import rank_file
 from areir.evaluation.intervals import class_means, compare, confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
 
@@ -196,6 +197,29 @@ def test_npy_with_labels(save, call):
     assert report['difference']['map@r']['p'] == 1
     report = json.loads(call('file.pt', *flags, '--compare', 'file.npy'))
     assert report['other']['metrics'] == report['metrics']
+
+
+def test_metrics_and_notices_of_both_files(save, call):
+    longer = EMBEDDINGS * torch.linspace(0.3, 3, COUNT)[:, None]
+    save('file.pt', embeddings=longer)
+    output = call('file.pt', '--compare', 'file.pt')
+    assert output.count('file.pt: the vectors are not of unit length') == 2
+    for metric in ('cosine', 'dot', 'euclidean'):
+        flags = ('--metric', metric, '--json', '--recalls', '1')
+        report = json.loads(call('file.pt', *flags, '--compare', 'file.pt'))
+        expected = measures(rank_file('file.pt', 'cpu', metric=metric).ranks, [1])
+        recall = report['metrics']['recall@1']
+        assert recall == report['other']['metrics']['recall@1']
+        assert recall == pytest.approx(expected['recall@1'].mean().item())
+        assert metric in report['how'] and 'notices' not in report
+
+
+def test_queries_in_the_gallery_are_counted(save, call):
+    query = {'query_embeddings': EMBEDDINGS[:9], 'query_labels': LABELS[:9]}
+    save('file.npz', images=IMAGES, query_images=IMAGES[:9], **query)
+    report = json.loads(call('file.npz', '--json', '--recalls', '1'))
+    assert report['queries_in_gallery'] == 9
+    assert 'such as 0.png' in call('file.npz')
 
 
 def test_labels_that_do_not_go_with_the_file(save, refusal):
