@@ -263,7 +263,7 @@ def print_without_lone_queries(report):
     without = report['without_lone_queries']
     lone = report['queries'] - without['queries']
     print(
-        f'\nwithout the {lone:,} lone queries, which have no positive, as '
+        f'\nwithout the {counted(lone, "lone query")}, which nothing can answer, as '
         'pytorch-metric-learning reports it'
     )
     for name, value in without['metrics'].items():

@@ -29,7 +29,7 @@ from areir import processes
 from areir.bars import progress_bar
 from areir.cli.recipes import fill_in_defaults
 from areir.data.splits import check_name
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.hardware import (
     available_cores,
     check_device,
@@ -91,7 +91,8 @@ def usable_recalls(recalls, available):
     dropped = [k for k in recalls if k > available]
     if dropped:
         names = ','.join(map(str, dropped))
-        print(f'notice: recall@{names} dropped: {available:,} images can be retrieved')
+        images = counted(available, 'image')
+        print(f'notice: recall@{names} dropped: {images} can be retrieved')
     if len(dropped) == len(recalls):
         raise UserError(f'--recalls: choose at least one from 1 to {available}')
     return [k for k in recalls if k <= available]

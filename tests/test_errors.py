@@ -16,6 +16,7 @@ from areir.errors import counted, did_you_mean, missing
         (1, 'class', '1 class'),
         (12, 'test class', '12 test classes'),
         (2, 'box', '2 boxes'),
+        (3, 'batch', '3 batches'),
     ],
 )
 def test_a_count_and_its_noun(count, noun, text):

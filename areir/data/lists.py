@@ -12,7 +12,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.files import is_unicode, refuse_special
 
 SHOWN = 10  # bad rows that a message lists
@@ -340,7 +340,7 @@ def locate(files, rows, source):
         prefixes |= {path.removesuffix(probe) for path in paths}
     if not prefixes:
         raise UserError(
-            f'{source} names {len(wanted):,} images, and none of them was found: '
+            f'{source} names {counted(len(wanted), "image")}, and none was found: '
             'extract the images beside it'
         )
     files = set(files)

@@ -21,7 +21,7 @@ import torch
 
 from areir.data.images import PixelFormat
 from areir.data.lists import DISTRACTOR
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.files import cut_name, load_own
 
 ADVICE = 'run data_utils.py again'
@@ -215,7 +215,7 @@ def load_split(data_root, name, crop_type='uncropped'):
     missing = missing_files(folder, images)
     if missing:
         raise UserError(
-            f'{len(missing):,} images of {path} are gone, such as {missing[0]}: '
+            f'{path}: {counted(len(missing), "image")} gone, such as {missing[0]}: '
             f'{ADVICE}'
         )
     return Split(folder, info, sha256, parts)

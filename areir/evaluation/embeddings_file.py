@@ -92,8 +92,8 @@ class EmbeddingsFile:
                 'that mixes its heads (train with --dimensions 0 --whitening 0)'
             )
         if not 1 <= heads <= known:
-            count = known or 'an unknown number of'
-            raise UserError(f'--evaluate_heads {heads}: {self.path} has {count} heads')
+            count = counted(known, 'head') if known else 'an unknown number of heads'
+            raise UserError(f'--evaluate_heads {heads}: {self.path} has {count}')
         self.dimensions = self.dimensions // known * heads
         for side in self.sides:
             side.embeddings = side.embeddings[:, : self.dimensions]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from areir.errors import UserError
+from areir.errors import UserError, counted
 
 TILE = 1024  # images per side of a tile of scores
 CHUNK = 384  # most dimensions summed by one product; bounds its rounding error
@@ -48,7 +48,9 @@ def check_embeddings(name, embeddings):
     bad = (~torch.cat(finite)).nonzero().flatten().tolist()
     if bad:
         rows = ', '.join(map(str, bad[:10]))
-        raise UserError(f'{name} holds NaN or infinity in {len(bad)} images: {rows}')
+        raise UserError(
+            f'{name} holds NaN or infinity in {counted(len(bad), "image")}: {rows}'
+        )
 
 
 def check_pair(query, gallery, norm=None):

@@ -8,7 +8,7 @@ image may be missed. How often that happens is measured against exact search.
 import numpy as np
 import torch
 
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.evaluation.scores import CACHED, pair_scores, tolerance
 from areir.files import atomic_path
 from areir.gallery.index import locked, read_state, write_state
@@ -86,7 +86,9 @@ def open_approximate(index):
                 write_state(database, state)
     print(
         'approximate index: it finds {recall:.2%} of the exact {nearest} nearest of '
-        '{queries} images (efSearch {efSearch})'.format(**measured)
+        '{images} (efSearch {efSearch})'.format(
+            **measured, images=counted(measured['queries'], 'image')
+        )
     )
     return approximate
 

@@ -113,7 +113,7 @@ def fit_projection(vectors, dimensions, whitening):
     """
     count, length = vectors.shape
     if count < 2:
-        raise UserError(f'{count} images are too few for principal components')
+        raise UserError('principal components need at least 2 images')
     blocks = vectors.split(BLOCK, dim=1)
     mean = torch.cat([block.double().mean(dim=0) for block in blocks])
     if not torch.isfinite(mean).all():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.evaluation.verification import curves
 from areir.files import atomic_path
 
@@ -153,7 +153,9 @@ def heads_chart(recalls):
         axes.set_xlabel('heads')
         axes.set_title('Recall@1 (%), with 95 % intervals')
 
-    numbers = [f'{row.name} heads {share(row.value)}' for row in recalls]
+    numbers = [
+        f'{counted(int(row.name), "head")} {share(row.value)}' for row in recalls
+    ]
     return make_chart(f'Recall@1 by number of heads: {"; ".join(numbers)}', draw)
 
 

@@ -15,6 +15,7 @@ import torch
 from areir.cli.recipes import RECIPES
 from areir.data.images import PixelFormat
 from areir.data.splits import Split
+from areir.errors import counted
 from areir.evaluation.intervals import class_means, describe_interval, nan_to_none
 from areir.files import relative_path
 from areir.hardware import Hardware
@@ -193,7 +194,7 @@ def opening_lines(experiment, run_name, sampler):
     if args.quiet:
         return warnings
     counts = ', '.join(
-        f'{name} {count:,} images of {classes:,} classes'
+        f'{name} {counted(count, "image")} of {counted(classes, "class")}'
         for name, (count, classes) in info['counts'].items()
     )
     se = 'se-' if args.with_se == 'yes' else ''
@@ -208,14 +209,15 @@ def opening_lines(experiment, run_name, sampler):
     return [
         f'run        {run_name}',
         f'data       {args.data_name} ({args.crop_type}): {counts}',
-        f'model      {se}{args.model_type}, {args.ensemble_size} heads of '
-        f'{args.meta_class_size} meta-classes, {experiment.parameters:,} parameters, '
-        f'weights: {args.weights}',
+        f'model      {se}{args.model_type}, {counted(args.ensemble_size, "head")} of '
+        f'{counted(args.meta_class_size, "meta-class")}, {experiment.parameters:,} '
+        f'parameters, weights: {args.weights}',
         f'device     {hardware.name}{more}{world}, {hardware.precision} '
         f'(bf16 is {native}native here)',
         f'recipe     {args.recipe}: {recipe}',
-        f'training   {args.num_epochs} epochs of {len(sampler.batches):,} batches of '
-        f'{sampler.batch_size}, lr {args.lr}{held}',
+        f'training   {counted(args.num_epochs, "epoch")} of '
+        f'{counted(len(sampler.batches), "batch")} of {sampler.batch_size}, '
+        f'lr {args.lr}{held}',
         f'reported   protocol {args.protocol}, {KEPT_EPOCH[args.select]}'
         + ('' if args.protocol == 'strict' else '; not comparable with strict figures')
         + ('; a query ignores images of its class and group' if has_groups else ''),

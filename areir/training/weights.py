@@ -3,7 +3,7 @@
 import torch
 
 from areir.data.images import PixelFormat
-from areir.errors import UserError
+from areir.errors import UserError, counted
 from areir.files import check_own, load_own
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED, timm_config
@@ -112,7 +112,9 @@ def read_base(args, split, partition):
             )
     heads = saved['ensemble_size']
     if heads >= args.ensemble_size:
-        raise UserError(f'--extend {args.extend}: it has {heads} heads already')
+        raise UserError(
+            f'--extend {args.extend}: it has {counted(heads, "head")} already'
+        )
     same = torch.equal(base['partition'], partition[:heads])
     if not same or base['classes'] != split.train.classes:
         raise UserError(

@@ -152,7 +152,7 @@ def test_an_image_that_its_list_lacks_is_named(tmp_path, capsys):
     edit(path, 4, None)
     prepare(str(tmp_path), name)
     lines = capsys.readouterr().out.splitlines()
-    (notice,) = [line for line in lines if 'left out 1 images' in line]
+    (notice,) = [line for line in lines if 'left out 1 image ' in line]
     assert 'Ebay_train.txt' in notice and notice.endswith('111085122871_0.JPG')
 
 

@@ -106,7 +106,7 @@ def test_the_seed_decides_what_is_held_out():
 
 def test_absent_images_are_counted_and_named(root, shoes):
     (shoes / 'a/0.png').unlink()
-    with pytest.raises(UserError, match=r'1 images of .* a/0\.png'):
+    with pytest.raises(UserError, match=r'1 image gone, .* a/0\.png'):
         load_split(root, 'shoes')
 
 

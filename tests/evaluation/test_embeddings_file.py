@@ -228,7 +228,7 @@ def with_bad_row(value):
 @pytest.mark.parametrize(
     ('contents', 'offender'),
     [
-        ({'embeddings': with_bad_row(torch.inf)}, '1 images: 7'),
+        ({'embeddings': with_bad_row(torch.inf)}, '1 image: 7'),
         ({'embeddings': TEXTS}, 'embeddings'),
         ({'embeddings': LABELS[:, None]}, 'floating point'),
         ({'embeddings': EMBEDDINGS[0]}, ': embeddings must be'),

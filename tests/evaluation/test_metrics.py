@@ -201,8 +201,8 @@ def test_labels_of_any_integer_type(labels):
 @pytest.mark.parametrize(
     ('query', 'labels', 'offender'),
     [
-        (bad_row(torch.nan), [0] * 6, 'query holds NaN .* 1 images: 4$'),
-        (bad_row(1e300, torch.float64), [0] * 6, 'query holds NaN .* 1 images: 4$'),
+        (bad_row(torch.nan), [0] * 6, 'query holds NaN .* 1 image: 4$'),
+        (bad_row(1e300, torch.float64), [0] * 6, 'query holds NaN .* 1 image: 4$'),
         (bad_row(1e30), [0] * 6, 'query .* normalise'),
         (vectors(6), [0] * 5, r'query_labels .* \(6,\), not \(5,\)'),
         (vectors(6), [[0]] * 6, r'query_labels .* \(6,\), not \(6, 1\)'),
@@ -223,7 +223,7 @@ def test_evaluate_refuses_queries(query, labels, offender):
 @pytest.mark.parametrize(
     ('gallery', 'labels', 'offender'),
     [
-        (bad_row(torch.nan), [0] * 6, 'gallery holds NaN .* 1 images: 4$'),
+        (bad_row(torch.nan), [0] * 6, 'gallery holds NaN .* 1 image: 4$'),
         (bad_row(3e38), [0] * 6, 'gallery: .* normalise'),
         (vectors(4), None, 'gallery and gallery_labels'),
         (None, [0] * 4, 'gallery and gallery_labels'),
