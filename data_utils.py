@@ -152,14 +152,15 @@ def locked_dataset(data_root, name):
 def print_source(dataset):
     """Print what was found, and a notice if some files are left out."""
     name, count = dataset.name, len(dataset.records)
-    print(f'{name}: {count:,} images in {dataset.source} ({dataset.layout})')
+    images = counted(count, 'image')
+    print(f'{name}: {images} in {dataset.source} ({dataset.layout})')
     left_out = dataset.left_out
     if left_out:
-        what = 'files that are not images of a class'
+        what = counted(len(left_out), 'file') + ' without an image of a class'
         if name in KNOWN_DATASETS:
-            what = f'images that are not in {dataset.layout}'
+            what = counted(len(left_out), 'image') + f' not in {dataset.layout}'
         example = printable(left_out[0])
-        print(f'notice: {name}: left out {len(left_out):,} {what}, such as {example}')
+        print(f'notice: {name}: left out {what}, such as {example}')
 
 
 def is_unchanged(dataset, fingerprint, skip_broken):
@@ -199,15 +200,15 @@ def leave_out_broken(dataset, results, skip_broken):
         lines.append(f'\n  {printable(image)}: {printable(result.problem)}{origin}')
     if broken and not skip_broken:
         raise UserError(
-            f'{name}: {len(broken):,} of {total:,} images cannot be read, so nothing '
-            'was written; replace these files and run again, or add --skip_broken to '
-            f'leave them out:{"".join(lines)}'
+            f'{name}: {len(broken):,} of {counted(total, "image")} cannot be read, so '
+            'nothing was written; replace these files and run again, or add '
+            f'--skip_broken to leave them out:{"".join(lines)}'
         )
     if broken:
         more = f'\n  and {len(lines) - SHOWN:,} more' * (len(lines) > SHOWN)
         print(
-            f'notice: {name}: left out {len(broken):,} of {total:,} images, which '
-            f'cannot be read:{"".join(lines[:SHOWN])}{more}'
+            f'notice: {name}: left out {len(broken):,} of {counted(total, "image")}, '
+            f'which cannot be read:{"".join(lines[:SHOWN])}{more}'
         )
         classes = {record.label for record in dataset.records}
         dataset = dataset.without({record.path for _, record, _ in broken})

@@ -139,12 +139,13 @@ def find_oddities(name, records, beyond=0, contents=None):
             images, classes = counts.get(part, (0, 0))
             if (images, classes) != official:
                 oddities.append(
-                    f'{part} has {images:,} images of {classes:,} classes, the '
+                    f'{part} has {counted(images, "image")} of '
+                    f'{counted(classes, "class")}, the '
                     'official split {:,} of {:,}'.format(*official)
                 )
         if beyond and known.boxes_fit:
             oddities.append(
-                f'{beyond:,} boxes reach beyond their image and were clamped: '
+                f'{counted(beyond, "box")} beyond the edge of the image: '
                 'annotations and images may not belong together'
             )
     lost = count_lost(records, contents or range(len(records)))
