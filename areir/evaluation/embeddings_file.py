@@ -22,12 +22,12 @@ All functions raise a UserError that names the file and what is missing or wrong
 import itertools
 import posixpath
 import unicodedata
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from areir.data.lists import DISTRACTOR, plain_labels, shorten
 from areir.errors import UserError, counted
@@ -37,6 +37,8 @@ from areir.evaluation.scores import rows_at_once
 from areir.evaluation.verification import PairCounter
 
 METRICS = 'cosine', 'dot', 'euclidean'
+SAME_VECTOR = 1 - 2e-6  # the least cosine of two; float32 rounds by less
+SEEN = 100  # queries whose vectors are looked for in the gallery
 SAME_LENGTH = 1.01  # longest to shortest of a side; float16 rounds by less
 
 
@@ -328,77 +330,86 @@ def plain(value):
 
 
 def find_copies(file):
-    """Let queries ignore images of their name in the gallery; note what was found.
+    """Let queries ignore their own images; note what was found.
 
-    File numbers that the file has come first. Names that several classes share do not
-    tell images apart. Equal vectors are noted, but not ignored.
+    Those are images of their name in the gallery or, without one, rows of their name
+    and vector, as programs that divide images among processes repeat some. The array
+    files of a file comes first. Equal vectors of other names are noted, not ignored.
     """
     if file.gallery is None:
         find_repeats(file)
-        return
-    query, gallery = file.sides
-    names = [
-        side.images and [clean(name) for name in side.images] for side in file.sides
-    ]
-    if query.files is None and None not in names:
-        shared = set(names[0]).intersection(names[1])
-        file.in_gallery = sum(name in shared for name in names[0])
-        example = min(shared, default=None)
-        count = counted(file.in_gallery, 'query')
-        if any(map(ambiguous, names, [query.labels, gallery.labels], [shared] * 2)):
-            file.notices.append(
-                f'{file.path}: names such as {example} are of several classes, so they '
-                'do not tell which queries the gallery holds: give whole paths'
-            )
-            file.in_gallery = None
-        elif shared:
-            file.notices.append(
-                f'{file.path}: the gallery has images of the names of {count}, such as '
-                f'{example}: no query finds its own'
-            )
-            numbers = {name: number for number, name in enumerate(shared)}
-            query.files, gallery.files = (
-                torch.tensor([numbers.get(name, -1) for name in side]) for side in names
-            )
-    same = same_vectors(query, gallery)
-    if same:
-        file.notices.append(
-            f'{file.path}: the vectors of {counted(len(same), "query")}, such as row '
-            f'{same[0]}, are also in the gallery: if they are the same images, give '
-            'them the same names (images, query_images), and no query finds itself'
+    else:
+        find_names_in_gallery(file)
+    rows, copies = same_vectors(file)
+    if copies:
+        count = counted(len(copies), 'query')
+        seen = (
+            f' of {len(rows)} looked at' if len(rows) < len(file.query.labels) else ''
         )
+        file.notices.append(
+            f'{file.path}: {count}{seen}, such as row {copies[0]}, with the vector of '
+            'an image that they search: if it is the same image, give both one name '
+            '(images) or number (files), and none finds itself'
+        )
+
+
+def find_names_in_gallery(file):
+    """Number images of one name in queries and gallery as one file.
+
+    Names that images of several classes share do not tell images apart.
+    """
+    query, gallery = file.sides
+    if query.files is not None or query.images is None or gallery.images is None:
+        return
+    names = [[clean(name) for name in side.images] for side in file.sides]
+    shared = set(names[0]).intersection(names[1])
+    example = min(shared, default=None)
+    if any(ambiguous(*pair, shared) for pair in zip(names, (query, gallery))):
+        file.notices.append(
+            f'{file.path}: names such as {example} are of several classes, so they '
+            'do not tell which queries the gallery holds: give whole paths'
+        )
+        return
+    file.in_gallery = sum(name in shared for name in names[0])
+    if shared:
+        count = counted(file.in_gallery, 'query')
+        file.notices.append(
+            f'{file.path}: the gallery has images of the names of {count}, such as '
+            f'{example}: no query finds its own'
+        )
+        numbers = {name: number for number, name in enumerate(shared)}
+        query.files, gallery.files = (
+            torch.tensor([numbers.get(name, -1) for name in side]) for side in names
+        )
+
+
+def ambiguous(names, side, shared):
+    """Whether one of the shared names is that of images of several classes."""
+    pairs = {pair for pair in zip(names, side.labels.tolist()) if pair[0] in shared}
+    return len(pairs) > len(shared.intersection(names))
 
 
 def find_repeats(file):
-    """Let images without a gallery ignore rows of their name and vector.
-
-    Programs that divide images among processes repeat some. Without names, equal
-    vectors are noted, but not ignored.
-    """
+    """Number rows of one name and vector as one file."""
     side = file.query
-    rows = hash_rows(side.embeddings)
-    if side.files is not None or len(rows) != len(side.labels):
+    if side.files is not None or side.images is None or not can_be_ranked([side]):
         return
-    if side.images is not None:
-        rows = list(zip(map(clean, side.images), rows))
-    repeated = {row for row, count in Counter(rows).items() if count > 1}
-    if not repeated:
-        return
-    first = next(place for place, row in enumerate(rows) if row in repeated)
-    count = counted(sum(row in repeated for row in rows), 'image')
-    if side.images is None:
+    first = {}  # {name: its first row}
+    firsts = [
+        first.setdefault(clean(name), row) for row, name in enumerate(side.images)
+    ]
+    firsts = torch.tensor(firsts)
+    rows = (firsts != torch.arange(len(firsts))).nonzero().flatten()
+    pairs = [side.embeddings[each].double() for each in (rows, firsts[rows])]
+    rows = rows[F.cosine_similarity(*pairs) > SAME_VECTOR]
+    if len(rows):
+        count, example = counted(len(rows), 'image'), side.images[rows[0]]
         file.notices.append(
-            f'{file.path}: {count} with the vector of another, such as row {first}: if '
-            'they are copies, give them one number in an array files, and none finds '
-            'the other'
+            f'{file.path}: {count} listed more than once, such as {example}: none '
+            'finds itself'
         )
-        return
-    numbers = {row: number for number, row in enumerate(repeated)}
-    side.files = torch.tensor([numbers.get(row, -1) for row in rows])
-    file.notices.append(
-        f'{file.path}: {count} with the name and the vector of another, such as '
-        f'{side.images[first]}: no query finds itself'
-    )
+        side.files = torch.full_like(firsts, -1)
+        side.files[rows] = side.files[firsts[rows]] = firsts[rows]
 
 
 def clean(name):
@@ -407,36 +418,27 @@ def clean(name):
     return unicodedata.normalize('NFC', name)
 
 
-def ambiguous(names, labels, shared):
-    """Whether one of the shared names is that of images of several classes."""
-    pairs = {pair for pair in zip(names, labels.tolist()) if pair[0] in shared}
-    return len(pairs) > len(shared.intersection(names))
+def same_vectors(file):
+    """Return (rows of queries, those whose vector is that of an image to be found).
 
-
-def same_vectors(query, gallery):
-    """Return the rows of queries with a vector of the gallery that they do not ignore.
-
-    Rows are compared by hash.
+    At most SEEN queries are looked at. Images that they ignore are not to be found.
     """
-    hashes = [hash_rows(side.embeddings) for side in (query, gallery)]
-    files = [[-1] * len(each) for each in hashes]
-    if query.files is not None:
-        files = [query.files.tolist(), gallery.files.tolist()]
-    present, own = set(hashes[1]), set(zip(*(hashes[1], files[1])))
-    return [
-        row
-        for row, (value, number) in enumerate(zip(hashes[0], files[0]))
-        if value in present and (number < 0 or (value, number) not in own)
-    ]
-
-
-def hash_rows(embeddings):
-    if embeddings.dim() != 2 or not embeddings.numel():
-        return []
-    blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
-    return [
-        hash(row.tobytes()) for block in blocks for row in (block.float() + 0.0).numpy()
-    ]
+    query, gallery = file.query, file.gallery or file.query
+    if not can_be_ranked(file.sides):
+        return [], []
+    rows = torch.arange(0, len(query.labels), -(-len(query.labels) // SEEN))
+    vectors = F.normalize(query.embeddings[rows].float())
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    places = torch.arange(len(gallery.labels))
+    for block in places.split(rows_at_once(vectors.shape[1])):
+        same = vectors @ F.normalize(gallery.embeddings[block].float()).T > SAME_VECTOR
+        if file.gallery is None:
+            same &= rows[:, None] != block
+        if query.files is not None:
+            own = query.files[rows, None]
+            same &= (own != gallery.files[block]) | (own < 0)
+        found |= same.any(dim=1)
+    return rows.tolist(), rows[found].tolist()
 
 
 # Metrics
@@ -448,14 +450,11 @@ def apply_metric(file, metric, device):
     The embeddings of the file are given up. What cannot be ranked stays as it is.
     """
     names = [side.names['embeddings'] for side in file.sides]
+    fits = can_be_ranked(file.sides)
     vectors = [side.embeddings.to(device) for side in file.sides]
     for side in file.sides:
         side.embeddings = None
-    fits = all(
-        part.dim() == 2 and part.numel() and part.is_floating_point()
-        for part in vectors
-    )
-    if not fits or len({part.shape[1] for part in vectors}) > 1:
+    if not fits:
         return vectors
     norms = [row_norms(part) for part in vectors]
     low, high = torch.cat(norms).aminmax()
@@ -480,6 +479,18 @@ def apply_metric(file, metric, device):
             'them otherwise'
         )
     return [by_rows(part, scaled, norm) for part, norm in zip(vectors, norms)]
+
+
+def can_be_ranked(sides):
+    """Whether sides have matrices of floats of one width, one row for each label."""
+    vectors = [side.embeddings for side in sides]
+    return all(
+        part.dim() == 2 and part.numel() and part.is_floating_point()
+        for part in vectors
+    ) and all(
+        part.shape == (len(side.labels), vectors[0].shape[1])
+        for part, side in zip(vectors, sides)
+    )
 
 
 def row_norms(embeddings):
