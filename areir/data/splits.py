@@ -196,7 +196,7 @@ def load_split(data_root, name, crop_type='uncropped'):
     content = load_own(path, ['train', 'info'], ADVICE)
     info = content['info']
     images_of = {part: content[part] for part in info['counts']}
-    groups, files = info.get('groups'), info.get('files')
+    groups, files = info.get('groups'), info.get('files') or None
     hashed = [images_of, groups] if groups else images_of
     sha256 = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
     if groups:
