@@ -223,7 +223,7 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
         ('--query_img_name ../own.png', '../own.png: no such'),  # of the gallery
         ('--query_img_name {0}/notes.txt', 'notes.txt: cannot identify'),
         ('--query_img_name {0}/empty', 'empty: no images'),
-        ('--model {0}/toy_modl.pth', '--model {0}/toy_modl.pth: no such'),
+        ('--model {0}/toy_modl.pth', '--model {0}/toy_modl.pth: no network'),
         (
             '--export {0}/new/vectors',
             '--export {0}/new/vectors: no such .* nor {0}/new',

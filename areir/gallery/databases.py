@@ -60,8 +60,8 @@ def find_database(name, results_root):
             'python inference.py --gallery DIR; see README.md'
         )
     raise UserError(
-        f'--data_base {name}: no such database{did_you_mean(name, names)}; '
-        f'in {results_root}: {", ".join(names) or "none"}'
+        f'--data_base {name}: no such database; in {results_root}: '
+        f'{", ".join(names) or "none"}{did_you_mean(name, names)}'
     )
 
 
@@ -81,8 +81,8 @@ def find_model(name, results_root):
     if is_network(name):
         return name, ', pretrained'
     raise UserError(
-        f'--model {name}: {missing(name)}; no network that train.py takes; '
-        f'in {results_root}: {", ".join(sorted(names)) or "none"}'
+        f'--model {name}: no network that train.py takes, no file in {results_root}, '
+        f'which has {", ".join(sorted(names)) or "none"}, and {missing(name)}'
     )
 
 

@@ -42,7 +42,7 @@ def query_paths(name, folder):
     path = name if os.path.isfile(name) else find_inside(name, folder)
     if not path:
         raise UserError(
-            f'--query_img_name {name}: {missing(name)}; {folder} has no such image'
+            f'--query_img_name {name}: no such image in {folder}, and {missing(name)}'
         )
     load_image(path, least=1)
     return [path]
