@@ -12,6 +12,7 @@ https://open-metric-learning.readthedocs.io describes the format; `lists.COLUMNS
 other names of the columns.
 """
 
+import bisect
 import functools
 import itertools
 import os
@@ -33,6 +34,7 @@ PART_OF = {
 ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
 PROBES = 8  # paths by which their folder is found
 SEARCHED = 100_000  # files among which the nearest name is looked for
+NEIGHBOURS = 1000  # of them in the order of names, which are compared
 
 
 def read_table(path):
@@ -122,9 +124,9 @@ def set_roles(rows):
     for origin, record, (is_query, is_gallery) in rows:
         part = record.part
         if part not in ('train', None):
-            part = 'test'
-            if separate or (is_query and not is_gallery):
-                part = 'gallery' if is_gallery else 'query'
+            part = 'gallery' if separate else 'test'
+            if is_query and not is_gallery:
+                part = 'query'
         records.append(record._replace(part=part, origin=origin))
     return records
 
@@ -265,7 +267,11 @@ def nearest_name(folder, name):
     deeper = [path for path in files if path.endswith(f'/{name}')]
     if deeper:
         return f'; did you mean {printable(deeper[0])}?'
-    return did_you_mean(name, files)
+    # comparing with all would take seconds
+    place = bisect.bisect(files, name)
+    near = files[max(0, place - NEIGHBOURS) : place + NEIGHBOURS]
+    namesakes = [path for path in files if path.endswith('/' + os.path.basename(name))]
+    return did_you_mean(name, namesakes[:NEIGHBOURS] + near)
 
 
 def list_names(folder):

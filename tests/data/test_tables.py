@@ -288,7 +288,7 @@ def write_pictures(folder, names='abcdef'):
 def test_images_without_a_label_are_distractors(root, tmp_path, capsys, label):
     write_pictures(tmp_path)
     table = PARTS + 'a.png,x,train,,\nb.png,y,train,,\n'
-    for roles in ('1,1', '0,1'):
+    for roles in ('1,1', '0,1', ','):
         row = f'e.png,{label},val,{roles}\n'
         apart = f'{table}c.png,z,val,1,0\nd.png,z,val,0,1\n{row}'
         parts = [(record.part, record.label) for record in read_text(tmp_path, apart)]
