@@ -60,8 +60,8 @@ def read_table(path):
     if finder.renamed:
         count, example = len(finder.renamed), next(iter(finder.renamed.values()))
         print(
-            f'notice: {path}: {counted(count, "name")} as on disk, which has other '
-            f'letters or accents, such as {printable(example)}'
+            f'notice: {path}: {counted(count, "name")} as on disk, in other case '
+            f'or with other accents, such as {printable(example)}'
         )
     print_parts(path, [cells for _, cells in rows], records)
     folder, paths = finder.common_folder([record.path for record in records])
