@@ -437,6 +437,10 @@ def same_vectors(file):
         if query.files is not None:
             own = query.files[rows, None]
             same &= (own != gallery.files[block]) | (own < 0)
+        if query.groups is not None:
+            own = query.groups[rows, None]
+            others = query.labels[rows, None] != gallery.labels[block]
+            same &= (own != gallery.groups[block]) | (own < 0) | others
         found |= same.any(dim=1)
     return rows.tolist(), rows[found].tolist()
 

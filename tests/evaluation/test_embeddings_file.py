@@ -631,6 +631,11 @@ def test_groups_and_files_are_ignored(kind, apart, metric):
     assert expected != evaluate(vectors, LABELS, [1, 4])
 
 
+def test_copies_that_a_group_ignores_are_not_noted():
+    groups = {'groups': GROUPS, 'query_groups': GROUPS[:9]}
+    assert not rank_file(save_both(None, None, **groups), 'cpu').notices
+
+
 def test_groups_of_one_side_are_refused():
     line = refusal(save_both(None, None, query_groups=GROUPS[:9]))
     assert 'groups not in it' in line
