@@ -34,7 +34,7 @@ class LabelledImages:
 
     query: torch.Tensor  # (Q, D)
     gallery: torch.Tensor  # (N, D)
-    query_class: torch.Tensor  # (Q,) int64 from 0 on
+    query_class: torch.Tensor  # (Q,) int64 from 0 on, -1 of distractors
     gallery_class: torch.Tensor  # (N,)
     leave_one_out: bool  # whether the gallery is the queries
     bound: float  # on the scores

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from areir.data.lists import DISTRACTOR, plain_labels, shorten
 from areir.errors import UserError, counted
 from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
-from areir.evaluation.metrics import label_images, rank_images, without_distractors
+from areir.evaluation.metrics import label_images, rank_images
 from areir.evaluation.scores import rows_at_once
 from areir.evaluation.verification import PairCounter
 
@@ -133,8 +133,7 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         images = label_images(**arguments)
         pairs = PairCounter(images, highest(images, metric)) if with_pairs else None
         all_ranks = file.query.groups is not None
-        ranks = rank_images(images, all_ranks=all_ranks, pairs=pairs)
-        file.ranks, labels = without_distractors(ranks, file.query.labels)
+        file.ranks = rank_images(images, all_ranks=all_ranks, pairs=pairs)
     except (ValueError, RuntimeError) as error:
         # the message begins with the argument at fault
         argument, _, reason = str(error).partition('\n')[0].partition(' ')
@@ -152,7 +151,7 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     file.ignored = ignored_files(file)[kept]
     if query.images is not None:
         query.images = list(itertools.compress(query.images, kept.tolist()))
-    query.labels = labels
+    query.labels = query.labels[kept]
     return file
 
 

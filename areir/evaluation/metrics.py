@@ -18,16 +18,7 @@ DISTRACTOR = -1  # the label of an image that is searched and never right
 
 
 def evaluate(
-    query,
-    query_labels,
-    ks,
-    gallery=None,
-    gallery_labels=None,
-    tile=TILE,
-    groups=None,
-    gallery_groups=None,
-    files=None,
-    gallery_files=None,
+    query, query_labels, ks, gallery=None, gallery_labels=None, tile=TILE, **marks
 ):
     """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
 
@@ -36,9 +27,9 @@ def evaluate(
     tile: images per side of a tile of scores; it does not change the result.
 
     Images labelled DISTRACTOR are searched, but never right, and do not query.
-    groups and files: of the queries, and of the gallery, int64 per image, -1 for none.
-    A query ignores images of its class and group, such as those of the same camera,
-    and images of its file, which are copies of itself.
+    marks: groups and files of the queries, and gallery_groups and gallery_files, int64
+    per image, -1 for none. A query ignores images of its class and group, such as those
+    of the same camera, and images of its file, which are copies of itself.
 
         recall@k     1 if a positive is among the k nearest images, else 0
                      (arXiv 1511.06452)
@@ -56,11 +47,9 @@ def evaluate(
     k beyond the images that can be retrieved.
     """
     ks = list(ks)
-    marks = groups, gallery_groups, files, gallery_files
-    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile, *marks)
+    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile, **marks)
     check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
-    labels = check_labels('query_labels', query_labels, query)
-    return summary(without_distractors(ranks, labels)[0], ks)
+    return summary(ranks, ks)
 
 
 def check_ks(ks, available):
@@ -104,19 +93,6 @@ def without_lone_queries(ranks, ks):
     }
 
 
-def without_distractors(ranks, labels):
-    """Return ranks and labels (Nq,) of the queries that are no distractors.
-
-    ranks: of `rank_positives`; labels: int64. Raises UserError if none is left.
-    """
-    queries = labels != DISTRACTOR
-    if not queries.any():
-        raise UserError('query_labels has distractors only, and they do not query')
-    queries = queries.to(ranks['rank'].device)
-    kept = {name: values[queries] for name, values in ranks.items()}
-    return kept, labels[queries.to(labels.device)]
-
-
 def measures(ranks, ks):
     """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map."""
     rank = ranks['rank']
@@ -126,29 +102,19 @@ def measures(ranks, ks):
 
 
 def rank_positives(
-    query,
-    query_labels,
-    gallery=None,
-    gallery_labels=None,
-    tile=TILE,
-    groups=None,
-    gallery_groups=None,
-    files=None,
-    gallery_files=None,
+    query, query_labels, gallery=None, gallery_labels=None, tile=TILE, **marks
 ):
     """Return what `measures` needs to know of every query, exact for every `tile`.
 
-    The arguments are those of `evaluate`. Returns a dict of tensors (Nq,):
+    The arguments are those of `evaluate`. Returns a dict of tensors (Nq,), without the
+    distractors among the queries:
 
         positives    R, int64
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
         map@r, r_precision, and with groups map   as in `evaluate`, float64
     """
-    images = label_images(
-        *(query, query_labels, gallery, gallery_labels),
-        *(groups, gallery_groups, files, gallery_files),
-    )
-    return rank_images(images, tile, all_ranks=groups is not None)
+    images = label_images(query, query_labels, gallery, gallery_labels, **marks)
+    return rank_images(images, tile, all_ranks=marks.get('groups') is not None)
 
 
 def label_images(
@@ -171,12 +137,12 @@ def label_images(
     bound = check_pair(query, gallery)
     query_labels = check_labels('query_labels', query_labels, query)
     gallery_labels = check_labels('gallery_labels', gallery_labels, gallery)
+    distractors = query_labels == DISTRACTOR
+    if distractors.all():
+        raise UserError('query_labels has distractors only, and they do not query')
     labels = torch.cat([query_labels, gallery_labels])
-    names, classes = labels.unique(return_inverse=True)
-    classes = classes.split([len(query), len(gallery)])
-    # no image of the gallery is right for a distractor
-    query_class = torch.where(query_labels == DISTRACTOR, len(names), classes[0])
-    classes = query_class, classes[1]
+    classes = labels.unique(return_inverse=True)[1].split([len(query), len(gallery)])
+    classes = classes[0].masked_fill(distractors, -1), classes[1]
     ignored = []
     if groups is not None:
         pair = numbered('groups', groups, gallery_groups, query, gallery)
@@ -186,7 +152,7 @@ def label_images(
             files = gallery_files = torch.full((len(query),), -1)
         pair = numbered('files', files, gallery_files, query, gallery)
         if leave_one_out:  # each image is a file of its own
-            own = len(query) + torch.arange(len(query), device=query.device)
+            own = -2 - torch.arange(len(query), device=query.device)
             pair = [torch.where(pair[1] < 0, own, pair[1])] * 2
         ignored.append(pair)
     return LabelledImages(
@@ -212,7 +178,8 @@ def rank_images(images, tile=TILE, all_ranks=False, pairs=None):
     ranks = {'positives': positives}
     for name in results[0]:
         ranks[name] = torch.cat([result[name] for result in results])
-    return ranks
+    queries = images.query_class >= 0  # no distractors
+    return {name: values[queries] for name, values in ranks.items()}
 
 
 def check_labels(name, labels, embeddings):

@@ -35,7 +35,7 @@ class PairCounter:
     def __init__(self, images, top):
         self.images = images
         self.top = torch.as_tensor(top).expand(len(images.query))
-        classes = int(images.query_class.max()) + 1
+        classes = int(images.query_class.max()) + 2  # from -1, that of distractors
         # wrong and right pairs
         self.counts = torch.zeros(2, classes, IGNORED + 1, dtype=torch.int32)
 
@@ -58,7 +58,7 @@ class PairCounter:
         ]
         counts = torch.stack(counts).view(2, len(classes), -1).int().cpu()
         counts[0] -= counts[1]
-        self.counts.index_add_(1, classes.cpu(), counts)
+        self.counts.index_add_(1, classes.cpu() + 1, counts)
 
     def result(self):
         """Return the counts (2, classes, BINS) of wrong and right pairs.

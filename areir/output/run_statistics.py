@@ -14,7 +14,6 @@ from areir.evaluation.metrics import (
     label_images,
     measures,
     rank_positives,
-    without_distractors,
 )
 from areir.evaluation.ranking import search
 from areir.evaluation.scores import BestScores, score_blocks
@@ -66,8 +65,7 @@ class SearchedImages:
         """Return the ranks of `metrics.rank_positives` by some of the columns."""
         (vectors, labels), marks = self.everything
         searched = () if self.leave_one_out else (self.gallery[:, columns], self.labels)
-        ranks = rank_positives(vectors[:, columns], labels, *searched, **marks)
-        return without_distractors(ranks, labels)[0]
+        return rank_positives(vectors[:, columns], labels, *searched, **marks)
 
     def blocks(self, block):
         """Return the `score_blocks` of `block` queries each."""

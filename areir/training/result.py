@@ -9,13 +9,7 @@ from torch.nn import functional as F
 from areir.bars import progress_bar
 from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
-from areir.evaluation.metrics import (
-    DISTRACTOR,
-    measures,
-    rank_positives,
-    summary,
-    without_distractors,
-)
+from areir.evaluation.metrics import DISTRACTOR, measures, rank_positives, summary
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
@@ -154,7 +148,7 @@ class Result:
         names_of_marks = 'groups', 'gallery_groups', 'files', 'gallery_files'
         tensors = self.on_device(names)
         ranks = rank_positives(*tensors, **dict(zip(names_of_marks, marks)))
-        return without_distractors(ranks, query.labels)
+        return ranks, query.labels[queries(query.labels)]
 
     def join(self, names, dtype=None):
         """Return embeddings and labels of several parts, one after the other."""
@@ -174,12 +168,13 @@ class Result:
         files = None if files[0] is None else torch.cat(files)
         ranks = rank_positives(embeddings, labels, files=files)
         hits = measures(ranks, [1])['recall@1']
+        labels = labels[queries(labels)]
         trained = len(self.split.train)  # they come first, classes held out last
-        new = trained + sum(len(self.parts[name]) for name in self.split.test_parts)
+        tests = [queries(self.parts[name].labels) for name in self.split.test_parts]
         found = {'all_recall@1_trained': (hits[:trained], labels[:trained])}
-        if self.split.test_parts:
-            rows = trained + queries(labels[trained:new])
-            found['all_recall@1_new'] = hits[rows], labels[rows]
+        if tests:
+            new = slice(trained, trained + sum(map(len, tests)))
+            found['all_recall@1_new'] = hits[new], labels[new]
         return found
 
     @property
