@@ -25,7 +25,7 @@ if __name__ == '__main__':
 from areir.data.crops import link_images, link_source, refuse_foreign_files, write_crops
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.leaks import find_leaks
-from areir.data.lists import DISTRACTOR, SHOWN
+from areir.data.lists import DISTRACTOR, listed
 from areir.data.sample import draw_sample
 from areir.data.source import TABLE, link_usual_folders, read_source
 from areir.data.splits import check_name, load_split
@@ -37,7 +37,7 @@ from areir.data.verification import (
     verify_images,
 )
 from areir.errors import UserError, counted, printable
-from areir.files import make_writable, refuse_folder, write_tensors
+from areir.files import make_writable, refuse_folder, remove, write_tensors
 from areir.hardware import available_cores, most_workers
 
 # Arguments
@@ -128,7 +128,8 @@ def prepare(
             'fingerprint': fingerprint,
         }
         with locked_dataset(data_root, name):  # from here on the disk changes
-            remove_split_files(dataset)
+            for crop_type in dataset.crop_types:  # not to outlive an interruption
+                remove(dataset.split_path(crop_type))
             make_links_and_crops(pool, dataset, fingerprint)
             write_split_files(dataset, info, found)
 
@@ -191,34 +192,30 @@ def leave_out_broken(dataset, results, skip_broken):
     results: of `verify_images`. Raises UserError naming all of them unless they are to
     be left out, or if too little is left.
     """
-    name, total = dataset.name, len(results)
-    rows = list(zip(results, dataset.records, dataset.images))
-    broken = [row for row in rows if row[0].problem]
-    lines = []
-    for result, record, image in broken:
-        origin = f' ({record.origin})' if record.origin else ''
-        lines.append(f'\n  {printable(image)}: {printable(result.problem)}{origin}')
-    if broken and not skip_broken:
+    name, skipped, lines = dataset.name, {}, []
+    for result, record, image in zip(results, dataset.records, dataset.images):
+        if result.problem:
+            skipped[record.path] = result.problem
+            origin = f' ({record.origin})' if record.origin else ''
+            lines.append(f'{printable(image)}: {printable(result.problem)}{origin}')
+    if not lines:
+        return dataset, results, skipped
+    count = f'{len(lines):,} of {counted(len(results), "image")}'
+    if not skip_broken:
         raise UserError(
-            f'{name}: {len(broken):,} of {counted(total, "image")} cannot be read, so '
-            'nothing was written; replace these files and run again, or add '
-            f'--skip_broken to leave them out:{"".join(lines)}'
+            f'{name}: {count} cannot be read, so nothing was written; replace these '
+            'files and run again, or add --skip_broken to leave them out:'
+            f'{listed(lines, len(lines))}'
         )
-    if broken:
-        more = f'\n  and {len(lines) - SHOWN:,} more' * (len(lines) > SHOWN)
+    print(f'notice: {name}: left out {count}, which cannot be read:{listed(lines)}')
+    classes = {record.label for record in dataset.records}
+    dataset = dataset.without(skipped)
+    lost = sorted(classes - {record.label for record in dataset.records})
+    if lost:
         print(
-            f'notice: {name}: left out {len(broken):,} of {counted(total, "image")}, '
-            f'which cannot be read:{"".join(lines[:SHOWN])}{more}'
+            f'notice: {name}: classes without an image left: {len(lost):,}, such '
+            f'as {printable(str(lost[0]))}'
         )
-        classes = {record.label for record in dataset.records}
-        dataset = dataset.without({record.path for _, record, _ in broken})
-        lost = sorted(classes - {record.label for record in dataset.records})
-        if lost:
-            print(
-                f'notice: {name}: classes without an image left: {len(lost):,}, such '
-                f'as {printable(str(lost[0]))}'
-            )
-    skipped = {record.path: result.problem for result, record, _ in broken}
     return dataset, [result for result in results if not result.problem], skipped
 
 
@@ -283,14 +280,6 @@ def find_statistics(dataset, results, image_size):
             f'{channel}: replace or add images in {dataset.source}'
         )
     return mean, std
-
-
-def remove_split_files(dataset):
-    """Remove earlier split files: they must not outlive an interrupted preparation."""
-    for crop_type in dataset.crop_types:
-        path = dataset.split_path(crop_type)
-        if os.path.isfile(path):
-            os.remove(path)
 
 
 def make_links_and_crops(pool, dataset, fingerprint):

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import unicodedata
+from collections import defaultdict
 from typing import NamedTuple
 
 from areir.errors import UserError, counted
@@ -195,6 +196,18 @@ def shorten(names, most=SHOWN):
     return ', '.join(names[:most]) + ', ...' * (len(names) > most)
 
 
+def look_alikes(labels):
+    """Return the groups of labels that differ in case, blanks, zeros or accents alone.
+
+    Accents: in the form of their letters, composed or not.
+    """
+    groups = defaultdict(list)
+    for label in sorted(set(labels)):
+        plain = ''.join(unicodedata.normalize('NFKC', label).casefold().split())
+        groups[re.sub('[.,]0*$', '', plain).lstrip('0')].append(label)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def plain_labels(labels):
     """Return the labels of a table; DISTRACTOR for an empty one, and for -1.
 
@@ -224,12 +237,14 @@ def parse_rows(path, rows, parse):
     if len(problems) == 1:
         raise UserError(f'{path}, {problems[0]}')
     if problems:
-        listed = problems[:SHOWN]
-        if len(problems) > SHOWN:
-            listed.append(f'and {len(problems) - SHOWN} more')
-        text = '\n  '.join([f'{path}: {len(problems)} bad rows:', *listed])
-        raise UserError(text)
+        raise UserError(f'{path}: {len(problems)} bad rows:{listed(problems)}')
     return parsed
+
+
+def listed(lines, most=SHOWN):
+    """Return the first lines below a heading, and how many there are besides."""
+    more = [f'and {len(lines) - most:,} more'] if len(lines) > most else []
+    return ''.join(f'\n  {line}' for line in [*lines[:most], *more])
 
 
 def refuse_repeats(rows):

@@ -7,12 +7,11 @@ file's name begins with identity and camera: 0002_c1s1_000451_03.jpg.
 import math
 import random
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from areir.data.images import IMAGE_SUFFIXES
-from areir.data.lists import DISTRACTOR, Record
+from areir.data.lists import DISTRACTOR, Record, look_alikes
 from areir.errors import UserError, counted, printable
 
 # the letters of a part's folder: bounding_box_train, Test-Set, valid, image_query
@@ -151,7 +150,7 @@ def compare_levels(folders, place_of):
     for level in range(1, max(map(len, paths), default=0) + 1):
         classes = {names[:level] for names in paths if len(names) >= level}
         # whether it divides the images otherwise than the level above does
-        if len(classes) != len(last) or {names[:above] for names in classes} != last:
+        if sorted(names[:above] for names in classes) != sorted(last):
             count = f'{counted(len(classes), "class")} such as {"/".join(min(classes))}'
             choices.append(f'--class_level {level}: {count}')
             last, above = classes, level
@@ -172,8 +171,8 @@ def compare_levels(folders, place_of):
 def describe(places, bases):
     """Return ('below train/ and val/: 6 and 6', parts without a class).
 
-    The numbers are those of the classes of each part. Names that differ only in case,
-    blanks or the form of their letters are told. places, bases: see `recognise`.
+    The numbers are those of the classes of each part; an example of `look_alikes`
+    follows. places, bases: see `recognise`.
     """
     labels = {(place[0], place[1]) for place in places if place}
     count = Counter(part for part, label in labels if label != DISTRACTOR)
@@ -183,13 +182,8 @@ def describe(places, bases):
     unused = [base for base in bases if base not in used]
     if unused:
         text += f'; {" and ".join(unused)} left out'
-    alike = defaultdict(set)
-    for _, label in labels:
-        plain = unicodedata.normalize('NFKC', label).casefold()
-        alike[''.join(plain.split())].add(label)
-    twins = [sorted(names) for names in alike.values() if len(names) > 1]
-    if twins:
-        text += f'; {twins[0][0]!r} and {twins[0][1]!r} are different classes'
+    for one, other, *_ in look_alikes(label for _, label in labels)[:1]:
+        text += f'; {one!r} and {other!r} are different classes'
     return text, [base for base in used if not count[bases[base]]]
 
 

@@ -6,7 +6,7 @@ Is each image complete? Is the split as it should be? What are mean and deviatio
 import hashlib
 import os
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -154,11 +154,9 @@ def find_oddities(name, records, beyond=0, contents=None):
             f'queries without another image of their class to find: {lost:,}; they '
             'always miss'
         )
-    classes = {part: set() for part in PARTS}
-    for record in records:
-        classes[record.part].add(record.label)
-    tested = classes['test'] | classes['query'] | classes['gallery']
-    shared = classes['train'] & tested
+    trained = {record.label for record in records if record.part == 'train'}
+    tested = {record.label for record in records if record.part != 'train'}
+    shared = trained & tested
     if shared:
         oddities.append(
             f'{counted(len(shared), "class")} both in training and in the test: the '
@@ -172,21 +170,20 @@ def count_lost(records, contents):
 
     Copies of a query, and images of its class and group, are not to be found.
     """
-
-    def keys(record, content):
-        label, group = record.label, record.group
-        group = content if group is None else group
-        return (label,), (label, group), (label, None, content), (label, group, content)
-
-    rows = list(zip(records, contents))
-    searched = Counter()
-    for record, content in rows:
+    searched = defaultdict(set)  # of each class
+    for record, content in zip(records, contents):
         if record.part in ('gallery', 'test'):
-            searched.update(keys(record, content))
-    lost = 0
-    for record, content in rows:
-        if record.part in ('query', 'test') and record.label != DISTRACTOR:
-            counts = [searched[key] for key in keys(record, content)]
-            of_class, of_group, copies, both = counts
-            lost += of_class == of_group + copies - both
-    return lost
+            searched[record.label].add((content, record.group))
+
+    def finds(record, own):
+        return any(
+            content != own and (group is None or group != record.group)
+            for content, group in searched[record.label]
+        )
+
+    return sum(
+        record.part in ('query', 'test')
+        and record.label != DISTRACTOR
+        and not finds(record, content)
+        for record, content in zip(records, contents)
+    )

@@ -137,6 +137,10 @@ def test_distractors_do_not_query():
         evaluate(embeddings, [-1] * 4, [1])
 
 
+def test_any_number_of_a_file_is_of_that_file_alone():
+    assert evaluate(torch.eye(2), [0, 0], [1], files=[3, -1])['recall@1'] == 1
+
+
 def test_marks_are_for_both_sides():
     with pytest.raises(UserError, match='files and gallery_files'):
         evaluate(torch.eye(2), [0, 1], [1], torch.eye(2), [0, 1], files=[0, 1])
