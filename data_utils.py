@@ -47,8 +47,6 @@ def get_args():
     parser = get_parser()
     args = parser.parse_args()
     known = ', '.join(KNOWN_DATASETS)
-    if args.data_path and args.csv:
-        parser.error('--data_path and --csv: give one of them')
     own = args.data_name and args.data_name not in [*KNOWN_DATASETS, 'sample']
     if (args.data_path or args.csv) and not own:
         flag = '--csv' if args.csv else '--data_path'

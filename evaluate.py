@@ -42,7 +42,7 @@ from areir.evaluation.metrics import (
     summary,
     without_lone_queries,
 )
-from areir.evaluation.verification import verification
+from areir.evaluation.roc import verification
 from areir.hardware import limit_threads
 
 KINDS = 'metrics', 'intervals'

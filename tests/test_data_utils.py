@@ -336,7 +336,6 @@ def test_two_usual_names_of_a_dataset_are_refused(call, root):
         ('--data_path photos', '--data_path'),
         ('--data_path photos --data_name car', '--data_path'),
         ('--csv df.csv --data_name sample', '--csv'),
-        ('--csv df.csv --data_path . --data_name shop', 'give one of them'),
         ('--data_path absent --data_name shoes', 'absent'),
         ('--data_name car', 'data/car'),
         ('--num_workers 0', '--num_workers'),

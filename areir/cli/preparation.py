@@ -30,6 +30,7 @@ def get_parser():
     flag.help = (
         'your own images, listed in a CSV with the columns path, label and optionally '
         'split, is_query, is_gallery, group, x_1, x_2, y_1, y_2, or other usual names; '
+        'paths start from its folder, or from --data_path; '
         'they stay where they are'
     )
     add = parser.add_argument_group('preparation').add_argument

@@ -125,13 +125,13 @@ def find_source(data_root, name, data_path=None, table=None):
     if not os.path.lexists(table_link):
         table_link = source_link(table_link)
     link = source_link(os.path.join(folder, 'images'))
-    owner = table_link if data_path and table_link else None
+    owner = table_link if data_path and table_link and not table else None
     table = table or table_link
     if table:
         if not os.path.isfile(table):
             raise UserError(f'{table}: no such file')
         table = os.path.realpath(table)
-        data_path = os.path.dirname(table)
+        data_path = data_path or os.path.dirname(table)
     if name not in KNOWN_DATASETS and link:
         folder = link
     in_use = os.path.isdir(folder) and os.listdir(folder)
@@ -161,8 +161,9 @@ def read_source(
 
     seed: draws the test classes of a dataset that has no split of its own; test_share:
     their share, 0 for none, by default TEST_SHARE; table: a CSV that describes the
-    dataset; class_level: see `own_images.recognise`. Raises UserError if the dataset's
-    own files are incomplete, or if there is a split of its own and a `test_share`.
+    dataset, whose paths start from data_path, by default its folder; class_level: see
+    `own_images.recognise`. Raises UserError if the dataset's own files are incomplete,
+    or if there is a split of its own and a `test_share`.
     """
     source, table = find_source(data_root, name, data_path, table)
     if class_level and (table or name in KNOWN_DATASETS):
@@ -172,7 +173,9 @@ def read_source(
         )
     files = [] if table else list_files(source)
     if table:
-        layout, records, source = read_table(table)
+        link = source_link(os.path.join(data_root, name, 'images'))
+        folders = [source] if data_path or not link else [source, link]
+        layout, records, source = read_table(table, *folders)
     elif name in KNOWN_DATASETS:
         files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)

@@ -37,11 +37,12 @@ SEARCHED = 100_000  # files among which the nearest name is looked for
 NEIGHBOURS = 1000  # of them in the order of names, which are compared
 
 
-def read_table(path):
+def read_table(path, *folders):
     """Return (layout, records, folder) of a CSV; see the top of this file.
 
-    The paths of the records are relative to `folder`: that of the CSV, unless it has
-    images elsewhere. Without a column split, the part of records with a label is None.
+    folders: those from one of which its paths start, by default its own. The paths of
+    the records are relative to the folder that is returned: the same, unless the CSV
+    has images elsewhere. Without a column split, records with a label have no part.
     Raises UserError naming the lines that are wrong.
     """
     rows = list(lists.read_csv(path, ['path', 'label']))
@@ -51,7 +52,8 @@ def read_table(path):
         texts = lists.plain_labels([cells.get(column, '') for _, cells in rows])
         for (_, cells), text in zip(rows, texts):
             cells[column] = text
-    finder = ImageFinder(path, [cells['path'] for _, cells in rows])
+    folders = [os.path.abspath(each) for each in folders or [os.path.dirname(path)]]
+    finder = ImageFinder(path, folders, [cells['path'] for _, cells in rows])
 
     def parse(cells):
         return read_record(finder, cells), lists.read_roles(cells)
@@ -164,26 +166,28 @@ def print_parts(path, rows, records):
 class ImageFinder:
     """Finds the images that a table names.
 
-    path, names: of the table, and all paths in it. They start from its folder, from the
-    current one, or from a folder elsewhere; then what precedes those in the table's
-    folder is left out. Letters may differ from the disk in case or in the form of
+    path, names: of the table, and all paths in it. They start from one of `folders`,
+    from the current one, or from one elsewhere; then what precedes those in the first
+    of `folders` is left out. Letters may differ from the disk in case or in the form of
     accents, and `\\` may stand for `/`. Raises UserError if no image is found.
     """
 
-    def __init__(self, path, names):
-        self.path, self.folder = path, os.path.dirname(os.path.abspath(path))
+    def __init__(self, path, folders, names):
+        self.path, self.folder = path, folders[0]
         self.list_names = functools.cache(list_names)
         self.renamed = {}  # {name in the table: name on disk}, if they differ
         self.missing = 0
-        self.base, self.prefix = self.find_base(names)
+        self.base, self.prefix = self.find_base(folders, names)
 
-    def find_base(self, names):
+    def find_base(self, folders, names):
         """Return (folder from which the names start, what precedes them)."""
         probes = names[:: max(1, len(names) // PROBES)]
         current = os.getcwd()
-        for folder in (self.folder, current):
+        for folder in (*folders, current):
             if any(self.on_disk(folder, name) for name in probes):
-                if folder != self.folder:
+                if folder in folders:
+                    self.folder = folder
+                else:
                     print(f'notice: {self.path}: paths start from the current folder')
                 return folder, ''
         for name in probes:
@@ -196,7 +200,7 @@ class ImageFinder:
         if names and not any(self.on_disk(self.folder, name) for name in names):
             raise UserError(
                 f'{self.path}: none of its images is there, such as {names[0]!r:.200}: '
-                'put the table into the folder from which its paths start'
+                'name the folder from which its paths start with --data_path'
                 f'{nearest_name(self.folder, names[0])}'
             )
         return self.folder, ''
@@ -240,7 +244,7 @@ class ImageFinder:
     def common_folder(self, images):
         """Return (folder, paths relative to it) of images; theirs are absolute.
 
-        It is that of the table if all are below. Raises UserError if it would be the
+        It is `self.folder` if all are below. Raises UserError if it would be the
         root of the disk.
         """
         real = functools.cache(os.path.realpath)

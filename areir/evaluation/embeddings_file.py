@@ -33,8 +33,8 @@ from areir.data.lists import DISTRACTOR, plain_labels, shorten
 from areir.errors import UserError, counted
 from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images
+from areir.evaluation.roc import PairCounter
 from areir.evaluation.scores import rows_at_once
-from areir.evaluation.verification import PairCounter
 
 METRICS = 'cosine', 'dot', 'euclidean'
 SAME_VECTOR = 1 - 2e-6  # the least cosine of two; float32 rounds by less

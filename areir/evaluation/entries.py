@@ -406,7 +406,7 @@ def label_entries(path, entries, labels_path):
         rows = None
     elif suffix in TABLES:
         rows = read_csv(labels_path, ['label'], any_bytes=True)
-        rows = labels = parse_rows(labels_path, rows, read_row)
+        rows = labels = in_order(parse_rows(labels_path, rows, read_row))
     else:
         raise UserError(f'--labels {labels_path}: give {", ".join(TABLES)} or .npy')
     embeddings = entries['embeddings']
@@ -425,6 +425,17 @@ def read_row(cells):
     if not is_unicode(cells.get('label', '')):
         raise ValueError('the label is not text in UTF-8')
     return {**cells, 'roles': read_roles(cells)}
+
+
+def in_order(rows):
+    """Return rows in the order of the column row, if it numbers them.
+
+    A spreadsheet may have sorted them otherwise.
+    """
+    order = [row.get('row', '') for _, row in rows]
+    if not all(map(str.isdecimal, order)) or len({*map(int, order)}) < len(rows):
+        return rows
+    return sorted(rows, key=lambda row: int(row[1]['row']))
 
 
 def row_entries(entries, rows):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from areir.errors import UserError, counted
-from areir.evaluation.verification import curves
+from areir.evaluation.roc import curves
 from areir.files import atomic_path
 
 # how values are written, on the page of a run, too
@@ -197,7 +197,7 @@ def draw_roc(pairs, path):
     """Draw the curve of true by false matches to an SVG.
 
     pairs: counts (2, classes, BINS) of wrong and right ones, see
-    `evaluation.verification`. Raises UserError if there are none of one kind.
+    `evaluation.roc`. Raises UserError if there are none of one kind.
     """
     false, true = curves(pairs.sum(dim=1)).numpy()
     if not (false.any() and true.any()):

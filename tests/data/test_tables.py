@@ -429,3 +429,19 @@ def test_a_name_stays_with_its_table(root, tmp_path):
     os.remove(table)
     with pytest.raises(UserError, match=r'table\.csv: no such file'):
         prepare(root, 'shop')
+
+
+def test_paths_that_start_from_another_folder(root, tmp_path):
+    """As those of images.csv, which inference.py --export writes: from the gallery."""
+    photos, exported = tmp_path / 'photos', tmp_path / 'exported'
+    photos.mkdir()
+    exported.mkdir()
+    table = write_table(photos, ROWS)
+    os.rename(table, exported / 'images.csv')
+    table = str(exported / 'images.csv')
+    with pytest.raises(UserError, match='--data_path'):
+        prepare(str(root), 'shop', table=table, image_size=8)
+    prepare(str(root), 'shop', str(photos), table=table, image_size=8)
+    split = load_split(str(root), 'shop')
+    assert sorted(split.train.images)[0] == 'images/a/1.png'
+    prepare(str(root), 'shop', image_size=8)  # by the links that were left

@@ -25,7 +25,11 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from areir.errors import UserError
-from areir.evaluation.embeddings_file import match_queries, rank_file
+from areir.evaluation.embeddings_file import (
+    match_queries,
+    rank_file,
+    read_embeddings,
+)
 from areir.evaluation.metrics import summary
 from areir.retrieval import evaluate
 
@@ -781,3 +785,13 @@ def test_another_gallery_does_not_match(gallery):
         entries = {f'gallery_{key}': value for key, value in gallery.items()}
         save('other.pt', **QUERIES, **entries)
     refuse_match('file.pt', 'other.pt')
+
+
+def test_labels_that_a_spreadsheet_has_sorted(tmp_path):
+    """The column row of images.csv, which inference.py --export writes, counts."""
+    np.save(tmp_path / 'vectors.npy', np.eye(4, dtype=np.float32))
+    rows = ['row,path,class', '2,c.png,x', '0,a.png,y', '3,d.png,x', '1,b.png,y']
+    (tmp_path / 'images.csv').write_text('\n'.join(rows))
+    file = read_embeddings(str(tmp_path / 'vectors.npy'))
+    assert file.query.images == ['a.png', 'b.png', 'c.png', 'd.png']
+    assert file.query.labels.tolist() == [1, 1, 0, 0]

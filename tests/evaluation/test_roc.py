@@ -8,7 +8,7 @@ from retrieval_cases import labels_of, normal
 from torch.nn import functional as F
 
 from areir.evaluation.metrics import label_images, rank_images
-from areir.evaluation.verification import PairCounter, crossing, verification
+from areir.evaluation.roc import PairCounter, crossing, verification
 
 
 def verify(*arguments, tile=64, **marks):
