@@ -36,16 +36,10 @@ from areir.evaluation.intervals import (
     confidence_intervals,
     nan_to_none,
 )
-from areir.evaluation.metrics import (
-    check_ks,
-    measures,
-    summary,
-    without_lone_queries,
-)
+from areir.evaluation.metrics import check_ks, measures, summary, without_lone_queries
 from areir.evaluation.roc import verification
 from areir.hardware import limit_threads
 
-KINDS = 'metrics', 'intervals'
 NOT_COMPARABLE = 'not comparable with strict figures'
 
 
@@ -98,7 +92,6 @@ def evaluate_file(args):
     check_ks(ks, result.available)
     values = measures(result.ranks, ks)
     labels = result.query.labels
-    of_classes = confidence_intervals(values, labels, per_class=True)
     how = 'each queries all others, itself excluded by its index'
     if result.gallery:
         how = f'they query a gallery of {result.available:,}'
@@ -110,19 +103,12 @@ def evaluate_file(args):
         'classes': len(labels.unique()),
         'dimensions': result.dimensions,
         'how': how,
-        **result.notes,
         **result.found,
-        'metrics': metrics_of(result.ranks, ks),
-        'intervals': to_json(confidence_intervals(values, labels)),
+        'metrics': summary(result.ranks, ks),
+        'intervals': confidence_intervals(values, labels),
         'per_class_metrics': class_means(values, labels),
-        'per_class_intervals': to_json(of_classes),
+        'per_class_intervals': confidence_intervals(values, labels, per_class=True),
     }
-    if result.single_class:
-        report['notices'] = [
-            *report.get('notices', []),
-            f'{args.file}: all images that are searched are of a single class, so any '
-            'recall is 100 % and says nothing',
-        ]
     if report['metrics']['queries_without_positive']:
         queries, metrics = without_lone_queries(result.ranks, ks)
         report['without_lone_queries'] = {'queries': queries, 'metrics': metrics}
@@ -131,26 +117,14 @@ def evaluate_file(args):
             heads: recall_of_heads(args, heads) for heads in args.evaluate_heads
         }
     if verifies:
-        report['verification'] = to_json(verification(result.pairs))
+        report['verification'] = verification(result.pairs)
         if args.verification is not True:
             from areir.output.charts import draw_roc  # imports matplotlib, a second
 
             draw_roc(result.pairs, args.verification)
     if args.compare is not None:
         report |= compare_files(args, result, values, ks)
-    return report
-
-
-def metrics_of(ranks, ks):
-    """Return the `summary` as JSON has it."""
-    metrics = summary(ranks, ks)
-    (metrics['mean_rank'],) = nan_to_none([metrics['mean_rank']])
-    return metrics
-
-
-def to_json(rows):
-    """Return {name: numbers} as JSON has them."""
-    return {name: nan_to_none(numbers) for name, numbers in rows.items()}
+    return nan_to_none(report)
 
 
 def recall_of_heads(args, heads):
@@ -159,7 +133,7 @@ def recall_of_heads(args, heads):
         result = rank_file(args.file, args.device, heads, args.labels, args.metric)
     hits = measures(result.ranks, [1])['recall@1']
     interval = confidence_intervals({'recall@1': hits}, result.query.labels)['recall@1']
-    return {'recall@1': hits.mean().item(), 'interval': nan_to_none(interval)}
+    return {'recall@1': hits.mean().item(), 'interval': interval}
 
 
 def compare_files(args, result, values, ks):
@@ -177,13 +151,11 @@ def compare_files(args, result, values, ks):
     return {
         'other': {
             'file': args.compare,
-            **other.notes,
             **other.found,
-            'metrics': metrics_of(other.ranks, ks),
+            'metrics': summary(other.ranks, ks),
         },
         'difference': {
-            metric: dict(zip(names, nan_to_none(numbers)))
-            for metric, numbers in compared.items()
+            metric: dict(zip(names, numbers)) for metric, numbers in compared.items()
         },
     }
 
@@ -248,10 +220,11 @@ def print_metrics(report):
     metrics, title = report['metrics'], interval_title(report)
     print(f'{"":<22}   {title:<28}per class   {title}')
     for name, interval in report['intervals'].items():
-        mean, limits = (report[f'per_class_{kind}'][name] for kind in KINDS)
+        per_class = percent(report['per_class_metrics'][name])
+        limits = percents(report['per_class_intervals'][name])
         print(
             f'{name:<14}{percent(metrics[name])}   {percents(interval):<28}'
-            f'{percent(mean):>9}   {percents(limits)}'
+            f'{per_class:>9}   {limits}'
         )
     rank, without = metrics['mean_rank'], metrics['queries_without_positive']
     rank = '       -' if rank is None else f'{rank:8.1f}'

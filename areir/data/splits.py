@@ -46,12 +46,15 @@ class Part:
     def rows(self, indices):
         """Return the Part of the images with these indices, int64 (n,)."""
         images = [self.images[index] for index in indices.tolist()]
-        marks = [mark if mark is None else mark[indices] for mark in self.marks]
-        return Part(images, self.labels[indices], self.classes, *marks)
+        marks = {
+            name: mark if mark is None else mark[indices]
+            for name, mark in self.marks.items()
+        }
+        return Part(images, self.labels[indices], self.classes, **marks)
 
     @property
     def marks(self):
-        return self.groups, self.files
+        return {'groups': self.groups, 'files': self.files}
 
     def of_classes(self, classes):
         """Return the Part of only these classes, renumbered by their position."""

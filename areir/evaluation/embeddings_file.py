@@ -71,7 +71,6 @@ class EmbeddingsFile:
     ignored: torch.Tensor | None = None  # (Nq,) images of its file, for each query
     ranks: dict | None = None  # of `rank_positives`, without distractors
     pairs: torch.Tensor | None = None  # `PairCounter.result`, if it is wanted
-    single_class: bool = False  # whether all images that are searched are of one class
 
     @property
     def sides(self):
@@ -79,8 +78,10 @@ class EmbeddingsFile:
 
     @property
     def found(self):
-        """What a report says of the file: its notices, and queries in the gallery."""
-        found = {'notices': self.notices} if self.notices else {}
+        """What a report says of the file beside figures."""
+        found = {**self.notes}
+        if self.notices:
+            found['notices'] = self.notices
         if self.in_gallery is not None:
             found['queries_in_gallery'] = self.in_gallery
         return found
@@ -128,7 +129,11 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         arguments.setdefault('gallery_files', gallery.files)
     del vectors
     file.available = len(gallery.labels) - (file.gallery is None)
-    file.single_class = len(gallery.labels.unique()) == 1
+    if len(gallery.labels.unique()) == 1:
+        file.notices.append(
+            f'{path}: all images that are searched are of a single class, so any '
+            'recall is 100 % and says nothing'
+        )
     try:
         images = label_images(**arguments)
         pairs = PairCounter(images, highest(images, metric)) if with_pairs else None

@@ -22,10 +22,10 @@ def class_sums(values, labels):
 
     Returns (sums (classes, measures), sizes (classes,)), NumPy arrays.
     """
-    labels = np.asarray(labels)
+    labels = torch.as_tensor(labels).cpu().numpy()
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    sums = [np.bincount(classes, np.asarray(value)) for value in values.values()]
-    return np.stack(sums, axis=1), sizes
+    values = [torch.as_tensor(value).cpu().numpy() for value in values.values()]
+    return np.stack([np.bincount(classes, value) for value in values], axis=1), sizes
 
 
 def resampled_means(sums, sizes, resamples=1000, seed=0):
@@ -63,8 +63,7 @@ def class_means(values, labels):
 
     A large class counts as much as a small one.
     """
-    values = {measure: value.cpu() for measure, value in values.items()}
-    sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())
+    sums, sizes = class_sums(values, labels)
     means = (sums / sizes[:, None]).mean(axis=0)
     return dict(zip(values, means.tolist()))
 
@@ -75,8 +74,7 @@ def confidence_intervals(values, labels, resamples=1000, seed=0, per_class=False
     labels (N,): the class of each query; per_class: whether the means are those of
     `class_means`. NaN with fewer than LEAST_CLASSES classes.
     """
-    values = {measure: value.cpu() for measure, value in values.items()}
-    sums, sizes = class_sums(values, torch.as_tensor(labels).cpu())
+    sums, sizes = class_sums(values, labels)
     if per_class:
         sums, sizes = sums / sizes[:, None], np.ones_like(sizes)
     if len(sizes) < LEAST_CLASSES:
@@ -94,7 +92,7 @@ def compare(values, others, labels, resamples=10_000, seed=0):
     randomisation test that swaps the two results of whole classes.
     """
     differences = {name: values[name].cpu() - others[name].cpu() for name in values}
-    sums, sizes = class_sums(differences, torch.as_tensor(labels).cpu())
+    sums, sizes = class_sums(differences, labels)
     rng = np.random.default_rng(seed)
     swapped = []
     for _ in range(resamples // SWAPS):
@@ -122,6 +120,10 @@ def describe_interval(low, high, form='{:.2%}'):
     return f'95 % interval {low} to {high}'
 
 
-def nan_to_none(numbers):
-    """Return numbers as JSON has them: None for NaN."""
-    return [None if math.isnan(number) else float(number) for number in numbers]
+def nan_to_none(value):
+    """Return numbers, and lists and dicts of them, as JSON has them: None for NaN."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [nan_to_none(entry) for entry in value]
+    return None if value != value else value

@@ -81,16 +81,21 @@ def summary(ranks, ks):
 def without_lone_queries(ranks, ks):
     """Return (queries, {name: mean}) of `measures` over the queries with a positive.
 
-    A mean is None if no query has one. `evaluate` counts the others as misses;
+    A mean is NaN if no query has one. `evaluate` counts the others as misses;
     AccuracyCalculator of pytorch-metric-learning leaves them out, see
     https://kevinmusgrave.github.io/pytorch-metric-learning/accuracy_calculation/
     """
     has_positive = ranks['rank'] > 0
     count = int(has_positive.sum())
     return count, {
-        name: math.fsum(values[has_positive].tolist()) / count if count else None
+        name: math.fsum(values[has_positive].tolist()) / (count or math.nan)
         for name, values in measures(ranks, ks).items()
     }
+
+
+def query_indices(labels):
+    """Return the indices (Q,) of the images that query: those without DISTRACTOR."""
+    return (labels != DISTRACTOR).nonzero().flatten()
 
 
 def measures(ranks, ks):

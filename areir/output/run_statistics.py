@@ -10,9 +10,9 @@ import torch
 from areir.bars import progress_bar
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import (
-    DISTRACTOR,
     label_images,
     measures,
+    query_indices,
     rank_positives,
 )
 from areir.evaluation.ranking import search
@@ -38,7 +38,7 @@ class SearchedImages:
         prefix = '' if self.leave_one_out else 'query_'
         vectors, labels = database[f'{prefix}embeddings'], database[f'{prefix}labels']
         names = database[f'{prefix}images']
-        queries = (labels != DISTRACTOR).nonzero().flatten()
+        queries = query_indices(labels)
         self.query = vectors[queries]  # (Q, D) unit vectors
         self.query_labels = labels[queries]  # (Q,)
         self.query_images = [names[query] for query in queries.tolist()]  # (Q,) paths

@@ -146,7 +146,6 @@ def provenance(experiment, result):
     args, split = experiment.args, experiment.split
     hardware, info = experiment.hardware, experiment.split.info
     metrics = {**result.metrics, **result.all_metrics}
-    metrics = dict(zip(metrics, nan_to_none(metrics.values())))
     per_class = class_means(result.values, result.labels) if result.metrics else {}
     versions = {'python': platform.python_version(), 'torch': torch.__version__}
     versions |= {name: version(name) for name in PACKAGES}
@@ -174,11 +173,9 @@ def provenance(experiment, result):
         'pixel_format': asdict(experiment.pixel_format),
         'epoch': result.epoch,
         'queries_without_positive': result.queries_without_positive,
-        'metrics': metrics,
+        'metrics': nan_to_none(metrics),
         'per_class_metrics': per_class,
-        'intervals': {
-            name: nan_to_none(pair) for name, pair in result.intervals.items()
-        },
+        'intervals': nan_to_none(result.intervals),
         'calibration': result.calibration,
     }
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from areir.bars import progress_bar
 from areir.data.splits import common_labels
 from areir.evaluation.intervals import confidence_intervals
-from areir.evaluation.metrics import DISTRACTOR, measures, rank_positives, summary
+from areir.evaluation.metrics import measures, query_indices, rank_positives, summary
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
@@ -144,11 +144,9 @@ class Result:
         Returns (ranks, labels (Q,)) without distractors.
         """
         query, gallery = (self.split.parts[name] for name in (names[0], names[-1]))
-        marks = query.groups, gallery.groups, query.files, gallery.files
-        names_of_marks = 'groups', 'gallery_groups', 'files', 'gallery_files'
-        tensors = self.on_device(names)
-        ranks = rank_positives(*tensors, **dict(zip(names_of_marks, marks)))
-        return ranks, query.labels[queries(query.labels)]
+        others = {f'gallery_{name}': mark for name, mark in gallery.marks.items()}
+        ranks = rank_positives(*self.on_device(names), **query.marks, **others)
+        return ranks, query.labels[query_indices(query.labels)]
 
     def join(self, names, dtype=None):
         """Return embeddings and labels of several parts, one after the other."""
@@ -168,12 +166,13 @@ class Result:
         files = None if files[0] is None else torch.cat(files)
         ranks = rank_positives(embeddings, labels, files=files)
         hits = measures(ranks, [1])['recall@1']
-        labels = labels[queries(labels)]
+        labels = labels[query_indices(labels)]
         trained = len(self.split.train)  # they come first, classes held out last
-        tests = [queries(self.parts[name].labels) for name in self.split.test_parts]
+        tests = self.split.test_parts
         found = {'all_recall@1_trained': (hits[:trained], labels[:trained])}
         if tests:
-            new = slice(trained, trained + sum(map(len, tests)))
+            parts = [query_indices(self.parts[name].labels) for name in tests]
+            new = slice(trained, trained + sum(map(len, parts)))
             found['all_recall@1_new'] = hits[new], labels[new]
         return found
 
@@ -222,15 +221,10 @@ class Result:
         else:
             query, query_labels, *others = self.on_device(names, torch.float32)
             gallery, labels = others or (query, query_labels)
-        rows = queries(query_labels)
+        rows = query_indices(query_labels)
         own = rows if self.all_hits or len(names) == 1 else None
         pairs = query[rows], query_labels[rows], gallery, labels
         return calibrate(*pairs, args.false_match_rate, own)
-
-
-def queries(labels):
-    """Return the indices of the images that are no distractors."""
-    return (labels != DISTRACTOR).nonzero().flatten()
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
