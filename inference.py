@@ -266,26 +266,29 @@ def find_answers(paths, collection, args, clock):
 def compare_folder(collection, args, clock):
     """Compare the folder of --gallery with itself; return the last line to print."""
     from areir.matching import duplicates
-    from areir.output import pairs
+    from areir.output import duplicates as overview
 
     available = len(collection) - 1
     if not available:
         raise UserError(
             f'{args.gallery}: a single image, so there is nothing to compare'
         )
-    number = min(args.retrieval_num or DEFAULT_NUMBER, available)
+    number = min(args.retrieval_num or duplicates.NEAREST, available)
     with clock('search'):
-        pair_scores = duplicates.find_pairs(collection, number)
-    with clock('comparing'):
-        kinds = duplicates.kinds_of_pairs(pair_scores, collection)
-    if not collection.calibration:
-        print('notice: the model has no threshold, so only duplicates are reported')
-    table = pairs.pairs_table(pair_scores, kinds, collection)
+        identical = processes.is_first() and duplicates.find_identical(collection)
+        identical = processes.from_first(identical)
+        pairs = duplicates.find_pairs(collection, number, identical)
     if not processes.is_first():
         return ''
+    with clock('comparing'):
+        groups = duplicates.find_groups(pairs, identical, collection, args.strictness)
+    same_items = duplicates.same_items(pairs, groups, collection)
+    if not collection.calibration:
+        print('notice: the model has no threshold, so only duplicates are reported')
     with clock('drawing'):
-        path = pairs.write_pairs(table, collection, args.results_root)
-    pairs.print_pairs(table, collection)
+        path = overview.write_duplicates(
+            groups, same_items, collection, args.results_root
+        )
     return f'wrote {path}'
 
 

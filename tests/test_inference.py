@@ -119,10 +119,13 @@ def test_every_image_against_the_rest(photos, tmp_path, ask):
     shutil.copy(photos / 'figure_3_02.png', photos / 'deep/copy.png')
     question = ['--query_img_name', photos, '--retrieval_num', 16]
     output = ask('--gallery', photos, *question)
-    path = tmp_path / 'results/photos_pairs/pairs.csv'
-    assert output.splitlines()[-1] == f'wrote {path}' and '1 identical, ' in output
-    pairs = pd.read_csv(path)
-    assert pairs['kind'][0] == 'identical' and path.with_name('pairs.png').is_file()
+    path = tmp_path / 'results/photos_duplicates/duplicates.csv'
+    assert output.splitlines()[-1] == f'wrote {path}'
+    assert 'identical: 1 group, 2 files; ' in output
+    files = pd.read_csv(path)
+    assert files['kind'].tolist()[:2] == ['identical'] * 2
+    assert files['action'].tolist()[:2] == ['keep', 'remove']
+    assert path.with_name('duplicates.html').is_file()
 
 
 def test_class_folders_are_the_classes(project, tmp_path, ask):
@@ -379,7 +382,7 @@ def ask_by_small_tiles(project, words):
     ('query', 'index', 'file'),
     [
         ('queries', 'faiss', 'queries_answers/retrieved.csv'),
-        ('photos', 'exact', 'photos_pairs/pairs.csv'),
+        ('photos', 'exact', 'photos_duplicates/duplicates.csv'),
     ],
 )
 def test_two_processes_equal_one(project, photos, tmp_path, ask, query, index, file):

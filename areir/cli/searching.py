@@ -1,7 +1,7 @@
 """The flags of inference.py."""
 
 from areir.cli import add_device_flag, make_parser
-from areir.cli.types import path, positive
+from areir.cli.types import path, positive, strictness
 
 DEFAULT_NETWORK = 'vit_base_patch32_siglip_256.v2_webli'  # without a trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
@@ -19,7 +19,15 @@ def get_parser():
         f'[default value is {DEFAULT_QUERY!r}, without --gallery]'
     )
     flag = add('--retrieval_num', type=positive)
-    flag.help = f'number of images to retrieve [default value is {DEFAULT_NUMBER}]'
+    flag.help = (
+        f'number of images to retrieve [default value is {DEFAULT_NUMBER}; 16 to '
+        'compare a folder with itself]'
+    )
+    flag = add('--strictness', type=strictness, default='normal')
+    flag.help = (
+        'agreement of near-duplicates when a folder is compared with itself: strict, '
+        'normal, loose, or a number up to 1; the higher, the fewer'
+    )
     add_gallery_flags(parser.add_argument_group('what is searched').add_argument)
     add = parser.add_argument_group('search page').add_argument
     flag = add('--serve', metavar='PORT', nargs='?', const=8000, type=int)

@@ -3,6 +3,7 @@
 import argparse
 
 LARGEST_IMAGE = 8192  # pixels per side of a network's input
+STRICTNESS = {'loose': 0.5, 'normal': 0.7, 'strict': 0.9}
 RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
 
 
@@ -48,3 +49,15 @@ def positives(text):
     if not numbers or min(numbers) < 1:
         raise argparse.ArgumentTypeError(f'{text!r}: each must be at least 1')
     return numbers
+
+
+def strictness(text):
+    """argparse type: a key of STRICTNESS, or a number from 0 to 1."""
+    if text in STRICTNESS:
+        return STRICTNESS[text]
+    try:
+        return number(float, 0, 1)(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is neither {", ".join(STRICTNESS)} nor a number from 0 to 1'
+        ) from None

@@ -14,7 +14,7 @@ from areir.data.own_images import recognise
 from areir.errors import counted
 
 # inference.py writes one of these into each of its folders
-OWN_FILES = ('/retrieved.csv', '/pairs.csv', '/index.sqlite')
+OWN_FILES = ('/retrieved.csv', '/duplicates.html', '/index.sqlite')
 
 
 def scan(folder):

@@ -68,7 +68,7 @@ def write_report(results_root, database_path, database, folder):
     return path
 
 
-def render(page):
+def render(page, template='report.html.jinja'):
     """Return the HTML of a page. page: {name in the template: value}."""
     import jinja2  # only pages need it
 
@@ -82,7 +82,7 @@ def render(page):
     writers = {'share': share, 'number': number, 'count': '{:,}'.format}
     environment.filters.update(writers, quote=shlex.quote)
     environment.globals.update(interval=describe_interval, zip=zip, counted=counted)
-    html = environment.get_template('report.html.jinja').render(page)
+    html = environment.get_template(template).render(page)
     return html.encode(errors='replace').decode()  # file names may hold any bytes
 
 

@@ -46,3 +46,11 @@ def test_help_ends_with_the_default():
     assert 'drawn from [default value is 0]' in text
     assert "used [default value is '0,1']" in text
     assert text.count('default value') == 2
+
+
+def test_strictness_is_a_word_or_a_number():
+    assert types.strictness('strict') > types.strictness('loose')
+    assert types.strictness('0.7') == 0.7
+    for text in ('sharp', '1.1', 'nan'):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            types.strictness(text)

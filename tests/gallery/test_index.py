@@ -142,7 +142,10 @@ def test_other_settings_make_it_stale(photos, tmp_path, capsys):
 
 def test_files_of_inference_are_not_indexed(photos, tmp_path):
     new = update(photos, tmp_path / 'new')
-    marks = {'results/answer': 'retrieved.csv', 'results/all_pairs': 'pairs.csv'}
+    marks = {
+        'results/answer': 'retrieved.csv',
+        'results/all_duplicates': 'duplicates.html',
+    }
     for name, mark in marks.items():
         draw(photos / name / 'query.png', 90)
         (photos / name / mark).write_text('')

@@ -96,7 +96,7 @@ def test_the_folder_is_named_after_the_query(collection):
         assert answers.answer_name(query, collection) == expected
     for name, expected in (
         ('1', '1'),
-        ('photos_pairs', 'photos_pairs_query'),  # that of the compared folder
+        ('photos_duplicates', 'photos_duplicates_query'),  # that of the compared folder
         ('Photos_Answers', 'Photos_Answers_query'),
     ):
         query = Query(f'/x/{name}.png', f'/x/{name}.png')
