@@ -3,7 +3,7 @@
 import argparse
 
 LARGEST_IMAGE = 8192  # pixels per side of a network's input
-STRICTNESS = {'loose': 0.5, 'normal': 0.7, 'strict': 0.9}
+STRICTNESS = {'loose': 0.5, 'normal': 0.75, 'strict': 0.9}
 RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
 
 

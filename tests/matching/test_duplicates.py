@@ -191,7 +191,7 @@ def test_identical_files_are_one_group_and_the_oldest_is_kept(tmp_path):
     assert [sorted(indices) for indices in identical] == [list(range(20))]
     pairs = find_pairs(collection, 1, identical)
     assert list(pairs) == [(7, 20)]  # each other file found the one that is kept
-    (group,) = find_groups(pairs, identical, collection, 0.7)
+    (group,) = find_groups(pairs, identical, collection, 0.75)
     assert group.is_identical() and group.keep == 7
     assert set(group.others) == set(range(20)) - {7}
     assert not same_items(pairs, [group], collection)  # there is no threshold
@@ -227,11 +227,11 @@ def test_files_that_are_gone_and_pairs_of_the_same_item(tmp_path):
     collection = photo_pairs(tmp_path / 'photos')  # see there
     identical = find_identical(collection)
     pairs = find_pairs(collection, 5, identical)
-    groups = find_groups(pairs, identical, collection, 0.7)
+    groups = find_groups(pairs, identical, collection, 0.75)
     assert [group.keep for group in groups] == [4, 1]
     assert same_items(pairs, groups, collection) == {(4, 5): pairs[4, 5]}
     os.remove(collection.path_of(0))
-    groups = find_groups(pairs, identical, collection, 0.7)
+    groups = find_groups(pairs, identical, collection, 0.75)
     assert [group.keep for group in groups] == [4]
 
 

@@ -17,7 +17,7 @@ def collection(tmp_path):
 def test_groups_are_written(collection, tmp_path, capsys):
     identical = duplicates.find_identical(collection)
     pairs = duplicates.find_pairs(collection, 5, identical)
-    groups = duplicates.find_groups(pairs, identical, collection, 0.7)
+    groups = duplicates.find_groups(pairs, identical, collection, 0.75)
     same_items = duplicates.same_items(pairs, groups, collection)
     for _ in range(2):  # an earlier answer is replaced
         path = write_duplicates(groups, same_items, collection, tmp_path / 'results')
