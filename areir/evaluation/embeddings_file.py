@@ -68,7 +68,6 @@ class EmbeddingsFile:
     labels_unused: bool = False  # whether it has labels beside those of --labels
     in_gallery: int | None = None  # queries whose name the gallery has; None: no names
     available: int = 0  # images that a query can retrieve
-    ignored: torch.Tensor | None = None  # (Nq,) images of its file, for each query
     ranks: dict | None = None  # of `rank_positives`, without distractors
     pairs: torch.Tensor | None = None  # `PairCounter.result`, if it is wanted
 
@@ -115,18 +114,18 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         file.keep_heads(heads)
     find_copies(file)
     vectors = apply_metric(file, metric, device)
-    marks = {'files': file.query.files}
+    query, gallery = file.query, file.gallery or file.query
     if file.gallery is None and len(vectors) == 2:  # no query finds itself
-        own = torch.arange(len(file.query.labels)) + len(file.query.labels)
-        files = own if marks['files'] is None else marks['files']
-        marks['files'] = marks['gallery_files'] = torch.where(files < 0, own, files)
-    gallery = file.gallery or file.query
-    arguments = {'query': vectors[0], 'query_labels': file.query.labels}
-    arguments |= {'groups': file.query.groups, **marks}
+        own = torch.arange(len(query.labels))
+        if query.files is not None:
+            files, own = query.files, query.files.max() + 1 + own
+            own = torch.where(files < 0, own, files)
+        query.files = own
+    arguments = {'query': vectors[0], 'query_labels': query.labels}
+    arguments |= {'groups': query.groups, 'files': query.files}
     if len(vectors) == 2:
         arguments |= {'gallery': vectors[1], 'gallery_labels': gallery.labels}
-        arguments |= {'gallery_groups': gallery.groups}
-        arguments.setdefault('gallery_files', gallery.files)
+        arguments |= {'gallery_groups': gallery.groups, 'gallery_files': gallery.files}
     del vectors
     file.available = len(gallery.labels) - (file.gallery is None)
     if len(gallery.labels.unique()) == 1:
@@ -137,13 +136,13 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     try:
         images = label_images(**arguments)
         pairs = PairCounter(images, highest(images, metric)) if with_pairs else None
-        all_ranks = file.query.groups is not None
+        all_ranks = query.groups is not None
         file.ranks = rank_images(images, all_ranks=all_ranks, pairs=pairs)
     except (ValueError, RuntimeError) as error:
         # the message begins with the argument at fault
         argument, _, reason = str(error).partition('\n')[0].partition(' ')
         side, _, name = argument.partition('_')
-        sides = {'query': file.query, 'gallery': gallery}
+        sides = {'query': query, 'gallery': gallery}
         if side in sides:
             argument = sides[side].names.get(name or 'embeddings', argument)
         raise UserError(f'{path}: {argument} {reason}') from error
@@ -151,9 +150,7 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         raise UserError(f'{path}: a single image, which has nothing to retrieve')
     file.ranks = {name: values.cpu() for name, values in file.ranks.items()}
     file.pairs = pairs and pairs.result()
-    query = file.query
     kept = query.labels != int(DISTRACTOR)
-    file.ignored = ignored_files(file)[kept]
     if query.images is not None:
         query.images = list(itertools.compress(query.images, kept.tolist()))
     query.labels = query.labels[kept]
@@ -464,7 +461,7 @@ def apply_metric(file, metric, device):
         side.embeddings = None
     if not fits:
         return vectors
-    norms = [row_norms(part) for part in vectors]
+    norms = [by_rows(part, lambda rows: rows.norm(dim=1)) for part in vectors]
     low, high = torch.cat(norms).aminmax()
     if metric == 'dot' or not (low <= high < torch.inf):
         return vectors
@@ -486,7 +483,10 @@ def apply_metric(file, metric, device):
             f'{high:.2g}), so they are normalised: --metric dot or euclidean ranks '
             'them otherwise'
         )
-    return [by_rows(part, scaled, norm) for part, norm in zip(vectors, norms)]
+    return [
+        by_rows(part, lambda rows, norms: (rows / norms[:, None]).float(), norm)
+        for part, norm in zip(vectors, norms)
+    ]
 
 
 def can_be_ranked(sides):
@@ -501,19 +501,11 @@ def can_be_ranked(sides):
     )
 
 
-def row_norms(embeddings):
-    return by_rows(embeddings, lambda part: torch.linalg.vector_norm(part, dim=1))
-
-
 def by_rows(embeddings, function, *others):
     """Return function(block in float64, ...) of all blocks of rows, as one tensor."""
     size = rows_at_once(embeddings.shape[1])
     parts = zip(*(values.split(size) for values in (embeddings, *others)))
     return torch.cat([function(part.double(), *rest) for part, *rest in parts])
-
-
-def scaled(vectors, norms):
-    return (vectors / norms[:, None]).float()
 
 
 def euclidean(vectors):
@@ -568,8 +560,6 @@ def match_queries(one, other):
         )
     if not same_gallery(one, other, order):
         raise UserError(f'{both}: the queries do not retrieve from the same gallery')
-    if not torch.equal(one.ignored, other.ignored[order]):
-        raise UserError(f'{both}: the queries do not ignore the same images')
     return order
 
 
@@ -591,14 +581,3 @@ def same_gallery(one, other, order):
         return one.gallery is other.gallery  # neither has one
     names = one.gallery.images, other.gallery.images
     return None in names or sorted(names[0]) == sorted(names[1])
-
-
-def ignored_files(file):
-    """Return how many images each query ignores because of their file, int64 (Nq,)."""
-    files = file.query.files
-    if files is None:
-        return torch.zeros_like(file.query.labels)
-    gallery = (file.gallery or file.query).files
-    size = int(max(files.max(), gallery.max())) + 1
-    counts = torch.bincount(gallery[gallery >= 0], minlength=max(1, size))
-    return torch.where(files < 0, 0, counts[files.clamp(min=0)])

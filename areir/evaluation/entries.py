@@ -74,8 +74,6 @@ def load_entries(path, labels=None):
     refuse_missing(path)
     entries = read(path)
     has_labels = any(str(name).endswith('labels') for name in entries)
-    if has_labels and labels is None:
-        return entries
     if has_labels or 'embeddings' not in entries:
         return entries | {'labels_unused': True} if labels else entries
     notices = entries.pop('notices', [])
@@ -177,14 +175,12 @@ def read_zip(path):
 
 def read_array(path, file):
     """Return the array of an open .npy file; its objects are built by BUILDERS only."""
-    version = np.lib.format.read_magic(file)
-    one = version == (1, 0)
-    header = np.lib.format
-    header = header.read_array_header_1_0 if one else header.read_array_header_2_0
-    if header(file)[2].hasobject:
-        return PlainUnpickler(path, file).load()
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
+    try:
+        return np.lib.format.read_array(file, allow_pickle=False)
+    except ValueError as error:
+        if 'allow_pickle' not in str(error):
+            raise
+        return PlainUnpickler(path, file).load()  # which follows the header
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -253,11 +249,6 @@ def read_npy(path):
     """Read an array of vectors; or a dict of arrays, which numpy.save writes, too."""
     with open(path, 'rb') as file:
         vectors = read_array(path, file)
-    if vectors.dtype.names:
-        raise UserError(
-            f'{path}: an array of the fields {", ".join(vectors.dtype.names)}, not of '
-            f'vectors: {ADVICE}'
-        )
     if vectors.shape == () and isinstance(vectors.item(), dict):
         return vectors.item()
     return {'embeddings': vectors}

@@ -463,11 +463,6 @@ def test_a_column_that_may_be_the_labels_is_named():
     assert '0 has whole numbers only' in rank_file('v.csv', 'cpu').notices[0]
 
 
-def test_a_structured_array_names_its_fields():
-    np.save('v.npy', np.zeros(3, dtype=[('id', 'i4'), ('x', 'f4')]))
-    assert 'the fields id, x' in refusal('v.npy')
-
-
 # The length of vectors
 
 
