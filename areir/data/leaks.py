@@ -16,8 +16,8 @@ def find_leaks(contents, records, ignored=True):
 
     contents: of each record, what it shares with its copies alone; ignored: whether a
     query ignores them. counts: {'train/test': images of the second part that the first
-    has, too}, without zeros; numbers: {record.path: number} of images of the test that
-    have copies in it, and copies have the same number.
+    has, too}, without zeros; numbers: {record.path: number} of images that have copies,
+    and copies have the same number.
     """
     copies = defaultdict(list)
     for content, record in zip(contents, records):
@@ -34,17 +34,21 @@ def find_leaks(contents, records, ignored=True):
             remark = 'training has seen them' if first == 'train' else rule
             (seen, *_), (*_, also) = found[0]
             sentences.append(describe(count, where, seen, also, remark))
-    mixed = [group for group in copies if len({record.label for record in group}) > 1]
+    # copies in training and in the test are told above, whatever their classes
+    sides = [
+        [record for record in group if (record.part == 'train') == trained]
+        for group in copies
+        for trained in (True, False)
+    ]
+    mixed = [group for group in sides if len({record.label for record in group}) > 1]
     if mixed:
         count, (first, *others) = sum(map(len, mixed)), mixed[0]
         other = next(record for record in others if record.label != first.label)
         remark = 'correct their labels' if ignored else rule
         sentences.append(describe(count, 'in several classes', first, other, remark))
-    numbers = {}
-    for number, group in enumerate(copies):
-        tested = [record.path for record in group if record.part != 'train']
-        if len(tested) > 1:
-            numbers.update(dict.fromkeys(tested, number))
+    numbers = {
+        record.path: number for number, group in enumerate(copies) for record in group
+    }
     return counts, sentences, numbers
 
 

@@ -5,8 +5,8 @@ A split file data/<name>/<crop_type>_data_dicts.pth is {'train': {label: [image,
 Image paths are relative to data/<name>, so the folder can be moved. Test images with
 the label DISTRACTOR are searched, but of no class.
 
-In info, files is {image: number} of the test's images that have identical copies in
-it, which have the same number: a query ignores them. groups is {image: group}: a query
+In info, files is {image: number} of the images that have identical copies, which have
+the same number: a query ignores them. groups is {image: group}: a query
 ignores images of its class and group. leaks is {'train/test': how many images of the
 second part have copies in the first, ...}. skipped is {image: why it is left out}.
 """
@@ -140,6 +140,16 @@ def common_labels(parts):
             for part in parts
         ]
     )
+
+
+def join_marks(parts):
+    """Return {'groups': (N,), 'files': (N,)} of several Parts, those that they have."""
+    marks = [part.marks for part in parts]
+    return {
+        name: torch.cat([of_part[name] for of_part in marks])
+        for name, mark in marks[0].items()
+        if mark is not None
+    }
 
 
 def hold_out(split, seed):

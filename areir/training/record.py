@@ -14,7 +14,7 @@ import torch
 
 from areir.cli.recipes import RECIPES
 from areir.data.images import PixelFormat
-from areir.data.splits import Split
+from areir.data.splits import Split, join_marks
 from areir.errors import counted
 from areir.evaluation.intervals import class_means, describe_interval, nan_to_none
 from areir.files import relative_path
@@ -127,10 +127,8 @@ def result_files(experiment, result, state_dict, run_name):
         database[f'{prefix}embeddings'] = result.embeddings[name]
         database[f'{prefix}labels'] = part.labels
         database[f'{prefix}images'] = part.images
-        if part.groups is not None:
-            database[f'{prefix}groups'] = part.groups
-        if part.files is not None:
-            database[f'{prefix}files'] = part.files
+        for mark, numbers in join_marks([part]).items():
+            database[f'{prefix}{mark}'] = numbers
     if not split.test_parts:
         parts = [result.parts[name] for name in result.trained]
         embeddings = [result.embeddings[name] for name in result.trained]
@@ -138,6 +136,7 @@ def result_files(experiment, result, state_dict, run_name):
         database['embeddings'] = torch.cat(embeddings)
         database['labels'] = torch.cat([part.labels for part in parts])
         database['images'] = [image for part in parts for image in part.images]
+        database |= join_marks(parts)
     return model, database
 
 

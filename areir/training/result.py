@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from areir.bars import progress_bar
-from areir.data.splits import common_labels
+from areir.data.splits import common_labels, join_marks
 from areir.evaluation.intervals import confidence_intervals
 from areir.evaluation.metrics import measures, query_indices, rank_positives, summary
 from areir.matching.calibration import calibrate
@@ -162,9 +162,7 @@ class Result:
         is 1 if the nearest image is of the query's class, else 0.
         """
         embeddings, labels = self.join(self.parts)
-        files = [part.files for part in self.parts.values()]
-        files = None if files[0] is None else torch.cat(files)
-        ranks = rank_positives(embeddings, labels, files=files)
+        ranks = rank_positives(embeddings, labels, **join_marks(self.parts.values()))
         hits = measures(ranks, [1])['recall@1']
         labels = labels[query_indices(labels)]
         trained = len(self.split.train)  # they come first, classes held out last
@@ -222,6 +220,9 @@ class Result:
             query, query_labels, *others = self.on_device(names, torch.float32)
             gallery, labels = others or (query, query_labels)
         rows = query_indices(query_labels)
+        files = join_marks(self.parts[name] for name in names).get('files')
+        if files is not None:  # its copies would set the threshold
+            rows = rows[(files < 0)[rows.cpu()].to(rows.device)]
         own = rows if self.all_hits or len(names) == 1 else None
         pairs = query[rows], query_labels[rows], gallery, labels
         return calibrate(*pairs, args.false_match_rate, own)

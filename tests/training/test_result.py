@@ -201,12 +201,11 @@ def test_copies_groups_and_distractors_follow_the_rules_of_evaluation():
     split = experiment.split
     query, gallery = split.parts['query'], split.parts['gallery']
     gallery.labels[[0, 9]] = -1
-    for name, high in (('groups', 3), ('files', 12)):
-        for number, images in enumerate((query, gallery)):
+    for name, low, high in (('groups', -1, 3), ('files', -12, 12)):
+        for number, images in enumerate((query, gallery, split.train)):
             generator = torch.Generator().manual_seed(number)
-            drawn = torch.randint(-1, high, (len(images),), generator=generator)
-            setattr(images, name, drawn)
-    split.train.files = torch.full((len(split.train),), -1)
+            drawn = torch.randint(low, high, (len(images),), generator=generator)
+            setattr(images, name, drawn.clamp(min=-1))
     embeddings = make_embeddings(experiment)
     result = Result(experiment, 3, embeddings)
     wanted = evaluate(
@@ -222,4 +221,27 @@ def test_copies_groups_and_distractors_follow_the_rules_of_evaluation():
     assert result.metrics == pytest.approx(wanted) and 'map' in wanted
     hits, labels = result.all_hits['all_recall@1_new']
     assert len(hits) == len(query) + len(gallery) - 2 and -1 not in labels
-    assert result.calibration['queries'] == len(hits)
+
+    # in the whole gallery, too
+    vectors, classes, rows = in_one_gallery(experiment, embeddings)
+    parts = parts_to_embed(split, experiment.args).values()
+    labels, groups, files = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ('labels', 'groups', 'files')
+    )
+    classes[labels == -1] = ''
+    numbers = torch.from_numpy(np.unique(classes, return_inverse=True)[1])
+    right = numbers[:, None] == numbers
+    ignored = torch.eye(len(numbers), dtype=torch.bool)
+    ignored |= right & (groups[:, None] == groups) & (groups >= 0)
+    ignored |= (files[:, None] == files) & (files >= 0)
+    nearest = (vectors @ vectors.T).masked_fill(ignored, -2).argmax(dim=1)
+    found = right[torch.arange(len(right)), nearest].double()
+    known = torch.tensor(rows['new'])[labels[rows['new']] >= 0]
+    assert result.all_metrics == pytest.approx(
+        {
+            'all_recall@1_trained': found[rows['train']].mean().item(),
+            'all_recall@1_new': found[known].mean().item(),
+        }
+    )
+    assert result.calibration['queries'] == (files[known] < 0).sum() > 5
