@@ -143,14 +143,8 @@ def print_parts(path, rows, records):
     if unlabelled:
         count = counted(unlabelled, 'image')
         notices.append(f'{count} without a label: searched in the test, never right')
-    alike = {}
-    for label in set(labels):
-        key = re.sub(r'[.,]0*$', '', label.casefold()).lstrip('0')
-        alike.setdefault(key, []).append(label)
-    alike = sorted(sorted(classes) for classes in alike.values() if len(classes) > 1)
-    if alike:
-        example = ' and '.join(map(printable, alike[0]))
-        notices.append(f'classes differ in case or zeros alone, such as {example}')
+    for one, other, *_ in lists.look_alikes(labels)[:1]:
+        notices.append(f'{printable(one)} and {printable(other)} are different classes')
     for label in sorted({*lists.UNNUMBERED} & {*labels} - {DISTRACTOR}):
         notices.append(f'{label} is a class; if it means none, leave the cell empty')
     if 'split' not in columns and {'is_query', 'is_gallery'} <= {*columns}:
@@ -247,17 +241,14 @@ class ImageFinder:
         It is `self.folder` if all are below. Raises UserError if it would be the
         root of the disk.
         """
-        real = functools.cache(os.path.realpath)
-        start, folder = os.path.join(self.folder, ''), self.folder
-        if not all(image.startswith(start) for image in images):
-            images = [
-                image
-                if image.startswith(start)
-                else os.path.join(real(os.path.dirname(image)), os.path.basename(image))
-                for image in images
-            ]
-        if not all(image.startswith(start) for image in images):
-            folder = os.path.commonpath(map(os.path.dirname, images))
+        folder, real = self.folder, functools.cache(os.path.realpath)
+        if not all(image.startswith(os.path.join(folder, '')) for image in images):
+            folders, names = zip(*map(os.path.split, images))
+            folders, own = list(map(real, folders)), real(folder)
+            folder = os.path.commonpath(folders)
+            if os.path.commonpath([folder, own]) == own:
+                folder = own
+            images = map(os.path.join, folders, names)
         if folder == os.path.dirname(folder):
             raise UserError(f'{self.path}: move its images below one folder')
         paths = [image.removeprefix(os.path.join(folder, '')) for image in images]
