@@ -79,7 +79,7 @@ def verification(counts):
     """
     sums = counts.double().sum(dim=1)  # (2, BINS)
     wrong, right = sums.sum(dim=1).tolist()
-    values = figures(*sums[:, None])[0]
+    (values,) = figures(*sums[:, None])
     low = high = np.full(len(values), math.nan)
     if counts.shape[1] >= LEAST_CLASSES:
         times, quantiles = draw_classes(counts.shape[1])
@@ -106,17 +106,10 @@ def curves(counts):
 
 def figures(wrong, right):
     """Return the values (R, 4) of `verification` from counts (R, BINS)."""
-    false, true = curves(wrong), curves(right)
-    columns = [crossing(false - share, true) for share in FALSE_SHARES]
-    columns.append(crossing(false - (1 - true), false))
-    return torch.stack(columns, dim=1).numpy()
-
-
-def crossing(difference, values):
-    """Return the values (R,) of lines (R, B) where `difference` rises above 0."""
-    last = difference.shape[1] - 1
-    place = (difference <= 0).sum(dim=1, keepdim=True).clamp(1, last)
-    before, after = difference.gather(1, place - 1), difference.gather(1, place)
-    share = -before / (after - before).clamp(min=1e-300)
-    low, high = values.gather(1, place - 1), values.gather(1, place)
-    return (low + share.clamp(0, 1) * (high - low))[:, 0]
+    return np.array(
+        [
+            # where the false matches are as many as the missed right pairs, 1 - true
+            [*np.interp(FALSE_SHARES, false, true), np.interp(1, false + true, false)]
+            for false, true in zip(curves(wrong).numpy(), curves(right).numpy())
+        ]
+    )

@@ -8,7 +8,7 @@ from retrieval_cases import labels_of, normal
 from torch.nn import functional as F
 
 from areir.evaluation.metrics import label_images, rank_images
-from areir.evaluation.roc import PairCounter, crossing, verification
+from areir.evaluation.roc import PairCounter, verification
 
 
 def verify(*arguments, tile=64, **marks):
@@ -69,9 +69,3 @@ def test_ignored_pairs_and_distractors_are_no_pairs():
     assert all(map(math.isnan, found['true_matches@0.01']))  # a single wrong pair
     value, low, high = found['equal_error_rate']
     assert value == 0.5 and math.isnan(low) and math.isnan(high)
-
-
-def test_crossing():
-    difference = torch.tensor([[-1.0, 0.0, 0.0, 1.0], [-3.0, -1.0, 1.0, 2.0]])
-    values = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 5.0, 9.0]])
-    assert crossing(difference, values).tolist() == [2, 3]
