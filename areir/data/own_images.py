@@ -105,31 +105,40 @@ def inner_folder(folders, base):
 
 
 def read_identities(images, homes, place_of):
-    """Return (part, identity, camera) of each image, by the name of its file, or None.
+    """Return ((part, identity, camera) of each image, by its name, or None; problem).
 
-    Returns [] unless all names have both and the images lie directly in their part, or
-    in a folder for each identity. homes, place_of: see `recognise`. Junk, of an
-    identity such as -1, is None. Identity 0 is background, unless it is trained or
-    queried: it is DISTRACTOR if there are parts, and None if there are none.
+    There are none unless all names have both and the images lie directly in their part,
+    or in a folder for each identity. If most do, the problem names one that does not.
+    homes, place_of: see `recognise`. Junk, of an identity such as -1, is None. Identity
+    0 is background, unless it is trained or queried: it is DISTRACTOR if there are
+    parts, and None if there are none.
     """
-    found, known = [], set()
+    found, known, odd = [], set(), []
     for image, home in zip(images, homes):
         place = None
         if home in place_of:
             part, names = place_of[home]
             match = IDENTITY_NAME.match(image, len(home))
             if not match or names not in ([], [match[1]]):
-                return []
-            if '-' not in match[1]:
+                odd.append(image)
+            elif '-' not in match[1]:
                 place = part, match[1], match[2].lower()
-            if part in ('train', 'query'):
+            if match and part in ('train', 'query'):
                 known.add(match[1])
         found.append(place)
+    if odd:
+        few = 2 * len(odd) < sum(home in place_of for home in homes)
+        remark = (
+            'most images are named by identity and camera, as 0002_c1s1_000451_03.jpg, '
+            f'but {odd[0]} is not, or not in the folder of its identity: rename or '
+            'remove it, or say by --class_level 1 that folders are the classes'
+        )
+        return [], remark if few else ''
     for index, place in enumerate(found):
         if place and not place[1].strip('0') and place[1] not in known:
             part, _, camera = place
             found[index] = (part, DISTRACTOR, camera) if part else None
-    return found
+    return found, ''
 
 
 def compare_levels(folders, place_of):
@@ -207,7 +216,10 @@ def recognise(images, class_level=None):
         for folder in folders
         if folder.startswith(base)
     }
-    places = [] if class_level else read_identities(images, homes, place_of)
+    places = []
+    if not class_level:
+        places, odd = read_identities(images, homes, place_of)
+        problem = problem or odd
     if places:
         text = 'identities are in the names of the files' + describe(places, bases)[0]
         labels = [place[1] for place in places if place]

@@ -226,6 +226,12 @@ def check_parts(name, records, source, train_only):
                 f'{record.part} needs a label; those without one, or with '
                 f'{DISTRACTOR}, are only searched: put it into the test'
             )
+    trained = {record.label for record in records if record.part == 'train'}
+    if name not in KNOWN_DATASETS and len(trained) < 2:
+        raise UserError(
+            f'{source}: training needs at least 2 classes and has '
+            f'{", ".join(map(printable, trained))}: add classes'
+        )
     tested = {record.label for record in records if record.part != 'train'}
     if name not in KNOWN_DATASETS and len(counts) > 1 and len(tested) < 2:
         found = ', '.join(map(printable, tested - {DISTRACTOR})) or 'none'

@@ -1,5 +1,7 @@
 """Which folder is the class, which is a part of the split, and what is refused."""
 
+import re
+
 import pytest
 from official import write_classes, write_image
 
@@ -216,6 +218,15 @@ def test_identity_and_camera_in_the_names_of_files(names, identity_folders, besi
     assert class_names(images) == classes
 
 
+@pytest.mark.parametrize('name', ['montage.jpg', '0007_c3s3_077419_03.jpg'])
+def test_one_odd_name_among_identities_is_named(name):
+    """Without it, all cameras would be lost without a word."""
+    images = [re.sub('/([^_]+)', r'/\1/\1', path) for path in MARKET]
+    odd = f'bounding_box_train/0002/{name}'
+    assert odd in recognise([*images, odd]).problem
+    assert recognise([*images, odd], 1).places[-1] == ('train', '0002', None)
+
+
 def test_re_identification_of_other_names():
     # VeRi-776; identity 0 is one like others if it is queried; no parts
     names = ['0002_c002_00030600_0.jpg', '0000_c014_00029325_0.jpg']
@@ -228,7 +239,7 @@ def test_re_identification_of_other_names():
     assert class_names(alone) == ['0001', '0003', None, None]
     # one name that does not fit
     layout = recognise([*MARKET, 'query/portrait.jpg'])
-    assert 'no class folders' in layout.problem and not any(layout.places)
+    assert 'query/portrait.jpg is not' in layout.problem and not any(layout.places)
 
 
 def test_re_identification_is_prepared(root, tmp_path, capsys):
