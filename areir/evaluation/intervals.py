@@ -28,6 +28,16 @@ def class_sums(values, labels):
     return np.stack([np.bincount(classes, value) for value in values], axis=1), sizes
 
 
+def sort_classes(sums, sizes):
+    """Return sums (classes, measures) in the order of sizes (classes,) and values.
+
+    What is drawn then depends on no class's number, nor on other measures. Signs do not
+    count: a comparison the other way round is drawn alike.
+    """
+    columns = [column[np.lexsort([abs(column), sizes])] for column in sums.T]
+    return np.stack(columns, axis=1), np.sort(sizes)
+
+
 def resampled_means(sums, sizes, resamples=1000, seed=0):
     """Bootstrap the means of what `class_sums` returns, of at least two classes.
 
@@ -79,7 +89,7 @@ def confidence_intervals(values, labels, resamples=1000, seed=0, per_class=False
         sums, sizes = sums / sizes[:, None], np.ones_like(sizes)
     if len(sizes) < LEAST_CLASSES:
         return dict.fromkeys(values, (math.nan, math.nan))
-    means, shares = resampled_means(sums, sizes, resamples, seed)
+    means, shares = resampled_means(*sort_classes(sums, sizes), resamples, seed)
     limits = np.quantile(means, shares, axis=0).T  # (measures, 2)
     return dict(zip(values, limits.tolist()))
 
@@ -92,7 +102,7 @@ def compare(values, others, labels, resamples=10_000, seed=0):
     randomisation test that swaps the two results of whole classes.
     """
     differences = {name: values[name].cpu() - others[name].cpu() for name in values}
-    sums, sizes = class_sums(differences, labels)
+    sums, sizes = sort_classes(*class_sums(differences, labels))
     rng = np.random.default_rng(seed)
     swapped = []
     for _ in range(resamples // SWAPS):

@@ -83,6 +83,8 @@ def verification(counts):
     low = high = np.full(len(values), math.nan)
     if counts.shape[1] >= LEAST_CLASSES:
         times, quantiles = draw_classes(counts.shape[1])
+        moments = counts.double() @ torch.arange(IGNORED).double()
+        counts = counts[:, np.lexsort(moments.numpy())]  # whatever their numbers are
         drawn = [
             figures(part @ counts[0], part @ counts[1])
             for part in torch.from_numpy(times).float().split(AT_ONCE)

@@ -46,6 +46,7 @@ def test_each_queries_all_others(tile):
     error, _, _ = found['equal_error_rate']
     missed = 1 - expected(scores, same & other, ~same, error)
     assert missed == pytest.approx(error, abs=0.003)
+    assert verify(embeddings, -2 - labels, tile=tile) == found
 
 
 def test_ignored_pairs_and_distractors_are_no_pairs():
