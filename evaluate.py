@@ -73,9 +73,11 @@ def main():
     # notices of what is read; with --json, they must not be part of it
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
         report = evaluate_file(args)
-    printer = print_json if args.json else print_report
     with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early
-        printer(report)
+        if args.json:
+            print(json.dumps(report, indent=2, ensure_ascii=False))
+        else:
+            print_report(report)
 
 
 # The report
@@ -161,10 +163,6 @@ def compare_files(args, result, values, ks):
 
 
 # Printing
-
-
-def print_json(report):
-    print(json.dumps(report, indent=2, ensure_ascii=False))
 
 
 def print_report(report):

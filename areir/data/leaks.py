@@ -25,15 +25,19 @@ def find_leaks(contents, records, ignored=True):
     copies = [group for group in copies.values() if len(group) > 1]
     rule = 'a query ignores its copies' if ignored else 'the benchmark counts them'
     counts, sentences = {}, []
-    for pair in PAIRS:
-        found = [shared for group in copies if (shared := shared_by(group, *pair))]
-        if found:
-            first, second = pair
-            counts[f'{first}/{second}'] = count = sum(len(also) for _, also in found)
+    for first, second in PAIRS:
+        count, example = 0, None
+        for group in copies:
+            seen = [record for record in group if record.part == first]
+            also = [record for record in group if record.part == second]
+            if seen and also and (first != second or len(seen) > 1):
+                count += len(also)
+                example = example or (seen[0], also[-1])
+        if count:
+            counts[f'{first}/{second}'] = count
             where = f'in {first} and in {second}' if first != second else f'in {first}'
             remark = 'training has seen them' if first == 'train' else rule
-            (seen, *_), (*_, also) = found[0]
-            sentences.append(describe(count, where, seen, also, remark))
+            sentences.append(describe(count, where, *example, remark))
     # copies in training and in the test are told above, whatever their classes
     sides = [
         [record for record in group if (record.part == 'train') == trained]
@@ -50,14 +54,6 @@ def find_leaks(contents, records, ignored=True):
         record.path: number for number, group in enumerate(copies) for record in group
     }
     return counts, sentences, numbers
-
-
-def shared_by(copies, first, second):
-    """Return the (records of part `first`, of `second`) of copies, None if none."""
-    seen = [record for record in copies if record.part == first]
-    also = [record for record in copies if record.part == second]
-    alone = first == second and len(seen) == 1
-    return (seen, also) if seen and also and not alone else None
 
 
 def describe(count, where, record, other, remark):

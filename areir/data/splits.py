@@ -167,11 +167,6 @@ def split_path(data_root, name, crop_type):
     return os.path.join(data_root, name, f'{crop_type}{SPLIT_SUFFIX}')
 
 
-def missing_files(folder, names):
-    """Return those of the relative paths that are not files."""
-    return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
-
-
 def check_name(name, flag='--data_name'):
     """Raise UserError unless `name`, given by `flag`, can be the name of a folder."""
     plain = name and not name.startswith('.') and os.path.basename(name) == name
@@ -224,8 +219,12 @@ def load_split(data_root, name, crop_type='uncropped'):
         classes = sorted(labelled) if part == 'train' else test_classes
         parts[part] = make_part(labelled, classes, groups, files)
 
-    images = [image for part in parts.values() for image in part.images]
-    missing = missing_files(folder, images)
+    missing = [
+        image
+        for part in parts.values()
+        for image in part.images
+        if not os.path.isfile(os.path.join(folder, image))
+    ]
     if missing:
         raise UserError(
             f'{path}: {counted(len(missing), "image")} gone, such as {missing[0]}: '

@@ -520,18 +520,14 @@ def euclidean(vectors):
     mean = total / len(gallery)
     farthest = by_rows(gallery, lambda part: (part - mean).norm(dim=1)).max()
     scale = farthest.clamp(min=1e-30)
-
-    def query_rows(part):
-        rows = ((part - mean) / scale).float()
-        return torch.cat([rows, rows.new_ones(len(rows), 2)], dim=1)
-
-    def gallery_rows(part):
-        rows = ((part - mean) / scale).float()
-        half = rows.double().square().sum(dim=1, keepdim=True) / -2
-        coarse = half.float()
-        return torch.cat([rows, coarse, (half - coarse).float()], dim=1)
-
-    return [by_rows(vectors[0], query_rows), by_rows(gallery, gallery_rows)]
+    query, gallery = (
+        by_rows(part, lambda rows: ((rows - mean) / scale).float())
+        for part in (vectors[0], gallery)
+    )
+    half = by_rows(gallery, lambda rows: rows.square().sum(dim=1, keepdim=True) / -2)
+    coarse = half.float()
+    gallery = torch.cat([gallery, coarse, (half - coarse).float()], dim=1)
+    return [torch.cat([query, query.new_ones(len(query), 2)], dim=1), gallery]
 
 
 # Two files with the same queries
