@@ -89,7 +89,7 @@ def prepare(
     """
     check_name(name)
     dataset = read_source(
-        data_root, name, data_path, seed, table, test_share, class_level
+        data_root, name, data_path, seed, table, test_share, class_level, skip_broken
     )
     print_source(dataset)
     fingerprint = dataset.fingerprint(image_size, seed)

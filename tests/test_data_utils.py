@@ -215,6 +215,25 @@ def test_broken_images_are_left_out_if_wanted(call, root, tmp_path):
     assert call(*flags)[0] == 0 and info_of(root, 'shoes')['skipped'] == {}
 
 
+def test_rows_without_their_file_are_left_out_if_wanted(call, root, tmp_path):
+    write_classes(tmp_path / 'photos', 'abcd')
+    rows = [f'{c}/{n}.png,{c}' for c in 'abcd' for n in (0, 1)] + ['a/2.png,a']
+    table = tmp_path / 'photos/shop.csv'
+    table.write_text('\n'.join(['path,label', *rows]))
+    flags = ['--csv', table, '--data_name', 'shop', '--image_size', 8]
+    code, _, errors = call(*flags)
+    assert code == 2 and 'line 10' in errors and '--skip_broken' in errors
+    code, output, _ = call(*flags, '--skip_broken')
+    assert code == 0 and 'left out 1 of 9 images' in output and 'line 10' in output
+    assert list(info_of(root, 'shop')['skipped']) == ['a/2.png']
+    # until the file is there
+    assert 'nothing changed' in call(*flags, '--skip_broken')[1]
+    write_image(tmp_path / 'photos/a/2.png')
+    assert call(*flags, '--skip_broken')[0] == 0
+    assert info_of(root, 'shop')['skipped'] == {}
+    assert len(images_of(root, 'shop')) == 9
+
+
 def test_a_class_that_is_broken_is_named(call, tmp_path):
     photos = tmp_path / 'photos'
     for part, classes in (('train', 'abc'), ('test', 'xyz')):

@@ -47,7 +47,7 @@ def get_parser():
         'has no split of its own; 0 trains on all of them [default value is 0.5]'
     )
     flag = add('--skip_broken', action='store_true')
-    flag.help = 'leave out images that cannot be read, and list them'
+    flag.help = 'leave out images that are missing or cannot be read, and list them'
     flag = add('--num_workers', type=number(int, 1, 256))
     flag.help = 'processes that read images [default value is the number of cores]'
     return parser

@@ -156,14 +156,16 @@ def read_source(
     table=None,
     test_share=None,
     class_level=None,
+    skip_missing=False,
 ):
     """Read the layout of a dataset and return it as a SourceDataset.
 
     seed: draws the test classes of a dataset that has no split of its own; test_share:
     their share, 0 for none, by default TEST_SHARE; table: a CSV that describes the
     dataset, whose paths start from data_path, by default its folder; class_level: see
-    `own_images.recognise`. Raises UserError if the dataset's own files are incomplete,
-    or if there is a split of its own and a `test_share`.
+    `own_images.recognise`; skip_missing: see `tables.read_table`. Raises UserError if
+    the dataset's own files are incomplete, or if there is a split of its own and a
+    `test_share`.
     """
     source, table = find_source(data_root, name, data_path, table)
     if class_level and (table or name in KNOWN_DATASETS):
@@ -175,7 +177,7 @@ def read_source(
     if table:
         link = source_link(os.path.join(data_root, name, 'images'))
         folders = [source] if data_path or not link else [source, link]
-        layout, records, source = read_table(table, *folders)
+        layout, records, source = read_table(table, *folders, skip_missing=skip_missing)
     elif name in KNOWN_DATASETS:
         files = [path for path in files if path.split('/')[0] not in MADE_HERE]
         layout, records = KNOWN_DATASETS[name].read(source, files)

@@ -37,12 +37,13 @@ SEARCHED = 100_000  # files among which the nearest name is looked for
 NEIGHBOURS = 1000  # of them in the order of names, which are compared
 
 
-def read_table(path, *folders):
+def read_table(path, *folders, skip_missing=False):
     """Return (layout, records, folder) of a CSV; see the top of this file.
 
     folders: those from one of which its paths start, by default its own. The paths of
     the records are relative to the folder that is returned: the same, unless the CSV
     has images elsewhere. Without a column split, records with a label have no part.
+    skip_missing: whether images need not be there, which verifying them will tell.
     Raises UserError naming the lines that are wrong.
     """
     rows = list(lists.read_csv(path, ['path', 'label']))
@@ -53,7 +54,8 @@ def read_table(path, *folders):
         for (_, cells), text in zip(rows, texts):
             cells[column] = text
     folders = [os.path.abspath(each) for each in folders or [os.path.dirname(path)]]
-    finder = ImageFinder(path, folders, [cells['path'] for _, cells in rows])
+    names = [cells['path'] for _, cells in rows]
+    finder = ImageFinder(path, folders, names, skip_missing)
 
     def parse(cells):
         return read_record(finder, cells), lists.read_roles(cells)
@@ -163,14 +165,15 @@ class ImageFinder:
     path, names: of the table, and all paths in it. They start from one of `folders`,
     from the current one, or from one elsewhere; then what precedes those in the first
     of `folders` is left out. Letters may differ from the disk in case or in the form of
-    accents, and `\\` may stand for `/`. Raises UserError if no image is found.
+    accents, and `\\` may stand for `/`. skip_missing: see `read_table`.
+    Raises UserError if no image is found.
     """
 
-    def __init__(self, path, folders, names):
+    def __init__(self, path, folders, names, skip_missing=False):
         self.path, self.folder = path, folders[0]
         self.list_names = functools.cache(list_names)
         self.renamed = {}  # {name in the table: name on disk}, if they differ
-        self.missing = 0
+        self.missing, self.skip_missing = 0, skip_missing
         self.base, self.prefix = self.find_base(folders, names)
 
     def find_base(self, folders, names):
@@ -207,11 +210,16 @@ class ImageFinder:
         if self.prefix:
             below = name.replace('\\', '/').removeprefix(self.prefix)
         image = self.on_disk(self.base, below)
+        if image is None and self.skip_missing:
+            return os.path.abspath(os.path.join(self.base, below.lstrip('/')))
         if image is None:
             self.missing += 1
             # looking for it takes a while
-            nearest = nearest_name(self.base, below) if self.missing == 1 else ''
-            raise ValueError(f'path {name!r:.200}: no such file{nearest}')
+            advice = ''
+            if self.missing == 1:
+                advice = nearest_name(self.base, below) or ';'
+                advice += ' --skip_broken leaves such rows out'
+            raise ValueError(f'path {name!r:.200}: no such file{advice}')
         return image
 
     def on_disk(self, folder, name):
