@@ -209,6 +209,17 @@ def look_alikes(labels):
     return [group for group in groups.values() if len(group) > 1]
 
 
+def label_notices(labels):
+    """Return what may be meant otherwise in the labels of `plain_labels`."""
+    notices = [
+        f'{one!r} and {other!r} are different classes'
+        for one, other, *_ in look_alikes(labels)[:1]
+    ]
+    for label in sorted({*UNNUMBERED} & {*labels} - {DISTRACTOR}):
+        notices.append(f'{label} is a class; if it means none, leave it empty')
+    return notices
+
+
 def plain_labels(labels):
     """Return the labels of a table; DISTRACTOR for an empty one, and for -1.
 

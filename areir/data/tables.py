@@ -145,10 +145,7 @@ def print_parts(path, rows, records):
     if unlabelled:
         count = counted(unlabelled, 'image')
         notices.append(f'{count} without a label: searched in the test, never right')
-    for one, other, *_ in lists.look_alikes(labels)[:1]:
-        notices.append(f'{printable(one)} and {printable(other)} are different classes')
-    for label in sorted({*lists.UNNUMBERED} & {*labels} - {DISTRACTOR}):
-        notices.append(f'{label} is a class; if it means none, leave the cell empty')
+    notices += lists.label_notices(labels)
     if 'split' not in columns and {'is_query', 'is_gallery'} <= {*columns}:
         notices.append('no column split: images with a role are the test, others train')
     splits = {cells['split'].lower() for cells in rows if 'split' in cells}

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from areir.data.lists import DISTRACTOR, plain_labels, shorten
+from areir.data.lists import DISTRACTOR, label_notices, plain_labels, shorten
 from areir.errors import UserError, counted
 from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images
@@ -171,11 +171,11 @@ def read_embeddings(path, labels=None):
     Whether numbers and shapes can be ranked is left to `rank_positives`.
     """
     entries = load_entries(path, labels)
-    names = find_names(path, entries)
-    numbers = {
-        kind: number_entries(path, [entries.get(each[kind]) for each in names], kind)
-        for kind in ('labels', 'groups', 'files')
-    }
+    names, notices = find_names(path, entries), entries.get('notices', [])
+    numbers = {}
+    for kind in ('labels', 'groups', 'files'):
+        values = [entries.get(each[kind]) for each in names]
+        numbers[kind] = number_entries(path, values, kind, notices)
     sides = []
     for place, fields in enumerate(names):
         own = {kind: values[place] for kind, values in numbers.items()}
@@ -204,7 +204,6 @@ def read_embeddings(path, labels=None):
     notes = {name: plain(entries.get(name)) for name in NOTES}
     notes = {name: str(note) for name, note in notes.items() if note is not None}
     gallery = sides[1] if len(sides) == 2 else None
-    notices = entries.get('notices', [])
     unlabelled = sum(int((side.labels == int(DISTRACTOR)).sum()) for side in sides)
     if unlabelled:
         notices.append(
@@ -270,11 +269,12 @@ def to_vectors(path, name, entries):
         return torch.as_tensor(vectors).detach().to_dense()
 
 
-def number_entries(path, sides, kind):
+def number_entries(path, sides, kind, notices):
     """Return the labels, groups or files of each side as int64 (N,), -1 for none.
 
     Whole numbers stay as they are. Texts are numbered, alike on both sides. Columns
-    (N, 1) and rows (1, N) are taken as (N,). A side that is None remains so.
+    (N, 1) and rows (1, N) are taken as (N,). A side that is None remains so. What is
+    not plain is added to notices.
     """
     if any(values is None for values in sides):
         if kind == 'labels':
@@ -287,6 +287,8 @@ def number_entries(path, sides, kind):
             numbers = np.unique(texts, return_inverse=True)[1]
             numbers = np.where(np.array(texts) == DISTRACTOR, -1, numbers)
             sides = np.split(numbers, [len(sides[0])])[: len(sides)]
+            if kind == 'labels':
+                notices += [f'{path}: {notice}' for notice in label_notices(texts)]
         return [torch.from_numpy(whole(values)) for values in sides]
 
 
@@ -301,12 +303,16 @@ def flat(values):
 
 
 def whole(values):
-    """Return numbers as int64, NaN as -1. Raises ValueError for others than whole."""
+    """Return numbers as int64, NaN as -1.
+
+    Raises ValueError for others than whole, and for those that the float type rounds.
+    """
     if values.dtype.kind == 'f':
+        kind, last = values.dtype, 2.0 ** (1 + np.finfo(values.dtype).nmant)
         values = np.where(np.isnan(values), -1, values).astype(np.float64)
-        odd = values[(values % 1 != 0) | (np.abs(values) > 2**53)]
+        odd = values[(values % 1 != 0) | (np.abs(values) >= last)]
         if odd.size:
-            raise ValueError(f'{odd[0]} is among them')
+            raise ValueError(f'{odd[0]:.16g} of {kind} is among them')
     return values.astype(np.int64)
 
 

@@ -264,7 +264,11 @@ def test_labels(labels, expected):
 
 @pytest.mark.parametrize(
     ('labels', 'said'),
-    [('Ab ab', 'Ab and ab'), ('007 7', '007 and 7'), ('a None', 'None is a class')],
+    [
+        ('Ab ab', "'Ab' and 'ab'"),
+        ('007 7', "'007' and '7'"),
+        ('a None', 'None is a class'),
+    ],
 )
 def test_labels_that_are_alike_are_said(tmp_path, capsys, labels, said):
     write_pictures(tmp_path, 'ab')

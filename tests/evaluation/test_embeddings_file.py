@@ -154,6 +154,15 @@ def test_images_without_a_label_are_distractors(name, none, texts):
     assert '1 image without a label' in ranked.notices[0]
 
 
+@pytest.mark.parametrize(
+    ('label', 'notice'),
+    [('None', 'None is a class'), ('class A ', "'class A ' and 'class a' are")],
+)
+def test_labels_that_may_mean_another(label, notice):
+    path = save('file.npz', embeddings=EMBEDDINGS, labels=[*TEXTS[1:], label])
+    assert notice in rank_file(path, 'cpu').notices[0]
+
+
 def test_files_of_torch_with_arrays_and_arguments():
     entries = {'embeddings': EMBEDDINGS.numpy(), 'labels': objects(TEXTS)}
     path = save('file.pt', **entries, args=argparse.Namespace(seed=1))
@@ -238,6 +247,7 @@ def with_bad_row(value):
         ({'embeddings': EMBEDDINGS[:0]}, 'non-empty'),
         ({'labels': TEXTS[1:]}, ': labels must be one per image'),
         ({'labels': LABELS + 0.5}, ': labels must be whole numbers or texts'),
+        ({'labels': (LABELS + 2**24).float()}, 'labels must be whole numbers or texts'),
         ({'labels': LABELS.repeat(2, 1)}, ': labels must be whole numbers or texts'),
         ({'images': IMAGES, 'groups': LABELS[1:]}, ': groups must be one per image'),
         ({'embeddings': with_bad_row(0) * 0}, 'embeddings holds zeros only'),

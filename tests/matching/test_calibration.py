@@ -88,8 +88,8 @@ def test_calibration_equals_what_it_describes():
         'low': 0.699512,
         'high': 0.7185639,
         'realised': 0.1325,
-        'realised_low': 0.0962252,
-        'realised_high': 0.1716667,
+        'realised_low': 0.0958333,
+        'realised_high': 0.1704414,
     }
     found = {name: result[name] for name in expected}
     assert found == pytest.approx(expected, rel=1e-5)
