@@ -14,10 +14,10 @@ from areir.data.images import IMAGE_SUFFIXES
 from areir.data.lists import DISTRACTOR, Record, look_alikes
 from areir.errors import UserError, counted, printable
 
-# the letters of a part's folder: bounding_box_train, Test-Set, valid, image_query
+# the letters of a part's name: bounding_box_train, Test-Set, valid, image_query
 PART_NAME = re.compile(
     '(?:boundingbox|bbox|images?)?(?:(?P<train>train(?:ing)?)'
-    '|(?P<val>val(?:id(?:ation)?)?)|(?P<test>test(?:ing)?|eval(?:uation)?)'
+    '|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?|eval(?:uation)?)'
     '|(?P<query>query|probe)|(?P<gallery>gallery))(?:set|dataset|data|images?)?'
 )
 WRAPPERS = ('images', 'image', 'img', 'imgs', 'data', 'dataset', 'photos', 'pictures')
@@ -37,9 +37,9 @@ class Layout(NamedTuple):
     places: list
 
 
-def part_named(folder):
-    """Return the part of a split that a folder's name means, or None."""
-    match = PART_NAME.fullmatch(re.sub(r'[\W_]', '', folder.lower()))
+def part_named(name):
+    """Return the part of a split that a name, such as a folder's, means, or None."""
+    match = PART_NAME.fullmatch(re.sub(r'[\W_]', '', name.lower()))
     return match.lastgroup if match else None
 
 

@@ -12,7 +12,6 @@ https://open-metric-learning.readthedocs.io describes the format; `lists.COLUMNS
 other names of the columns.
 """
 
-import bisect
 import functools
 import itertools
 import os
@@ -22,19 +21,13 @@ import unicodedata
 from areir.data import lists
 from areir.data.images import walk
 from areir.data.lists import DISTRACTOR, Record
+from areir.data.own_images import part_named
 from areir.errors import UserError, counted, did_you_mean, printable
 
-PART_OF = {
-    **dict.fromkeys(['train', 'training'], 'train'),
-    **dict.fromkeys(['validation', 'valid', 'val', 'dev'], 'test'),
-    **dict.fromkeys(['test', 'testing', 'eval', 'evaluation'], 'test'),
-    'query': 'query',
-    'gallery': 'gallery',
-}
 ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
 PROBES = 8  # paths by which their folder is found
 SEARCHED = 100_000  # files among which the nearest name is looked for
-NEIGHBOURS = 1000  # of them in the order of names, which are compared
+COMPARED = 1000  # of them, as comparing takes long
 
 
 def read_table(path, *folders, skip_missing=False):
@@ -86,7 +79,8 @@ def read_record(finder, cells):
         )
     part = None
     if 'split' in cells:
-        part = PART_OF.get(cells['split'].lower())
+        part = part_named(cells['split'])
+        part = 'test' if part == 'val' else part
         if part is None:
             raise ValueError(
                 f'split {cells["split"]!r:.99} is neither train nor validation'
@@ -149,7 +143,7 @@ def print_parts(path, rows, records):
     if 'split' not in columns and {'is_query', 'is_gallery'} <= {*columns}:
         notices.append('no column split: images with a role are the test, others train')
     splits = {cells['split'].lower() for cells in rows if 'split' in cells}
-    tested = sorted(split for split in splits if PART_OF[split] == 'test')
+    tested = sorted(split for split in splits if part_named(split) in ('test', 'val'))
     if len(tested) > 1:
         notices.append(f'the test is {" and ".join(tested)}')
     for notice in notices:
@@ -267,11 +261,9 @@ def nearest_name(folder, name):
     deeper = [path for path in files if path.endswith(f'/{name}')]
     if deeper:
         return f'; did you mean {printable(deeper[0])}?'
-    # comparing with all would take seconds
-    place = bisect.bisect(files, name)
-    near = files[max(0, place - NEIGHBOURS) : place + NEIGHBOURS]
-    namesakes = [path for path in files if path.endswith('/' + os.path.basename(name))]
-    return did_you_mean(name, namesakes[:NEIGHBOURS] + near)
+    inner, base = os.path.split(name)
+    near = [path for path in files if path.startswith(inner) or path.endswith(base)]
+    return did_you_mean(name, near[:COMPARED])
 
 
 def list_names(folder):

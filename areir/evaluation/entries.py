@@ -98,6 +98,9 @@ def read(path):
         return reader(path)
     except (UserError, MemoryError):
         raise
+    except ImportError as error:
+        package = 'pyarrow' if reader is read_parquet else 'h5py'
+        raise UserError(f'{path}: first pip install {package}') from error
     except Exception as error:  # libraries raise many kinds for a damaged file
         if isinstance(error, OSError) and error.errno and error.filename:
             raise  # the file cannot be opened
@@ -231,10 +234,8 @@ def read_tensors(path):
 
 def read_hdf5(path):
     """Read the datasets at the top of an HDF5 file."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f'{path}: first pip install h5py') from error
+    import h5py  # which need not be installed
+
     with h5py.File(path) as file:
         return {
             name: node[()] if name in USED and isinstance(node, h5py.Dataset) else None
@@ -256,10 +257,7 @@ def read_npy(path):
 
 def read_parquet(path):
     """Read the table of a Parquet file."""
-    try:
-        frame = pd.read_parquet(path)
-    except ImportError as error:
-        raise UserError(f'{path}: first pip install pyarrow') from error
+    frame = pd.read_parquet(path)
     rows = enumerate(frame.itertuples(index=False, name=None), 1)
     rows = [(f'row {number}', list(cells)) for number, cells in rows]
     return table_entries(path, [str(name) for name in frame.columns], rows)
