@@ -29,6 +29,8 @@ IMAGE_SUFFIXES = (
 HEIC_BRANDS = (b'ftyphei', b'ftyphev', b'ftypmif1', b'ftypmsf1')  # bytes 4 to 12
 HEIC_ADVICE = 'pip install pillow-heif reads them'
 NO_HEIC = f'nothing here reads HEIC files: {HEIC_ADVICE}'  # an index stores it
+# of archives made by macOS, and of Synology's thumbnails
+SYSTEM_FOLDERS = ('__MACOSX', '@eaDir')
 
 # pillow runs another program for these, or only recognises them
 REFUSED_FORMATS = ('EPS', 'WMF', 'MPEG', 'BUFR', 'GRIB', 'HDF5')
@@ -436,7 +438,7 @@ def walk(folder, prefix, above, problems):
         problems[prefix] = error.strerror
         return
     for entry in entries:
-        if entry.name.startswith('.') or entry.name == '__MACOSX':
+        if entry.name.startswith('.') or entry.name in SYSTEM_FOLDERS:
             continue
         if os.path.isdir(entry.path):
             below = f'{prefix}{entry.name}/'

@@ -228,7 +228,14 @@ def test_is_image_looks_at_the_suffix_and_without_one_at_the_bytes(tmp_path):
 
 def test_files_are_listed_in_order_without_hidden_and_system_files(tmp_path):
     names = ['b.png', 'a/z.txt', 'a/y.png', 'Ü ber/x.png']
-    for name in (*names, '.DS_Store', 'a/._y.png', '.cache/1.png', '__MACOSX/1.png'):
+    hidden = (
+        '.DS_Store',
+        'a/._y.png',
+        '.cache/1.png',
+        '__MACOSX/1.png',
+        'a/@eaDir/1.png',
+    )
+    for name in (*names, *hidden):
         write_lines(tmp_path / name, ['x'])
     assert list_files(tmp_path) == sorted(names)
 
