@@ -133,6 +133,7 @@ def describe_results(images, database, folder):
     scores, nearest = images.nearest(k)
     labels, rank, values = images.query_labels, ranks['rank'], measures(ranks, [1])
     figures = {'recall@1': 'Recall@1', 'map@r': 'MAP@R', 'r_precision': 'R-precision'}
+    figures |= {'map': 'mAP'} if 'map' in values else {}
     worst = run_statistics.pick(rank.double(), labels, rank > 1)
     best = run_statistics.pick(statistics.margin, labels, rank == 1)
     tiles = TileMaker(images, (scores, nearest), database['classes'], folder)

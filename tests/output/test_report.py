@@ -117,6 +117,16 @@ def test_gallery_of_its_own(tmp_path, database):
     assert '12 images of 4 classes search a gallery of 12' in text
 
 
+def test_groups(tmp_path, database):
+    groups = torch.arange(24) % 3
+    text = page_text(tmp_path, database, groups=groups)
+    images = database['embeddings'], database['labels']
+    wanted = evaluate(*images, [1], groups=groups)['map']
+    assert f'mAP{share(wanted)}' in text and 'ignores its copies' in text
+    assert 'mAP' not in (text := page_text(tmp_path, database))
+    assert 'ignores its copies' not in text
+
+
 def test_without_calibration_or_its_check(tmp_path, database):
     assert 'has no threshold' in page_text(tmp_path, database)
     names = ('low', 'high', 'realised', 'realised_low', 'realised_high')
