@@ -39,6 +39,7 @@ from areir.evaluation.scores import rows_at_once
 METRICS = 'cosine', 'dot', 'euclidean'
 SAME_VECTOR = 1 - 2e-6  # the least cosine of two; float32 rounds by less
 SEEN = 100  # queries whose vectors are looked for in the gallery
+LARGE = 1e6  # vectors of one length may be so long without being normalised
 SAME_LENGTH = 1.01  # longest to shortest of a side; float16 rounds by less
 
 
@@ -128,7 +129,8 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         arguments |= {'gallery_groups': gallery.groups, 'gallery_files': gallery.files}
     del vectors
     file.available = len(gallery.labels) - (file.gallery is None)
-    if len(gallery.labels.unique()) == 1:
+    classes = gallery.labels.unique().tolist()
+    if len(classes) == 1 and classes != [int(DISTRACTOR)]:
         file.notices.append(
             f'{path}: all images that are searched are of a single class, so any '
             'recall is 100 % and says nothing'
@@ -149,6 +151,11 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     if not file.available:
         raise UserError(f'{path}: a single image, which has nothing to retrieve')
     file.ranks = {name: values.cpu() for name, values in file.ranks.items()}
+    if not file.ranks['positives'].any():
+        file.notices.append(
+            f'{path}: no image that is searched is of the class of a query, so '
+            'none can be found: are these their labels?'
+        )
     file.pairs = pairs and pairs.result()
     kept = query.labels != int(DISTRACTOR)
     if query.images is not None:
@@ -184,17 +191,26 @@ def read_embeddings(path, labels=None):
         for kind in ('groups', 'files'):
             if own[kind] is not None and own[kind].shape != own['labels'].shape:
                 raise UserError(f'{path}: {fields[kind]} must be one per image')
+        if not (vectors.is_floating_point() or vectors.is_complex()):
+            kind, vectors = str(vectors.dtype).removeprefix('torch.'), vectors.float()
+            notices.append(
+                f'{path}: {fields["embeddings"]} of {kind} are read as numbers; '
+                'unpack packed bits first, with numpy.unpackbits'
+            )
         sides.append(ImageSet(fields, vectors, images=images, **own))
     heads = plain(entries.get('ensemble_size'))
     vectors = sides[0].embeddings
-    if names[0]['embeddings'] == 'test_features':
-        # for data without a gallery, the original code wrote the test images twice
-        if len(sides) == 2 and torch.equal(vectors, sides[1].embeddings):
-            del sides[1]
-        if vectors.dim() == 3:
-            heads = vectors.shape[1]
-            for side in sides:
-                side.embeddings = side.embeddings.flatten(1)
+    # the original code wrote them twice if there was no gallery
+    values = [(side.labels, side.embeddings) for side in sides]
+    if len(sides) == 2 and all(map(torch.equal, *values)):
+        notices.append(
+            f'{path}: the gallery repeats the queries: no query finds its own'
+        )
+        del sides[1]
+    if names[0]['embeddings'] == 'test_features' and vectors.dim() == 3:
+        heads = vectors.shape[1]
+        for side in sides:
+            side.embeddings = side.embeddings.flatten(1)
     # 1 for a tensor of one number, which `rank_positives` refuses
     dimensions = sides[0].embeddings.shape[-1:].numel()
     if heads is not None and (
@@ -261,8 +277,9 @@ def to_vectors(path, name, entries):
     """Return an array, tensor or list of tensors of images or batches as a tensor."""
     vectors = entries[name]
     with must_be(path, name, 'an array, a tensor or a list of tensors'):
-        if isinstance(vectors, np.ndarray) and vectors.dtype == object:
-            vectors = list(vectors)  # an array of arrays
+        if isinstance(vectors, np.ndarray) and vectors.dtype.kind in 'OUS':
+            # an array of arrays, or numbers as objects or texts
+            vectors = list(vectors) if vectors.ndim == 1 else vectors.astype(np.float32)
         if not isinstance(vectors, (np.ndarray, torch.Tensor)):
             parts = [torch.as_tensor(part) for part in vectors]
             vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
@@ -482,7 +499,8 @@ def apply_metric(file, metric, device):
                 'leave them out, or rank by --metric dot or euclidean'
             )
     if metric is None:
-        if all(part.max() <= part.min() * SAME_LENGTH for part in norms):
+        alike = all(part.max() <= part.min() * SAME_LENGTH for part in norms)
+        if alike and low > 1 / LARGE and high < LARGE:
             return vectors
         file.notices.append(
             f'{file.path}: the vectors are not of unit length ({low:.2g} to '

@@ -163,6 +163,32 @@ def test_labels_that_may_mean_another(label, notice):
     assert notice in rank_file(path, 'cpu').notices[0]
 
 
+@both_formats
+@pytest.mark.parametrize('kind', [torch.int8, torch.uint8, torch.bool])
+def test_vectors_of_whole_numbers_are_numbers(name, kind):
+    vectors = (EMBEDDINGS * 100 + 100).to(kind)
+    ranked = rank_file(save_plain(name, embeddings=vectors), 'cpu')
+    assert summary(ranked.ranks, [1, 4]) == evaluate(
+        F.normalize(vectors.float()), LABELS, [1, 4]
+    )
+    assert str(kind).removeprefix('torch.') in ranked.notices[0]
+
+
+@pytest.mark.parametrize('kind', [object, str])
+def test_numbers_as_objects_or_texts(kind):
+    path = save_plain('file.npz', embeddings=EMBEDDINGS.numpy().astype(kind))
+    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+
+
+@pytest.mark.parametrize('changed', [{'labels': torch.arange(COUNT)}, QUERIES])
+def test_labels_by_which_nothing_is_found(changed):
+    ranked = rank_file(
+        save_plain('file.npz', **{'labels': -(LABELS < 9).int(), **changed}), 'cpu'
+    )
+    assert 'are these their labels?' in ranked.notices[-1]
+    assert not any('single class' in notice for notice in ranked.notices)
+
+
 def test_files_of_torch_with_arrays_and_arguments():
     entries = {'embeddings': EMBEDDINGS.numpy(), 'labels': objects(TEXTS)}
     path = save('file.pt', **entries, args=argparse.Namespace(seed=1))
@@ -242,7 +268,7 @@ def with_bad_row(value):
     [
         ({'embeddings': with_bad_row(torch.inf)}, '1 image: 7'),
         ({'embeddings': TEXTS}, 'embeddings'),
-        ({'embeddings': LABELS[:, None]}, 'floating point'),
+        ({'embeddings': EMBEDDINGS.to(torch.complex64)}, 'floating point'),
         ({'embeddings': EMBEDDINGS[0]}, ': embeddings must be'),
         ({'embeddings': EMBEDDINGS[:0]}, 'non-empty'),
         ({'labels': TEXTS[1:]}, ': labels must be one per image'),
@@ -613,6 +639,15 @@ def test_repeated_images_do_not_find_themselves(named):
     files = again if named else None
     expected = evaluate(entries['embeddings'], entries['labels'], [1, 4], files=files)
     assert summary(ranked.ranks, [1, 4]) == expected
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_a_gallery_that_repeats_the_queries_is_none(named):
+    query = {'query_embeddings': EMBEDDINGS, 'query_labels': LABELS}
+    names = {'images': IMAGES, 'query_images': IMAGES} if named else {}
+    ranked = rank_file(save_plain('file.npz', **query, **names), 'cpu')
+    assert 'repeats the queries' in ranked.notices[0]
+    assert summary(ranked.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
 
 
 GROUPS = [f'camera {number // 4}' for number in range(COUNT)]
