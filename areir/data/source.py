@@ -228,16 +228,10 @@ def check_parts(name, records, source, train_only):
                 f'{record.part} needs a label; those without one, or with '
                 f'{DISTRACTOR}, are only searched: put it into the test'
             )
-    trained = {record.label for record in records if record.part == 'train'}
-    if name not in KNOWN_DATASETS and len(trained) < 2:
-        raise UserError(
-            f'{source}: training needs at least 2 classes and has '
-            f'{", ".join(map(printable, trained))}: add classes'
-        )
-    tested = {record.label for record in records if record.part != 'train'}
-    if name not in KNOWN_DATASETS and len(counts) > 1 and len(tested) < 2:
-        found = ', '.join(map(printable, tested - {DISTRACTOR})) or 'none'
-        raise UserError(
-            f'{source}: the test needs at least 2 classes and has {found}: whatever is '
-            'found of a single class is right'
-        )
+    for part, tests in (('training', False), ('the test', True)):
+        classes = {rec.label for rec in records if (rec.part != 'train') == tests}
+        if name not in KNOWN_DATASETS and len(classes) == 1:
+            raise UserError(
+                f'{source}: {part} needs at least 2 classes and has '
+                f'{printable(classes.pop())}: add classes'
+            )
