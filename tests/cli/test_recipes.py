@@ -26,7 +26,7 @@ def completed(
 
 
 @pytest.mark.parametrize(
-    ('weights', 'more'), [('none', FROM_SCRATCH), ('imagenet', {})]
+    ('weights', 'more'), [('none', FROM_SCRATCH), ('pretrained', {})]
 )
 def test_other_data_takes_the_current_recipe_but_for_flags_given(weights, more):
     args = completed('--lr', 3e-3, '--mirror', 'no', '--warmup', 0, weights=weights)
@@ -36,7 +36,7 @@ def test_other_data_takes_the_current_recipe_but_for_flags_given(weights, more):
 
 
 @pytest.mark.parametrize(
-    ('weights', 'more'), [('none', TRANSFORMER_FROM_SCRATCH), ('imagenet', {})]
+    ('weights', 'more'), [('none', TRANSFORMER_FROM_SCRATCH), ('pretrained', {})]
 )
 def test_transformers_have_their_own_values(weights, more):
     wanted = {**TRANSFORMER, **more}
@@ -57,7 +57,7 @@ def test_a_transformer_takes_the_current_recipe_for_every_dataset():
     ('name', 'size'), [('car', 12), ('cub', 12), ('sop', 500), ('isc', 192)]
 )
 def test_datasets_of_the_tables_take_the_recipe_of_2019(name, size):
-    args = completed(data_name=name, classes=11318, weights='imagenet')
+    args = completed(data_name=name, classes=11318, weights='pretrained')
     wanted = {**RECIPES['2019'], 'recipe': '2019', 'meta_class_size': size}
     assert {flag: getattr(args, flag) for flag in wanted} == wanted
 
@@ -99,10 +99,10 @@ def test_random_weights_are_not_frozen(flag):
 
 
 def test_frozen_stages_are_some_of_the_trunk():
-    args = completed('--shared_stages', 2, weights='imagenet')
+    args = completed('--shared_stages', 2, weights='pretrained')
     assert args.frozen_stages == 1
     with pytest.raises(UserError, match='--frozen_stages 3'):
-        completed('--frozen_stages', 3, '--shared_stages', 2, weights='imagenet')
+        completed('--frozen_stages', 3, '--shared_stages', 2, weights='pretrained')
 
 
 def test_the_projection_follows_from_the_training_images():
