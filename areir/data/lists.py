@@ -278,9 +278,13 @@ def to_class(cell, classes):
 
 
 def to_numbers(cells):
-    """Return the numbers of a box. Raises ValueError unless all are finite."""
+    """Return the numbers of a box. Raises ValueError unless all are finite.
+
+    1,5 is 1.5, but 1,024 may be a thousand, and is no number.
+    """
+    decimal = re.compile(r',(\d{1,2}|\d{4,})$')
     try:
-        numbers = [float(cell) for cell in cells]
+        numbers = [float(decimal.sub(r'.\1', str(cell))) for cell in cells]
     except ValueError:
         numbers = [math.nan]
     if not all(map(math.isfinite, numbers)):

@@ -246,7 +246,9 @@ def recognise(images, class_level=None):
         text += f'; images in deeper folders, such as {example}/, belong to them'
     if not problem and empty:
         problem = f'the images of {empty[0] or "the folder"} lie in no class folders'
-        needed = choices if which and choices else 'a folder per class is needed'
+        needed = (
+            choices if which and choices else 'a folder per class is needed, or --csv'
+        )
         problem += f'{which}: {needed}'
     elif not problem and unclear and not class_level:
         problem = (

@@ -24,6 +24,7 @@ from areir.data.lists import DISTRACTOR, Record
 from areir.data.own_images import part_named
 from areir.errors import UserError, counted, did_you_mean, printable
 
+CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
 PROBES = 8  # paths by which their folder is found
 SEARCHED = 100_000  # files among which the nearest name is looked for
@@ -42,6 +43,12 @@ def read_table(path, *folders, skip_missing=False):
     rows = list(lists.read_csv(path, ['path', 'label']))
     if rows and 'other_path' in rows[0][1]:
         raise UserError(f'{path}: pairs of images; a row for each image is needed')
+    box = [name for name in CORNERS if rows and name in rows[0][1]]
+    if box and box != [*CORNERS]:
+        raise UserError(
+            f'{path}: a box needs the columns {", ".join(CORNERS)}, and there are only '
+            f'{", ".join(box)}'
+        )
     for column in ('label', 'group'):
         texts = lists.plain_labels([cells.get(column, '') for _, cells in rows])
         for (_, cells), text in zip(rows, texts):
@@ -89,8 +96,7 @@ def read_record(finder, cells):
         part = 'test' if any(lists.read_roles(cells)) else 'train'
     if label == DISTRACTOR:
         part = part or 'test'
-    # left, top, right, bottom
-    corners = [cells.get(name, '') for name in ('x_1', 'y_1', 'x_2', 'y_2')]
+    corners = [cells.get(name, '') for name in CORNERS]
     box = None
     if not all(corner.lower() in lists.EMPTY for corner in corners):
         numbers = lists.to_numbers(corners)

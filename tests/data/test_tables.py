@@ -123,6 +123,7 @@ def test_without_a_column_split_images_with_a_role_are_the_test(tmp_path, capsys
         ('8,a/1.png,train,,,x,9,2,3,14', 'box from'),
         ('8,a/1.png,train,,,x,2,9,3,', 'box .* four numbers'),
         ('8,a/1.png,train,,,x,2,9,3,inf', 'box .* four numbers'),
+        ('8,a/1.png,train,,,x,2,9,3,"1,024"', 'box .* four numbers'),
         ('8,a/1.png,train,,,x,0.1,0.9,0,1', 'box .* pixels'),
         ('8,a/1.png,train,,,x,0,1,0,1', 'box .* pixels'),
     ],
@@ -147,13 +148,16 @@ def test_columns_that_are_missing_or_there_twice_are_named(tmp_path):
     write_lines(path, [HEADER.replace('category', 'label'), *ROWS])
     with pytest.raises(UserError, match=r'df\.csv: two columns label'):
         read_table(path)
+    path = write_table(tmp_path, ['a/1.png,8,20,20'], 'path,label,x1,y1')
+    with pytest.raises(UserError, match=r'df\.csv: .*x_2, y_2, .* only x_1, y_1'):
+        read_table(path)
 
 
 BOXED = 'path,label,split,x_1,x_2,y_1,y_2'
 
 
 def test_boxes_are_cut_out(root, tmp_path, capsys):
-    rows = [f'{name}.png,{name},train,2,9.4,3.0,14' for name in 'abcd']
+    rows = [f'{name}.png,{name},train,2,"9,4",3.0,14' for name in 'abcd']
     rows += ['e.png,e,validation,4,20,0,10', 'f.png,f,validation,,,,']
     rows += ['g.png,e,validation,-4,20,0,10', 'h.png,f,validation,1,1e308,2,9']
     table = write_table(tmp_path / 'photos', rows, BOXED)
