@@ -159,7 +159,7 @@ def find_columns(path, header, needed):
     """Return {column: place} of the columns of a header; print what is not plain."""
 
     def key(name):
-        return re.sub('[ _-]', '', name.lower())
+        return re.sub('[# _-]', '', name.lower())  # '# label' of numpy.savetxt
 
     keys = [key(name) for name in header]
     present = [name for name in header if name]

@@ -20,8 +20,6 @@ All functions raise a UserError that names the file and what is missing or wrong
 """
 
 import itertools
-import posixpath
-import unicodedata
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -30,8 +28,8 @@ import torch
 from torch.nn import functional as F
 
 from areir.data.lists import DISTRACTOR, label_notices, plain_labels, shorten
-from areir.errors import UserError, counted
-from areir.evaluation.entries import NOTES, PREFIXES, load_entries, to_text
+from areir.errors import UserError, counted, printable
+from areir.evaluation.entries import NOTES, PREFIXES, clean, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images
 from areir.evaluation.roc import PairCounter
 from areir.evaluation.scores import rows_at_once
@@ -341,7 +339,7 @@ def read_images(path, name, entries, count):
         images = flat(entries[name])
         if images.shape != (count,):
             raise ValueError(count)
-    return [to_text(image) for image in images]
+    return [clean(image) for image in images]
 
 
 def plain(value):
@@ -385,8 +383,8 @@ def find_names_in_gallery(file):
     query, gallery = file.sides
     if query.files is not None or query.images is None or gallery.images is None:
         return
-    names = [[clean(name) for name in side.images] for side in file.sides]
-    shared = set(names[0]).intersection(names[1])
+    names = [side.images for side in file.sides]
+    shared = set(names[0]).intersection(names[1]) - {''}
     example = min(shared, default=None)
     if any(ambiguous(*pair, shared) for pair in zip(names, (query, gallery))):
         file.notices.append(
@@ -419,9 +417,7 @@ def find_repeats(file):
     if side.files is not None or side.images is None or not can_be_ranked([side]):
         return
     first = {}  # {name: its first row}
-    firsts = [
-        first.setdefault(clean(name), row) for row, name in enumerate(side.images)
-    ]
+    firsts = [first.setdefault(name, row) for row, name in enumerate(side.images)]
     firsts = torch.tensor(firsts)
     rows = (firsts != torch.arange(len(firsts))).nonzero().flatten()
     pairs = [side.embeddings[each].double() for each in (rows, firsts[rows])]
@@ -434,12 +430,6 @@ def find_repeats(file):
         )
         side.files = torch.full_like(firsts, -1)
         side.files[rows] = side.files[firsts[rows]] = firsts[rows]
-
-
-def clean(name):
-    """Return a name in the form in which names are compared."""
-    name = posixpath.normpath(name.replace('\\', '/'))
-    return unicodedata.normalize('NFC', name)
 
 
 def same_vectors(file):
@@ -571,7 +561,10 @@ def match_queries(one, other):
         if len(set(images)) < len(images):
             raise UserError(f'{one.path}: several images have the same name')
         if sorted(images) != sorted(others):
-            raise UserError(f'{both}: not results of the same images')
+            odd = min(set(images) ^ set(others), default='')
+            raise UserError(
+                f'{both}: not results of the same images, such as {printable(odd)}'
+            )
         places = {image: place for place, image in enumerate(others)}
         order = torch.tensor([places[image] for image in images])
     if not same_classes(one.query.labels, other.query.labels, order):

@@ -15,7 +15,9 @@ import codecs
 import os
 import pathlib
 import pickle
+import posixpath
 import re
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -34,7 +36,7 @@ from areir.data.lists import (
     read_roles,
     shorten,
 )
-from areir.errors import UserError, counted
+from areir.errors import UserError, counted, printable
 from areir.files import is_unicode, load_tensors, refuse_special
 
 NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
@@ -85,6 +87,8 @@ def load_entries(path, labels=None):
 
 def refuse_missing(path):
     refuse_special(path)
+    if os.path.isdir(path):
+        raise UserError(f'{path} is a folder: name a file in it')
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
 
@@ -268,7 +272,7 @@ def read_table(path):
     rows = []
     for line, cells in read_cells(path):
         if len(cells) == 1 and not cells[0].startswith('['):
-            cells = cells[0].split()  # as numpy.savetxt writes
+            cells = cells[0].lstrip('# ').split()  # as numpy.savetxt writes
         rows.append((line, cells))
     if not rows:
         raise UserError(f'{path} is an empty table')
@@ -278,6 +282,7 @@ def read_table(path):
         header = counted_names
     else:
         header = rows.pop(0)[1]
+        header[0] = header[0].lstrip('# ')
     return table_entries(path, header, rows)
 
 
@@ -326,10 +331,10 @@ def table_entries(path, header, rows):
 
 def vector_columns(header, first):
     """Return the places of the columns of vectors; first: the cells of a row."""
-    groups = {}  # {name without its number: (dimensions, places)}
+    groups = {}  # {name without its number: (size, places)}
     for place, (name, cell) in enumerate(zip(header, first)):
         if is_list(cell):
-            groups[place] = len(to_vector([cell])), [place]
+            groups[place] = len(list_items(cell)), [place]
         elif is_number(cell) and (match := re.fullmatch(r'(.*?)\d+', name)):
             count, places = groups.get(match[1], (0, []))
             groups[match[1]] = count + 1, [*places, place]
@@ -350,12 +355,15 @@ def is_list(cell):
     return isinstance(cell, (list, np.ndarray))
 
 
+def list_items(cell):
+    """Return what a list holds; as a text it is Python's, or numpy's without commas."""
+    return cell.strip('[]').replace(',', ' ').split() if isinstance(cell, str) else cell
+
+
 def to_vector(cells):
     """Return the numbers of a row as float32 (D,); ValueError if one is none."""
     if len(cells) == 1 and is_list(cells[0]):
-        cells = cells[0]
-    if isinstance(cells, str):  # a list of Python, or of numpy without commas
-        cells = cells.strip('[]').replace(',', ' ').split()
+        cells = list_items(cells[0])
     try:
         return np.asarray(cells, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -375,8 +383,8 @@ def find_labels(path):
         return found[0]
     several = f'; {", ".join(found)} lie beside it' if found else ''
     raise UserError(
-        f'{path}: give its labels with --labels FILE ({", ".join(TABLES)} or .npy)'
-        f'{several}'
+        f'{path}: give its labels with --labels FILE ({", ".join(TABLES)} or .npy), or '
+        f'in a table as a column label{several}'
     )
 
 
@@ -398,11 +406,13 @@ def label_entries(path, entries, labels_path):
         rows = labels = in_order(parse_rows(labels_path, rows, read_row))
     else:
         raise UserError(f'--labels {labels_path}: give {", ".join(TABLES)} or .npy')
+    if rows and 'path' in rows[0][1] and entries.get('images') is not None:
+        rows = labels = rows_of(path, np.ravel(entries['images']), labels_path, rows)
     embeddings = entries['embeddings']
     if len(embeddings) != len(labels):
         raise UserError(
             f'{path} has {counted(len(embeddings), "embedding")}, but {labels_path} '
-            f'has {counted(len(labels), "row")}: choose its labels with --labels'
+            f'has {counted(len(labels), "row")}: give a label for each with --labels'
         )
     if rows is None:
         return {**entries, 'labels': labels}
@@ -427,6 +437,24 @@ def in_order(rows):
     return sorted(rows, key=lambda row: int(row[1]['row']))
 
 
+def rows_of(path, images, labels_path, rows):
+    """Return the rows that name the images of a file, in their order.
+
+    If one of the two has whole paths, the names of files count. Raises UserError if
+    these do not tell which row an image has.
+    """
+    for form in (clean, lambda name: posixpath.basename(clean(name))):
+        by_name = {form(row['path']): (origin, row) for origin, row in rows}
+        names = [form(name) for name in images]
+        absent = set(names).difference(by_name)
+        if not absent and len(by_name) == len(rows):
+            return [by_name[name] for name in names]
+    raise UserError(
+        f'{labels_path}: its paths are not those of the images in {path}, such as '
+        f'{printable(min(absent, default=names[0]))}'
+    )
+
+
 def row_entries(entries, rows):
     """Add what rows say, ('file, line N', value of `read_row`), to entries of vectors.
 
@@ -445,11 +473,17 @@ def row_entries(entries, rows):
     }
 
 
+def clean(name):
+    """Return the name of an image in the form in which names are compared."""
+    name = to_text(name).replace('\\', '/')
+    return unicodedata.normalize('NFC', posixpath.normpath(name)) if name else ''
+
+
 def to_text(value):
     """Return an entry of an array or a table as text; '' if there is none."""
     if isinstance(value, bytes):
         return value.decode(errors='surrogateescape')
-    if value is None or value != value:  # NaN
+    if value is None or value is pd.NA or value != value:  # NaN
         return ''
     is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if is_whole else str(value)

@@ -370,6 +370,13 @@ def write_lists(path):
     return path
 
 
+def write_text(path):
+    names = ','.join([*(f'f{place}' for place in range(6)), 'label'])
+    table = np.column_stack([EMBEDDINGS, LABELS])
+    np.savetxt(path, table, delimiter=',', header=names)
+    return path
+
+
 def write_parquet(path):
     vectors = list(EMBEDDINGS.numpy())
     table = {'path': IMAGES, 'class': TEXTS, 'vector': vectors}
@@ -401,12 +408,14 @@ def write_dict(path):
         lambda: write_table('v.tsv', sep='\t'),
         lambda: write_table('v.csv', sep=';'),
         lambda: write_lists('v.csv'),
+        lambda: write_text('v.csv'),
         lambda: write_parquet('v.parquet'),
         lambda: write_hdf5('v.h5'),
         lambda: write_safetensors('v.safetensors'),
         lambda: write_dict('v.npy'),
     ],
-    ids=['csv', 'tsv', 'semicolons', 'lists', 'parquet', 'hdf5', 'safetensors', 'dict'],
+    ids=['csv', 'tsv', 'semicolons', 'lists', 'savetxt', 'parquet', 'hdf5']
+    + ['safetensors', 'dict'],
 )
 def test_files_of_other_programs(path):
     assert metrics_of(path()) == evaluate(EMBEDDINGS, LABELS, [1, 4])
@@ -455,6 +464,19 @@ def test_labels_in_a_second_file(kind, labels, beside):
         assert '--labels' in refusal(path)
 
 
+@pytest.mark.parametrize('form', ['{}', '/data/{}', './{}'])
+def test_rows_are_those_of_the_images_they_name(form):
+    names = [f'img/{name}' for name in IMAGES]
+    path = save(
+        'file.npz', embeddings=EMBEDDINGS, images=[form.format(n) for n in names]
+    )
+    rows = pd.DataFrame({'path': [*names, 'img/other.png'], 'label': [*TEXTS, 'x']})
+    rows[::-1].to_csv('sorted.csv')
+    assert metrics_of(path, labels='sorted.csv') == evaluate(EMBEDDINGS, LABELS, [1, 4])
+    rows[1:].to_csv('sorted.csv')
+    assert '0.png' in refusal(path, labels='sorted.csv')
+
+
 def test_labels_that_cannot_be_chosen():
     path = write_vectors('npy')
     np.save('labels.npy', LABELS[1:].numpy())
@@ -482,6 +504,7 @@ def test_labels_that_cannot_be_chosen():
         ('v.csv', b'label;f0;f1\na;0,5;0,1\n', 'no columns of vectors'),
         ('v.csv', b'label,name\na,x\n', 'no columns of vectors'),
         ('v.csv', b'label,f0,f1\n', 'without rows'),
+        ('v.csv', b'label,f\na,[0.5 ... 0.1]\n', "line 2: '...' is not a number"),
         ('v.csv', b'\n', 'empty'),
     ],
 )
@@ -490,6 +513,14 @@ def test_a_file_is_called_what_it_is(name, content, kind):
         file.write(content)
     line = refusal(name)
     assert line.startswith(name) and kind in line and 'damaged' not in line
+
+
+def test_a_table_with_a_missing_label():
+    labels = pd.array([*LABELS.tolist()[:-1], None], dtype='Int64')
+    columns = {f'f{place}': EMBEDDINGS[:, place].numpy() for place in range(6)}
+    pd.DataFrame({'label': labels, **columns}).to_parquet('v.parquet')
+    expected = evaluate(EMBEDDINGS, [*LABELS[:-1], -1], [1, 4])
+    assert metrics_of('v.parquet') == expected
 
 
 def test_a_column_that_may_be_the_labels_is_named():
@@ -786,6 +817,15 @@ def test_other_images_do_not_match(changed):
     save_plain('other.pt', **{'images': IMAGES, **changed})
     refuse_match('file.pt', 'other.pt')
     refuse_match('other.pt', 'file.pt')
+
+
+def test_names_of_one_image_match():
+    save_plain('file.pt', images=[f'a/{name}' for name in IMAGES])
+    names = [f'./a\\{name}' for name in IMAGES[::-1]]
+    reverse = {'embeddings': EMBEDDINGS.flip(0), 'labels': LABELS.flip(0)}
+    save_plain('other.pt', images=names, **reverse)
+    files = [rank_file(path, 'cpu') for path in ('file.pt', 'other.pt')]
+    assert match_queries(*files).tolist() == list(range(COUNT))[::-1]
 
 
 def test_distractors_are_not_matched():
