@@ -24,6 +24,8 @@ from areir.data.lists import DISTRACTOR, Record
 from areir.data.own_images import part_named
 from areir.errors import UserError, counted, did_you_mean, printable
 
+# (is_query, is_gallery) of the parts that say so
+ROLES = {'query': (True, False), 'gallery': (False, True)}
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
 PROBES = 8  # paths by which their folder is found
@@ -58,7 +60,8 @@ def read_table(path, *folders, skip_missing=False):
     finder = ImageFinder(path, folders, names, skip_missing)
 
     def parse(cells):
-        return read_record(finder, cells), lists.read_roles(cells)
+        record = read_record(finder, cells)
+        return record, ROLES.get(record.part) or lists.read_roles(cells)
 
     records = set_roles(lists.parse_rows(path, rows, parse))
     if finder.renamed:
@@ -112,20 +115,15 @@ def set_roles(rows):
     Images without a label have the role that they may have. Raises UserError as
     `lists.check_roles` does.
     """
-    fixed = {'query': (True, False), 'gallery': (False, True)}
-    rows = [
-        (origin, record, fixed.get(record.part, roles))
-        for origin, (record, roles) in rows
-    ]
     separate = lists.check_roles(
         [
             (origin, roles)
-            for origin, record, roles in rows
+            for origin, (record, roles) in rows
             if record.part not in ('train', None) and record.label != DISTRACTOR
         ]
     )
     records = []
-    for origin, record, (is_query, is_gallery) in rows:
+    for origin, (record, (is_query, is_gallery)) in rows:
         part = record.part
         if part not in ('train', None):
             part = 'gallery' if separate else 'test'
@@ -170,7 +168,7 @@ class ImageFinder:
         self.path, self.folder = path, folders[0]
         self.list_names = functools.cache(list_names)
         self.renamed = {}  # {name in the table: name on disk}, if they differ
-        self.missing, self.skip_missing = 0, skip_missing
+        self.skip_missing, self.advised = skip_missing, False
         self.base, self.prefix = self.find_base(folders, names)
 
     def find_base(self, folders, names):
@@ -207,17 +205,16 @@ class ImageFinder:
         if self.prefix:
             below = name.replace('\\', '/').removeprefix(self.prefix)
         image = self.on_disk(self.base, below)
-        if image is None and self.skip_missing:
+        if image:
+            return image
+        if self.skip_missing:
             return os.path.abspath(os.path.join(self.base, below.lstrip('/')))
-        if image is None:
-            self.missing += 1
-            # looking for it takes a while
-            advice = ''
-            if self.missing == 1:
-                advice = nearest_name(self.base, below) or ';'
-                advice += ' --skip_broken leaves such rows out'
-            raise ValueError(f'path {name!r:.200}: no such file{advice}')
-        return image
+        advice = ''
+        if not self.advised:  # looking for the nearest name takes a while
+            self.advised = True
+            advice = nearest_name(self.base, below) or ';'
+            advice += ' --skip_broken leaves such rows out'
+        raise ValueError(f'path {name!r:.200}: no such file{advice}')
 
     def on_disk(self, folder, name):
         """Return the absolute path of an image below a folder, or None."""
