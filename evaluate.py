@@ -15,6 +15,7 @@ python evaluate.py vectors.npy --labels images.csv
 import contextlib
 import io
 import json
+import os
 import sys
 import warnings
 
@@ -38,6 +39,7 @@ from areir.evaluation.intervals import (
 )
 from areir.evaluation.metrics import check_ks, measures, summary, without_lone_queries
 from areir.evaluation.roc import verification
+from areir.files import make_writable
 from areir.hardware import limit_threads
 
 NOT_COMPARABLE = 'not comparable with strict figures'
@@ -53,6 +55,8 @@ def get_args():
             f'--device {args.device}: not on this machine, or without float64; choose '
             'cpu or, if there is a GPU, cuda'
         )
+    if isinstance(args.verification, str):
+        make_writable(os.path.dirname(args.verification) or '.', '--verification')
     return args
 
 

@@ -270,6 +270,8 @@ def test_the_other_file_is_named_where_it_is_at_fault(save, refusal):
         (['--recalls', '1.5'], '--recalls'),
         (['--device', 'meta'], '--device meta: '),
         (['--compare', ''], '--compare: empty'),
+        (['--verification', 'file.pt'], '--verification'),
+        (['--verification', 'file.pt/curve.svg'], '--verification'),
     ],
 )
 def test_flags_that_do_not_fit(flags, offender, save, refusal):

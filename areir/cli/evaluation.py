@@ -1,7 +1,7 @@
 """The flags of evaluate.py."""
 
 from areir.cli import make_parser
-from areir.cli.types import RECALLS, path, positives
+from areir.cli.types import RECALLS, path, positives, svg
 
 
 def get_parser():
@@ -34,7 +34,7 @@ def get_parser():
     flag.help = (
         f"K of Recall@K [default value is '{known}', up to the number of images]"
     )
-    flag = add('--verification', metavar='SVG', nargs='?', const=True, type=path)
+    flag = add('--verification', metavar='SVG', nargs='?', const=True, type=svg)
     flag.help = (
         'also report how well a threshold tells pairs of one class from others: true '
         'matches at 1, 0.1 and 0.01 %% false ones and the equal error rate; with a '

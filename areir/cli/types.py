@@ -32,6 +32,13 @@ def path(text):
     return text
 
 
+def svg(text):
+    """argparse type: the name of an SVG to write, which may replace no other file."""
+    if not text.lower().endswith('.svg'):
+        raise argparse.ArgumentTypeError(f'{text!r}: name an .svg file')
+    return text
+
+
 def integers(text):
     """argparse type: '1,2,4' as [1, 2, 4], without repeats; [] if it is empty."""
     try:
