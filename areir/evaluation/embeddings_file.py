@@ -176,8 +176,8 @@ def read_embeddings(path, labels=None):
     Whether numbers and shapes can be ranked is left to `rank_positives`.
     """
     entries = load_entries(path, labels)
-    names, notices = find_names(path, entries), entries.get('notices', [])
-    numbers = {}
+    notices = entries.setdefault('notices', [])
+    names, numbers = find_names(path, entries), {}
     for kind in ('labels', 'groups', 'files'):
         values = [entries.get(each[kind]) for each in names]
         numbers[kind] = number_entries(path, values, kind, notices)
@@ -234,7 +234,10 @@ def read_embeddings(path, labels=None):
 
 
 def find_names(path, entries):
-    """Return {field: entry} of the queries and, if it is separate, of the gallery."""
+    """Return {field: entry} of the queries and, if it is separate, of the gallery.
+
+    Entries that are not used are noted.
+    """
     current = {prefix + 'embeddings' for prefix in PREFIXES}
     if 'test_features' in entries and not current & entries.keys():
         vectors, prefixes = 'features', ['test_']
@@ -256,8 +259,15 @@ def find_names(path, entries):
             needed += [each[kind] for each in names]
     missing = [name for name in needed if name not in entries]
     if missing:
-        present = ', '.join(map(str, entries)) or 'nothing'
-        raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
+        present = ', '.join(name for name in map(str, entries) if name != 'notices')
+        raise UserError(
+            f'{path}: {", ".join(missing)} not in it, only {present or "nothing"}'
+        )
+    used = {*NOTES, 'notices', 'ensemble_size', 'labels_unused'}
+    unused = entries.keys() - used.union(*(each.values() for each in names))
+    if unused and vectors == 'embeddings' and 'protocol' not in entries:
+        notice = f'{path}: not used: {shorten(sorted(map(str, unused)))}'
+        entries['notices'].append(notice)
     return names
 
 
@@ -304,7 +314,10 @@ def number_entries(path, sides, kind, notices):
             sides = np.split(numbers, [len(sides[0])])[: len(sides)]
             if kind == 'labels':
                 notices += [f'{path}: {notice}' for notice in label_notices(texts)]
-        return [torch.from_numpy(whole(values)) for values in sides]
+        sides = [whole(values) for values in sides]
+    if kind == 'groups' and len(np.intersect1d(sides[0], sides[-1])) == 0:
+        notices.append(f'{path}: no group of the queries is one of the gallery')
+    return [torch.from_numpy(values) for values in sides]
 
 
 def flat(values):
@@ -378,7 +391,8 @@ def find_copies(file):
 def find_names_in_gallery(file):
     """Number images of one name in queries and gallery as one file.
 
-    Names that images of several classes share do not tell images apart.
+    Names that images of several classes share do not tell images apart, nor do names
+    that mostly are of another class in the gallery, such as row numbers.
     """
     query, gallery = file.sides
     if query.files is not None or query.images is None or gallery.images is None:
@@ -386,7 +400,10 @@ def find_names_in_gallery(file):
     names = [side.images for side in file.sides]
     shared = set(names[0]).intersection(names[1]) - {''}
     example = min(shared, default=None)
-    if any(ambiguous(*pair, shared) for pair in zip(names, (query, gallery))):
+    labels = [side.labels.tolist() for side in file.sides]
+    both = contradictions(names[0] + names[1], labels[0] + labels[1], shared)
+    inside = [contradictions(*side, shared) for side in zip(names, labels)]
+    if any(inside) or both > len(shared) / 2:
         file.notices.append(
             f'{file.path}: names such as {example} are of several classes, so they '
             'do not tell which queries the gallery holds: give whole paths'
@@ -405,10 +422,9 @@ def find_names_in_gallery(file):
         )
 
 
-def ambiguous(names, side, shared):
-    """Whether one of the shared names is that of images of several classes."""
-    pairs = {pair for pair in zip(names, side.labels.tolist()) if pair[0] in shared}
-    return len(pairs) > len(shared.intersection(names))
+def contradictions(names, labels, shared):
+    """Return how many classes the shared names have beyond one for each."""
+    return len({pair for pair in zip(names, labels) if pair[0] in shared}) - len(shared)
 
 
 def find_repeats(file):

@@ -651,6 +651,12 @@ def test_names_of_several_classes_tell_nothing():
     assert summary(ranked.ranks, [1]) == expected
 
 
+def test_row_numbers_are_no_names():
+    numbers = {'images': list(range(1, COUNT + 1)), 'query_images': list(range(9))}
+    ranked = rank_file(save_plain('file.pt', **{**QUERIES, **numbers}), 'cpu')
+    assert ranked.in_gallery is None and 'such as 1 are' in ranked.notices[0]
+
+
 @pytest.mark.parametrize('named', [False, True])
 def test_equal_vectors_in_the_gallery_are_noted(named):
     names = (IMAGES, [f'{name}2' for name in IMAGES[:9]]) if named else (None, None)
@@ -708,6 +714,18 @@ def test_groups_and_files_are_ignored(kind, apart, metric):
 def test_copies_that_a_group_ignores_are_not_noted():
     groups = {'groups': GROUPS, 'query_groups': GROUPS[:9]}
     assert not rank_file(save_both(None, None, **groups), 'cpu').notices
+
+
+def test_groups_that_match_nothing_are_said():
+    groups = {'groups': list(range(COUNT)), 'query_groups': GROUPS[:9]}
+    ranked = rank_file(save_both(None, None, **groups), 'cpu')
+    assert 'no group of the queries' in ranked.notices[0]
+
+
+@both_formats
+def test_arrays_of_other_names_are_not_used(name):
+    ranked = rank_file(save_plain(name, cameras=LABELS, paths=IMAGES), 'cpu')
+    assert ranked.notices == [f'{name}: not used: cameras, paths']
 
 
 def test_groups_of_one_side_are_refused():
