@@ -75,24 +75,21 @@ def prepare(
     name,
     data_path=None,
     image_size=256,
-    seed=0,
     num_workers=1,
-    table=None,
-    test_share=None,
     skip_broken=False,
-    class_level=None,
+    **options,
 ):
     """Read, verify and write the splits of one dataset.
 
-    skip_broken: whether to leave out images that cannot be read. Raises UserError,
-    before anything is written, naming what its layout lacks, or every such image.
+    skip_broken: whether to leave out images that cannot be read; options: of
+    `read_source`. Raises UserError, before anything is written, naming what its layout
+    lacks, or every such image.
     """
     check_name(name)
-    dataset = read_source(
-        data_root, name, data_path, seed, table, test_share, class_level, skip_broken
-    )
+    options['skip_missing'] = skip_broken
+    dataset = read_source(data_root, name, data_path, **options)
     print_source(dataset)
-    fingerprint = dataset.fingerprint(image_size, seed)
+    fingerprint = dataset.fingerprint(image_size)
     if is_unchanged(dataset, fingerprint, skip_broken):
         print(f'{name}: nothing changed since it was prepared')
         return
@@ -338,13 +335,13 @@ def prepare_one(args, name):
         args.data_root,
         name,
         args.data_path,
-        args.image_size,
-        args.seed,
-        args.num_workers,
-        args.csv,
-        args.test_share,
-        args.skip_broken,
-        args.class_level,
+        image_size=args.image_size,
+        num_workers=args.num_workers,
+        skip_broken=args.skip_broken,
+        seed=args.seed,
+        table=args.csv,
+        test_share=args.test_share,
+        class_level=args.class_level,
     )
 
 

@@ -262,7 +262,7 @@ def test_groups_and_distractors_are_in_the_split(root, tmp_path, capsys):
         for record in dataset.records
     ]
     grouped = replace(dataset, records=records)
-    assert grouped.fingerprint(8, 0) != dataset.fingerprint(8, 0)
+    assert grouped.fingerprint(8) != dataset.fingerprint(8)
     records[-1] = records[-1]._replace(label=DISTRACTOR, group=None)
     grouped = replace(dataset, records=records)
     assert grouped.counts == {'train': (4, 2), 'test': (4, 2)}

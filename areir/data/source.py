@@ -58,12 +58,12 @@ class SourceDataset:
     def split_path(self, crop_type):
         return split_path(self.data_root, self.name, crop_type)
 
-    def fingerprint(self, image_size, seed):
+    def fingerprint(self, image_size):
         """Return a hash of everything that the split files depend on."""
         stats = [os.stat(image) for image in self.images if os.path.isfile(image)]
         stats = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         known = self.name in KNOWN_DATASETS
-        settings = [] if known else [image_size, seed, PREPROCESSING]
+        settings = [] if known else [image_size, PREPROCESSING]
         # wherever they are listed
         records = [record._replace(origin='') for record in self.records]
         text = json.dumps([settings, records, stats])
