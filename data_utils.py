@@ -239,8 +239,8 @@ def inspect_split(dataset, results, crop_type):
     the same box. In known datasets they count, as in the benchmark.
     """
     contents = [
-        (result.digest or path, record.box if crop_type == 'cropped' else None)
-        for result, record, path in zip(results, dataset.records, dataset.images)
+        (result.digest, record.box if crop_type == 'cropped' else None)
+        for result, record in zip(results, dataset.records)
     ]
     own = dataset.name not in KNOWN_DATASETS
     leaks, sentences, numbers = find_leaks(contents, dataset.records, own)

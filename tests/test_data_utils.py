@@ -266,7 +266,7 @@ def test_groups_and_distractors_are_in_the_split(root, tmp_path, capsys):
     records[-1] = records[-1]._replace(label=DISTRACTOR, group=None)
     grouped = replace(dataset, records=records)
     assert grouped.counts == {'train': (4, 2), 'test': (4, 2)}
-    results = [Verified()] * len(records)
+    results = [Verified(digest=record.path.encode()) for record in records]
     data_utils.print_counts(grouped, results)
     assert '3 images of 2 classes, and 1 distractor\n' in capsys.readouterr().out
     found = data_utils.inspect_split(grouped, results, 'uncropped')

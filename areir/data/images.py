@@ -77,7 +77,6 @@ def is_image(path):
     suffix = os.path.splitext(path)[1].lower()
     if suffix in HEIC_SUFFIXES:
         return register_heic()
-    Image.init()
     kind = Image.registered_extensions().get(suffix)
     if kind:
         return kind in image_formats()

@@ -113,7 +113,7 @@ class Split:
 def make_part(images_of, classes, groups=None, files=None):
     """Return the Part of {label: [image, ...]}, in the order of the labels.
 
-    groups, files: {image: number}, or None.
+    groups, files: {image: number}, or None if no image has one.
     """
     position = {label: index for index, label in enumerate(classes)}
     position[DISTRACTOR] = -1
@@ -121,11 +121,10 @@ def make_part(images_of, classes, groups=None, files=None):
     for label in sorted(images_of):
         images += images_of[label]
         labels += [position[label]] * len(images_of[label])
-    marks = []
-    for numbers in (groups, files):
-        if numbers is not None:
-            numbers = torch.tensor([numbers.get(image, -1) for image in images])
-        marks.append(numbers)
+    marks = [
+        numbers and torch.tensor([numbers.get(image, -1) for image in images])
+        for numbers in (groups, files)
+    ]
     return Part(images, torch.tensor(labels, dtype=torch.int64), classes, *marks)
 
 

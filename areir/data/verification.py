@@ -4,9 +4,8 @@ Is each image complete? Is the split as it should be? What are mean and deviatio
 """
 
 import hashlib
-import os
 import signal
-from collections import Counter, defaultdict
+from collections import defaultdict
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -55,19 +54,19 @@ class Verified(NamedTuple):
     problem: str = ''
     beyond: bool = False  # whether its box reaches beyond it
     sums: np.ndarray | None = None  # of its pixels, and of their squares, int64 (2, 3)
-    digest: bytes | None = None  # of its file, if another file has the same size
+    digest: bytes = b''  # of its file
 
 
 def verify_image(job):
     """Return what is Verified of one image.
 
-    job: (path, box or None, pixels per side of the image whose sums are wanted, or 0,
-    whether its digest is wanted). Computed by numpy: torch's threads do not survive the
-    fork that starts a worker process.
+    job: (path, box or None, pixels per side of the image whose sums are wanted, or 0).
+    Computed by numpy: torch's threads do not survive the fork that starts a worker
+    process.
     """
-    path, box, image_size, hashed = job
+    path, box, image_size = job
     pixel_format = PixelFormat(image_size or 1)
-    beyond, sums, digest = False, None, None
+    beyond, sums = False, None
     try:
         side = pixel_format.image_size
         image = load_image(path, least=side, reduce=pixel_format.reduction())
@@ -79,9 +78,8 @@ def verify_image(job):
     if image_size:
         pixels = pixel_format.to_pixels(image).numpy().astype(np.int64)
         sums = np.array([pixels.sum((1, 2)), (pixels**2).sum((1, 2))])
-    if hashed:
-        with open(path, 'rb') as file:
-            digest = hashlib.file_digest(file, 'sha256').digest()
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').digest()
     return Verified('', beyond, sums, digest)
 
 
@@ -91,11 +89,9 @@ def verify_images(pool, images, records, image_size=0):
     images: the path of each record's file; image_size: pixels per side of the training
     images whose sums are wanted, or 0.
     """
-    sizes = [os.path.isfile(image) and os.path.getsize(image) for image in images]
-    same_size = Counter(sizes)  # files of different sizes are no copies
     jobs = [
-        (image, record.box, image_size * (record.part == 'train'), same_size[size] > 1)
-        for image, record, size in zip(images, records, sizes)
+        (image, record.box, image_size * (record.part == 'train'))
+        for image, record in zip(images, records)
     ]
     return parallel(pool, verify_image, jobs, 'verifying')
 
