@@ -38,7 +38,7 @@ METRICS = 'cosine', 'dot', 'euclidean'
 SAME_VECTOR = 1 - 2e-6  # the least cosine of two; float32 rounds by less
 SEEN = 100  # queries whose vectors are looked for in the gallery
 LARGE = 1e6  # vectors of one length may be so long without being normalised
-SAME_LENGTH = 1.01  # longest to shortest of a side; float16 rounds by less
+SAME_LENGTH = 1.004  # longest to shortest of a side; bfloat16 rounds by less
 
 
 @dataclass

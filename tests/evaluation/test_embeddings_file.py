@@ -556,6 +556,14 @@ def test_vectors_of_unequal_length_are_normalised(metric):
         assert not ranked.notices
 
 
+def test_vectors_of_almost_one_length_are_normalised():
+    vectors = (F.normalize(EMBEDDINGS) * 127).round().to(torch.int8)
+    path = save_plain('file.pt', embeddings=vectors)
+    expected = evaluate(F.normalize(vectors.double()).float(), LABELS, [1, 4])
+    assert metrics_of(path) == expected
+    assert 'not of unit length' in rank_file(path, 'cpu').notices[-1]
+
+
 def test_dot_products_are_of_the_vectors_as_they_are():
     path = save_plain('file.pt', embeddings=LONG)
     assert metrics_of(path, metric='dot') == evaluate(LONG, LABELS, [1, 4])
