@@ -151,8 +151,8 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     file.ranks = {name: values.cpu() for name, values in file.ranks.items()}
     if not file.ranks['positives'].any():
         file.notices.append(
-            f'{path}: no image that is searched is of the class of a query, so '
-            'none can be found: are these their labels?'
+            f'{path}: no query has an image of its class to find, so its figures are '
+            '0: check the labels, groups and files'
         )
     file.pairs = pairs and pairs.result()
     kept = query.labels != int(DISTRACTOR)
@@ -259,7 +259,7 @@ def find_names(path, entries):
             needed += [each[kind] for each in names]
     missing = [name for name in needed if name not in entries]
     if missing:
-        present = ', '.join(name for name in map(str, entries) if name != 'notices')
+        present = shorten([name for name in map(str, entries) if name != 'notices'])
         raise UserError(
             f'{path}: {", ".join(missing)} not in it, only {present or "nothing"}'
         )
@@ -288,7 +288,9 @@ def to_vectors(path, name, entries):
         if isinstance(vectors, np.ndarray) and vectors.dtype.kind in 'OUS':
             # an array of arrays, or numbers as objects or texts
             vectors = list(vectors) if vectors.ndim == 1 else vectors.astype(np.float32)
-        if not isinstance(vectors, (np.ndarray, torch.Tensor)):
+        if isinstance(vectors, np.ndarray):
+            vectors = vectors.astype(vectors.dtype.newbyteorder('='), copy=False)
+        elif not isinstance(vectors, torch.Tensor):
             parts = [torch.as_tensor(part) for part in vectors]
             vectors = torch.stack(parts) if parts[0].dim() == 1 else torch.cat(parts)
         return torch.as_tensor(vectors).detach().to_dense()

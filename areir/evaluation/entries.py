@@ -320,7 +320,9 @@ def table_entries(path, header, rows):
     dimensions = counted(len(vectors[0]), 'dimension')
     understood = f'{path}: {dimensions}, from {" to ".join(ends)}'
     vectors = np.stack(vectors)
-    whole = ((vectors % 1 == 0).all(axis=0) & vectors.any(axis=0)).nonzero()[0]
+    with np.errstate(invalid='ignore'):  # infinity is refused later
+        is_whole = (vectors % 1 == 0).all(axis=0) & vectors.any(axis=0)
+    whole = is_whole.nonzero()[0]
     if 0 < len(whole) < vectors.shape[1]:
         name = header[columns[min(whole[0], len(columns) - 1)]]
         understood += f'; {name} has whole numbers only, as labels do'
@@ -423,7 +425,10 @@ def read_row(cells):
     """Return the texts and roles of a row of labels, or raise ValueError."""
     if not is_unicode(cells.get('label', '')):
         raise ValueError('the label is not text in UTF-8')
-    return {**cells, 'roles': read_roles(cells)}
+    roles, split = read_roles(cells), cells.get('split', '').lower()
+    if 'is_query' not in cells and split in ('query', 'gallery'):
+        roles = split == 'query', split == 'gallery'
+    return {**cells, 'roles': roles}
 
 
 def in_order(rows):
@@ -465,6 +470,9 @@ def row_entries(entries, rows):
     for column in names.keys() & first.keys():
         entries[names[column]] = np.array([row[column] for _, row in rows], dtype=str)
     if not check_roles([(origin, row['roles']) for origin, row in rows]):
+        splits = sorted({row.get('split', '') for _, row in rows})
+        if len(splits) > 1:
+            print(f'notice: all splits are searched together: {shorten(splits)}')
         return entries
     is_query = np.array([row['roles'][0] for _, row in rows])
     return {

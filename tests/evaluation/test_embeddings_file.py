@@ -174,7 +174,7 @@ def test_vectors_of_whole_numbers_are_numbers(name, kind):
     assert str(kind).removeprefix('torch.') in ranked.notices[0]
 
 
-@pytest.mark.parametrize('kind', [object, str])
+@pytest.mark.parametrize('kind', [object, str, '>f4'])
 def test_numbers_as_objects_or_texts(kind):
     path = save_plain('file.npz', embeddings=EMBEDDINGS.numpy().astype(kind))
     assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
@@ -185,7 +185,7 @@ def test_labels_by_which_nothing_is_found(changed):
     ranked = rank_file(
         save_plain('file.npz', **{'labels': -(LABELS < 9).int(), **changed}), 'cpu'
     )
-    assert 'are these their labels?' in ranked.notices[-1]
+    assert 'check the labels' in ranked.notices[-1]
     assert not any('single class' in notice for notice in ranked.notices)
 
 
@@ -331,6 +331,18 @@ def test_roles_of_a_csv(yes, no):
     apart = EMBEDDINGS[~is_query], LABELS[~is_query]
     expected = evaluate(EMBEDDINGS[is_query], LABELS[is_query], [1, 4], *apart)
     assert metrics_of('vectors.npy', labels='labels.csv') == expected
+    parts = ['Query' if query else 'gallery' for query in is_query]
+    write_rows([{**row, 'split': part} for row, part in zip(ROWS, parts)])
+    assert metrics_of('vectors.npy', labels='labels.csv') == expected
+
+
+def test_splits_that_are_searched_together_are_said(capsys):
+    write_rows(
+        [{**row, 'split': part} for row, part in zip(ROWS, ['train', 'val'] * 12)]
+    )
+    expected = evaluate(EMBEDDINGS, LABELS, [1, 4])
+    assert metrics_of('vectors.npy', labels='labels.csv') == expected
+    assert 'together: train, val' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
