@@ -36,8 +36,9 @@ class PairCounter:
         self.images = images
         self.top = torch.as_tensor(top).expand(len(images.query))
         classes = int(images.query_class.max()) + 2  # from -1, that of distractors
-        # wrong and right pairs
-        self.counts = torch.zeros(2, classes, IGNORED + 1, dtype=torch.int32)
+        # all pairs, and the right ones
+        shape, device = (2, classes, IGNORED + 1), images.query.device
+        self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
 
     def add(self, scores, row, column):
         """Count the scores (n, m) of queries from row with images from column."""
@@ -48,25 +49,20 @@ class PairCounter:
         bins = (bits >> SHIFT) - int(FIRST)
         bins[scores == -torch.inf] = IGNORED
         own = self.images.query_class[row : row + n]
-        classes, place = own.unique(return_inverse=True)
-        codes = place[:, None] * (IGNORED + 1) + bins
+        places = (own[:, None] + 1) * (IGNORED + 1) + bins
         right = own[:, None] == self.images.gallery_class[column : column + m]
-        size = len(classes) * (IGNORED + 1)
-        counts = [
-            torch.bincount(part.flatten(), minlength=size)
-            for part in (codes, codes[right])
-        ]
-        counts = torch.stack(counts).view(2, len(classes), -1).int().cpu()
-        counts[0] -= counts[1]
-        self.counts.index_add_(1, classes.cpu() + 1, counts)
+        for counts, part in zip(self.counts, (places.flatten(), places[right])):
+            one = torch.ones_like(part, dtype=torch.int32)
+            counts.view(-1).index_add_(0, part, one)
 
     def result(self):
         """Return the counts (2, classes, BINS) of wrong and right pairs.
 
         Classes without right pairs are left out: they query nothing.
         """
-        counts = self.counts[:, :, :IGNORED].float()
-        return counts[:, counts[1].sum(dim=1) > 0]
+        right_pairs = self.counts[1, :, :IGNORED].sum(dim=1)
+        every, right = self.counts[:, right_pairs > 0, :IGNORED].cpu()
+        return torch.stack([every - right, right]).float()
 
 
 def verification(counts):
