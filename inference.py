@@ -172,8 +172,8 @@ def open_folder(args, trained, embedder, clock):
     choices = recognise(index.paths).choices
     if choices:
         print(
-            f'notice: {args.gallery}: the class of an image is its first folder; '
-            f'data_utils.py would ask which one it is: {choices}'
+            f'notice: {args.gallery}: the class of an image is its first folder, if it '
+            f'has one; data_utils.py would ask: {choices}'
         )
     if index.components:
         trained = trained.shortened(Projection(**index.components))

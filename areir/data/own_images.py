@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
     text: str  # for the user: where the classes are, and how many
     problem: str  # why it cannot be a dataset, or ''
-    choices: str  # the flags that say which folder is the class, if that is unclear
+    choices: str  # what can be done if it is unclear where the class is, or ''
     # of each image: (part or None, class, camera or None), or None without a class
     places: list
 
@@ -130,7 +130,7 @@ def read_identities(images, homes, place_of):
         few = 2 * len(odd) < sum(home in place_of for home in homes)
         remark = (
             'most images are named by identity and camera, as 0002_c1s1_000451_03.jpg, '
-            f'but {odd[0]} is not, or not in the folder of its identity: rename or '
+            f'but {printable(odd[0])} is not, or not in the folder of its identity: rename or '
             'remove it, or say by --class_level 1 that folders are the classes'
         )
         return [], remark if few else ''
@@ -216,7 +216,7 @@ def recognise(images, class_level=None):
         for folder in folders
         if folder.startswith(base)
     }
-    places = []
+    places, odd = [], ''
     if not class_level:
         places, odd = read_identities(images, homes, place_of)
         problem = problem or odd
@@ -256,7 +256,7 @@ def recognise(images, class_level=None):
         )
     elif not problem and any(label == DISTRACTOR for _, label, _ in labels.values()):
         problem = f'no class can have the name {DISTRACTOR}: rename its folder'
-    return Layout(printable(text), problem, choices if unclear else '', places)
+    return Layout(printable(text), problem, choices if unclear else odd, places)
 
 
 def read_folder(root, files, class_level=None):

@@ -223,7 +223,8 @@ def test_one_odd_name_among_identities_is_named(name):
     """Without it, all cameras would be lost without a word."""
     images = [re.sub('/([^_]+)', r'/\1/\1', path) for path in MARKET]
     odd = f'bounding_box_train/0002/{name}'
-    assert odd in recognise([*images, odd]).problem
+    layout = recognise([*images, odd])
+    assert odd in layout.problem and odd in layout.choices
     assert recognise([*images, odd], 1).places[-1] == ('train', '0002', None)
 
 
