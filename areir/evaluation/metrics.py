@@ -64,33 +64,30 @@ def check_ks(ks, available):
 
 def summary(ranks, ks):
     """Return the metrics of `evaluate` from the ranks of `rank_positives`."""
-    has_positive = ranks['rank'] > 0
-    count = len(has_positive)
-    means = {
-        name: math.fsum(values.tolist()) / count
-        for name, values in measures(ranks, ks).items()
-    }
-    with_positive = int(has_positive.sum())
+    with_positive = int((ranks['rank'] > 0).sum())
     return {
-        **means,
+        **means(ranks, ks),
         'mean_rank': ranks['rank'].sum().item() / (with_positive or math.nan),
-        'queries_without_positive': count - with_positive,
+        'queries_without_positive': len(ranks['rank']) - with_positive,
     }
+
+
+def means(ranks, ks):
+    """Return {name: mean} of `measures`, NaN of no queries."""
+    count = len(ranks['rank']) or math.nan
+    values = measures(ranks, ks)
+    return {name: math.fsum(value.tolist()) / count for name, value in values.items()}
 
 
 def without_lone_queries(ranks, ks):
-    """Return (queries, {name: mean}) of `measures` over the queries with a positive.
+    """Return (queries, their `means`) of the queries with a positive.
 
-    A mean is NaN if no query has one. `evaluate` counts the others as misses;
-    AccuracyCalculator of pytorch-metric-learning leaves them out, see
+    `evaluate` counts the others as misses; AccuracyCalculator of
+    pytorch-metric-learning leaves them out, see
     https://kevinmusgrave.github.io/pytorch-metric-learning/accuracy_calculation/
     """
-    has_positive = ranks['rank'] > 0
-    count = int(has_positive.sum())
-    return count, {
-        name: math.fsum(values[has_positive].tolist()) / (count or math.nan)
-        for name, values in measures(ranks, ks).items()
-    }
+    ranks = {name: values[ranks['rank'] > 0] for name, values in ranks.items()}
+    return len(ranks['rank']), means(ranks, ks)
 
 
 def query_indices(labels):

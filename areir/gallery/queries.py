@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,14 +62,12 @@ def find_inside(name, folder):
 
 def find_queries(paths, collection):
     """Return the Query of each path; the images of the collection have embeddings."""
-    queries = []
-    for path, position in zip(paths, find_images(paths, collection)):
-        query = Query(path, path)
-        if position >= 0:
-            query = stored_query(position, collection)
-            query.file = path
-        queries.append(query)
-    return queries
+    return [
+        Query(path, path)
+        if position < 0
+        else replace(stored_query(position, collection), file=path)
+        for path, position in zip(paths, find_images(paths, collection))
+    ]
 
 
 def images_below(folder):
