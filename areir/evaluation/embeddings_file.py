@@ -175,9 +175,8 @@ def read_embeddings(path, labels=None):
 
     Whether numbers and shapes can be ranked is left to `rank_positives`.
     """
-    entries = load_entries(path, labels)
-    notices = entries.setdefault('notices', [])
-    names, numbers = find_names(path, entries), {}
+    entries, notices, unused = load_entries(path, labels)
+    names, numbers = find_names(path, entries, notices), {}
     for kind in ('labels', 'groups', 'files'):
         values = [entries.get(each[kind]) for each in names]
         numbers[kind] = number_entries(path, values, kind, notices)
@@ -224,7 +223,6 @@ def read_embeddings(path, labels=None):
             f'{path}: {counted(unlabelled, "image")} without a label, or with -1: '
             'searched, never right, and not among the queries'
         )
-    unused = entries.get('labels_unused', False)
     return EmbeddingsFile(
         path, sides[0], gallery, dimensions, heads, notes, notices, unused
     )
@@ -233,10 +231,10 @@ def read_embeddings(path, labels=None):
 # Entries
 
 
-def find_names(path, entries):
+def find_names(path, entries, notices):
     """Return {field: entry} of the queries and, if it is separate, of the gallery.
 
-    Entries that are not used are noted.
+    Entries that are not used are added to notices.
     """
     current = {prefix + 'embeddings' for prefix in PREFIXES}
     if 'test_features' in entries and not current & entries.keys():
@@ -259,15 +257,12 @@ def find_names(path, entries):
             needed += [each[kind] for each in names]
     missing = [name for name in needed if name not in entries]
     if missing:
-        present = shorten([name for name in map(str, entries) if name != 'notices'])
-        raise UserError(
-            f'{path}: {", ".join(missing)} not in it, only {present or "nothing"}'
-        )
-    used = {*NOTES, 'notices', 'ensemble_size', 'labels_unused'}
+        present = shorten(list(map(str, entries))) or 'nothing'
+        raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
+    used = {*NOTES, 'ensemble_size'}
     unused = entries.keys() - used.union(*(each.values() for each in names))
     if unused and vectors == 'embeddings' and 'protocol' not in entries:
-        notice = f'{path}: not used: {shorten(sorted(map(str, unused)))}'
-        entries['notices'].append(notice)
+        notices.append(f'{path}: not used: {shorten(sorted(map(str, unused)))}')
     return names
 
 

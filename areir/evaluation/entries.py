@@ -67,22 +67,23 @@ BUILDERS = {
 
 
 def load_entries(path, labels=None):
-    """Return {name: array, tensor or list} of a file.
+    """Return (entries, notices, labels_unused) of a file.
 
-    labels: the path of the labels of a file that has none; by default one of BESIDE.
-    An entry `notices` lists what was understood of a file. Raises UserError that says
-    what the file is if it cannot be read.
+    entries: {name: array, tensor or list}; notices: what was understood of it; labels:
+    the path of the labels of a file that has none, by default one of BESIDE;
+    labels_unused: whether it has its own. Raises UserError that says what the file is
+    if it cannot be read.
     """
     refuse_missing(path)
     entries = read(path)
     has_labels = any(str(name).endswith('labels') for name in entries)
-    if has_labels or 'embeddings' not in entries:
-        return entries | {'labels_unused': True} if labels else entries
     notices = entries.pop('notices', [])
+    if has_labels or 'embeddings' not in entries:
+        return entries, notices, labels is not None
     if labels is None:
         labels = find_labels(path)
         notices.append(f'{path}: its labels are those of {labels}')
-    return label_entries(path, entries, labels) | {'notices': notices}
+    return label_entries(path, entries, labels), notices, False
 
 
 def refuse_missing(path):
