@@ -130,8 +130,8 @@ def read_identities(images, homes, place_of):
         few = 2 * len(odd) < sum(home in place_of for home in homes)
         remark = (
             'most images are named by identity and camera, as 0002_c1s1_000451_03.jpg, '
-            f'but {printable(odd[0])} is not, or not in the folder of its identity: rename or '
-            'remove it, or say by --class_level 1 that folders are the classes'
+            f'but {printable(odd[0])} is not, or not in the folder of its identity: '
+            'rename or remove it, or say by --class_level 1 that folders are the classes'
         )
         return [], remark if few else ''
     for index, place in enumerate(found):
