@@ -131,7 +131,7 @@ def read_identities(images, homes, place_of):
         remark = (
             'most images are named by identity and camera, as 0002_c1s1_000451_03.jpg, '
             f'but {printable(odd[0])} is not, or not in the folder of its identity: '
-            'rename or remove it, or say by --class_level 1 that folders are the classes'
+            'rename or remove it, or say --class_level 1: folders are the classes'
         )
         return [], remark if few else ''
     for index, place in enumerate(found):
