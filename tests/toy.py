@@ -54,7 +54,7 @@ def photo_pairs(folder):
             image.resize((160, 160), Image.Resampling.NEAREST).save(folder / name)
     with Image.open(folder / 'a.png') as image:
         blurred = image.filter(ImageFilter.GaussianBlur(0.4))
-        blurred.save(folder / 'b.jpg', quality=95)
+        blurred.save(folder / 'b.jpg', quality=95, subsampling=0)
     shutil.copy(folder / 'c.png', folder / 'copy.png')
     with Image.open(folder / 'c.png') as image:
         image.save(folder / 'same.bmp')

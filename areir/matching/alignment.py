@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-SIDES = (32, 64, 128, 256)  # pixels of squashed pictures, from coarse to fine
+SIDES = (32, 64, 128, 256, 512)  # pixels of squashed pictures, from coarse to fine
 COARSE = 16  # pixels of those that `resemblance` compares
 CROPS = (0, 0.05, 0.1)  # shares of a side that may be cut off, to start from
 STEPS = 6  # of the alignment at each of SIDES
@@ -89,8 +89,10 @@ def resemblance(ones, others):
 
 
 def compare(ones, others, warps, finest, least):
-    """Return the agreement (n,), at most 1, of pictures (n, 3, S, S), floats.
+    """Compare pictures (n, 3, S, S), floats, after laying them on each other.
 
+    Returns their agreement (n,), at most 1, and the largest difference (n,), of 255,
+    between mean colours of a window.
     warps: roughly those that lay `ones` on `others`; finest: one of SIDES, at most S.
     If pictures of fewer pixels agree by less than `least`, that is returned.
     """
@@ -99,7 +101,8 @@ def compare(ones, others, warps, finest, least):
     warps = torch.where(swap[:, None], invert(warps), warps)
     swap = swap[:, None, None, None]
     ones, others = torch.where(swap, others, ones), torch.where(swap, ones, others)
-    agreements, active = torch.ones(len(ones)), torch.arange(len(ones))
+    agreements, shifts = torch.ones(2, len(ones)).unbind()
+    active = torch.arange(len(ones))
     for side in SIDES[: SIDES.index(finest) + 1]:
         if not len(active):
             break
@@ -109,10 +112,12 @@ def compare(ones, others, warps, finest, least):
         )
         warps = align(one.mean(1), other.mean(1), warps)
         if side > SIDES[0] or side == finest:
-            agreements[active] = agreement(*lay(one, warps), other)
+            laid, known = lay(one, warps)
+            agreements[active] = agreement(laid, known, other)
+            shifts[active] = colour_shift(laid, known, other)
             going = agreements[active] >= least
             active, warps = active[going], warps[going]
-    return agreements
+    return agreements, shifts
 
 
 def align(ones, others, warps):
@@ -160,6 +165,13 @@ def agreement(ones, known, others):
         least_agreement(give_tones(ones, others, known), others, known),
         least_agreement(ones, give_tones(others, ones, known), known),
     )
+
+
+def colour_shift(ones, known, others):
+    """Return by how much the mean colours of a window differ (n,), at most."""
+    inside = by_window(known.float()) > 0.999
+    shifts = F.avg_pool2d(ones - others, WINDOW, WINDOW // 2).abs().amax(1)
+    return (shifts * inside).amax((1, 2))
 
 
 def give_tones(pictures, models, known):

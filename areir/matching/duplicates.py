@@ -7,6 +7,7 @@ picture can be laid on the other so that they agree; see alignment.py.
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 from collections import defaultdict
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from areir.data.images import PixelFormat, stored_size
+from areir.data.images import PixelFormat, open_image, quiet_pillow, stored_size
 from areir.data.loading import embed_files
 from areir.errors import UserError
 from areir.gallery import queries
@@ -25,38 +26,67 @@ from areir.matching.thresholds import threshold_of
 
 NEAREST = 16  # images that each is compared with, by default
 RESEMBLING = 0.75  # least correlation of tiny pictures to look closer
-TOGETHER = 32  # pairs looked at closely at a time
-HELD = 1024  # pictures for it in memory
+RECOLOURED = 16  # of 255: least shift of a colour that no JPEG of quality 30 had
+TOGETHER = 16  # pairs looked at closely at a time
+HELD = 256  # pictures for it in memory
+KINDS = ('identical', 'near-duplicate', 'recoloured', 'mirrored')
+
+
+class Likeness(NamedTuple):
+    """How much one picture is like another."""
+
+    score: float  # how well they agree, at most 1
+    kind: str = 'near-duplicate'  # one of KINDS
 
 
 class Group(NamedTuple):
     """Copies of one image."""
 
     keep: int  # the one with the most pixels, then bytes, then the oldest
-    others: dict  # {index: agreement with it}
-    identical: set  # the others with the same bytes
+    others: dict  # {index: Likeness to it}
 
-    def is_identical(self):
-        return len(self.identical) == len(self.others)
+    def kind(self):
+        """Return the kind of the image that is least surely a copy."""
+        return max((like.kind for like in self.others.values()), key=KINDS.index)
 
 
 # Which images to compare
 
 
 def find_identical(collection):
-    """Return lists of the images whose files hold the same bytes, the oldest first."""
+    """Return lists of the images whose files hold the same bytes, the oldest first.
+
+    Links come last.
+    """
     by_size, by_content = defaultdict(list), defaultdict(list)
     for index in range(len(collection)):
         with contextlib.suppress(OSError):  # it is gone
             seen = os.stat(collection.path_of(index))
-            by_size[seen.st_size].append((seen.st_mtime_ns, index))
+            rank = is_link(index, collection), seen.st_mtime_ns, index
+            by_size[seen.st_size].append(rank)
     for files in by_size.values():
-        for _, index in sorted(files) if len(files) > 1 else ():
+        for *_, index in sorted(files) if len(files) > 1 else ():
             path = collection.path_of(index)
             with contextlib.suppress(OSError), open(path, 'rb') as file:
                 digest = hashlib.file_digest(file, 'sha256').digest()
                 by_content[digest].append(index)
     return [indices for indices in by_content.values() if len(indices) > 1]
+
+
+def is_link(index, collection):
+    """Return whether an image is a symbolic link or lies in a linked folder."""
+    path = os.path.join(os.path.realpath(collection.folder), collection.images[index])
+    return os.path.realpath(path) != path
+
+
+def other_files(indices, collection):
+    """Return the images that are neither the first's file nor another's before them."""
+    files = {}
+    for index in indices:
+        with contextlib.suppress(OSError):  # it is gone
+            seen = os.stat(collection.path_of(index))
+            files.setdefault((seen.st_dev, seen.st_ino), index)
+    return [index for index in files.values() if index != indices[0]]
 
 
 def find_pairs(collection, k, identical):
@@ -106,8 +136,8 @@ class Comparer:
 
     @torch.inference_mode()
     def compare(self, pairs):
-        """Return {pair: agreement}; of pairs that are clearly different, -1."""
-        agreements, near = dict.fromkeys(pairs, -1.0), []
+        """Return {pair: Likeness}; the score of clearly different pictures is -1."""
+        likenesses, near = dict.fromkeys(pairs, Likeness(-1.0)), []
         indices = torch.tensor(sorted(pairs), dtype=torch.long).view(-1, 2)
         self.read_small(indices.unique())
         for chunk in indices[self.readable[indices].all(1)].split(1024):
@@ -117,7 +147,8 @@ class Comparer:
             chosen = correlations >= RESEMBLING
             parts = [part[chosen] for part in (chunk, *starts)]
             near += zip(map(tuple, parts[0].tolist()), *parts[1:])
-        return agreements | self.look_closer(near)
+        near = [item for item in near if not any(map(self.has_frames, item[0]))]
+        return likenesses | self.look_closer(near)
 
     def read_small(self, indices):
         new = indices[~self.seen[indices]].tolist()
@@ -136,8 +167,8 @@ class Comparer:
             yield from zip([indices[place] for place in places], values.byte())
 
     def look_closer(self, near):
-        """Return {pair: agreement} of (pair, warp, whether it is mirrored)."""
-        agreements = {}
+        """Return {pair: Likeness} of (pair, warp, whether it is mirrored)."""
+        likenesses = {}
         numbers = {}  # of components, whose images are read together
         for number, members in enumerate(components([pair for pair, *_ in near])):
             numbers |= dict.fromkeys(members, number)
@@ -163,8 +194,15 @@ class Comparer:
                     flipped = torch.stack(mirrored)
                     ones[flipped] = ones[flipped].flip(-1)
                     found = compare(ones, others, torch.stack(warps), side, self.least)
-                    agreements |= zip(pairs, found.tolist())
-        return agreements
+                    for pair, flip, score, shift in zip(pairs, mirrored, *found):
+                        recoloured = 'recoloured' if shift >= RECOLOURED else KINDS[1]
+                        kind = 'mirrored' if flip else recoloured
+                        likenesses[pair] = Likeness(score.item(), kind)
+        return likenesses
+
+    def has_frames(self, index):
+        """Return whether only the first of an image's frames would be compared."""
+        return has_frames(self.collection.path_of(index))
 
     def finest(self, index):
         """Return the largest of SIDES that an image fills."""
@@ -181,52 +219,80 @@ def picture_size(path):
         return 0, 0
 
 
+@functools.lru_cache(100_000)
+def has_frames(path):
+    """Return whether an image file is animated or has several pages."""
+    try:
+        with quiet_pillow(), open_image(path) as image:
+            # the further pictures of an MPO are a camera's previews
+            return getattr(image, 'is_animated', False) and image.format != 'MPO'
+    except (OSError, UserError):  # it is gone
+        return False
+
+
 # Groups
 
 
 def find_groups(pairs, identical, collection, least):
-    """Return the Groups of images, those of identical files first, the largest first.
+    """Return the Groups of images: identical, near-duplicates, recoloured, mirrored.
 
-    pairs: those to compare; identical: see `find_identical`. In a chain of images that
-    resemble only the next, each group holds only what agrees with the file to keep.
+    pairs: those to compare; identical: see `find_identical`. Recoloured and mirrored
+    images are groups of their own, of what the others leave.
     """
     comparer = Comparer(collection, least)
-    agreements = comparer.compare(pairs)
-    alike = [pair for pair, agreement in agreements.items() if agreement >= least]
-    rank, stars = functools.cache(lambda index: file_rank(index, collection)), {}
-    linked = alike
-    while linked:
-        waiting = [(min(members, key=rank), members) for members in components(linked)]
-        wanted = {
-            sort(keep, other)
-            for keep, members in waiting
-            for other in members
-            if other != keep
-        }
-        agreements |= comparer.compare(wanted - set(agreements))
-        left = set()
-        for keep, members in waiting:
-            others = {
-                other: agreements[sort(keep, other)]
-                for other in members
-                if other != keep and agreements[sort(keep, other)] >= least
-            }
-            stars[keep] = others
-            left |= {*members} - {keep, *others}
-        linked = [pair for pair in linked if left.issuperset(pair)]
-    copies = {indices[0]: indices[1:] for indices in identical}
-    starred = {*stars, *(other for others in stars.values() for other in others)}
-    stars |= {index: {} for index in copies if index not in starred}
+    likenesses = comparer.compare(pairs)
+    rank = functools.cache(lambda index: file_rank(index, collection))
+    copies = {indices[0]: other_files(indices, collection) for indices in identical}
+
+    stars = find_stars(likenesses, KINDS[1:2], comparer, rank)
+    removed = {other for others in stars.values() for other in others}
+    for index in copies:
+        if index not in removed:
+            stars.setdefault(index, {})
     groups = []
     for keep, others in stars.items():
-        same = copies.get(keep, [])
-        members = dict.fromkeys(same, 1.0)
-        for other, agreement in others.items():
-            members |= dict.fromkeys([other, *copies.get(other, [])], agreement)
-        groups.append(Group(keep, members, set(same)))
-    return sorted(
-        groups, key=lambda group: (not group.is_identical(), -len(group.others), group)
-    )
+        members = dict.fromkeys(copies.get(keep, []), Likeness(1.0, 'identical'))
+        for other, like in others.items():
+            members |= dict.fromkeys([other, *copies.get(other, [])], like)
+        groups.append(Group(keep, members))
+
+    rest = {pair: like for pair, like in likenesses.items() if removed.isdisjoint(pair)}
+    stars = find_stars(rest, KINDS[2:], comparer, rank)
+    groups += itertools.starmap(Group, stars.items())
+
+    def place(group):
+        return KINDS.index(group.kind()), -len(group.others), group.keep
+
+    return sorted([group for group in groups if group.others], key=place)
+
+
+def find_stars(likenesses, kinds, comparer, rank):
+    """Return {image to keep: {image: Likeness}} of the pairs of these kinds.
+
+    In a chain of images that resemble only the next, each star holds only what agrees
+    with the image to keep. The Likenesses of further pairs are added.
+    """
+
+    def alike(pair):
+        like = likenesses[pair]
+        return like.score >= comparer.least and like.kind in kinds
+
+    stars, linked = {}, list(filter(alike, likenesses))
+    while linked:
+        waiting = [(min(members, key=rank), members) for members in components(linked)]
+        beside = {
+            keep: {other: sort(keep, other) for other in members if other != keep}
+            for keep, members in waiting
+        }
+        wanted = {pair for pairs in beside.values() for pair in pairs.values()}
+        likenesses |= comparer.compare(wanted - set(likenesses))
+        for keep, pairs in beside.items():
+            stars[keep] = {
+                other: likenesses[pair] for other, pair in pairs.items() if alike(pair)
+            }
+        done = {*stars, *(other for others in stars.values() for other in others)}
+        linked = [pair for pair in linked if done.isdisjoint(pair)]
+    return stars
 
 
 def file_rank(index, collection):

@@ -1,6 +1,6 @@
 """Write what a folder holds more than once: tables, and pages to look at.
 
-duplicates.csv      a row for each file of a group: keep or remove
+duplicates.csv      a row for each file of a group: keep, remove or look
 duplicates.html     the first hundred groups; duplicates_2.html the next
 same_items.csv      pairs of other pictures of the same item, if there is a threshold
 """
@@ -14,7 +14,7 @@ import pandas as pd
 from areir.errors import counted
 from areir.files import atomic_folder, cut_name, write_table, write_text
 from areir.hardware import available_cores
-from areir.matching.duplicates import picture_size
+from areir.matching.duplicates import KINDS, picture_size
 from areir.output.report import render, thumbnail
 
 TABLE = 'duplicates.csv'
@@ -25,16 +25,18 @@ SHOWN = 24  # files of a group on a page
 def duplicates_table(groups, collection):
     """Return a table of Groups with a row for each file, the one to keep first.
 
-    kind: of the file, beside the one to keep, and of the group there.
+    kind: of the file, beside the one to keep, and of the group there. Recoloured and
+    mirrored pictures may be of another product: they are not to be removed unseen.
     """
     rows = []
     for number, group in enumerate(groups, 1):
-        kind = 'identical' if group.is_identical() else 'near-duplicate'
-        rows.append((number, kind, 'keep', 1.0, group.keep))
-        others = sorted(group.others.items(), key=lambda item: (-item[1], item[0]))
-        for index, agreement in others:
-            kind = 'identical' if index in group.identical else 'near-duplicate'
-            rows.append((number, kind, 'remove', agreement, index))
+        rows.append((number, group.kind(), 'keep', 1.0, group.keep))
+        for index, (score, kind) in sorted(
+            group.others.items(),
+            key=lambda item: (KINDS.index(item[1].kind), -item[1].score, item[0]),
+        ):
+            action = 'remove' if kind in KINDS[:2] else 'look'
+            rows.append((number, kind, action, score, index))
     table = pd.DataFrame(rows, columns=['group', 'kind', 'action', 'score', 'index'])
     indices = table.pop('index')
     table['path'] = [collection.images[index] for index in indices]
@@ -98,8 +100,10 @@ def summarise(table, pairs, collection):
     kept = table[table['action'] == 'keep']
     removed = table[table['action'] == 'remove']
     counts = []
-    for kind in ('identical', 'near-duplicate'):
+    for kind in KINDS:
         groups = kept.loc[kept['kind'] == kind, 'group']
+        if kind in KINDS[2:] and not len(groups):
+            continue
         files = table['group'].isin(groups).sum()
         counts.append(
             f'{kind}: {counted(len(groups), "group")}, {counted(files, "file")}'

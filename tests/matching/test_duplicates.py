@@ -21,7 +21,17 @@ from areir.matching.duplicates import (
 
 
 def groups_of(folder, pictures, strictness='normal'):
-    """Return the groups, [the file to keep, the others], of pictures by file name.
+    """Return the groups, [the file to keep, the others], of pictures by file name."""
+    collection, groups = compare_all(folder, pictures, strictness)
+    names = collection.images
+    return [
+        [names[group.keep], *(names[other] for other in sorted(group.others))]
+        for group in groups
+    ]
+
+
+def compare_all(folder, pictures, strictness='normal'):
+    """Save pictures by file name and return (Collection, their Groups).
 
     All are compared with each other. A value may be (picture, quality of the JPEG).
     """
@@ -33,12 +43,7 @@ def groups_of(folder, pictures, strictness='normal'):
     collection = ToyCollection(folder, list(pictures), torch.ones(count, 1))
     pairs = [(one, other) for other in range(count) for one in range(other)]
     least = STRICTNESS[strictness]
-    groups = find_groups(pairs, find_identical(collection), collection, least)
-    names = collection.images
-    return [
-        [names[group.keep], *(names[other] for other in sorted(group.others))]
-        for group in groups
-    ]
+    return collection, find_groups(pairs, find_identical(collection), collection, least)
 
 
 def scene(seed=0, size=(240, 180)):
@@ -177,6 +182,90 @@ def test_strictness_moves_the_cut(tmp_path):
     ] == [1, 1, 0]  # loose, normal, strict
 
 
+# Other products
+
+
+@pytest.mark.parametrize('kind', ['mirrored', 'recoloured', 'near-duplicate'])
+def test_what_may_be_another_product_is_told_apart(tmp_path, kind):
+    def draw(colour):
+        picture, pen = blank((300, 300))
+        pen.polygon([(40, 60), (250, 90), (220, 260), (90, 200)], colour)
+        pen.ellipse((90, 100, 130, 140), 'white')
+        return picture
+
+    changes = {
+        'mirrored': [ImageOps.mirror(draw('black'))],
+        'recoloured': [draw('#12163c'), draw('gray'), draw('#331100')],
+        'near-duplicate': [draw('black').reduce(2), (draw('black'), 40)],
+    }
+    for number, other in enumerate(changes[kind]):
+        pictures = {'a.png': draw('black'), 'b.jpg': other}
+        _, (group,) = compare_all(tmp_path / str(number), pictures)
+        assert group.kind() == kind
+
+
+def test_copies_of_other_colours_are_found_beside_them(tmp_path):
+    def draw(colour):
+        picture, pen = blank((300, 300))
+        pen.polygon([(40, 60), (250, 90), (220, 260), (90, 200)], colour)
+        return picture
+
+    pictures = {
+        'black.png': draw('black'),
+        'red.png': draw('#aa0000'),
+        'red.jpg': (draw('#aa0000').reduce(2), 80),
+        'black.jpg': (draw('black').reduce(2), 80),
+    }
+    _, groups = compare_all(tmp_path, pictures)
+    found = [(group.kind(), {group.keep, *group.others}) for group in groups]
+    assert found[:2] == [('near-duplicate', {0, 3}), ('near-duplicate', {1, 2})]
+    assert found[2:] == [('recoloured', {0, 1})]
+
+
+def test_a_small_digit_is_a_difference(tmp_path):
+    pictures = {}
+    for number in (330, 380):
+        picture, pen = blank((700, 1000))
+        pen.rectangle((100, 100, 600, 900), 'navy')
+        pen.text((300, 500), 'FIZZY', 'white', ImageFont.load_default(90))
+        pen.text((200, 800), f'{number} ml', 'white', ImageFont.load_default(26))
+        pictures[f'{number}.png'] = picture
+    assert groups_of(tmp_path, pictures) == []
+
+
+def test_frames_behind_the_first_are_no_copies(tmp_path):
+    for number in (1, 2):
+        further = {'save_all': True, 'append_images': [scene(number)]}
+        scene().save(tmp_path / f'{number}.tif', **further)
+    pictures = {'a.png': scene(), 'b.png': scene()}
+    names = [*pictures, '1.tif', '2.tif']
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+    os.utime(tmp_path / 'a.png', (1, 1))
+    collection = ToyCollection(tmp_path, names, torch.ones(4, 1))
+    identical = find_identical(collection)
+    pairs = find_pairs(collection, 3, identical)
+    (group,) = find_groups(pairs, identical, collection, 0.75)
+    assert (group.keep, set(group.others)) == (0, {1})
+
+
+def test_links_are_no_copies(tmp_path):
+    (tmp_path / 'z').mkdir()
+    draw_noise(tmp_path / 'z/file.png', 0)
+    shutil.copy(tmp_path / 'z/file.png', tmp_path / 'z/copy.png')
+    os.utime(tmp_path / 'z/file.png', (1, 1))
+    os.symlink('z', tmp_path / 'a')
+    os.symlink('z/file.png', tmp_path / 'b.png')
+    os.link(tmp_path / 'z/file.png', tmp_path / 'z/hard.png')
+    names = ['a/copy.png', 'a/file.png', 'b.png']
+    names += ['z/copy.png', 'z/file.png', 'z/hard.png']
+    collection = ToyCollection(tmp_path, names, torch.ones(6, 1))
+    identical = find_identical(collection)
+    pairs = find_pairs(collection, 5, identical)
+    (group,) = find_groups(pairs, identical, collection, 0.75)
+    assert (group.keep, set(group.others)) == (4, {3})
+
+
 # Groups
 
 
@@ -192,7 +281,7 @@ def test_identical_files_are_one_group_and_the_oldest_is_kept(tmp_path):
     pairs = find_pairs(collection, 1, identical)
     assert list(pairs) == [(7, 20)]  # each other file found the one that is kept
     (group,) = find_groups(pairs, identical, collection, 0.75)
-    assert group.is_identical() and group.keep == 7
+    assert group.kind() == 'identical' and group.keep == 7
     assert set(group.others) == set(range(20)) - {7}
     assert not same_items(pairs, [group], collection)  # there is no threshold
 

@@ -5,7 +5,7 @@ import pytest
 from toy import photo_pairs
 
 from areir.matching import duplicates
-from areir.matching.duplicates import Group
+from areir.matching.duplicates import Group, Likeness
 from areir.output.duplicates import write_duplicates
 
 
@@ -47,7 +47,8 @@ def test_groups_are_written(collection, tmp_path, capsys):
 
 def test_a_page_has_a_hundred_groups(collection, tmp_path, capsys):
     collection.calibration = None
-    groups = [Group(0, {number: 1.0}, {number}) for number in (1, 2, 3)] * 34
+    same = Likeness(1.0, 'identical')
+    groups = [Group(0, {number: same}) for number in (1, 2, 3)] * 34
     write_duplicates(groups, {}, collection, str(tmp_path))
     folder = tmp_path / 'photos_duplicates'
     names = ['duplicates.csv', 'duplicates.html', 'duplicates_2.html']
@@ -55,6 +56,16 @@ def test_a_page_has_a_hundred_groups(collection, tmp_path, capsys):
     assert 'duplicates_2.html' in (folder / 'duplicates.html').read_text()
     assert (folder / 'duplicates_2.html').read_text().count('<h3>') == 2
     assert 'same item' not in capsys.readouterr().out
+
+
+def test_other_products_are_to_be_looked_at(collection, tmp_path, capsys):
+    likes = (1.0, 'identical'), (0.9, 'recoloured'), (0.95, 'mirrored')
+    others = {index: Likeness(*like) for index, like in enumerate(likes, 1)}
+    path = write_duplicates([Group(0, others)], {}, collection, str(tmp_path))
+    actions = pd.read_csv(path)['action'].tolist()
+    assert actions == ['keep', 'remove', 'look', 'look']
+    output = capsys.readouterr().out
+    assert 'mirrored: 1 group, 4 files' in output and '1 of 6 images could' in output
 
 
 def test_no_copies(collection, tmp_path):
