@@ -31,7 +31,7 @@ from areir.data.lists import DISTRACTOR, label_notices, plain_labels, shorten
 from areir.errors import UserError, counted, printable
 from areir.evaluation.entries import NOTES, PREFIXES, clean, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images
-from areir.evaluation.roc import PairCounter
+from areir.evaluation.roc import PairCounter, is_coarse
 from areir.evaluation.scores import rows_at_once
 
 METRICS = 'cosine', 'dot', 'euclidean'
@@ -155,6 +155,11 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
             '0: check the labels, groups and files'
         )
     file.pairs = pairs and pairs.result()
+    if pairs and is_coarse(file.pairs):
+        file.notices.append(
+            f'{path}: beside the longest vectors most scores are alike, so '
+            '--verification is coarse: try --metric cosine'
+        )
     kept = query.labels != int(DISTRACTOR)
     if query.images is not None:
         query.images = list(itertools.compress(query.images, kept.tolist()))

@@ -65,6 +65,12 @@ class PairCounter:
         return torch.stack([every - right, right]).float()
 
 
+def is_coarse(counts):
+    """Whether a third of many wrong pairs lies in one bin: scores are too alike."""
+    wrong = counts[0].double().sum(dim=0)
+    return wrong.sum() > 1 / FALSE_SHARES[0] and wrong.max() > wrong.sum() / 3
+
+
 def verification(counts):
     """Return {name: (value, low, high)} of the counts of a PairCounter.
 

@@ -576,6 +576,17 @@ def test_vectors_of_almost_one_length_are_normalised():
     assert 'not of unit length' in rank_file(path, 'cpu').notices[-1]
 
 
+@pytest.mark.parametrize('metric', ['dot', 'euclidean'])
+def test_a_vector_that_is_far_too_long_is_said(metric):
+    vectors = EMBEDDINGS.clone()
+    vectors[0] *= 1e4
+    path = save_plain('file.pt', embeddings=vectors)
+    ranked = rank_file(path, 'cpu', metric=metric, with_pairs=True)
+    assert '--verification is coarse' in ranked.notices[-1]
+    ranked = rank_file(path, 'cpu', metric='cosine', with_pairs=True)
+    assert not ranked.notices
+
+
 def test_dot_products_are_of_the_vectors_as_they_are():
     path = save_plain('file.pt', embeddings=LONG)
     assert metrics_of(path, metric='dot') == evaluate(LONG, LABELS, [1, 4])
