@@ -3,6 +3,7 @@
 import time
 from functools import cached_property, partial
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -212,20 +213,29 @@ class Result:
             return self.experiment.calibration
         if self.select == 'last' and self.epoch < args.num_epochs:
             return None
-        if self.all_hits:
-            gallery, labels = self.join([*names, *self.trained], torch.float32)
-            count = sum(len(self.parts[name]) for name in names)
-            query, query_labels = gallery[:count], labels[:count]
-        else:
-            query, query_labels, *others = self.on_device(names, torch.float32)
-            gallery, labels = others or (query, query_labels)
-        rows = query_indices(query_labels)
-        files = join_marks(self.parts[name] for name in names).get('files')
-        if files is not None:  # its copies would set the threshold
-            rows = rows[(files < 0)[rows.cpu()].to(rows.device)]
-        own = rows if self.all_hits or len(names) == 1 else None
-        pairs = query[rows], query_labels[rows], gallery, labels
+        searched = [*names, *self.trained] if self.all_hits else names
+        vectors, labels = self.join(searched, torch.float32)
+        files = join_marks(self.parts[name] for name in searched).get('files')
+        separate = not self.all_hits and len(names) == 2  # queries and their gallery
+        asked = sum(len(self.parts[name]) for name in names[: 1 if separate else 2])
+        if files is not None:  # copies would set the threshold: each file counts once
+            once = first_copies(files).to(labels.device)
+            vectors, labels = vectors[once], labels[once]
+            asked = int((once < asked).sum())
+        rows = query_indices(labels[:asked])
+        own, first = (None, asked) if separate else (rows, 0)
+        pairs = vectors[rows], labels[rows], vectors[first:], labels[first:]
         return calibrate(*pairs, args.false_match_rate, own)
+
+
+def first_copies(files):
+    """Return the indices of images that have no copies before them, sorted.
+
+    files: int64 (N,), the same for copies and -1 for none.
+    """
+    own = int(files.max()) + 1 + torch.arange(len(files))
+    numbers = torch.where(files < 0, own, files).numpy()
+    return torch.from_numpy(np.unique(numbers, return_index=True)[1]).sort().values
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):

@@ -1,5 +1,6 @@
 """What an epoch reaches: its metrics, its score, its intervals, its threshold."""
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import experiments
@@ -244,4 +245,29 @@ def test_copies_groups_and_distractors_follow_the_rules_of_evaluation():
             'all_recall@1_new': found[known].mean().item(),
         }
     )
-    assert result.calibration['queries'] == (files[known] < 0).sum() > 5
+    # each file sets the threshold once
+    before = [files[rows['new'][:place]] for place in range(len(rows['new']))]
+    once = [
+        files[row] < 0 or files[row] not in old for row, old in zip(rows['new'], before)
+    ]
+    asked = sum(first and labels[row] >= 0 for row, first in zip(rows['new'], once))
+    assert result.calibration['queries'] == asked
+
+
+def test_copies_of_all_queries_in_the_gallery_set_no_threshold():
+    """As in VeRi-776, where the queries are images of the gallery, too."""
+    experiment = make_experiment(gallery=True)
+    embeddings = make_embeddings(experiment)
+    wanted = Result(experiment, 3, embeddings).calibration
+    parts, query = experiment.split.parts, experiment.split.query
+    gallery = parts['gallery']
+    query.files = torch.arange(len(query))
+    parts['gallery'] = replace(
+        gallery,
+        images=gallery.images + query.images,
+        labels=torch.cat([gallery.labels, query.labels]),
+        files=torch.cat([torch.full((len(gallery),), -1), query.files]),
+    )
+    both = torch.cat([embeddings['gallery'], embeddings['query']])
+    result = Result(experiment, 3, {**embeddings, 'gallery': both})
+    assert result.calibration == wanted and wanted['queries'] == len(query)
