@@ -297,11 +297,19 @@ def cross_check(images, wanted):
 def calibrate_folder(collection, false_match_rate):
     """Set the threshold of a FolderCollection by its class folders, and store it.
 
-    Images outside class folders are left out. Classes that trained the model are in the
-    gallery but do not query: it has learned to tell them apart, so they say nothing
-    about unknown products. Raises UserError unless two other classes are left.
+    Images outside class folders are left out, and of identical files all but one.
+    Classes that trained the model are in the gallery but do not query: it has learned
+    to tell them apart, so they say nothing about unknown products. Raises UserError
+    unless two other classes are left.
     """
-    known = [row for row, name in enumerate(collection.classes) if name is not None]
+    from areir.matching.duplicates import find_identical  # imports what few need
+
+    copies = {row for rows in find_identical(collection) for row in rows[1:]}
+    known = [
+        row
+        for row, name in enumerate(collection.classes)
+        if name is not None and row not in copies
+    ]
     names = [collection.classes[row] for row in known]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     trained = {str(name) for name in collection.trained.trained_classes}

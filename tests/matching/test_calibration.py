@@ -158,16 +158,48 @@ def test_identical_images_of_several_classes_are_admitted():
     assert result['realised'] > 0.1
 
 
-def test_the_classes_that_trained_a_model_are_only_searched():
+class Folder(SimpleNamespace):
+    """Stands for a FolderCollection whose classes 0 and x trained its model."""
+
+    def __init__(self, folder, embeddings, labels):
+        super().__init__(
+            folder=str(folder),
+            images=[f'{number}.png' for number in range(len(labels))],
+            classes=[f'product_{label}' for label in labels],
+            embeddings=embeddings.numpy(),
+            trained=SimpleNamespace(path='m.pth', trained_classes=['product_0', 'x']),
+            stored=[],
+        )
+        self.store_calibration = self.stored.append
+
+    def __len__(self):
+        return len(self.images)
+
+    def path_of(self, index):
+        return f'{self.folder}/{self.images[index]}'
+
+
+def test_copies_do_not_set_the_threshold_of_a_folder(tmp_path):
+    """Of ten copies of one image, in two classes, one counts."""
+    embeddings, labels = clusters(12, 6)
+    copies = [*range(12, 17), *range(20, 25)]
+    embeddings[copies] = embeddings[12].clone()
+    collection = Folder(tmp_path, embeddings, labels)
+    for number in range(len(labels)):
+        content = 12 if number in copies else number
+        (tmp_path / f'{number}.png').write_text(f'picture {content:02}')
+    calibrate_folder(collection, 0.05)
+    others = [row for row in range(len(labels)) if row not in copies[1:]]
+    alone = Folder(tmp_path / 'none', embeddings[others], labels[others])
+    calibrate_folder(alone, 0.05)
+    assert collection.stored == alone.stored
+    assert collection.stored[0]['threshold'] < 0.999
+
+
+def test_the_classes_that_trained_a_model_are_only_searched(tmp_path):
     embeddings, labels = clusters(8, 6)
-    stored = []
-    collection = SimpleNamespace(
-        folder='photos',
-        classes=[f'product_{label}' for label in labels],
-        embeddings=embeddings.numpy(),
-        trained=SimpleNamespace(path='m.pth', trained_classes=['product_0', 'x']),
-        store_calibration=stored.append,
-    )
+    collection = Folder(tmp_path, embeddings, labels)
+    stored = collection.stored
     calibrate_folder(collection, 0.05)
     own = torch.arange(6, 48)
     query = embeddings[own], labels[own]
