@@ -178,7 +178,8 @@ class Comparer:
             while count < len(near) and len(wanted) < HELD:
                 wanted |= {*near[count][0]}
                 count += 1
-            pictures = dict(self.read(sorted(wanted), SIDES[-1]))
+            largest = max(map(self.finest, wanted))
+            pictures = dict(self.read(sorted(wanted), largest))
             by_side = defaultdict(list)
             for item in near[:count]:
                 if all(index in pictures for index in item[0]):  # none is gone
