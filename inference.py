@@ -246,9 +246,10 @@ def find_answers(paths, collection, args, clock):
     # no query retrieves itself
     available = len(collection) - any(query.index >= 0 for query in queries)
     if least > available:
+        asked = f'--retrieval_num {number}: ' if args.retrieval_num else ''
         raise UserError(
-            f'--retrieval_num {number}: {collection.name} has '
-            f'{counted(available, "image")} to retrieve'
+            f'{asked}{collection.name} has {counted(available, "image")} to retrieve '
+            'beside the query'
         )
     if any(query.embedding is None for query in queries):
         with clock('model'):

@@ -199,7 +199,7 @@ def test_another_model_makes_the_index_stale(photos, tmp_path, ask):
         ),
         (
             ['--gallery', '{0}/single', '--query_img_name', '{0}/single/1.png'],
-            'has 0 images',
+            'error: {0}/single has 0 images',
         ),
     ],
 )
