@@ -37,7 +37,6 @@ def serve(collection, open_again, host, port, number, heat_maps=False):
 
     is_local = host in LOCAL_HOSTS
     folder = SearchedFolder(collection, open_again)
-    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # no line per request
     temporary = tempfile.TemporaryDirectory(prefix='areir_', ignore_cleanup_errors=True)
     with temporary as uploads, listen(host, port) as listening:
         app = make_app(folder, uploads, is_local, number, heat_maps)
@@ -62,6 +61,8 @@ def make_server(app, listening):
     class Handler(serving.WSGIRequestHandler):
         timeout = PATIENCE
 
+    # no line per request, no traceback of a client that hangs up
+    logging.getLogger('werkzeug').setLevel(logging.CRITICAL)
     host, port, *_ = listening.getsockname()
     options = {'threaded': True, 'fd': listening.fileno()}
     return serving.make_server(host, port, app, request_handler=Handler, **options)
