@@ -23,7 +23,7 @@ def printable(text):
 def counted(count, noun):
     """Write a count and its noun: '1 image', '2,000 images', '0 queries'."""
     if count != 1:
-        noun = re.sub('y$', 'ie', re.sub('([sx]|ch)$', r'\1e', noun)) + 's'
+        noun = re.sub('y$', 'ie', re.sub('([sx]|tch)$', r'\1e', noun)) + 's'
     return f'{count:,} {noun}'
 
 

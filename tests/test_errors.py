@@ -17,6 +17,7 @@ from areir.errors import counted, did_you_mean, missing
         (12, 'test class', '12 test classes'),
         (2, 'box', '2 boxes'),
         (3, 'batch', '3 batches'),
+        (8, 'epoch', '8 epochs'),
     ],
 )
 def test_a_count_and_its_noun(count, noun, text):
