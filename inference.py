@@ -21,7 +21,12 @@ import time
 from functools import partial
 
 import utils
-from areir.cli.searching import DEFAULT_NUMBER, DEFAULT_QUERY, get_parser
+from areir.cli.searching import (
+    DEFAULT_DATABASE,
+    DEFAULT_NUMBER,
+    DEFAULT_QUERY,
+    get_parser,
+)
 
 if __name__ == '__main__':
     # threads of OpenMP that wait leave their core to the decoding of images
@@ -35,6 +40,7 @@ from areir.data.own_images import recognise
 from areir.errors import UserError, counted, missing
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
+from areir.gallery.folders import has_image
 from areir.gallery.index import index_path, update_index
 from areir.gallery.queries import (
     embed_queries,
@@ -96,6 +102,10 @@ def check_paths(args):
         is_file = os.path.exists(args.gallery)
         reason = 'not a folder' if is_file else missing(args.gallery)
         raise UserError(f'--gallery {args.gallery}: {reason}')
+    if args.gallery and not has_image(args.gallery):
+        raise UserError(f'--gallery {args.gallery}: no images in it')
+    if args.gallery and args.data_base != DEFAULT_DATABASE:
+        raise UserError('--data_base: leave it out to search --gallery')
     searches_database = not args.gallery and (args.query_img_name or args.export)
     if searches_database or args.report:
         databases.find_database(args.data_base, args.results_root)

@@ -221,6 +221,8 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
     [
         ('--gallery {0}/photoz', '--gallery {0}/photoz: no such .* photos?'),
         ('--gallery {0}/own.png', '--gallery {0}/own.png: not a folder'),
+        ('--gallery {0}/empty', '--gallery {0}/empty: no images'),
+        ('--data_base toy_data_base.pth --gallery {0}', '--data_base: leave it out'),
         ('--query_img_name {0}/owm.png', 'owm.png: no such .* own.png?'),
         ('--query_img_name {0}/new/', '/new/: no such'),
         ('--query_img_name ../own.png', '../own.png: no such'),  # of the gallery

@@ -73,8 +73,8 @@ def verify_image(job):
         if box:
             beyond = clamp_box(box, stored_size(path)) != tuple(box)
     except UserError as error:
-        reason = str(error).removeprefix(f'{path}: ').removesuffix(repr(path))
-        return Verified(reason.rstrip(': '))
+        reason = str(error).removeprefix(f'{path}: ')
+        return Verified(reason)
     if image_size:
         pixels = pixel_format.to_pixels(image).numpy().astype(np.int64)
         sums = np.array([pixels.sum((1, 2)), (pixels**2).sum((1, 2))])

@@ -8,6 +8,7 @@ from areir.data.images import (
     is_image,
     list_files,
     unreadable_heic,
+    walk,
 )
 from areir.data.lists import DISTRACTOR
 from areir.data.own_images import recognise
@@ -15,6 +16,12 @@ from areir.errors import counted
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('/retrieved.csv', '/duplicates.html', '/index.sqlite')
+
+
+def has_image(folder):
+    """Whether a folder has an image, before all of it is looked at."""
+    files = walk(folder, '', frozenset(), {})
+    return any(is_image(os.path.join(folder, path)) for path in files)
 
 
 def scan(folder):

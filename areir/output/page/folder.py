@@ -115,7 +115,7 @@ def describe_changes(earlier, later):
 
 def unreadable(path, reason):
     """Return the UserError about an uploaded picture; the reason may name its path."""
-    reason = str(reason).removeprefix(f'{path}: ').replace(f' {path!r}', '')
+    reason = str(reason).removeprefix(f'{path}: ')
     return UserError(f'The picture cannot be read: {reason.rstrip(".")}.')
 
 
