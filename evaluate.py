@@ -200,7 +200,7 @@ def percents(values):
 def print_warning(result):
     """Print notices, and a warning if figures are flattered or not comparable."""
     for notice in result.get('notices', []):
-        print(f'notice: {notice}')
+        print(f'notice: {result["file"]}: {notice}')
     if result.get('trained'):
         print(f'{result["file"]}: training used these classes: optimistic figures')
     protocol, select = result.get('protocol'), result.get('select')

@@ -226,7 +226,7 @@ def test_labels_that_do_not_go_with_the_file(save, refusal):
     save('file.pt')
     np.save('file.npy', EMBEDDINGS.numpy())
     assert '--labels' in refusal('file.npy')
-    assert '--labels' in refusal('file.pt', '--labels', 'labels.csv')
+    assert '--labels' in refusal('file.pt', '--labels', 'file.npy')
     assert 'labels.csv' in refusal('file.npy', '--labels', 'labels.csv')
 
 

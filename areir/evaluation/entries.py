@@ -40,14 +40,13 @@ from areir.errors import UserError, counted, printable
 from areir.files import is_unicode, load_tensors, refuse_special
 
 NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
-PREFIXES = ('', 'query_', 'gallery_', 'test_')
-FIELDS = ('embeddings', 'features', 'labels', 'images', 'groups', 'files')
+PREFIXES = ('', 'query_', 'gallery_')
+FIELDS = ('embeddings', 'labels', 'images', 'groups', 'files')
 USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
 USED |= {*NOTES, 'ensemble_size'}
 # names of the labels of FILE.npy in its folder
 BESIDE = ('labels.npy', 'labels.csv', 'labels.txt', 'images.csv')
 TABLES = ('.csv', '.tsv', '.txt')
-PICKLE = 'a pickle, which could run any code'
 ADVICE = 'save plain arrays with numpy.savez, or tensors with torch.save'
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 HDF5 = b'\x89HDF\r\n\x1a\n'
@@ -74,24 +73,19 @@ def load_entries(path, labels=None):
     labels_unused: whether it has its own. Raises UserError that says what the file is
     if it cannot be read.
     """
-    refuse_missing(path)
+    for each in filter(None, (path, labels)):
+        refuse_special(each)
+        if not os.path.isfile(each):
+            raise UserError(f'{each}: no such file')
     entries = read(path)
     has_labels = any(str(name).endswith('labels') for name in entries)
-    notices = entries.pop('notices', [])
+    notices = entries.pop('notices', None) or []  # of a table
     if has_labels or 'embeddings' not in entries:
         return entries, notices, labels is not None
     if labels is None:
         labels = find_labels(path)
-        notices.append(f'{path}: its labels are those of {labels}')
+        notices.append(f'its labels are those of {labels}')
     return label_entries(path, entries, labels), notices, False
-
-
-def refuse_missing(path):
-    refuse_special(path)
-    if os.path.isdir(path):
-        raise UserError(f'{path} is a folder: name a file in it')
-    if not os.path.isfile(path):
-        raise UserError(f'{path}: no such file')
 
 
 def read(path):
@@ -117,7 +111,6 @@ def read(path):
 
 def find_reader(path, start):
     """Return the function that reads a file of the first bytes `start`."""
-    suffix = os.path.splitext(path)[1].lower()
     # the length of a header, then the header, which is JSON
     is_safetensors = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
     for begins, reader in (
@@ -130,30 +123,19 @@ def find_reader(path, start):
     ):
         if begins:
             return reader
-    kind = kind_of(start)
-    if kind == 'a text file' and suffix in TABLES:
-        return read_table
-    if suffix in ('.pkl', '.pickle'):
-        kind = PICKLE
-    raise UserError(f'{path} is {kind}, no file of embeddings: {ADVICE}')
-
-
-def kind_of(start):
-    """Return what the first bytes of a file say it is, with its article."""
     if not start:
-        return 'an empty file'
-    if start.startswith(b'version https://git-lfs'):
-        return 'a Git LFS pointer (git lfs pull gets the file itself)'
-    if start[:1] == b'\x80' and start[1:2] in b'\x02\x03\x04\x05':
-        return PICKLE
-    if start.startswith(b'\x1f\x8b'):
-        return 'compressed by gzip'
-    if start.lstrip().lower().startswith((b'<!doctype html', b'<html')):
-        return 'a web page'
-    if start.startswith(b'MATLAB'):
-        return 'a file of MATLAB'
-    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return 'a text file' if wide or b'\0' not in start else 'of an unknown kind'
+        kind = 'an empty file'
+    elif start.startswith(b'version https://git-lfs'):
+        kind = 'a Git LFS pointer (git lfs pull gets the file itself)'
+    elif start[:1] == b'\x80':
+        kind = 'a pickle, which could run any code'
+    elif start.lstrip().lower().startswith((b'<!doctype html', b'<html')):
+        kind = 'a web page'
+    elif path.lower().endswith(TABLES):
+        return read_table
+    else:
+        kind = 'of an unknown kind' if b'\0' in start else 'a text file'
+    raise UserError(f'{path} is {kind}, no file of embeddings: {ADVICE}')
 
 
 # Files of named arrays
@@ -167,9 +149,8 @@ def read_zip(path):
             return read_tensors(path)
         arrays = [name for name in names if name.endswith('.npy')]
         if not arrays and names:
-            kind = 'a zip file'
-            if any(name.startswith('xl/') for name in names):
-                kind = 'a workbook of Excel'
+            is_excel = any(name.startswith('xl/') for name in names)
+            kind = 'a workbook of Excel' if is_excel else 'a zip file'
             raise UserError(f'{path} is {kind}, not one of arrays: {ADVICE}')
         entries = {}
         for name in arrays:  # others may hold any objects, so only their names are read
@@ -217,10 +198,11 @@ def objects_refused(path, name):
 def read_tensors(path):
     """Read what torch.save wrote; arrays of numpy may be among it."""
     dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    allowed = [(function, name) for name, function in BUILDERS.items() if function]
-    allowed += [
-        (function, name.replace('numpy.core.', 'numpy._core.'))
-        for function, name in allowed
+    allowed = [
+        (function, name.replace('numpy.core.', core))
+        for name, function in BUILDERS.items()
+        for core in ('numpy.core.', 'numpy._core.')
+        if function
     ]
     try:
         with safe_globals([*allowed, *dtypes]):
@@ -277,11 +259,8 @@ def read_table(path):
         rows.append((line, cells))
     if not rows:
         raise UserError(f'{path} is an empty table')
-    first = rows[0][1]
-    counted_names = [str(number) for number in range(len(first))]  # by pandas
-    if first != counted_names and all(is_number(cell) for cell in first):
-        header = counted_names
-    else:
+    header = [str(number) for number in range(len(rows[0][1]))]  # as pandas counts
+    if rows[0][1] == header or not are_numbers(rows[0][1]):
         header = rows.pop(0)[1]
         header[0] = header[0].lstrip('# ')
     return table_entries(path, header, rows)
@@ -300,7 +279,7 @@ def table_entries(path, header, rows):
     if not columns:
         raise UserError(
             f'{path}: no columns of vectors: name them f0, f1, ..., or have one of '
-            'lists, and write numbers with a point; its first line names '
+            'whole lists, and write numbers with a point; its first line names '
             f'{shorten(header)}'
         )
     others = ['' if place in columns else name for place, name in enumerate(header)]
@@ -309,20 +288,18 @@ def table_entries(path, header, rows):
     def parse(cells):
         if len(cells) != len(header):
             raise ValueError('more or fewer cells than columns')
-        values = [cells[place] for place in columns]
         own = {name: to_text(cells[place]) for name, place in places.items()}
-        return to_vector(values), read_row(own)
+        if len(columns) == 1:
+            return to_numbers(cells[columns[0]]), read_row(own)
+        return to_numbers([cells[place] for place in columns]), read_row(own)
 
     parsed = parse_rows(path, rows, parse)
     vectors = [vector for _, (vector, _) in parsed]
-    if len({len(vector) for vector in vectors}) > 1:
-        raise UserError(f'{path}: vectors of several lengths')
     ends = list(dict.fromkeys([header[columns[0]], header[columns[-1]]]))
     dimensions = counted(len(vectors[0]), 'dimension')
-    understood = f'{path}: {dimensions}, from {" to ".join(ends)}'
+    understood = f'{dimensions}, from {" to ".join(ends)}'
     vectors = np.stack(vectors)
-    with np.errstate(invalid='ignore'):  # infinity is refused later
-        is_whole = (vectors % 1 == 0).all(axis=0) & vectors.any(axis=0)
+    is_whole = (np.trunc(vectors) == vectors).all(axis=0) & vectors.any(axis=0)
     whole = is_whole.nonzero()[0]
     if 0 < len(whole) < vectors.shape[1]:
         name = header[columns[min(whole[0], len(columns) - 1)]]
@@ -336,42 +313,30 @@ def vector_columns(header, first):
     """Return the places of the columns of vectors; first: the cells of a row."""
     groups = {}  # {name without its number: (size, places)}
     for place, (name, cell) in enumerate(zip(header, first)):
-        if is_list(cell):
-            groups[place] = len(list_items(cell)), [place]
-        elif is_number(cell) and (match := re.fullmatch(r'(.*?)\d+', name)):
-            count, places = groups.get(match[1], (0, []))
-            groups[match[1]] = count + 1, [*places, place]
+        size = len(to_numbers(cell)) if are_numbers(cell) else 0
+        stem = name if size > 1 else re.sub(r'\d+$', '', name)
+        if size > 1 or (size == 1 and stem != name):
+            count, places = groups.get(stem, (0, []))
+            groups[stem] = count + size, [*places, place]
     return max(groups.values(), key=lambda group: group[0], default=(0, []))[1]
 
 
-def is_number(cell):
+def are_numbers(cells):
     try:
-        float(cell)
+        to_numbers(cells)
     except (TypeError, ValueError):
         return False
     return True
 
 
-def is_list(cell):
-    if isinstance(cell, str):
-        return cell.startswith('[') and cell.endswith(']')
-    return isinstance(cell, (list, np.ndarray))
+def to_numbers(cells):
+    """Return a number, or a list, as float32 (n,), or raise ValueError.
 
-
-def list_items(cell):
-    """Return what a list holds; as a text it is Python's, or numpy's without commas."""
-    return cell.strip('[]').replace(',', ' ').split() if isinstance(cell, str) else cell
-
-
-def to_vector(cells):
-    """Return the numbers of a row as float32 (D,); ValueError if one is none."""
-    if len(cells) == 1 and is_list(cells[0]):
-        cells = list_items(cells[0])
-    try:
-        return np.asarray(cells, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        odd = next((cell for cell in cells if not is_number(cell)), cells)
-        raise ValueError(f'{odd!r:.99} is not a number') from error
+    cells: also a text of a list, as Python or numpy writes it.
+    """
+    if isinstance(cells, str) and cells.startswith('['):
+        cells = cells.strip('[]').replace(',', ' ').split()
+    return np.array(cells, dtype=np.float32, ndmin=1)
 
 
 # Labels
@@ -393,22 +358,14 @@ def find_labels(path):
 
 def label_entries(path, entries, labels_path):
     """Add the entries of a file of labels to those of the vectors of `path`."""
-    refuse_missing(labels_path)
-    suffix = os.path.splitext(labels_path)[1].lower()
+    suffix, rows = os.path.splitext(labels_path)[1].lower(), None
     if suffix == '.npy':
-        labels = read(labels_path)
-        if labels.keys() != {'embeddings'}:
-            raise UserError(f'{labels_path}: not an array of labels')
-        labels = np.atleast_1d(labels['embeddings'])
-        rows = None
+        labels = np.atleast_1d(read(labels_path).get('embeddings'))
     elif suffix == '.txt':
         labels = [line.rstrip('\r\n') for line in read_lines(labels_path)]
-        rows = None
-    elif suffix in TABLES:
+    else:
         rows = read_csv(labels_path, ['label'], any_bytes=True)
         rows = labels = in_order(parse_rows(labels_path, rows, read_row))
-    else:
-        raise UserError(f'--labels {labels_path}: give {", ".join(TABLES)} or .npy')
     if rows and 'path' in rows[0][1] and entries.get('images') is not None:
         rows = labels = rows_of(path, np.ravel(entries['images']), labels_path, rows)
     embeddings = entries['embeddings']
