@@ -294,16 +294,14 @@ def table_entries(path, header, rows):
         return to_numbers([cells[place] for place in columns]), read_row(own)
 
     parsed = parse_rows(path, rows, parse)
-    vectors = [vector for _, (vector, _) in parsed]
+    vectors = np.stack([vector for _, (vector, _) in parsed])
     ends = list(dict.fromkeys([header[columns[0]], header[columns[-1]]]))
-    dimensions = counted(len(vectors[0]), 'dimension')
+    dimensions = counted(vectors.shape[1], 'dimension')
     understood = f'{dimensions}, from {" to ".join(ends)}'
-    vectors = np.stack(vectors)
     is_whole = (np.trunc(vectors) == vectors).all(axis=0) & vectors.any(axis=0)
-    whole = is_whole.nonzero()[0]
-    if 0 < len(whole) < vectors.shape[1]:
-        name = header[columns[min(whole[0], len(columns) - 1)]]
-        understood += f'; {name} has whole numbers only, as labels do'
+    whole = [header[place] for place, each in zip(columns, is_whole) if each]
+    if 0 < len(whole) < len(columns):
+        understood += f'; {whole[0]} has whole numbers only, as labels do'
     entries = {'embeddings': vectors}
     entries = row_entries(entries, [(origin, row) for origin, (_, row) in parsed])
     return entries | {'notices': [understood]}

@@ -96,19 +96,6 @@ def test_queries_with_a_gallery(name, query, gallery):
     assert (len(result.query.labels), result.available) == (9, 15)
 
 
-@pytest.mark.parametrize(
-    'embeddings',
-    [
-        *(EMBEDDINGS.bfloat16(), EMBEDDINGS.double()),
-        EMBEDDINGS.clone().requires_grad_(),
-    ],
-)
-def test_embeddings_of_any_float_type(embeddings):
-    path = save('file.pt', embeddings=embeddings, labels=LABELS.tolist())
-    plain = embeddings.detach().float()
-    assert metrics_of(path) == evaluate(plain, LABELS, [1, 4])
-
-
 def objects(values):
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -174,10 +161,19 @@ def test_vectors_of_whole_numbers_are_numbers(name, kind):
     assert str(kind).removeprefix('torch.') in ranked.notices[0]
 
 
-@pytest.mark.parametrize('kind', [object, str])
-def test_numbers_as_objects_or_texts(kind):
-    path = save_plain('file.npz', embeddings=EMBEDDINGS.numpy().astype(kind))
-    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
+@pytest.mark.parametrize(
+    ('name', 'embeddings'),
+    [
+        *[('file.pt', EMBEDDINGS.bfloat16()), ('file.pt', EMBEDDINGS.double())],
+        ('file.pt', EMBEDDINGS.clone().requires_grad_()),
+        *[('file.npz', EMBEDDINGS.numpy().astype(kind)) for kind in (object, str)],
+        ('file.npz', objects(list(EMBEDDINGS.numpy()))),  # of arrays
+    ],
+)
+def test_vectors_of_any_type(name, embeddings):
+    path = save(name, embeddings=embeddings, labels=LABELS.tolist())
+    plain = EMBEDDINGS.bfloat16() if embeddings.dtype == torch.bfloat16 else EMBEDDINGS
+    assert metrics_of(path) == evaluate(plain.float(), LABELS, [1, 4])
 
 
 @pytest.mark.parametrize('changed', [{'labels': torch.arange(COUNT)}, QUERIES])
@@ -192,11 +188,6 @@ def test_labels_by_which_nothing_is_found(changed):
 def test_files_of_torch_with_arrays_and_arguments():
     entries = {'embeddings': EMBEDDINGS.numpy(), 'labels': objects(TEXTS)}
     path = save('file.pt', **entries, args=argparse.Namespace(seed=1))
-    assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
-
-
-def test_an_array_of_arrays():
-    path = save('file.npz', embeddings=objects(list(EMBEDDINGS.numpy())), labels=LABELS)
     assert metrics_of(path) == evaluate(EMBEDDINGS, LABELS, [1, 4])
 
 
@@ -445,29 +436,26 @@ def write_vectors(kind):
     return 'v.csv'
 
 
-@pytest.mark.parametrize('beside', [True, False])
 @pytest.mark.parametrize('labels', ['labels.npy', 'labels.txt', 'images.csv'])
 @pytest.mark.parametrize('kind', ['npy', 'npz', 'pt', 'csv', 'blanks', 'pandas'])
-def test_labels_in_a_second_file(kind, labels, beside):
-    path = write_vectors(kind)
-    if not beside:
-        os.mkdir('other')
-        labels = f'other/{labels}'
+def test_labels_in_a_second_file(kind, labels):
+    path, apart = write_vectors(kind), f'other/{labels}'
+    os.mkdir('other')
     if labels.endswith('npy'):
-        np.save(labels, objects(TEXTS))
+        np.save(apart, objects(TEXTS))
     elif labels.endswith('txt'):
-        with open(labels, 'w') as file:
+        with open(apart, 'w') as file:
             file.write('\n'.join(TEXTS) + '\n')
     else:  # as inference.py exports it
         table = {'row': range(COUNT), 'path': IMAGES, 'class': TEXTS}
-        pd.DataFrame(table).to_csv(labels, index=False)
+        pd.DataFrame(table).to_csv(apart, index=False)
     expected = evaluate(EMBEDDINGS, LABELS, [1, 4])
-    if beside:
-        assert metrics_of(path) == expected
-        assert labels in rank_file(path, 'cpu').notices[-1]
-    else:
-        assert metrics_of(path, labels=labels) == expected
-        assert '--labels' in refusal(path)
+    assert metrics_of(path, labels=apart) == expected
+    assert '--labels' in refusal(path)
+    os.rename(apart, labels)
+    ranked = rank_file(path, 'cpu')
+    assert summary(ranked.ranks, [1, 4]) == expected
+    assert labels in ranked.notices[-1]
 
 
 @pytest.mark.parametrize('form', ['{}', '/data/{}', './{}'])
@@ -644,7 +632,7 @@ def save_both(names, query_names, **entries):
     return save_plain('file.npz', **own, **names, **entries)
 
 
-@pytest.mark.parametrize('form', ['{}', './{}', 'b/../{}'])
+@pytest.mark.parametrize('form', ['{}', './{}', 'b/../{}', 'b\\..\\{}'])
 def test_a_query_does_not_find_its_own_name(form):
     names = [f'a/{name}' for name in IMAGES]
     ranked = rank_file(save_both(names, [form.format(n) for n in names[:9]]), 'cpu')
@@ -654,12 +642,6 @@ def test_a_query_does_not_find_its_own_name(form):
     assert ranked.in_gallery == 9
     (notice,) = ranked.notices
     assert '9 queries, such as a/0.png' in notice
-
-
-def test_names_with_backslashes_are_the_same():
-    names = [f'a\\{name}' for name in IMAGES]
-    path = save_both(names, [name.replace('\\', '/') for name in names[:9]])
-    assert rank_file(path, 'cpu').in_gallery == 9
 
 
 def test_equal_names_in_other_folders_are_others():
@@ -706,12 +688,20 @@ def test_repeated_images_do_not_find_themselves(named):
     assert summary(ranked.ranks, [1, 4]) == expected
 
 
+@pytest.mark.parametrize('query', ['query_{}', 'test_{}'])
 @pytest.mark.parametrize('named', [False, True])
-def test_a_gallery_that_repeats_the_queries_is_none(named):
-    query = {'query_embeddings': EMBEDDINGS, 'query_labels': LABELS}
-    names = {'images': IMAGES, 'query_images': IMAGES} if named else {}
-    ranked = rank_file(save_plain('file.npz', **query, **names), 'cpu')
-    assert 'repeats the queries' in ranked.notices[0]
+def test_a_gallery_that_repeats_the_queries_is_none(query, named):
+    """Otherwise each query would find itself, and recall would be 100 %."""
+    vectors = 'features' if query == 'test_{}' else 'embeddings'  # of the original code
+    entries = {vectors: EMBEDDINGS, 'labels': LABELS}
+    entries |= {'images': IMAGES} if named else {}
+    both = {
+        side.format(name): value
+        for side in (query, 'gallery_{}')
+        for name, value in entries.items()
+    }
+    ranked = rank_file(save('file.pt', **both), 'cpu')
+    assert ranked.gallery is None and 'repeats the queries' in ranked.notices[0]
     assert summary(ranked.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
 
 
@@ -808,14 +798,6 @@ def test_heads_are_scored_by_their_mean_product(features):
     parts |= {'test_labels': LABELS[:9], 'gallery_labels': LABELS[9:]}
     expected = original_recall(BY_HEAD, 4, gallery_from=9)
     assert metrics_of(save('old.pth', **parts))['recall@4'] == expected
-
-
-def test_a_gallery_that_repeats_the_test_images_is_none():
-    """Otherwise each query would find itself, and recall would be 100 %."""
-    gallery = {'gallery_features': FEATURES.clone(), 'gallery_labels': LABELS}
-    path = save('old.pth', **TEST, **gallery)
-    assert rank_file(path, 'cpu').gallery is None
-    assert metrics_of(path) == evaluate(FEATURES, LABELS, [1, 4])
 
 
 @pytest.mark.parametrize(
