@@ -162,7 +162,6 @@ def shirt(number):
 @pytest.mark.parametrize('draw', [outline, logo, page, screenshot, shirt])
 def test_other_pictures_are_no_near_duplicates(tmp_path, draw):
     pictures = {f'{number}.png': draw(number) for number in range(6)}
-    assert groups_of(tmp_path, pictures) == []
     copies = {f'copy{number}.jpg': (draw(number), 60) for number in range(3)}
     wanted = [{f'{number}.png', f'copy{number}.jpg'} for number in range(3)]
     found = [set(group) for group in groups_of(tmp_path, pictures | copies)]
