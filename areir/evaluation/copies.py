@@ -34,32 +34,34 @@ def number_names(file):
     that mostly are of another class in the gallery, such as row numbers.
     """
     query, gallery = file.sides
-    shared = set(query.images).intersection(gallery.images) - {''}
-    example = min(shared, default=None)
+    shared = sorted(set(query.images).intersection(gallery.images) - {''})
+    numbers = {name: number for number, name in enumerate(shared)}
     columns = [
-        {'name': side.images, 'class': side.labels, 'side': place}
+        {
+            'file': [numbers.get(name, -1) for name in side.images],
+            'class': side.labels,
+            'side': place,
+        }
         for place, side in enumerate(file.sides)
     ]
-    table = pd.concat(map(pd.DataFrame, columns))
-    table = table[table['name'].isin(shared)]
-    inside = table.groupby(['side', 'name'])['class'].nunique()
-    across = table.groupby('name')['class'].nunique()
+    table = pd.concat(map(pd.DataFrame, columns)).query('file >= 0')
+    inside = table.groupby(['side', 'file'])['class'].nunique()
+    across = table.groupby('file')['class'].nunique()
     if (inside > 1).any() or (across > 1).mean() > 1 / 2:
         file.notices.append(
-            f'names such as {example} are of several classes, so they do not tell '
+            f'names such as {shared[0]} are of several classes, so they do not tell '
             'which queries the gallery holds: give whole paths'
         )
         return
-    file.in_gallery = sum(name in shared for name in query.images)
+    file.in_gallery = int((table['side'] == 0).sum())
     if shared:
         file.notices.append(
             f'the gallery has images of the names of '
-            f'{counted(file.in_gallery, "query")}, such as {example}: no query finds '
+            f'{counted(file.in_gallery, "query")}, such as {shared[0]}: no query finds '
             'its own'
         )
-        numbers = {name: number for number, name in enumerate(shared)}
-        for side in file.sides:
-            side.files = torch.tensor([numbers.get(name, -1) for name in side.images])
+        for side, each in zip(file.sides, columns):
+            side.files = torch.tensor(each['file'])
 
 
 def number_repeats(file):

@@ -164,7 +164,7 @@ def highest(images, metric):
 def read_embeddings(path, labels=None):
     """Read an EmbeddingsFile; labels: the path of the labels of a file without any.
 
-    Whether numbers are finite is left to `rank_positives`.
+    Whether numbers are finite is left to `apply_metric`.
     """
     entries, notices, unused = load_entries(path, labels)
     names, numbers = find_names(path, entries, notices), {}
@@ -175,17 +175,16 @@ def read_embeddings(path, labels=None):
     sides = []
     for place, fields in enumerate(names):
         own = {kind: values[place] for kind, values in numbers.items()}
-        vectors, name = to_vectors(path, fields['embeddings'], entries), 'embeddings'
-        if fields[name] == 'test_features' and vectors.dim() == 3:
-            heads = vectors.shape[1]
-        if fields[name].endswith('features') and vectors.dim() == 3:
-            vectors = vectors.flatten(1)
+        name = fields['embeddings']
+        vectors = to_vectors(path, name, entries)
+        if name.endswith('features') and vectors.dim() == 3:
+            heads, vectors = vectors.shape[1], vectors.flatten(1)
         own['images'] = read_images(path, fields['images'], entries)
         check_shapes(path, fields, vectors, own)
         if not vectors.is_floating_point():
             kind, vectors = str(vectors.dtype).removeprefix('torch.'), vectors.float()
             notices.append(
-                f'{fields[name]} of {kind} are read as numbers; unpack packed bits '
+                f'{name} of {kind} are read as numbers; unpack packed bits '
                 'first, with numpy.unpackbits'
             )
         sides.append(ImageSet(fields, vectors, **own))
@@ -212,7 +211,9 @@ def read_embeddings(path, labels=None):
         gallery=sides[1] if len(sides) == 2 else None,
         dimensions=dimensions[0],
         ensemble_size=heads if heads is None else int(heads),
-        notes={name: str(entries[name]) for name in NOTES if name in entries},
+        notes={
+            name: str(entries[name]) for name in NOTES if entries.get(name) is not None
+        },
         notices=notices,
         labels_unused=unused,
     )

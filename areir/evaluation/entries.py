@@ -101,8 +101,6 @@ def read(path):
         package = 'pyarrow' if reader is read_parquet else 'h5py'
         raise UserError(f'{path}: first pip install {package}') from error
     except Exception as error:  # libraries raise many kinds for a damaged file
-        if isinstance(error, OSError) and error.errno and error.filename:
-            raise  # the file cannot be opened
         reason = str(error).partition('\n')[0] or type(error).__name__
         raise UserError(
             f'{path} is damaged: copy it or write it again ({reason:.200})'

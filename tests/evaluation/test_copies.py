@@ -34,6 +34,7 @@ def save_both(names, query_names, **entries):
 @pytest.mark.parametrize('form', ['{}', './{}', 'b/../{}', 'b\\..\\{}'])
 def test_a_query_does_not_find_its_own_name(form):
     names = [f'a/{name}' for name in IMAGES]
+    names[8] = 'a/odd\udcff.png'  # a name that is not UTF-8
     ranked = rank_file(save_both(names, [form.format(n) for n in names[:9]]), 'cpu')
     alone = rank_file(save_plain('alone.npz'), 'cpu').ranks
     for name, values in ranked.ranks.items():
