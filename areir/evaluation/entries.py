@@ -40,8 +40,8 @@ from areir.errors import UserError, counted, printable
 from areir.files import is_unicode, load_tensors, refuse_special
 
 NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
-PREFIXES = ('', 'query_', 'gallery_')
-FIELDS = ('embeddings', 'labels', 'images', 'groups', 'files')
+PREFIXES = ('', 'query_', 'gallery_', 'test_')
+FIELDS = ('embeddings', 'features', 'labels', 'images', 'groups', 'files')
 USED = {prefix + field for prefix in PREFIXES for field in FIELDS}
 USED |= {*NOTES, 'ensemble_size'}
 # names of the labels of FILE.npy in its folder

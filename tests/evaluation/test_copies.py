@@ -100,7 +100,7 @@ def test_a_gallery_that_repeats_the_queries_is_none(query, named):
         for side in (query, 'gallery_{}')
         for name, value in entries.items()
     }
-    ranked = rank_file(save('file.pt', **both), 'cpu')
+    ranked = rank_file(save('file.npz', **both), 'cpu')
     assert ranked.gallery is None and 'repeats the queries' in ranked.notices[0]
     assert summary(ranked.ranks, [1, 4]) == evaluate(EMBEDDINGS, LABELS, [1, 4])
 
