@@ -99,10 +99,10 @@ def prepare(
     if dataset.has_boxes:
         crop_folder = os.path.join(dataset.folder, 'cropped')
         refuse_foreign_files(dataset.targets('uncropped'), crop_folder)
-    parent = data_root
+    parent = data_root  # nothing is made before all images are verified
     while not os.path.lexists(parent):
         parent = os.path.dirname(parent) or os.curdir
-    make_writable(parent, '--data_root')  # what is to be made there, is not made yet
+    make_writable(parent, '--data_root', data_root)
     with start_pool(num_workers) as pool:
         # the mean and deviation of known datasets are at hand
         wanted = 0 if name in KNOWN_DATASETS else image_size

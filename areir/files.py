@@ -96,15 +96,18 @@ def remove(path):
             os.remove(path)
 
 
-def make_writable(folder, flag):
-    """Make a folder to write to. Raises UserError naming its flag if that fails."""
+def make_writable(folder, flag, named=None):
+    """Make a folder to write to. Raises UserError naming its flag if that fails.
+
+    named: the folder that the flag named, if it is another.
+    """
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
-            f'{flag} {folder}: nothing can be written there ({error.strerror}): choose '
-            'another folder'
+            f'{flag} {named or folder}: nothing can be written there '
+            f'({error.strerror}): choose another folder'
         ) from error
 
 

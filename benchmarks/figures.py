@@ -11,7 +11,12 @@ import common  # noqa: F401  puts the repository on sys.path
 import numpy as np
 import torch
 
-from areir.evaluation.intervals import LEAST_CLASSES, class_sums, resampled_means
+from areir.evaluation.intervals import (
+    LEAST_CLASSES,
+    class_sums,
+    resampled_means,
+    sort_classes,
+)
 from areir.evaluation.metrics import measures, rank_positives
 
 NEW = 'new among new'  # Recall@1, as all others but MAP_R
@@ -71,7 +76,7 @@ def interval(parts, labels):
         sums, sizes = class_sums({part: values}, labels[part])
         if len(sizes) < LEAST_CLASSES:
             return np.nan, np.nan
-        drawn, shares = resampled_means(sums, sizes, seed=seed)
+        drawn, shares = resampled_means(*sort_classes(sums, sizes), seed=seed)
         means.append(drawn)
     return np.quantile(sum(means) / len(means), shares)
 

@@ -22,7 +22,7 @@ def class_sums(values, labels):
 
     Returns (sums (classes, measures), sizes (classes,)), NumPy arrays.
     """
-    labels = torch.as_tensor(labels).cpu().numpy()
+    labels = np.asarray(labels.cpu() if torch.is_tensor(labels) else labels)
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     values = [torch.as_tensor(value).cpu().numpy() for value in values.values()]
     return np.stack([np.bincount(classes, value) for value in values], axis=1), sizes
