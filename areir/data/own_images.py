@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 def part_named(name):
     """Return the part of a split that a name, such as a folder's, means, or None."""
-    match = PART_NAME.fullmatch(re.sub(r'[\W_]', '', name.lower()))
+    match = PART_NAME.fullmatch(re.sub(r'[\W\d_]', '', name.lower()))
     return match.lastgroup if match else None
 
 

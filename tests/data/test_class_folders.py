@@ -38,7 +38,7 @@ def understood(images, class_level=None):
         *['archive/train/ archive/val/', 'x/data/train/ x/data/test/'],
         *['images/train/ images/val/', 'train/images/ val/images/'],
         *['training_set/training_set/ test_set/test_set/', 'x_train_v2/ x_test_v2/'],
-        'trainset/train/ testset/test/',
+        *['trainset/train/ testset/test/', 'train2017/ val2017/', '1_train/ 2_test/'],
     ],
 )
 def test_names_of_parts_in_any_case_and_depth(parts):

@@ -79,12 +79,24 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     assert not list(tmp_path.glob('areir_*'))
 
 
-def test_an_upload_that_stalls_ends(monkeypatch, caplog):
+def wait_for_answer(client, more):
+    """Return the first bytes of an answer; send `more` ten times a second meanwhile."""
+    client.settimeout(0.1)
+    for _ in range(100):
+        with contextlib.suppress(TimeoutError):
+            return client.recv(13)
+        client.sendall(more)
+    return b''
+
+
+@pytest.mark.parametrize('limit', ['PATIENCE', 'LONGEST'])
+def test_an_upload_that_stalls_ends(limit, monkeypatch, caplog):
+    """It sends no more, or it trickles: a byte every now and then."""
     import flask
 
     app = flask.Flask('slow')
     app.add_url_rule('/', view_func=lambda: flask.request.form, methods=['POST'])
-    monkeypatch.setattr(server, 'PATIENCE', 0.2)
+    monkeypatch.setattr(server, limit, 0.3)
     with server.listen('127.0.0.1', 0) as listening:
         serving = server.make_server(app, listening)
         thread = threading.Thread(target=serving.serve_forever)
@@ -94,7 +106,7 @@ def test_an_upload_that_stalls_ends(monkeypatch, caplog):
                 b'POST / HTTP/1.1\r\nContent-Length: 1000\r\n'
                 b'Content-Type: application/x-www-form-urlencoded\r\n\r\na'
             )
-            answer = client.recv(13)  # and hang up
+            answer = wait_for_answer(client, b'a' if limit == 'LONGEST' else b'')
         serving.shutdown()
         thread.join()
     serving.server_close()  # the request has ended

@@ -1,5 +1,6 @@
 """Start the server of the search page, print its address, and end it at Ctrl-C."""
 
+import contextlib
 import errno
 import importlib.util
 import logging
@@ -7,11 +8,13 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 
 from areir.errors import UserError
 from areir.output.page.folder import SearchedFolder
 
 PATIENCE = 30  # seconds in which nothing arrives, after which a request ends
+LONGEST = 300  # seconds in which all of a request has to arrive
 LOCAL_HOSTS = ('127.0.0.1', '::1', 'localhost')
 
 
@@ -60,6 +63,18 @@ def make_server(app, listening):
 
     class Handler(serving.WSGIRequestHandler):
         timeout = PATIENCE
+
+        def handle(self):
+            timer = threading.Timer(LONGEST, self.end_reading)
+            timer.start()
+            try:
+                super().handle()
+            finally:
+                timer.cancel()
+
+        def end_reading(self):  # the answer to what has arrived can still be sent
+            with contextlib.suppress(OSError):  # the client has hung up
+                self.connection.shutdown(socket.SHUT_RD)
 
     # no line per request, no traceback of a client that hangs up
     logging.getLogger('werkzeug').setLevel(logging.CRITICAL)
