@@ -29,10 +29,10 @@ import torch
 
 from areir.data.lists import DISTRACTOR, label_notices, plain_labels, shorten
 from areir.errors import UserError, counted, printable
-from areir.evaluation.copies import note_equal_vectors, number_copies
 from areir.evaluation.distances import apply_metric
 from areir.evaluation.entries import NOTES, clean, load_entries, to_text
 from areir.evaluation.metrics import label_images, rank_images
+from areir.evaluation.overlap import note_equal_vectors, number_copies
 from areir.evaluation.roc import PairCounter, is_coarse
 
 
