@@ -36,7 +36,6 @@ if __name__ == '__main__':
 from areir import hardware, processes
 from areir.bars import say
 from areir.data.images import PREPROCESSING
-from areir.data.own_images import recognise
 from areir.errors import UserError, counted, missing
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection, FolderCollection
@@ -179,17 +178,17 @@ def open_folder(args, trained, embedder, clock):
         f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
         f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
     )
-    choices = recognise(index.paths).choices
-    if choices:
-        print(
-            f'notice: {args.gallery}: the class of an image is its first folder, if it '
-            f'has one; data_utils.py would ask: {choices}'
-        )
     if index.components:
         trained = trained.shortened(Projection(**index.components))
         embedder = trained.embedder(hardware.local_device(args.device))
     search = open_faiss(index, clock) if args.index == 'faiss' else None
-    return FolderCollection(args.gallery, index, trained, embedder, search)
+    collection = FolderCollection(args.gallery, index, trained, embedder, search)
+    if collection.choices:
+        print(
+            f'notice: {args.gallery}: the class of an image is its first folder, if it '
+            f'has one; data_utils.py would ask: {collection.choices}'
+        )
+    return collection
 
 
 def open_faiss(index, clock):

@@ -36,9 +36,10 @@ COMPARED = 1000  # of them, as comparing takes long
 def read_table(path, *folders, skip_missing=False):
     """Return (layout, records, folder) of a CSV; see the top of this file.
 
-    folders: those from one of which its paths start, by default its own. The paths of
-    the records are relative to the folder that is returned: the same, unless the CSV
-    has images elsewhere. Without a column split, records with a label have no part.
+    folders: where its paths may start, by default in the folder of the CSV. The paths
+    of the records are relative to the folder that is returned, which is the one where
+    they start unless the CSV has images elsewhere. Without a column split, records with
+    a label have no part.
     skip_missing: whether images need not be there, which verifying them will tell.
     Raises UserError naming the lines that are wrong.
     """

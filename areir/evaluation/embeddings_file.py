@@ -19,7 +19,6 @@ rank images in the same order.
 All functions raise a UserError that names the file and what is missing or wrong.
 """
 
-import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -31,7 +30,12 @@ from areir.data.lists import DISTRACTOR, label_notices, plain_labels, shorten
 from areir.errors import UserError, counted, printable
 from areir.evaluation.distances import apply_metric
 from areir.evaluation.entries import NOTES, clean, load_entries, to_text
-from areir.evaluation.metrics import label_images, rank_images
+from areir.evaluation.metrics import (
+    label_images,
+    number_files,
+    query_indices,
+    rank_images,
+)
 from areir.evaluation.overlap import note_equal_vectors, number_copies
 from areir.evaluation.roc import PairCounter, is_coarse
 
@@ -108,9 +112,7 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     query, gallery = file.query, file.gallery or file.query
     if file.gallery is None and len(vectors) == 2:  # no query finds itself
         none = torch.full_like(query.labels, -1)
-        files = none if query.files is None else query.files
-        own = files.max() + 1 + torch.arange(len(files))
-        query.files = torch.where(files < 0, own, files)
+        query.files = number_files(none if query.files is None else query.files)
     arguments = {'query': vectors[0], 'query_labels': query.labels}
     arguments |= {'groups': query.groups, 'files': query.files}
     if len(vectors) == 2:
@@ -146,10 +148,10 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
             'beside the longest vectors most scores are alike, so --verification is '
             'coarse: try --metric cosine'
         )
-    kept = query.labels != int(DISTRACTOR)
+    queries = query_indices(query.labels)
     if query.images is not None:
-        query.images = list(itertools.compress(query.images, kept.tolist()))
-    query.labels = query.labels[kept]
+        query.images = [query.images[row] for row in queries.tolist()]
+    query.labels = query.labels[queries]
     return file
 
 
@@ -199,7 +201,9 @@ def read_embeddings(path, labels=None):
     if len(sides) == 2 and all(map(torch.equal, *values)):
         notices.append('the gallery repeats the queries: no query finds its own')
         del sides[1]
-    unlabelled = sum(int((side.labels == int(DISTRACTOR)).sum()) for side in sides)
+    unlabelled = sum(
+        len(side.labels) - len(query_indices(side.labels)) for side in sides
+    )
     if unlabelled:
         notices.append(
             f'{counted(unlabelled, "image")} without a label, or with -1: searched, '

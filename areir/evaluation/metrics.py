@@ -153,9 +153,8 @@ def label_images(
         if files is None:
             files = gallery_files = torch.full((len(query),), -1)
         pair = numbered('files', files, gallery_files, query, gallery)
-        if leave_one_out:  # each image is a file of its own
-            own = -2 - torch.arange(len(query), device=query.device)
-            pair = [torch.where(pair[1] < 0, own, pair[1])] * 2
+        if leave_one_out:
+            pair = [number_files(pair[1])] * 2
         ignored.append(pair)
     return LabelledImages(
         query, gallery, *classes, leave_one_out, bound, tuple(ignored)
@@ -210,6 +209,12 @@ def numbered(name, marks, gallery_marks, query, gallery):
     marks = check_labels(name, marks, query)
     gallery_marks = check_labels(f'gallery_{name}', gallery_marks, gallery)
     return torch.where(marks < 0, -2, marks), gallery_marks.clamp(min=-1)
+
+
+def number_files(files):
+    """Return files (N,) with a number of its own for each image that has none, -1."""
+    own = files.max() + 1 + torch.arange(len(files), device=files.device)
+    return torch.where(files < 0, own, files)
 
 
 def combined(classes, groups):

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 
+from areir.data.own_images import recognise
 from areir.errors import UserError
 from areir.evaluation.metrics import DISTRACTOR
 from areir.evaluation.ranking import search
@@ -120,16 +121,19 @@ class FolderCollection(Collection):
     index: areir.gallery.index.Index; trained: the TrainedModel; embedder: its Embedder;
     search: see Collection; by default exact, and with torchrun each process searches
     its share. If the index has a threshold of its own, it replaces the model's.
+    choices: see `own_images.Layout`.
     """
 
     how_to_calibrate = 'add --calibrate once if the images lie in class folders'
 
     def __init__(self, folder, index, trained, embedder, search=None):
+        layout = recognise(index.paths)
+        self.choices = layout.choices
         super().__init__(
             folder,
             folder,
             index.paths,
-            class_names(index.paths),
+            class_names(index.paths, layout),
             index.vectors.array,
             index.calibration or trained.calibration,
         )

@@ -57,13 +57,15 @@ def scan(folder):
     return images, problems, others
 
 
-def class_names(paths):
+def class_names(paths, layout=None):
     """Return the class of every path, or None, as data_utils.py reads a folder.
 
-    If it is unclear which folder is the class, it is the first. None if there are fewer
-    than two classes, and for distractors.
+    layout: what `recognise` returns of the paths, if it is at hand. If it is unclear
+    which folder is the class, it is the first. None if there are fewer than two
+    classes, and for distractors.
     """
-    classes = [place and place[1] for place in recognise(paths).places]
+    layout = layout or recognise(paths)
+    classes = [place and place[1] for place in layout.places]
     classes = [None if name == DISTRACTOR else name for name in classes]
     if len(set(classes) - {None}) < 2:
         return [None] * len(paths)

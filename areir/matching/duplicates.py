@@ -147,7 +147,10 @@ class Comparer:
             chosen = correlations >= RESEMBLING
             parts = [part[chosen] for part in (chunk, *starts)]
             near += zip(map(tuple, parts[0].tolist()), *parts[1:])
-        near = [item for item in near if not any(map(self.has_frames, item[0]))]
+        path_of = self.collection.path_of
+        near = [
+            item for item in near if not any(has_frames(path_of(i)) for i in item[0])
+        ]
         return likenesses | self.look_closer(near)
 
     def read_small(self, indices):
@@ -200,10 +203,6 @@ class Comparer:
                         kind = 'mirrored' if flip else recoloured
                         likenesses[pair] = Likeness(score.item(), kind)
         return likenesses
-
-    def has_frames(self, index):
-        """Return whether only the first of an image's frames would be compared."""
-        return has_frames(self.collection.path_of(index))
 
     def finest(self, index):
         """Return the largest of SIDES that an image fills."""

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from areir.bars import progress_bar
 from areir.data.splits import common_labels, join_marks
 from areir.evaluation.intervals import confidence_intervals
-from areir.evaluation.metrics import measures, query_indices, rank_positives, summary
+from areir.evaluation.metrics import (
+    measures,
+    number_files,
+    query_indices,
+    rank_positives,
+    summary,
+)
 from areir.matching.calibration import calibrate
 from areir.networks.projection import fit_whitening
 from areir.processes import gather, is_first, rank_and_count, until_signal
@@ -233,8 +239,7 @@ def first_copies(files):
 
     files: int64 (N,), the same for copies and -1 for none.
     """
-    own = int(files.max()) + 1 + torch.arange(len(files))
-    numbers = torch.where(files < 0, own, files).numpy()
+    numbers = number_files(files).numpy()
     return torch.from_numpy(np.unique(numbers, return_index=True)[1]).sort().values
 
 

@@ -46,6 +46,13 @@ def compare_all(folder, pictures, strictness='normal'):
     return collection, find_groups(pairs, find_identical(collection), collection, least)
 
 
+def search_all(collection, k):
+    """Return (pairs among the k nearest, Groups) of a Collection."""
+    identical = find_identical(collection)
+    pairs = find_pairs(collection, k, identical)
+    return pairs, find_groups(pairs, identical, collection, STRICTNESS['normal'])
+
+
 def scene(seed=0, size=(240, 180)):
     """Draw a picture with large and small parts, as photographs have."""
     generator = np.random.default_rng(seed)
@@ -242,9 +249,7 @@ def test_frames_behind_the_first_are_no_copies(tmp_path):
         picture.save(tmp_path / name)
     os.utime(tmp_path / 'a.png', (1, 1))
     collection = ToyCollection(tmp_path, names, torch.ones(4, 1))
-    identical = find_identical(collection)
-    pairs = find_pairs(collection, 3, identical)
-    (group,) = find_groups(pairs, identical, collection, 0.75)
+    _, (group,) = search_all(collection, 3)
     assert (group.keep, set(group.others)) == (0, {1})
 
 
@@ -259,9 +264,7 @@ def test_links_are_no_copies(tmp_path):
     names = ['a/copy.png', 'a/file.png', 'b.png']
     names += ['z/copy.png', 'z/file.png', 'z/hard.png']
     collection = ToyCollection(tmp_path, names, torch.ones(6, 1))
-    identical = find_identical(collection)
-    pairs = find_pairs(collection, 5, identical)
-    (group,) = find_groups(pairs, identical, collection, 0.75)
+    _, (group,) = search_all(collection, 5)
     assert (group.keep, set(group.others)) == (4, {3})
 
 
