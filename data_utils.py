@@ -16,8 +16,8 @@ import sys
 
 import filelock
 
-import utils
 from areir.cli.preparation import get_parser
+from areir.scripts import utils
 
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds

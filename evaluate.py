@@ -19,9 +19,9 @@ import os
 import sys
 import warnings
 
-import utils
 from areir.cli.evaluation import get_parser
 from areir.cli.types import RECALLS
+from areir.scripts import utils
 
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds

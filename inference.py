@@ -20,13 +20,13 @@ import os
 import time
 from functools import partial
 
-import utils
 from areir.cli.searching import (
     DEFAULT_DATABASE,
     DEFAULT_NUMBER,
     DEFAULT_QUERY,
     get_parser,
 )
+from areir.scripts import utils
 
 if __name__ == '__main__':
     # threads of OpenMP that wait leave their core to the decoding of images
@@ -52,7 +52,7 @@ from areir.matching.thresholds import threshold_lines
 from areir.matching.votes import images_to_find
 from areir.networks.projection import Projection
 from areir.output.answers import make_answer, write_answer, write_answers
-from model import PretrainedModel, TrainedModel, open_model
+from areir.scripts.model import PretrainedModel, TrainedModel, load_model
 
 # functions import what only some calls need
 
@@ -146,11 +146,11 @@ def open_database(args, clock):
     return DatabaseCollection(database, path, folder, TrainedModel, device)
 
 
-def load_model(args, clock):
+def find_model(args, clock):
     """Return the TrainedModel or PretrainedModel of --model, by default the newest."""
     name, note = databases.find_model(args.model, args.results_root)
     with clock('model'):
-        trained = open_model(name)
+        trained = load_model(name)
     if not args.quiet:
         print(f'model {name}{note}')
     return trained
@@ -338,7 +338,7 @@ def main():
     if args.report:
         report_run(args)
     if args.export_model and not args.gallery:
-        export_model(load_model(args, clock), args)
+        export_model(find_model(args, clock), args)
     searches = args.query_img_name or args.gallery or args.export
     if (args.report or args.export_model) and not searches:
         processes.leave()
@@ -347,7 +347,7 @@ def main():
     processes.check_shared_folder(args.results_root)
     if args.gallery:
         paths = find_paths(args, args.gallery)
-        trained = load_model(args, clock)
+        trained = find_model(args, clock)
         with clock('model'):
             embedder = trained.embedder(hardware.local_device(args.device))
         open_again = partial(open_folder, args, trained, embedder, clock)

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import utils
 from areir import hardware, seeds
 from areir.cli import types
 from areir.cli.recipes import EMBEDDINGS
@@ -31,6 +30,7 @@ from areir.networks.cutting import STAGES, cut
 from areir.networks.layers import folded, run_stages
 from areir.networks.projection import Projection
 from areir.networks.weight_files import read_state_dict
+from areir.scripts import utils
 from areir.seeds import HEAD, PARTITION, TRUNK
 
 # what a search needs from a model file; training.record writes it
@@ -348,7 +348,7 @@ class PretrainedModel(TrainedModel):
         return other
 
 
-def open_model(name):
+def load_model(name):
     """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
     saved = read_state_dict(name) if os.path.isfile(name) else None
     if saved and 'format' in saved:

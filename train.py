@@ -15,8 +15,8 @@ import math
 import time
 from functools import partial
 
-import utils
 from areir.cli.training import check_flags, get_parser
+from areir.scripts import utils
 
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
@@ -46,6 +46,7 @@ from areir.networks.backbones import (
 )
 from areir.networks.cutting import STAGES
 from areir.networks.layers import folded
+from areir.scripts.model import EnsembleLoss, EnsembleModel, assign_meta_classes
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
 from areir.training.result import Result, embed_parts, record_epoch
@@ -65,7 +66,6 @@ from areir.training.weights import (
     load_ensemble,
     read_base,
 )
-from model import EnsembleLoss, EnsembleModel, assign_meta_classes
 
 
 def get_args(argv=None):

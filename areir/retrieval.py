@@ -1,4 +1,4 @@
-"""Exact retrieval on embeddings, for your own programs: search and metrics."""
+"""The doors for your own programs: a Gallery, exact search and exact evaluation."""
 
 from areir.evaluation.metrics import evaluate
 from areir.evaluation.ranking import search

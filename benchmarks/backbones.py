@@ -20,9 +20,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-import utils
 from areir.networks.backbones import build_network, own_size
-from model import EnsembleModel, folded, rebuild
+from areir.scripts import utils
+from areir.scripts.model import EnsembleModel, folded, rebuild
 
 LAYOUTS = {(2, 3): 'NCHW', (1, 2): 'NHWC', (1,): 'NLC'}
 OPTIONS = {'ensemble_size': 1, 'meta_class_size': 1, 'with_se': False}

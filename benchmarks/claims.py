@@ -29,7 +29,6 @@ import common
 import torch
 from torch.nn import functional as F
 
-import utils
 from areir.data.images import list_files
 from areir.data.loading import Embedder
 from areir.data.sample import draw_sample
@@ -41,15 +40,16 @@ from areir.evaluation.ranking import search
 from areir.matching.calibration import calibrate
 from areir.matching.thresholds import threshold_for
 from areir.matching.votes import VOTERS, confidence_of, vote
-from areir.training import batches
-from areir.training.published import RandomWeights
-from model import (
+from areir.scripts import utils
+from areir.scripts.model import (
     EnsembleLoss,
     EnsembleModel,
     TrainedModel,
     assign_meta_classes,
     folded,
 )
+from areir.training import batches
+from areir.training.published import RandomWeights
 
 TEST_BATCH = batches.TEST_BATCH['published']
 DRAWS = 30

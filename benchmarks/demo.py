@@ -14,11 +14,11 @@ import figures
 import methods
 import peers
 
-import utils
 from areir.data.splits import load_split
 from areir.files import load_tensors
 from areir.gallery.databases import image_folder, load_database
-from model import EnsembleModel, TrainedModel
+from areir.scripts import utils
+from areir.scripts.model import EnsembleModel, TrainedModel
 
 
 def untrained_model(run):

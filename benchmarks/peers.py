@@ -21,11 +21,11 @@ from areir.errors import UserError
 from areir.networks.backbones import has_depthwise, is_transformer
 from areir.networks.layers import folded
 from areir.networks.projection import fit_projection, fit_whitening
+from areir.scripts.model import EnsembleLoss, EnsembleModel
 from areir.seeds import random_stream
 from areir.training.batches import CropAndFlip, EpochSampler, training_batches
 from areir.training.trainer import Trainer, learning_rate
 from areir.training.weights import initial_weights
-from model import EnsembleLoss, EnsembleModel
 
 LOSSES = ('multi_similarity', 'proxy_anchor', 'norm_softmax', 'cosface')
 WHITENED_LOSS = 'norm_softmax'  # the loss whose features are read, too

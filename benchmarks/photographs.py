@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.models import resnet18
 
-import utils
+from areir.scripts import utils
 
 CLASSES = 10
 WEIGHTS = 'hub/checkpoints/resnet18-f37072fd.pth'  # in TORCH_HOME

@@ -31,10 +31,10 @@ import numpy as np
 import peers
 import torch
 
-import utils
 from areir import hardware
 from areir.cli import types
 from areir.files import atomic_path, write_text
+from areir.scripts import utils
 
 TUNING_SEED = 0  # of the held-out classes and of the runs that choose a learning rate
 PREFIXES = {'test': '', 'train': 'train_'}  # of the entries of a file of vectors

@@ -19,10 +19,10 @@ import figures
 import methods
 from tqdm import tqdm
 
-import utils
 from areir import hardware
 from areir.bars import progress_bar
 from areir.cli import types
+from areir.scripts import utils
 
 RECIPE = 'the recipe'
 

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import utils
 from areir.cli import types
 from areir.gallery import index
 from areir.gallery.approximate import build
 from areir.gallery.vectors import VectorsFile, write_codes
+from areir.scripts import utils
 
 SURFACE = 32  # dimensions near which all vectors lie
 CLASS_SIZE = 10

@@ -22,12 +22,12 @@ import methods
 import numpy as np
 import torch
 
-import utils
 from areir import hardware
 from areir.cli import types
 from areir.data.crops import link_images
 from areir.data.images import list_files
 from areir.errors import UserError
+from areir.scripts import utils
 
 
 def draw(data, products, photos, seed, folder):

@@ -31,13 +31,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-import utils
 from areir import hardware, processes
 from areir.cli import types
 from areir.networks.backbones import PUBLISHED, build_network, check_image_size
+from areir.scripts import utils
+from areir.scripts.model import EnsembleLoss, EnsembleModel, count_parameters
 from areir.training.batches import equal_share, exact_share
 from areir.training.trainer import Autocast, Trainer
-from model import EnsembleLoss, EnsembleModel, count_parameters
 
 META_CLASS_SIZE = 12
 LR = 1e-4

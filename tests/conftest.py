@@ -14,8 +14,8 @@ import pytest
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, REPOSITORY)
-import utils
 from areir.data.sample import draw_sample
+from areir.scripts import utils
 
 TINY = 'test_vit.r160_in1k'  # the smallest transformer of timm with pretrained weights
 PROGRESS = ('Downloading', 'epoch', 'embedding', 'ranking', 'indexing')
@@ -91,7 +91,7 @@ class Project:
             arguments = [script, *self.roots(script), *map(str, flags)]
             patch.setattr(sys, 'argv', arguments)
             try:
-                module = importlib.import_module(script.removesuffix('.py'))
+                module = importlib.import_module(f'areir.scripts.{script[:-3]}')
                 utils.run_script(module.main)
             except SystemExit as end:
                 code = end.code or 0

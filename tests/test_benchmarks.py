@@ -27,7 +27,7 @@ from areir import hardware
 from areir.data.sample import draw_sample
 from areir.evaluation.metrics import measures, rank_positives
 from areir.retrieval import evaluate
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 SMALL_NETWORK = ['--ensemble_size', 2, '--image_size', 32, '--rounds', 1]
 

@@ -9,7 +9,7 @@ from conftest import Project, draw_small
 from slim import use_slim_backbone
 
 from areir.files import FORMAT
-from model import EnsembleModel
+from areir.scripts.model import EnsembleModel
 
 SPLIT = 'data/small/uncropped_data_dicts.pth'
 MODEL = 'results/toy_model.pth'

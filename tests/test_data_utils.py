@@ -24,14 +24,13 @@ from official import (
 )
 from PIL import Image
 
-import data_utils
-import utils
 from areir.data.images import load_image
 from areir.data.lists import DISTRACTOR
 from areir.data.source import read_source
 from areir.data.splits import load_split, prepared_names
 from areir.data.verification import Verified
-from data_utils import prepare
+from areir.scripts import data_utils, utils
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

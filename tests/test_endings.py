@@ -19,7 +19,7 @@ SCRIPT = """
 import signal
 import sys
 sys.path.insert(0, {repository!r})
-import utils
+from areir.scripts import utils
 
 def wait():
     print('ready', flush=True)
@@ -103,7 +103,10 @@ def test_help_imports_nothing_that_takes_long(start_python, script):
     process = start_python('-X', 'importtime', f'{script}.py', '--json', '-h')
     output, errors = process.communicate()
     assert process.returncode == 0
-    assert importlib.import_module(script).get_parser().description in output
+    assert (
+        importlib.import_module(f'areir.scripts.{script}').get_parser().description
+        in output
+    )
     names = [line.split('|')[-1].strip() for line in errors.splitlines()]
     packages = {name.partition('.')[0] for name in names}
     assert 'areir' in packages and not packages & HEAVY

@@ -12,12 +12,11 @@ from conftest import REPOSITORY
 from embedding_files import COUNT, EMBEDDINGS, IMAGES, save_plain
 from torch.nn import functional as F
 
-import evaluate
-import utils
 from areir import retrieval
 from areir.evaluation.embeddings_file import rank_file
 from areir.evaluation.intervals import class_means, compare, confidence_intervals
 from areir.evaluation.metrics import measures, rank_positives
+from areir.scripts import evaluate, utils
 
 LABELS = torch.arange(COUNT) % 6
 TEXTS = [f'class {"fedcba"[label]}' for label in LABELS]

@@ -18,13 +18,13 @@ from conftest import REPOSITORY, Project
 from PIL import Image
 from train_runs import together
 
-import inference
 from areir.data.images import list_files
 from areir.data.sample import draw_sample
 from areir.evaluation import ranking
 from areir.gallery import vectors
 from areir.output.exports import ONNX_PACKAGES
-from model import EnsembleModel
+from areir.scripts import inference
+from areir.scripts.model import EnsembleModel
 
 
 @pytest.fixture(scope='module')
@@ -241,7 +241,7 @@ def test_what_cannot_be_done_is_one_line(photos, tmp_path, refuse, flags, text):
 def test_paths_are_checked_before_anything_is_loaded(
     photos, tmp_path, monkeypatch, refuse, words, text
 ):
-    for module, name in ((inference, 'open_model'), (inference, 'update_index')):
+    for module, name in ((inference, 'load_model'), (inference, 'update_index')):
         monkeypatch.setattr(module, name, lambda *_: 1 / 0)
     shutil.copy(photos / 'figure_1_01.png', tmp_path / 'own.png')
     (tmp_path / 'notes.txt').write_text('no image')

@@ -16,7 +16,7 @@ from areir.data.sample import draw_sample
 from areir.files import load_tensors
 from areir.gallery import index
 from areir.networks.pretrained import network_of
-from model import open_model
+from areir.scripts.model import load_model
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def ask(project, network, tmp_path):
 
 def embed_by_hand(network, path):
     """Return the normalised features of the last two stages, one after the other."""
-    trained = open_model(str(network))
+    trained = load_model(str(network))
     with torch.no_grad():
         third = trained.model.trunk(read_images([path], trained.pixel_format))
         fourth = trained.model.heads[0].stages(third)

@@ -19,7 +19,7 @@ from areir.data.sample import Figure, draw_image
 from areir.files import load_tensors
 from areir.output.heat_maps import similarity_maps
 from areir.retrieval import evaluate
-from model import EnsembleModel, TrainedModel
+from areir.scripts.model import EnsembleModel, TrainedModel
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def embed(model, pixels, trained):
     return torch.cat([model.embed(images) for images in batches])
 
 
-def open_model(project):
+def load_model(project):
     return TrainedModel(str(project.root / f'results/{SAMPLE_RUN}_model.pth'))
 
 
@@ -55,7 +55,7 @@ def new_figures():
 
 def test_no_more_false_matches_than_asked_for(trained_sample):
     """On unseen classes, at the threshold that training stored."""
-    trained = open_model(trained_sample)
+    trained = load_model(trained_sample)
     calibration = trained.calibration
     run = trained_sample.root / f'results/{SAMPLE_RUN}_run.json'
     assert json.loads(run.read_text())['calibration'] == calibration
@@ -102,7 +102,7 @@ def test_learning_is_real(trained_sample, tmp_path):
     saved, database = load(trained_sample, 'model'), load(trained_sample, 'data_base')
     folder = trained_sample.root / 'data/sample'
     paths = [str(folder / name) for name in database['images']]
-    trained = open_model(trained_sample)
+    trained = load_model(trained_sample)
     dataset = ImageDataset(paths, trained.pixel_format)
     pixels = torch.stack([dataset[index][0] for index in range(len(dataset))])
     model = EnsembleModel(**saved['model_args'], seed=0)
@@ -144,7 +144,7 @@ def draw_pair(index):
 
 def test_heat_lies_on_the_figure_and_not_on_the_ground(trained_sample):
     """Of figures that training never saw."""
-    trained = open_model(trained_sample)
+    trained = load_model(trained_sample)
     hot, area, peaks = [], [], []
     for index in range(200, 230):
         images, places = draw_pair(index)

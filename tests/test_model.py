@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 from trained import MODEL_ARGS, PIXEL_FORMAT, SIDE, save_model
 
-import model as model_module
-import utils
 from areir.errors import UserError
 from areir.networks.layers import Layout
 from areir.networks.projection import fit_projection
-from model import (
+from areir.scripts import model as model_module
+from areir.scripts import utils
+from areir.scripts.model import (
     EnsembleLoss,
     EnsembleModel,
     SqueezeExcitation,

@@ -2,11 +2,7 @@
 
 import pytest
 
-import data_utils
-import evaluate
-import inference
-import train
-import utils
+from areir.scripts import data_utils, evaluate, inference, train, utils
 
 SCRIPTS = {
     'train': train,

@@ -11,7 +11,7 @@ from PIL import Image
 from areir.data import images
 from areir.data.images import is_image, load_image
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 LOSS = 12  # of 255, by which a pixel of two encodings of a picture differs at most
 FAKE_HEIC = b'\x00\x00\x00\x18ftypheic' + bytes(12)

@@ -16,8 +16,8 @@ from areir import hardware
 from areir.data.images import PixelFormat
 from areir.data.splits import Split
 from areir.retrieval import evaluate
+from areir.scripts.model import EnsembleModel
 from areir.training.trainer import Trainer
-from model import EnsembleModel
 
 SHORT = ['--num_epochs', 2, '--num_workers', 0]
 FILES = ['curves.svg', 'data_base.pth', 'model.pth', 'results.csv', 'run.json']

@@ -26,7 +26,7 @@ from train_runs import (
 )
 
 from areir.errors import UserError
-from train import choose_parallel
+from areir.scripts.train import choose_parallel
 
 pytestmark = pytest.mark.slow
 

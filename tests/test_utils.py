@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-import utils
 from areir.errors import UserError
 from areir.files import WriteError
+from areir.scripts import utils
 
 FULL = OSError(28, 'No space left on device')
 

@@ -9,7 +9,7 @@ from torch import nn
 from areir.data.images import PixelFormat, list_files, load_image
 from areir.files import write_tensors
 from areir.networks import backbones
-from model import EnsembleModel, rebuild
+from areir.scripts.model import EnsembleModel, rebuild
 
 SIDE = 32
 PIXEL_FORMAT = PixelFormat(SIDE, [0.5] * 3, [0.25] * 3)

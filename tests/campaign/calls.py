@@ -10,11 +10,7 @@ import time
 import traceback
 from dataclasses import dataclass
 
-import data_utils
-import evaluate
-import inference
-import train
-import utils
+from areir.scripts import data_utils, evaluate, inference, train, utils
 
 SCRIPTS = {
     'data_utils.py': data_utils.main,

@@ -4,7 +4,6 @@ import argparse
 
 import pytest
 
-import train
 from areir.cli.recipes import (
     FROM_SCRATCH,
     RECIPES,
@@ -14,6 +13,7 @@ from areir.cli.recipes import (
     fill_in_defaults,
 )
 from areir.errors import UserError
+from areir.scripts import train
 
 
 def completed(

@@ -10,7 +10,7 @@ from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.errors import UserError
 from areir.gallery.folders import class_names
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from areir.data import crops
 from areir.data.source import link_usual_folders
 from areir.data.splits import load_split
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 REAL_CROP = crops.write_crop
 

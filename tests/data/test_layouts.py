@@ -28,7 +28,7 @@ from areir.data.images import load_image
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.source import read_source
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from official import (
 from areir.data.lists import find_file, read_csv
 from areir.data.source import read_source
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 WRITE = {'cub': write_cub, 'sop': write_sop, 'isc': write_isc}
 LISTS = {

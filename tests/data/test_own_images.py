@@ -13,7 +13,7 @@ from official import (
 from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from areir.data.splits import (
 )
 from areir.errors import UserError
 from areir.files import load_own, write_tensors
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from areir.data.source import read_source
 from areir.data.splits import load_split
 from areir.data.tables import read_table
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

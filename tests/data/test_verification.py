@@ -21,7 +21,7 @@ from areir.data.verification import (
     start_pool,
 )
 from areir.errors import UserError
-from data_utils import prepare
+from areir.scripts.data_utils import prepare
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from areir.errors import UserError
 from areir.gallery.collection import DatabaseCollection
 from areir.gallery.databases import find_model, image_folder, load_database
 from areir.gallery.queries import find_queries, query_paths, search_queries
-from model import TrainedModel
+from areir.scripts.model import TrainedModel
 
 
 @pytest.fixture

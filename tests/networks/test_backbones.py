@@ -24,7 +24,7 @@ from areir.networks.layers import (
 )
 from areir.networks.projection import fit_projection
 from areir.networks.weight_files import fill
-from model import EnsembleModel, count_parameters, rebuild
+from areir.scripts.model import EnsembleModel, count_parameters, rebuild
 
 # one of each kind: pixels per side, and what makes it tiny
 SMALL = {'depth': 8, 'embed_dim': 48, 'num_heads': 2}

@@ -11,7 +11,7 @@ from conftest import TINY
 from areir.errors import UserError
 from areir.networks.pretrained import download, network_of, read
 from areir.networks.weight_files import fill, read_state_dict
-from model import EnsembleModel
+from areir.scripts.model import EnsembleModel
 
 
 @pytest.fixture(scope='module')

@@ -9,8 +9,8 @@ import torch
 import trained
 from PIL import Image
 
-import inference
 from areir.data.sample import draw_sample
+from areir.scripts import inference
 
 ORIGIN = 'http://127.0.0.1:8000'
 TILE = re.compile(r'data-image="(\d+)" data-token="(\w+)" data-name="([^"]*)"')

@@ -21,7 +21,7 @@ from areir.files import WriteError
 from areir.networks.projection import fit_projection
 from areir.output import exports
 from areir.output.exports import export_network, export_parquet, export_vectors
-from model import EnsembleModel
+from areir.scripts.model import EnsembleModel
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.25, 0.3, 0.2]  # another for each channel
 PATHS = ['a/1.png', 'b/caf\udce9.png', '3.png']

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from areir.networks.layers import run_stages
 from areir.networks.projection import fit_projection
 from areir.output.heat_maps import overlay, similarity_maps
-from model import EnsembleModel
+from areir.scripts.model import EnsembleModel
 
 
 @pytest.mark.parametrize(

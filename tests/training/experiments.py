@@ -10,9 +10,9 @@ from areir.data.images import PixelFormat
 from areir.data.sample import draw_sample
 from areir.data.splits import Part, Split
 from areir.hardware import Hardware
+from areir.scripts.model import assign_meta_classes
 from areir.training.batches import parts_to_embed
 from areir.training.record import Experiment
-from model import assign_meta_classes
 
 INFO = {
     'counts': {'train': (12, 6), 'test': (36, 6)},

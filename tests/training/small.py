@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from areir import hardware
+from areir.scripts.model import EnsembleLoss
 from areir.seeds import random_stream
 from areir.training.run import Progress, Run
 from areir.training.trainer import Trainer
-from model import EnsembleLoss
 
 HARDWARE = hardware.Hardware(torch.device('cpu'), [], 'fp32', False)
 SETTINGS = {'lr': 1e-3, 'seed': 1, 'split_sha256': 'abc', 'precision': 'fp32'}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from areir.scripts.model import EnsembleModel
 from areir.training.published import RandomWeights
-from model import EnsembleModel
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

@@ -11,10 +11,10 @@ from conftest import REPOSITORY
 from experiments import PIXEL_FORMAT, make_embeddings, make_experiment
 
 from areir.data.images import PixelFormat
+from areir.scripts.model import EnsembleModel
 from areir.training import record
 from areir.training.result import Result
 from areir.training.run import Progress
-from model import EnsembleModel
 
 WHOLE_GALLERY = ['all_recall@1_trained', 'all_recall@1_new']
 

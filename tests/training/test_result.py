@@ -19,12 +19,12 @@ from trained import read_images
 
 from areir.matching.calibration import calibrate
 from areir.retrieval import evaluate
+from areir.scripts.model import EnsembleModel
 from areir.training import batches
 from areir.training import result as module
 from areir.training.batches import make_loaders, parts_to_embed
 from areir.training.result import Result, embed_part, embed_parts, record_epoch
 from areir.training.run import Progress
-from model import EnsembleModel
 
 CPU = torch.device('cpu')
 

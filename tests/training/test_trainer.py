@@ -11,12 +11,17 @@ from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
 from areir.cli.recipes import fill_in_defaults
 from areir.data.images import PixelFormat
 from areir.data.loading import Embedder
 from areir.hardware import Hardware
 from areir.networks.layers import folded
+from areir.scripts import train
+from areir.scripts.model import (
+    EnsembleLoss,
+    EnsembleModel,
+    assign_meta_classes,
+)
 from areir.training.batches import to_images
 from areir.training.run import Progress
 from areir.training.trainer import (
@@ -25,11 +30,6 @@ from areir.training.trainer import (
     learning_rate,
     parameter_groups,
     train_step,
-)
-from model import (
-    EnsembleLoss,
-    EnsembleModel,
-    assign_meta_classes,
 )
 
 CPU = Hardware(torch.device('cpu'), [], 'fp32', False)

@@ -14,6 +14,7 @@ from torch import nn
 from areir.data.images import PixelFormat, load_image
 from areir.data.loading import make_loader
 from areir.errors import UserError
+from areir.scripts.model import EnsembleLoss
 from areir.training import trunk_features
 from areir.training.batches import CropAndFlip, EpochSampler, InOrder
 from areir.training.trainer import Trainer
@@ -24,7 +25,6 @@ from areir.training.trunk_features import (
     view_features,
     write_views,
 )
-from model import EnsembleLoss
 
 CPU = torch.device('cpu')
 SIDE = 16

@@ -12,6 +12,7 @@ from areir.data.images import PixelFormat
 from areir.data.splits import Split
 from areir.errors import UserError
 from areir.files import write_tensors
+from areir.scripts.model import EnsembleModel, assign_meta_classes
 from areir.training.weights import (
     freeze_old_heads,
     initial_format,
@@ -19,7 +20,6 @@ from areir.training.weights import (
     load_ensemble,
     read_base,
 )
-from model import EnsembleModel, assign_meta_classes
 
 CLASSES = [f'class {i}' for i in range(10)]
 
