@@ -13,14 +13,14 @@ WORKDIR /areir
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*
-COPY Makefile requirements.txt requirements-dev.txt ./
+COPY requirements.txt ./
 # hadolint ignore=DL3013
 RUN python -m venv "$VENV" \
     && pip install --no-cache-dir torch torchvision \
         --index-url "https://download.pytorch.org/whl/$TORCH" \
-    && make PYTHON=python "$VENV/.installed" \
-    && rm -rf "$HOME/.cache"
+    && pip install --no-cache-dir -r requirements.txt
 COPY . .
+RUN make PYTHON=python "$VENV/.installed" && rm -rf "$HOME/.cache"
 # any user may write here, also one that docker run --user names
 RUN useradd --no-create-home --home-dir "$HOME" areir \
     && mkdir -p "$HOME" && chmod 1777 "$HOME" /areir /areir/data /areir/results

@@ -43,7 +43,7 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(RUN) docs/make_flags.py
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv "$(VENV)"
-	$(RUN) -m pip install -q -r requirements.txt -r requirements-dev.txt
+	$(RUN) -m pip install -q -e '.[test]'
 	touch $@

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -38,13 +39,15 @@ NO_THRESHOLD = (
 
 
 def git_commit():
-    """Return the commit of this code ('...+changes' if edited) or None without git."""
+    """Return the commit of this code ('...+changes' if edited) or None without git.
+
+    An installed copy has none, even if it lies within another project's checkout.
+    """
     words = ['describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes']
-    folder = os.path.dirname(os.path.abspath(__file__))
+    root = Path(__file__).resolve().parents[2]
+    git = ['git', '--git-dir', root / '.git', '--work-tree', root]
     try:
-        done = subprocess.run(
-            ['git', '-C', folder, *words], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*git, *words], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
