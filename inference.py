@@ -18,7 +18,6 @@ With torchrun, the processes divide the embedding and the search of a folder.
 import contextlib
 import os
 import time
-from functools import partial
 
 from areir.cli.searching import (
     DEFAULT_DATABASE,
@@ -34,25 +33,21 @@ if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
 from areir import hardware, processes
-from areir.bars import say
-from areir.data.images import PREPROCESSING
-from areir.errors import UserError, counted, missing
+from areir.errors import UserError, counted
 from areir.gallery import databases
-from areir.gallery.collection import DatabaseCollection, FolderCollection
-from areir.gallery.folders import has_image
-from areir.gallery.index import index_path, update_index
+from areir.gallery.collection import DatabaseCollection
+from areir.gallery.folders import check_gallery
 from areir.gallery.queries import (
     embed_queries,
     find_queries,
     query_paths,
-    report_problems,
     search_queries,
 )
 from areir.matching.thresholds import threshold_lines
 from areir.matching.votes import images_to_find
-from areir.networks.projection import Projection
 from areir.output.answers import make_answer, write_answer, write_answers
-from areir.scripts.model import PretrainedModel, TrainedModel, load_model
+from areir.retrieval import Gallery
+from areir.scripts.model import TrainedModel, load_model
 
 # functions import what only some calls need
 
@@ -97,12 +92,8 @@ def get_args():
 
 def check_paths(args):
     """Raise UserError if a file or folder is missing, before anything is loaded."""
-    if args.gallery and not os.path.isdir(args.gallery):
-        is_file = os.path.exists(args.gallery)
-        reason = 'not a folder' if is_file else missing(args.gallery)
-        raise UserError(f'--gallery {args.gallery}: {reason}')
-    if args.gallery and not has_image(args.gallery):
-        raise UserError(f'--gallery {args.gallery}: no images in it')
+    if args.gallery:
+        check_gallery(args.gallery)
     if args.gallery and args.data_base != DEFAULT_DATABASE:
         raise UserError('--data_base: leave it out to search --gallery')
     searches_database = not args.gallery and (args.query_img_name or args.export)
@@ -154,60 +145,6 @@ def find_model(args, clock):
     if not args.quiet:
         print(f'model {name}{note}')
     return trained
-
-
-def open_folder(args, trained, embedder, clock):
-    """Bring the index of --gallery up to date and return its collection."""
-    path = index_path(args.gallery, trained.path, args.results_root)
-    settings = {
-        'model': str(trained.version),
-        'preprocessing': repr((PREPROCESSING, trained.pixel_format)),
-    }
-    with clock('index'):
-        index = update_index(
-            args.gallery,
-            path,
-            settings,
-            trained.pixel_format,
-            embedder,
-            shortened=isinstance(trained, PretrainedModel),
-        )
-    problems = sorted(index.problems.items())
-    report_problems({os.path.join(args.gallery, image): why for image, why in problems})
-    say(
-        f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
-        f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
-    )
-    if index.components:
-        trained = trained.shortened(Projection(**index.components))
-        embedder = trained.embedder(hardware.local_device(args.device))
-    search = open_faiss(index, clock) if args.index == 'faiss' else None
-    collection = FolderCollection(args.gallery, index, trained, embedder, search)
-    if collection.choices:
-        print(
-            f'notice: {args.gallery}: the class of an image is its first folder, if it '
-            f'has one; data_utils.py would ask: {collection.choices}'
-        )
-    return collection
-
-
-def open_faiss(index, clock):
-    """Return a function that searches an Index approximately: rank 0 does, for all."""
-    from areir.gallery.approximate import open_approximate
-
-    approximate = None
-    with clock('approximate index'):
-        if processes.is_first():
-            approximate = open_approximate(index)
-        processes.wait_for_all()
-
-    def search(queries, k, exclude):
-        found = None
-        if processes.is_first():
-            found = approximate.search(queries, k, exclude)
-        return processes.from_first(found)
-
-    return search
 
 
 # The answers
@@ -348,19 +285,19 @@ def main():
     if args.gallery:
         paths = find_paths(args, args.gallery)
         trained = find_model(args, clock)
-        with clock('model'):
-            embedder = trained.embedder(hardware.local_device(args.device))
-        open_again = partial(open_folder, args, trained, embedder, clock)
-        collection = open_again()
+        with clock('index'):
+            gallery = Gallery(
+                args.gallery, trained, args.results_root, args.device, args.index
+            )
+        collection = gallery.collection
     else:
         collection = open_database(args, clock)
         paths = find_paths(args, collection.folder)
 
     if args.calibrate:
-        from areir.matching.calibration import calibrate_folder
-
         with clock('calibration'):
-            calibrate_folder(collection, args.false_match_rate)
+            gallery.calibrate(args.false_match_rate)
+        collection = gallery.collection
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
         from areir.output.exports import export_parquet, export_vectors
@@ -375,9 +312,7 @@ def main():
         from areir.output.page import server
 
         number = args.retrieval_num or DEFAULT_NUMBER
-        server.serve(
-            collection, open_again, args.host, args.serve, number, args.heat_maps
-        )
+        server.serve(gallery, args.host, args.serve, number, args.heat_maps)
         return
     last = answer_query(paths, collection, args, clock)
     if not args.quiet:

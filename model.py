@@ -300,6 +300,8 @@ class TrainedModel:
     Raises UserError naming the file if it is no such file or is damaged.
     """
 
+    is_pretrained = False
+
     def __init__(self, path, saved=None):
         saved = load_tensors(path) if saved is None else saved
         check_own(path, saved, SAVED, 'give a model file of train.py')
@@ -330,6 +332,8 @@ class PretrainedModel(TrainedModel):
     pooled features, another network by those of the last two stages, each normalised.
     name, state: see `pretrained.read`.
     """
+
+    is_pretrained = True
 
     def __init__(self, name, state=None):
         self.path = name

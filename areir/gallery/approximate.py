@@ -8,6 +8,7 @@ image may be missed. How often that happens is measured against exact search.
 import numpy as np
 import torch
 
+from areir import processes
 from areir.errors import UserError, counted
 from areir.evaluation.scores import CACHED, pair_scores, tolerance
 from areir.files import atomic_path
@@ -91,6 +92,18 @@ def open_approximate(index):
         )
     )
     return approximate
+
+
+def open_search(index):
+    """Return what searches an Index approximately: rank 0 does, for all processes."""
+    approximate = open_approximate(index) if processes.is_first() else None
+    processes.wait_for_all()
+
+    def search(queries, k, exclude):
+        found = approximate and approximate.search(queries, k, exclude)
+        return processes.from_first(found)
+
+    return search
 
 
 def build(vectors):

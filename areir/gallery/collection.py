@@ -11,8 +11,6 @@ from areir.errors import UserError
 from areir.evaluation.metrics import DISTRACTOR
 from areir.evaluation.ranking import search
 from areir.gallery.folders import class_names
-from areir.gallery.index import store_calibration
-from areir.processes import is_first
 
 
 @dataclass(eq=False)
@@ -140,9 +138,3 @@ class FolderCollection(Collection):
         self.index, self.sizes = index, index.sizes
         self.trained, self.embedder = trained, embedder
         self.search = search or index.vectors.search
-
-    def store_calibration(self, calibration):
-        """Use a calibration from now on, and store it in the index."""
-        if is_first():
-            store_calibration(self.index, calibration)
-        self.calibration = calibration

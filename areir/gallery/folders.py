@@ -12,16 +12,20 @@ from areir.data.images import (
 )
 from areir.data.lists import DISTRACTOR
 from areir.data.own_images import recognise
-from areir.errors import counted
+from areir.errors import UserError, counted, missing
 
 # inference.py writes one of these into each of its folders
 OWN_FILES = ('/retrieved.csv', '/duplicates.html', '/index.sqlite')
 
 
-def has_image(folder):
-    """Whether a folder has an image, before all of it is looked at."""
+def check_gallery(folder):
+    """Raise UserError unless a folder has an image, before all of it is looked at."""
+    if not os.path.isdir(folder):
+        reason = 'not a folder' if os.path.exists(folder) else missing(folder)
+        raise UserError(f'--gallery {folder}: {reason}')
     files = walk(folder, '', frozenset(), {})
-    return any(is_image(os.path.join(folder, path)) for path in files)
+    if not any(is_image(os.path.join(folder, path)) for path in files):
+        raise UserError(f'--gallery {folder}: no images in it')
 
 
 def scan(folder):

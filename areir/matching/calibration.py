@@ -295,7 +295,7 @@ def cross_check(images, wanted):
 
 
 def calibrate_folder(collection, false_match_rate):
-    """Set the threshold of a FolderCollection by its class folders, and store it.
+    """Return the calibration of a FolderCollection by its class folders.
 
     Images outside class folders are left out, and of identical files all but one.
     Classes that trained the model are in the gallery but do not query: it has learned
@@ -326,4 +326,4 @@ def calibrate_folder(collection, false_match_rate):
             f'--calibrate: put the images of {collection.folder} into a folder for '
             f'each class, at least two{besides if trained & numbers.keys() else ""}'
         )
-    collection.store_calibration(calibration)
+    return calibration

@@ -168,9 +168,7 @@ class Folder(SimpleNamespace):
             classes=[f'product_{label}' for label in labels],
             embeddings=embeddings.numpy(),
             trained=SimpleNamespace(path='m.pth', trained_classes=['product_0', 'x']),
-            stored=[],
         )
-        self.store_calibration = self.stored.append
 
     def __len__(self):
         return len(self.images)
@@ -188,22 +186,20 @@ def test_copies_do_not_set_the_threshold_of_a_folder(tmp_path):
     for number in range(len(labels)):
         content = 12 if number in copies else number
         (tmp_path / f'{number}.png').write_text(f'picture {content:02}')
-    calibrate_folder(collection, 0.05)
+    found = calibrate_folder(collection, 0.05)
     others = [row for row in range(len(labels)) if row not in copies[1:]]
     alone = Folder(tmp_path / 'none', embeddings[others], labels[others])
-    calibrate_folder(alone, 0.05)
-    assert collection.stored == alone.stored
-    assert collection.stored[0]['threshold'] < 0.999
+    assert found == calibrate_folder(alone, 0.05)
+    assert found['threshold'] < 0.999
 
 
 def test_the_classes_that_trained_a_model_are_only_searched(tmp_path):
     embeddings, labels = clusters(8, 6)
     collection = Folder(tmp_path, embeddings, labels)
-    stored = collection.stored
-    calibrate_folder(collection, 0.05)
+    found = calibrate_folder(collection, 0.05)
     own = torch.arange(6, 48)
     query = embeddings[own], labels[own]
-    assert stored == [calibrate(*query, embeddings, labels, 0.05, own)]
+    assert found == calibrate(*query, embeddings, labels, 0.05, own)
     collection.trained.trained_classes = [f'product_{label}' for label in range(7)]
     with pytest.raises(UserError, match=r'--calibrate.*m\.pth'):
         calibrate_folder(collection, 0.05)

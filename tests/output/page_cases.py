@@ -3,14 +3,12 @@
 import io
 import re
 import shutil
-from functools import partial
 
-import torch
 import trained
 from PIL import Image
 
 from areir.data.sample import draw_sample
-from areir.scripts import inference
+from areir.retrieval import Gallery
 
 ORIGIN = 'http://127.0.0.1:8000'
 TILE = re.compile(r'data-image="(\d+)" data-token="(\w+)" data-name="([^"]*)"')
@@ -30,20 +28,14 @@ def make_project(folder):
 class PageCase:
     """The page of a project, asked by Flask's test client."""
 
-    def __init__(self, folder, *flags):
+    def __init__(self, folder, model='toy_model.pth'):
         from areir.output.page.app import make_app
         from areir.output.page.folder import SearchedFolder
 
-        command = ['--gallery', folder / 'photos', '--results_root', folder / 'results']
-        command += ['--model', folder / 'toy_model.pth', *flags]
-        args = inference.get_parser().parse_args([str(word) for word in command])
-        clock = inference.Clock()
         self.photos = folder / 'photos'
-        trained = inference.load_model(args, clock)
-        embedder = trained.embedder(torch.device('cpu'))
-        open_again = partial(inference.open_folder, args, trained, embedder, clock)
-        self.collection = open_again()
-        self.searched = SearchedFolder(self.collection, open_again)
+        gallery = Gallery(self.photos, folder / model, folder / 'results', 'cpu')
+        self.collection = gallery.collection
+        self.searched = SearchedFolder(gallery)
         self.uploads = folder / 'uploads'
         self.uploads.mkdir(exist_ok=True)
         self.app = make_app(self.searched, self.uploads, True, 8, False)

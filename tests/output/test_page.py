@@ -82,13 +82,13 @@ def test_a_high_threshold_and_none(folder, page, tmp_path):
     noise = write_noise(tmp_path / 'noise.png')
     strict = {**trained.CALIBRATION, 'thresholds': [0.99999, 0.99999]}
     trained.save_model(folder / 'strict_model.pth', calibration=strict)
-    strict = PageCase(folder, '--model', folder / 'strict_model.pth')
+    strict = PageCase(folder, 'strict_model.pth')
     html = strict.post('/search', picture=noise).text
     assert '✗ No match' in html and '✓' not in html and len(read_tiles(html)) == 8
     assert 'no match' not in html  # said once, about the whole answer
 
     trained.save_model(folder / 'without_model.pth', calibration=None)
-    without = PageCase(folder, '--model', folder / 'without_model.pth')
+    without = PageCase(folder, 'without_model.pth')
     assert 'no threshold' in without.get('/').text
     assert 'no threshold' not in page.get('/').text
     html = without.post('/search', picture=noise).text

@@ -19,6 +19,7 @@ from areir.output.heat_maps import overlay, pair_heat
 
 SIDES = {'small': 320, 'large': 1600}  # pixels
 GAP = 8  # pixels between a pair
+NO_LONGER = 'Its threshold no longer holds: run inference.py with --calibrate.'
 
 
 class Generation(NamedTuple):
@@ -33,17 +34,16 @@ class Generation(NamedTuple):
 
 
 class SearchedFolder:
-    """A FolderCollection that can be replaced while it is searched.
+    """A Gallery that can be updated while it is searched.
 
     A request reads `current` once and uses that generation to its end. Requests compute
     one at a time, because a network or a search already uses all cores and because that
     bounds the memory.
     """
 
-    def __init__(self, collection, open_again):
-        """open_again: brings the index up to date and returns a new collection."""
-        self.open_again = open_again
-        self.current = Generation(secrets.token_hex(4), collection)
+    def __init__(self, gallery):
+        self.gallery = gallery
+        self.current = Generation(secrets.token_hex(4), gallery.collection)
         self.computing = threading.Lock()
         self.reading = threading.Lock()
         self.decoding = threading.BoundedSemaphore(available_cores())
@@ -74,11 +74,14 @@ class SearchedFolder:
             raise UserError('The folder is already being read. Wait until that ends.')
         try:
             earlier = self.current
-            collection = self.open_again()
-            if collection.index.vectors.path != earlier.collection.index.vectors.path:
-                self.current = Generation(secrets.token_hex(4), collection)
-            changes = describe_changes(earlier.collection, collection)
-            return earlier, self.current, changes
+            changes = self.gallery.update()
+            later = self.gallery.collection
+            if later.index.vectors.path != earlier.collection.index.vectors.path:
+                self.current = Generation(secrets.token_hex(4), later)
+            text = describe_changes(changes)
+            if earlier.collection.calibration and not later.calibration:
+                text += f' {NO_LONGER}'
+            return earlier, self.current, text
         finally:
             self.reading.release()
 
@@ -91,22 +94,17 @@ class SearchedFolder:
         return encode(image, 'JPEG')
 
 
-def describe_changes(earlier, later):
-    """Write how two collections of a folder differ."""
-    new = len(set(later.images).difference(earlier.images))
-    changed = later.index.embedded - new
-    removed = len(set(earlier.images).difference(later.images))
-    text = counted(new, 'new image')
-    if changed > 0:
-        text += f', {changed:,} changed'
-    if removed:
-        text += f', {removed:,} gone'
-    text += f'. The folder has {counted(len(later), "image")}.'
-    if later.index.problems:
-        files = counted(len(later.index.problems), 'file')
+def describe_changes(changes):
+    """Write what an update has found."""
+    text = counted(changes.new, 'new image')
+    if changes.changed:
+        text += f', {changes.changed:,} changed'
+    if changes.gone:
+        text += f', {changes.gone:,} gone'
+    text += f'. The folder has {counted(changes.images, "image")}.'
+    if changes.problems:
+        files = counted(len(changes.problems), 'file')
         text += f' {files} cannot be read; the terminal names them.'
-    if earlier.calibration and not later.calibration:
-        text += ' Its threshold no longer holds: run inference.py with --calibrate.'
     return text
 
 

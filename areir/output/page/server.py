@@ -30,16 +30,15 @@ def check(port, gallery, query):
         raise UserError('--serve: flask is not installed: pip install flask')
 
 
-def serve(collection, open_again, host, port, number, heat_maps=False):
-    """Serve the search page of a FolderCollection; end the process at Ctrl-C.
+def serve(gallery, host, port, number, heat_maps=False):
+    """Serve the search page of a Gallery; end the process at Ctrl-C.
 
-    open_again: brings the index up to date and returns a new collection; port: 0 takes
-    a free one; number, heat_maps: as of `make_app`.
+    port: 0 takes a free one; number, heat_maps: as of `make_app`.
     """
     from areir.output.page.app import make_app  # it needs flask
 
     is_local = host in LOCAL_HOSTS
-    folder = SearchedFolder(collection, open_again)
+    folder = SearchedFolder(gallery)
     temporary = tempfile.TemporaryDirectory(prefix='areir_', ignore_cleanup_errors=True)
     with temporary as uploads, listen(host, port) as listening:
         app = make_app(folder, uploads, is_local, number, heat_maps)
