@@ -45,9 +45,9 @@ def git_commit():
     """
     words = ['describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes']
     root = Path(__file__).resolve().parents[2]
-    git = ['git', '--git-dir', root / '.git', '--work-tree', root]
+    git = ['git', '--git-dir', root / '.git', '--work-tree', root, *words]
     try:
-        done = subprocess.run([*git, *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(git, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
