@@ -2,15 +2,23 @@
 
 import copy
 import os
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 import areir
 from areir import hardware, processes
 from areir.bars import say
 from areir.data.images import PREPROCESSING
-from areir.errors import counted
-from areir.evaluation.metrics import evaluate
-from areir.evaluation.ranking import search
+from areir.errors import UserError, counted
+from areir.evaluation import ranking
+from areir.evaluation.embeddings_file import number_entries, to_vectors
+from areir.evaluation.metrics import check_ks, check_labels, rank_positives, summary
+from areir.evaluation.scores import TILE, check_embeddings
 from areir.gallery import databases
 from areir.gallery.collection import FolderCollection
 from areir.gallery.folders import check_gallery
@@ -120,3 +128,143 @@ class Gallery:
                 f'it has one; data_utils.py would ask: {collection.choices}'
             )
         return collection
+
+
+def evaluate(
+    embeddings: Any,
+    labels: Any,
+    /,
+    ks: int | Iterable[int] = (1, 10),
+    gallery: Any = None,
+    gallery_labels: Any = None,
+    *,
+    query: Any = None,
+    groups: Any = None,
+    gallery_groups: Any = None,
+    files: Any = None,
+    gallery_files: Any = None,
+    tile: int = TILE,
+) -> dict[str, float]:
+    """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
+
+    embeddings (N, D) and labels (N,): each image queries all others. query: a mask (N,)
+    or indices of the images that query; the others are their gallery. Or give a gallery
+    (Ng, D) and gallery_labels (Ng,).
+    groups, files (N,), gallery_groups, gallery_files (Ng,): a query ignores images of
+    its class and group, such as those of its camera, and of its file: its copies.
+    tile: images per side of a tile of scores; it does not change the result.
+
+    All may be arrays of numpy, tensors, lists or columns of pandas: embeddings of
+    floats, the others of whole numbers or texts. None, NaN, '' and -1 are no group or
+    file; images with such a label are searched, but never right, and do not query.
+    Scores are dot products: normalise the embeddings to compare by cosine. They are
+    computed where the gallery lies, such as on a GPU.
+
+    A positive is an image of the query's class, and R is their number.
+
+        recall@k     1 if a positive is among the k nearest images, else 0
+                     (arXiv 1511.06452)
+        map@r        1/R * sum over i <= R of the precision at i, where the i-th
+                     nearest image is a positive (arXiv 2003.08505)
+        r_precision  share of positives among the R nearest images (arXiv 2003.08505)
+        map          only with groups: 1/R * sum over all positives of the precision at
+                     their rank, as Market-1501 (ICCV 2015) and VeRi (ECCV 2016) report
+        mean_rank    rank of the nearest positive, mean over the queries that have one;
+                     NaN if none has
+        queries_without_positive   number of queries with R = 0; they count as 0 in
+                     the shares
+
+    Raises UserError, a ValueError, for embeddings that are not finite, shapes that do
+    not fit and a k beyond the images that can be retrieved.
+
+    Nearest first, image 0 sees ant, bee, ant; images 1 and 3 see bee, ant, ant:
+
+    >>> embeddings = [[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]]
+    >>> labels = ['ant', 'ant', 'bee', 'ant']
+    >>> evaluate(embeddings, labels, ks=[1, 2])  # doctest: +NORMALIZE_WHITESPACE
+    {'recall@1': 0.25, 'recall@2': 0.75, 'map@r': 0.25, 'r_precision': 0.375,
+     'mean_rank': 1.6666666666666667, 'queries_without_positive': 1}
+    >>> evaluate(embeddings, labels, ks=1, query=[0, 3])['recall@1']
+    0.5
+    """
+    ks = [ks] if isinstance(ks, Integral) else list(ks)
+    images = given = to_tensor('embeddings', embeddings)
+    if query is not None:
+        if gallery is not None:
+            raise UserError('query says which of the embeddings query: give no gallery')
+        check_embeddings('embeddings', given)
+        asks = query_mask(query, len(given)).to(given.device)
+        images, gallery = given[asks], given[~asks]
+    elif gallery is not None:
+        gallery = to_tensor('gallery', gallery)
+        images = given.to(gallery.device)
+    sides = {'labels': (labels, gallery_labels), 'groups': (groups, gallery_groups)}
+    sides['files'] = files, gallery_files
+    marks = {}
+    for kind, pair in sides.items():
+        own, others = number_entries('arguments', pair, kind, [])
+        if query is not None and own is not None:
+            own = check_labels(kind, own, given)
+            own, others = own[asks], own[~asks]
+        marks |= {kind: own, f'gallery_{kind}': others}
+    labels = marks.pop('labels'), marks.pop('gallery_labels')
+    ranks = rank_positives(images, labels[0], gallery, labels[1], tile, **marks)
+    check_ks(ks, len(images) - 1 if gallery is None else len(gallery))
+    return summary(ranks, ks)
+
+
+def search(
+    query: Any,
+    gallery: Any,
+    k: int,
+    exclude: Any = None,
+    tile: int = TILE,
+    norm: float | None = None,
+) -> tuple[Any, Any]:
+    """Return the k best gallery images of every query.
+
+    query (Nq, D), gallery (Ng, D): floats, as arrays of numpy, tensors or lists;
+    exclude (Nq,): a gallery index that a query must not retrieve, such as its own, or
+    -1; tile: images per side of a tile of scores, which does not change the result;
+    norm: an upper bound on the gallery's norms. If given, the gallery is not scanned
+    before the search. Scores are dot products, computed where the gallery lies.
+
+    Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
+    by gallery index: tensors if query or gallery is one, else arrays of numpy. Raises
+    UserError, a ValueError, for embeddings that are not finite or do not fit, an
+    exclude that does not, and a k below 1 or beyond the images that can be retrieved.
+
+    >>> gallery = [[0.0, 2.0], [3.0, 1.0], [0.5, 0.5]]
+    >>> scores, indices = search([[1.0, 0.0]], gallery, k=2)
+    >>> scores.tolist(), indices.tolist()
+    ([[3.0, 0.5]], [[1, 2]])
+    """
+    as_tensors = any(isinstance(each, torch.Tensor) for each in (query, gallery))
+    query, gallery = to_tensor('query', query), to_tensor('gallery', gallery)
+    found = ranking.search(query.to(gallery.device), gallery, k, exclude, tile, norm)
+    return found if as_tensors else tuple(each.numpy() for each in found)
+
+
+def to_tensor(name, vectors):
+    """Return embeddings of any kind as a tensor; name: what messages call them."""
+    if not isinstance(vectors, (torch.Tensor, list, tuple)):
+        vectors = np.ascontiguousarray(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch warns of arrays that are read-only
+        vectors = to_vectors('arguments', name, {name: vectors})
+    return vectors.cpu() if vectors.device.type == 'mps' else vectors  # no float64
+
+
+def query_mask(query, count):
+    """Return a mask or indices of the images that query as a mask (count,)."""
+    query = np.asarray(query.cpu() if isinstance(query, torch.Tensor) else query)
+    asks = np.zeros(count, dtype=bool)
+    try:
+        asks[query] = True
+    except IndexError as error:
+        raise UserError(f'query must be a mask or indices ({error})') from error
+    if query.dtype != bool and asks.sum() < query.size:
+        raise UserError('query names an image twice; a mask has the type bool')
+    if asks.all() or not asks.any():
+        raise UserError('query: choose some of the images, and leave some to search')
+    return torch.from_numpy(asks)

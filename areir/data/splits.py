@@ -36,7 +36,7 @@ class Part:
     labels: torch.Tensor  # int64 (N,), positions in classes, -1 of distractors
     classes: list  # the dataset's own labels, sorted
     # int64 (N,), -1 for none: images of one group, such as a camera, and copies of one
-    # file, see `evaluation.metrics.evaluate`
+    # file, see `retrieval.evaluate`
     groups: torch.Tensor | None = None
     files: torch.Tensor | None = None
 

@@ -172,6 +172,8 @@ def read_embeddings(path, labels=None):
     names, numbers = find_names(path, entries, notices), {}
     for kind in ('labels', 'groups', 'files'):
         values = [entries.get(each[kind]) for each in names]
+        if kind == 'labels' and any(each is None for each in values):
+            raise UserError(f'{path}: labels must be an array')
         numbers[kind] = number_entries(path, values, kind, notices)
     heads = entries.get('ensemble_size')
     sides = []
@@ -300,27 +302,28 @@ def number_entries(path, sides, kind, notices):
     Whole numbers stay as they are. Texts are numbered, alike on both sides. A side that
     is None remains so. What is not plain is added to notices.
     """
-    if any(values is None for values in sides):
-        if kind == 'labels':
-            raise UserError(f'{path}: labels must be an array')
-        return [None] * len(sides)
+    given = [values for values in sides if values is not None]
+    if not given:
+        return sides
     with must_be(path, kind, 'whole numbers or texts'):
-        sides = [flat(values) for values in sides]
-        if any(values.dtype.kind not in 'biuf' for values in sides):
-            texts = plain_labels([to_text(v) for values in sides for v in values])
+        given = [flat(values) for values in given]
+        if any(values.dtype.kind not in 'biuf' for values in given):
+            texts = plain_labels([to_text(v) for values in given for v in values])
             numbers = np.unique(texts, return_inverse=True)[1]
             numbers = np.where(np.array(texts) == DISTRACTOR, -1, numbers)
-            sides = np.split(numbers, [len(sides[0])])[: len(sides)]
+            given = np.split(numbers, [len(given[0])])[: len(given)]
             if kind == 'labels':
                 notices += label_notices(texts)
-        sides = [whole(values) for values in sides]
-    if kind == 'groups' and len(np.intersect1d(sides[0], sides[-1])) == 0:
+        given = [whole(values) for values in given]
+    if kind == 'groups' and len(np.intersect1d(given[0], given[-1])) == 0:
         notices.append('no group of the queries is one of the gallery')
-    return [torch.from_numpy(values) for values in sides]
+    numbers = iter(map(torch.from_numpy, given))
+    return [values if values is None else next(numbers) for values in sides]
 
 
 def flat(values):
     """Return labels (N,), (N, 1) or (1, N) as an array (N,), or raise ValueError."""
+    values = values.cpu() if isinstance(values, torch.Tensor) else values
     values = np.atleast_1d(np.asarray(values))
     if values.size != max(values.shape):
         raise ValueError(f'shape {values.shape}')

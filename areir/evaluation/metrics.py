@@ -17,41 +17,6 @@ SLOTS = 2**21  # positives whose ranks are counted at a time
 DISTRACTOR = -1  # the label of an image that is searched and never right
 
 
-def evaluate(
-    query, query_labels, ks, gallery=None, gallery_labels=None, tile=TILE, **marks
-):
-    """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
-
-    query (Nq, D) and query_labels (Nq,); gallery (Ng, D) and gallery_labels (Ng,) in
-    the same numbering of the classes. Without a gallery every image queries all others.
-    tile: images per side of a tile of scores; it does not change the result.
-
-    Images labelled DISTRACTOR are searched, but never right, and do not query.
-    marks: groups and files of the queries, and gallery_groups and gallery_files, int64
-    per image, -1 for none. A query ignores images of its class and group, such as those
-    of the same camera, and images of its file, which are copies of itself.
-
-        recall@k     1 if a positive is among the k nearest images, else 0
-                     (arXiv 1511.06452)
-        map@r        1/R * sum over i <= R of the precision at i, where the i-th
-                     nearest image is a positive (arXiv 2003.08505)
-        r_precision  share of positives among the R nearest images (arXiv 2003.08505)
-        map          only with groups: 1/R * sum over all positives of the precision at
-                     their rank, as Market-1501 (ICCV 2015) and VeRi (ECCV 2016) report
-        mean_rank    rank of the nearest positive, mean over the queries that have one;
-                     NaN if none has
-        queries_without_positive   number of queries with R = 0; they count as 0 in
-                     the shares
-
-    Raises UserError for embeddings that are not finite, shapes that do not fit and a
-    k beyond the images that can be retrieved.
-    """
-    ks = list(ks)
-    ranks = rank_positives(query, query_labels, gallery, gallery_labels, tile, **marks)
-    check_ks(ks, len(query) - 1 if gallery is None else len(gallery))
-    return summary(ranks, ks)
-
-
 def check_ks(ks, available):
     """Raise UserError unless each K of Recall@K is from 1 to `available`."""
     for k in ks:
@@ -63,7 +28,7 @@ def check_ks(ks, available):
 
 
 def summary(ranks, ks):
-    """Return the metrics of `evaluate` from the ranks of `rank_positives`."""
+    """Return the metrics of `retrieval.evaluate` from what `rank_positives` returns."""
     with_positive = int((ranks['rank'] > 0).sum())
     return {
         **means(ranks, ks),
@@ -82,7 +47,7 @@ def means(ranks, ks):
 def without_lone_queries(ranks, ks):
     """Return (queries, their `means`) of the queries with a positive.
 
-    `evaluate` counts the others as misses; AccuracyCalculator of
+    `summary` counts the others as misses; AccuracyCalculator of
     pytorch-metric-learning leaves them out, see
     https://kevinmusgrave.github.io/pytorch-metric-learning/accuracy_calculation/
     """
@@ -96,7 +61,10 @@ def query_indices(labels):
 
 
 def measures(ranks, ks):
-    """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map."""
+    """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map.
+
+    `retrieval.evaluate` defines them.
+    """
     rank = ranks['rank']
     recalls = {f'recall@{k}': ((rank > 0) & (rank <= k)).double() for k in ks}
     others = ('map@r', 'r_precision', 'map')
@@ -108,12 +76,20 @@ def rank_positives(
 ):
     """Return what `measures` needs to know of every query, exact for every `tile`.
 
-    The arguments are those of `evaluate`. Returns a dict of tensors (Nq,), without the
-    distractors among the queries:
+    query (Nq, D) and gallery (Ng, D) are tensors, and labels (Nq,), (Ng,) are int64 in
+    one numbering of the classes. Without a gallery every image queries all others.
+    tile: images per side of a tile of scores.
+    marks: groups and files of the queries, and gallery_groups and gallery_files, int64
+    per image, -1 for none. A query ignores images of its class and group, and of its
+    file. Images labelled DISTRACTOR are searched, but never right, and do not query.
+
+    Returns a dict of tensors (Nq,), without the distractors among the queries:
 
         positives    R, int64
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
-        map@r, r_precision, and with groups map   as in `evaluate`, float64
+        map@r, r_precision, and with groups map   as in `measures`, float64
+
+    Raises UserError for embeddings that are not finite and shapes that do not fit.
     """
     images = label_images(query, query_labels, gallery, gallery_labels, **marks)
     return rank_images(images, tile, all_ranks=marks.get('groups') is not None)
@@ -129,7 +105,7 @@ def label_images(
     files=None,
     gallery_files=None,
 ):
-    """Check the arguments of `evaluate` and return them as LabelledImages."""
+    """Check the arguments of `rank_positives`; return them as LabelledImages."""
     leave_one_out = gallery is None
     if leave_one_out != (gallery_labels is None):
         raise UserError('gallery and gallery_labels are given together or not at all')

@@ -31,18 +31,7 @@ INSTRUCTIONS = 'avx512_vnni', 'avx_vnni', 'amx_int8'
 
 
 def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
-    """Return the k best gallery images of every query.
-
-    query (Nq, D), gallery (Ng, D): any float type; exclude (Nq,): a gallery index that
-    a query must not retrieve, such as its own, or -1; tile: images per side of a
-    tile of scores, which does not change the result; norm: an upper bound on the
-    gallery's norms. If given, the gallery is not scanned before the search.
-
-    Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
-    by gallery index. Raises UserError for embeddings that are not finite or do not
-    fit, an exclude that does not, and a k below 1 or beyond the images that can be
-    retrieved.
-    """
+    """Return (scores, indices) as `retrieval.search` does, of tensors on one device."""
     best = BestImages(query, gallery, k, exclude, norm)
     best.add_tiles(best.tiles(tile))
     return to_scores(best.keys), to_indices(best.keys)

@@ -61,8 +61,8 @@ def calibrate(
     """Set the threshold for embeddings of unseen classes.
 
     query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,): as in
-    `metrics.evaluate`, but unit vectors. own (Q,): each query's index in the gallery,
-    or -1; by default -1 for all. Without a gallery, the queries are searched among
+    `rank_positives`, but unit vectors. own (Q,): each query's index in the gallery, or
+    -1; by default -1 for all. Without a gallery, the queries are searched among
     themselves. The gallery may hold classes that no query has, such as those of
     training.
 

@@ -18,10 +18,10 @@ from pages import (
 from trained import CALIBRATION
 
 from areir.errors import UserError
-from areir.evaluation.metrics import evaluate
 from areir.output import report
 from areir.output.charts import share
 from areir.output.run_statistics import SearchedImages
+from areir.retrieval import evaluate
 
 SECTIONS = ['curves', 'heads', 'classes', 'queries', 'scores', 'provenance']
 
