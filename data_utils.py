@@ -22,6 +22,7 @@ from areir.scripts import utils
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
+from areir import processes
 from areir.data.crops import link_images, link_source, refuse_foreign_files, write_crops
 from areir.data.images import is_outdated
 from areir.data.layouts import KNOWN_DATASETS
@@ -43,9 +44,9 @@ from areir.hardware import available_cores, most_workers
 # Arguments
 
 
-def get_args():
+def get_args(flags=None):
     parser = get_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(flags)
     known = ', '.join(KNOWN_DATASETS)
     own = args.data_name and args.data_name not in [*KNOWN_DATASETS, 'sample']
     if (args.data_path or args.csv) and not own:
@@ -79,7 +80,7 @@ def prepare(
     skip_broken=False,
     **options,
 ):
-    """Read, verify and write the splits of one dataset.
+    """Read, verify and write the splits of one dataset; return what main does of it.
 
     skip_broken: whether to leave out images that cannot be read; options: of
     `read_source`. Raises UserError, before anything is written, naming what its layout
@@ -92,7 +93,7 @@ def prepare(
     fingerprint = dataset.fingerprint(image_size)
     if is_unchanged(dataset, fingerprint, skip_broken):
         print(f'{name}: nothing changed since it was prepared')
-        return
+        return outcome(dataset)
 
     for crop_type in dataset.crop_types:
         refuse_folder(dataset.split_path(crop_type))
@@ -130,6 +131,15 @@ def prepare(
                 remove(dataset.split_path(crop_type))
             make_links_and_crops(pool, dataset, fingerprint)
             write_split_files(dataset, info, found)
+    return outcome(dataset)
+
+
+def outcome(dataset):
+    """Return the paths of a dataset's split files and the counts of its parts."""
+    kinds = dataset.crop_types
+    split = load_split(dataset.data_root, dataset.name, kinds[0])
+    paths = {kind: dataset.split_path(kind) for kind in kinds}
+    return {'paths': paths, 'counts': split.info['counts']}
 
 
 @contextlib.contextmanager
@@ -331,7 +341,7 @@ def prepare_one(args, name):
         with locked_dataset(args.data_root, name):
             if not os.path.isdir(folder):  # another process may have drawn it
                 draw_sample(folder)
-    prepare(
+    return prepare(
         args.data_root,
         name,
         args.data_path,
@@ -345,20 +355,30 @@ def prepare_one(args, name):
     )
 
 
-def main():
-    args = get_args()
-    failed = False
+@processes.left_as_found()
+def main(flags: dict | None = None) -> dict:
+    """Prepare datasets, and return where their split files are and what they hold.
+
+        areir.prepare({'data_path': 'photos', 'data_name': 'shoes'})
+
+    flags: {flag: value}, see docs/flags.md and `Parser.to_argv`; by default those of
+    the command line. Returns {dataset: {'paths': {crop type: path}, 'counts': {part:
+    (images, classes)}}}. Raises UserError if a flag or a dataset is refused, and
+    OSError if a file cannot be read or written, but first prepares the other datasets.
+    """
+    args, outcomes, failures = get_args(flags), {}, []
     for name in args.names:
         try:
-            prepare_one(args, name)
+            outcomes[name] = prepare_one(args, name)
         except (UserError, OSError) as error:  # the other datasets are still prepared
-            if os.environ.get('AREIR_DEBUG') == '1':
-                raise
-            print(utils.explain(error)[0], file=sys.stderr)
-            failed = True
+            failures.append(error)
         except KeyboardInterrupt:
             raise KeyboardInterrupt('run the same command again to continue') from None
-    sys.exit(2 if failed else 0)
+    for error in failures[:-1]:
+        print(utils.explain(error)[0], file=sys.stderr)
+    if failures:
+        raise failures[-1]
+    return outcomes
 
 
 if __name__ == '__main__':

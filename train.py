@@ -11,6 +11,7 @@ followed by its protocol, selection or recipe if that is not the default, or as
 killed at any moment: the same command with --resume continues from its last checkpoint.
 """
 
+import argparse
 import math
 import time
 from functools import partial
@@ -68,10 +69,13 @@ from areir.training.weights import (
 )
 
 
-def get_args(argv=None):
-    """Return the flags; those of the recipe are None unless they are given."""
+def get_args(flags=None):
+    """Return the flags; those of the recipe are None unless they are given.
+
+    flags: words, {flag: value}, or None for the command line.
+    """
     parser = get_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(flags)
     check_flags(args, parser)
     check_device(args.device)
     args.image_size = args.image_size or own_size(args.model_type)
@@ -269,9 +273,26 @@ def print_result(run, progress):
     print(f'wrote {run.path(files)}')
 
 
-def main(args=None):
-    """Train one run."""
-    args = args or get_args()
+@processes.left_as_found()
+def main(args: argparse.Namespace | dict | None = None) -> dict | None:
+    """Train one run, and return what it reached and wrote.
+
+        areir.train({'data_name': 'sample', 'weights': 'none', 'recalls': [1, 2]})
+
+    args: {flag: value}, see docs/flags.md and `Parser.to_argv`, or what get_args
+    returns; by default the flags of the command line.
+    Returns {'run': its name, 'figures': {metric: fraction}, 'intervals': {metric:
+    [low, high]}, 'paths': {'model', 'data_base', 'results', 'run', 'curves': path}};
+    None in other processes than torchrun's first. An equal call gives equal figures.
+    Raises UserError if a flag or the dataset is refused, OSError if a file cannot be
+    written, and KeyboardInterrupt, after a checkpoint, if it is interrupted. Reseeds
+    torch's generators of GPUs.
+    """
+    options = {}
+    if isinstance(args, dict):
+        options['command'] = ['train.py', *get_parser().to_argv(args)]
+    if not isinstance(args, argparse.Namespace):
+        args = get_args(args)
     keep_freed_memory()
     rank, world = processes.join()
 
@@ -298,8 +319,30 @@ def main(args=None):
     if base:
         run.refuse_to_replace(args.extend, '--extend')
     processes.check_shared_folder(args.results_root)
-    if not run.check_start(args.resume, args.overwrite):
-        return
+    experiment = record.Experiment(
+        args,
+        split,
+        recalls,
+        partition,
+        pixel_format,
+        hardware,
+        world,
+        calibration,
+        **options,
+    )
+    with run.locked():
+        if run.check_start(args.resume, args.overwrite):
+            train(run, experiment, base)
+    return None if rank else run.outcome()
+
+
+def train(run, experiment, base):
+    """Train a run from its last checkpoint, or from the beginning, to its end.
+
+    base: the contents of the model file of --extend, or None.
+    """
+    args, split, partition = experiment.args, experiment.split, experiment.partition
+    hardware, pixel_format = experiment.hardware, experiment.pixel_format
 
     # images, and all processes' shares of each batch
     device, divides_images = hardware.device, args.parallel == 'data'
@@ -309,24 +352,13 @@ def main(args=None):
 
     # model and optimizers
     model = build_model(args, base, not run.checkpoints())
-    del base  # its weights are as large as the model
+    experiment.parameters = model.count_parameters()[2]
     model.to(device, memory_format=memory_format(device))
+    old_heads = base['model_args']['ensemble_size'] if base else 0
     trainer = make_trainer(model, args, hardware, old_heads, sampler.share)
     meta_labels = partition[model.members][:, split.train.labels].T  # (images, heads)
     rate = partial(learning_rate, args.schedule, args.lr, args.num_epochs, args.warmup)
 
-    _, _, parameters = model.count_parameters()
-    experiment = record.Experiment(
-        args,
-        split,
-        recalls,
-        partition,
-        pixel_format,
-        hardware,
-        world,
-        parameters,
-        calibration,
-    )
     for line in record.opening_lines(experiment, run.name, sampler):
         print(line)
     progress = run.begin(trainer)
@@ -363,10 +395,11 @@ def main(args=None):
         lr = rate(epoch - 0.5) if epoch else 0.0
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
 
-    if rank == 0:
+    first = processes.is_first()
+    if first:
         print_result(run, progress)
     processes.leave()
-    if rank == 0:
+    if first:
         run.end()
 
 

@@ -4,8 +4,6 @@ It imports no torch, so that scripts can import it before their slow imports.
 """
 
 import atexit
-import contextlib
-import io
 import multiprocessing
 import os
 import signal
@@ -80,13 +78,12 @@ def run_script(main):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     line, code = '', None
-    refusal = io.StringIO()  # of argparse
     try:
-        with contextlib.redirect_stderr(sys.stderr if is_first() else refusal):
-            main()
+        main()
     except SystemExit as error:
-        line, code = refusal.getvalue().strip(), error.code
+        code = error.code
     except BaseException as error:
+        on_interrupt(signal.SIG_IGN)  # a second Ctrl-C would interrupt the clean-up
         if os.environ.get('AREIR_DEBUG') == '1':
             raise
         line, code = explain(error)

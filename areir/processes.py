@@ -8,15 +8,50 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import traceback
 from datetime import timedelta
 
 import torch
 from torch import distributed
 
+from areir.errors import UserError
 from areir.files import make_writable, remove, remove_leftovers, temporary_name
 from areir.hardware import limit_threads, local_device
 
 SMALL = 2**16  # numbers of a tensor that is not sent by itself
+SIGNALS = signal.SIGINT, signal.SIGTERM
+
+
+@contextlib.contextmanager
+def left_as_found():
+    """Put back what a script changes in its process, which may be a notebook.
+
+    Signal handlers, threads and the generator of torch on the CPU, and the variable of
+    --quiet. A notebook keeps the frames of an error: what they hold, such as models and
+    the workers of loaders, is freed.
+    """
+    quiet, threads = os.environ.get('TQDM_DISABLE'), torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except (UserError, KeyboardInterrupt) as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop('TQDM_DISABLE', None)
+        if quiet is not None:
+            os.environ['TQDM_DISABLE'] = quiet
+        set_handlers(handlers)
+
+
+def set_handlers(handlers):
+    """Set {signal: handler}; in a thread, where that is not possible, do nothing."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def join():
@@ -171,7 +206,10 @@ def check_shared_folder(folder):
 
 
 def catch_signals():
-    """Install handlers for SIGTERM and Ctrl-C that append to the returned list."""
+    """Install handlers for SIGTERM and Ctrl-C that append to the returned list.
+
+    In a thread that is not the main one, none are installed.
+    """
     signals = []
 
     def note(number, frame):
@@ -179,8 +217,7 @@ def catch_signals():
             os.write(2, b'\nstopping after this batch; a checkpoint is written first\n')
         signals.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
+    set_handlers(dict.fromkeys(SIGNALS, note))
     return signals
 
 

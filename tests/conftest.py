@@ -32,6 +32,22 @@ def seed():
     return value
 
 
+@contextlib.contextmanager
+def same_handlers():
+    """Put the handlers of signals back, which `run_script` sets."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def keep_handlers():
+    with same_handlers():
+        yield
+
+
 class Project:
     """A copy of the scripts with its own data and results, called from elsewhere."""
 
@@ -78,10 +94,9 @@ class Project:
         It saves the seconds that a process needs to import torch.
         """
         output, errors = io.StringIO(), io.StringIO()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.getsignal(number) for number in numbers}
         code = 0
         with (
+            same_handlers(),
             pytest.MonkeyPatch.context() as patch,
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(errors),
@@ -95,8 +110,6 @@ class Project:
                 utils.run_script(module.main)
             except SystemExit as end:
                 code = end.code or 0
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         return code, output.getvalue(), errors.getvalue()
 
     def ask(self, script, *flags):

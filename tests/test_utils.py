@@ -1,12 +1,12 @@
 """Errors as one line: what a script prints, and its exit code."""
 
-import argparse
 import sys
 import time
 
 import pytest
 import torch
 
+from areir.cli import make_parser
 from areir.errors import UserError
 from areir.files import WriteError
 from areir.scripts import utils
@@ -81,7 +81,7 @@ def test_other_processes_wait_before_they_speak(run, monkeypatch, capsys):
     waited = []
     monkeypatch.setattr(time, 'sleep', waited.append)
     assert run(UserError('only here')) == (2, 'train.py: error: only here\n')
-    parser = argparse.ArgumentParser(prog='train.py')
+    parser = make_parser('')
     with pytest.raises(SystemExit) as end:
         utils.run_script(lambda: parser.parse_args(['--unknown']))
     assert end.value.code == 2 and '--unknown' in capsys.readouterr().err

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
+from areir import __version__
 from areir.cli.recipes import RECIPES
 from areir.data.images import PixelFormat
 from areir.data.splits import Split, join_marks
@@ -39,18 +39,19 @@ NO_THRESHOLD = (
 
 
 def git_commit():
-    """Return the commit of this code ('...+changes' if edited) or None without git.
+    """Return the commit of this code, '...+changes' if edited, or else its version.
 
-    An installed copy has none, even if it lies within another project's checkout.
+    An installed package has no commit, even if it lies in somebody's repository: in a
+    checkout, git knows train.py beside the package.
     """
-    words = ['describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes']
-    root = Path(__file__).resolve().parents[2]
-    git = ['git', '--git-dir', root / '.git', '--work-tree', root, *words]
+    describe = 'describe', '--always', '--abbrev=40', '--exclude=*', '--dirty=+changes'
+    git = ['git', '-C', os.path.abspath(f'{__file__}/../../..')]
+    options = {'capture_output': True, 'text': True, 'check': True}
     try:
-        done = subprocess.run(git, capture_output=True, text=True, check=True)
+        subprocess.run([*git, 'ls-files', '--error-unmatch', 'train.py'], **options)
+        return subprocess.run([*git, *describe], **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+        return __version__
 
 
 @dataclass
@@ -64,9 +65,10 @@ class Experiment:
     pixel_format: PixelFormat
     hardware: Hardware
     world: int  # processes, which divide the heads or the images as args.parallel says
-    parameters: int  # trainable ones of the whole ensemble
     calibration: dict | None = None  # that of --threshold_from
-    commit: str | None = field(default_factory=git_commit)
+    parameters: int = 0  # trainable ones of the whole ensemble, once it is built
+    command: list = field(default_factory=lambda: sys.argv)
+    commit: str = field(default_factory=git_commit)
 
 
 def csv_row(experiment, progress, result, lr, seconds):
@@ -153,7 +155,7 @@ def provenance(experiment, result):
     versions |= {name: version(name) for name in PACKAGES}
     held_out = split.parts['val'].classes if 'val' in split.parts else []
     return {
-        'command': sys.argv,
+        'command': experiment.command,
         'arguments': vars(args),
         'commit': experiment.commit,
         'device': hardware.name,

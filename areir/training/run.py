@@ -3,7 +3,7 @@
 results/<run>_{results.csv,model.pth,data_base.pth,run.json,curves.svg}
 results/<run>_checkpoint/     while it is not finished, see checkpoints.py
 results/<run>_copies/         while it is not finished, see data/copies.py
-results/<run>.lock            locked by the process that trains
+results/<run>.lock            while a process trains, which locks it
 """
 
 import argparse
@@ -130,31 +130,23 @@ class Run:
         return checkpoints.list_checkpoints(self.path('checkpoint'))
 
     def check_start(self, resume, overwrite=False):
-        """Return whether there is anything to train; if so, lock the run.
+        """Return whether there is anything to train; the run is locked.
 
         A checkpoint that is not resumed is removed if `overwrite` is true. Raises
-        UserError if another process trains the run and, unless `overwrite` is true, if
-        it was interrupted and is not resumed, or if it is finished and was run with
-        other settings.
+        UserError, unless `overwrite` is true, if the run was interrupted and is not
+        resumed, or if it is finished and was run with other settings.
         """
-        if processes.is_first():
-            self.take_lock()
-        try:
-            if self.checkpoints():
-                if not resume:
-                    self.remove_checkpoints(overwrite)
-            else:
-                finished = self.is_finished(overwrite)
-                if resume and finished:
-                    print(f'{self.name} is finished: nothing to do')
-                    self.release_lock()
-                    return False
-                if resume:
-                    line = f'{self.name} has no checkpoint: training begins'
-                    print(f'notice: --resume: {line}')
-        except UserError:
-            self.release_lock()
-            raise
+        if self.checkpoints():
+            if not resume:
+                self.remove_checkpoints(overwrite)
+        else:
+            finished = self.is_finished(overwrite)
+            if resume and finished:
+                print(f'{self.name} is finished: nothing to do')
+                return False
+            if resume:
+                line = f'{self.name} has no checkpoint: training begins'
+                print(f'notice: --resume: {line}')
         if processes.is_first():  # it holds the lock, so nothing else writes them
             if not self.checkpoints():
                 remove(self.path('copies'))
@@ -203,17 +195,20 @@ class Run:
                 '--run_name'
             )
 
-    def take_lock(self):
-        """Lock the run. Raises UserError if another process trains it.
+    @contextlib.contextmanager
+    def locked(self):
+        """Lock the run. Raises UserError if another process or thread trains it.
 
-        The system releases the lock when the process ends, however it ends. The process
-        may take it again, for a run that failed.
+        The system releases the lock when the process ends, however it ends.
         """
+        if not processes.is_first():
+            yield
+            return
         path = os.path.abspath(f'{self.prefix}.lock')
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self.lock = filelock.FileLock(path, is_singleton=True)
+        lock = filelock.FileLock(path)
         try:
-            self.lock.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(
                 f'{self.name} is going on in another process, which locks {path}: '
@@ -222,13 +217,12 @@ class Run:
         except (NotImplementedError, OSError):  # some network disks
             line = f'notice: {path} cannot be locked: start this run only once'
             print(line, file=sys.stderr)
-
-    def release_lock(self):
-        """Release the lock and remove its file."""
-        if processes.is_first():
+        try:
+            yield
+        finally:
             with contextlib.suppress(PermissionError):  # Windows removes it later
-                remove(self.lock.lock_file)
-            self.lock.release(force=True)
+                remove(path)
+            lock.release()
 
     def refuse_other_settings(self, saved, source):
         """Raise OtherSettings naming the flag if the run began with other settings."""
@@ -321,7 +315,13 @@ class Run:
         write_json(path, {**read_run_json(path), 'finished': True})
         shutil.rmtree(self.path('checkpoint'))
         remove(self.path('copies'))
-        self.release_lock()
+
+    def outcome(self):
+        """Return the figures of a finished run, and where its files are."""
+        run = read_run_json(self.path('run.json'))
+        paths = {name.partition('.')[0]: self.path(name) for name in WRITTEN}
+        figures = {'figures': run['metrics'], 'intervals': run['intervals']}
+        return {'run': self.name, **figures, 'paths': paths}
 
 
 def read_run_json(path):

@@ -99,7 +99,8 @@ def read_base(args, split, partition):
     """
     if not args.extend:
         return None
-    base = load_own(args.extend, NEEDED, '--extend needs a model file of train.py')
+    advice = '--extend needs a model file of train.py'
+    base = load_own(args.extend, NEEDED, advice, mmap=True)
     saved = {**base, **base['pixel_format'], **base['model_args']}
     wanted = {'image_size': args.image_size, 'protocol': args.protocol}
     wanted |= model_args(args)

@@ -5,6 +5,7 @@ import argparse
 import pytest
 
 from areir.cli import make_parser, types
+from areir.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -14,14 +15,13 @@ from areir.cli import make_parser, types
         (float, '0.5', ['4.01', '-0.1', 'nan', 'inf', 'x', '']),
     ],
 )
-def test_a_number_between_limits(capsys, kind, good, bad):
-    parser = argparse.ArgumentParser()
+def test_a_number_between_limits(kind, good, bad):
+    parser = make_parser('')
     parser.add_argument('--workers', type=types.number(kind, 0, 4))
     assert parser.parse_args(['--workers', good]).workers == kind(good)
     for text in bad:
-        with pytest.raises(SystemExit):
+        with pytest.raises(UserError, match='argument --workers: '):
             parser.parse_args([f'--workers={text}'])
-        assert 'argument --workers: ' in capsys.readouterr().err
 
 
 def test_integers():
@@ -34,6 +34,29 @@ def test_integers():
     for text in ('', '1,0', '-1'):
         with pytest.raises(argparse.ArgumentTypeError):
             types.positives(text)
+
+
+def test_flags_from_a_dict(tmp_path):
+    parser = make_parser('')
+    parser.add_argument('--recalls', type=types.positives)
+    parser.add_argument('--lr', type=float, default=0.5)
+    parser.add_argument('--root', type=types.path)
+    parser.add_argument('--mirror', choices=['yes', 'no'])
+    parser.add_argument('--overwrite', action='store_true')
+    flags = {'recalls': (1, 2), 'lr': None, 'root': tmp_path, 'mirror': True}
+    args = parser.parse_args({**flags, 'overwrite': False})
+    wanted = {'recalls': [1, 2], 'lr': 0.5, 'root': str(tmp_path), 'mirror': 'yes'}
+    assert vars(args) == {**wanted, 'overwrite': False, 'quiet': False}
+    args = parser.parse_args({'overwrite': True, 'mirror': False, 'lr': -1e-3})
+    assert (args.overwrite, args.mirror, args.lr) == (True, 'no', -1e-3)
+    for flags, text in {
+        ('recalls', 'x'): 'argument --recalls: .*x',
+        ('sed', 1): 'unrecognized arguments: --sed=1',
+        ('overwrite', 'yes'): 'argument --overwrite: ',
+        ('lr', True): 'argument --lr: .*yes',
+    }.items():
+        with pytest.raises(UserError, match=text):
+            parser.parse_args(dict([flags]))
 
 
 def test_help_ends_with_the_default():

@@ -10,6 +10,7 @@ import torch
 from conftest import REPOSITORY
 from experiments import PIXEL_FORMAT, make_embeddings, make_experiment
 
+from areir import __version__
 from areir.data.images import PixelFormat
 from areir.scripts.model import EnsembleModel
 from areir.training import record
@@ -39,9 +40,14 @@ def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
     shutil.copytree(os.path.join(REPOSITORY, 'areir'), tmp_path / 'areir')
     monkeypatch.setattr(record, '__file__', str(tmp_path / 'areir/training/record.py'))
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-    assert record.git_commit() is None  # no git checkout
+    assert record.git_commit() == __version__  # no git checkout
     git = ['git', '-C', tmp_path, '-c', 'user.name=a', '-c', 'user.email=a@b']
     for words in (['init', '-q'], ['add', '.'], ['commit', '-q', '-m', 'first']):
+        subprocess.run([*git, *words], check=True)
+    assert record.git_commit() == __version__  # somebody's, in which it is installed
+    (tmp_path / 'train.py').write_text('')
+    assert record.git_commit() == __version__
+    for words in (['add', '.'], ['commit', '-q', '-m', 'second']):
         subprocess.run([*git, *words], check=True)
     commit = record.git_commit()
     assert len(commit) == 40

@@ -149,7 +149,6 @@ def finish(run, **settings):
     record = {'arguments': saved, 'precision': 'fp32', 'calibration': None}
     record['data'] = {'split_sha256': saved['split_sha256']}
     os.makedirs(run.path('checkpoint'), exist_ok=True)
-    run.take_lock()
     run.keep({'epoch': 2}, {'epoch': 2}, record)
     run.write_csv(Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.2}]))
     run.end()
@@ -209,12 +208,12 @@ HOLD = """
 import os, sys
 from areir.training.run import Run
 run = Run('small', sys.argv[1], {})
-run.take_lock()
-if os.fork() == 0:
+with run.locked():
+    if os.fork() == 0:
+        sys.stdin.read()
+        os._exit(0)
+    print('held', flush=True)
     sys.stdin.read()
-    os._exit(0)
-print('held', flush=True)
-sys.stdin.read()
 """
 
 
@@ -228,12 +227,13 @@ def test_a_killed_process_holds_no_lock(tmp_path):
     )
     assert process.stdout.readline() == 'held\n'
     run = make_run(tmp_path)
-    with pytest.raises(UserError, match='small is going on'):
-        run.take_lock()
+    with pytest.raises(UserError, match='small is going on'), run.locked():
+        pass
     process.send_signal(signal.SIGKILL)
     process.wait()
-    run.take_lock()
-    run.release_lock()
+    with pytest.raises(KeyError), run.locked():
+        assert os.listdir(tmp_path) == ['small.lock']
+        raise KeyError
     assert os.listdir(tmp_path) == []
     process.communicate('')
 
@@ -243,5 +243,6 @@ def test_where_there_are_no_locks_the_run_trains(tmp_path, monkeypatch, capsys):
         raise OSError(38, 'Function not implemented')
 
     monkeypatch.setattr('filelock.FileLock.acquire', refuse)
-    make_run(tmp_path).take_lock()
-    assert 'small.lock' in capsys.readouterr().err
+    with make_run(tmp_path).locked():
+        assert 'small.lock' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
