@@ -57,7 +57,7 @@ def test_the_commit_is_that_of_this_code(tmp_path, monkeypatch):
     assert record.git_commit() == commit + '+changes'
     installed = shutil.copytree(tmp_path / 'areir', tmp_path / '.venv/areir')
     monkeypatch.setattr(record, '__file__', str(installed / 'training/record.py'))
-    assert record.git_commit() is None  # of the project in which this one is installed
+    assert record.git_commit() == __version__  # not that of the project around it
 
 
 # What is written
