@@ -1,8 +1,9 @@
 """The page of a finished run: what the model retrieves, and where it fails.
 
 The page is a single HTML file without scripts that opens from disk and loads nothing:
-the style sheet, the charts (SVG) and the thumbnails are inside. Its text and markup are
-in templates/, which escape whatever comes from data, such as the names of classes.
+the style sheet, the charts (SVG), the map (PNG) and the thumbnails are inside. Its text
+and markup are in templates/, which escape whatever comes from data, such as the names
+of classes.
 """
 
 import base64
@@ -21,12 +22,13 @@ from areir.evaluation.intervals import describe_interval
 from areir.evaluation.metrics import measures
 from areir.files import write_text
 from areir.matching.thresholds import describe_threshold
-from areir.output import charts, run_statistics
+from areir.output import charts, maps, run_statistics
 from areir.output.charts import number, share
 from areir.training.run import read_results, read_run_json
 
 NEIGHBOURS = 8  # nearest images shown for a query
 THUMBNAIL = 96  # pixels
+NUMBERED = 10  # classes on the map
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'templates')
 
 
@@ -155,6 +157,7 @@ def describe_results(images, database, folder):
         'threshold': calibration and describe_threshold(calibration),
         'without_right': int((rank == 0).sum()),
         'classes': classes,
+        **describe_map(images, first_labels, [row.label for row, *_ in classes]),
         'worst': [tiles.row(query, rank, statistics) for query in worst],
         'best': [tiles.row(query, rank, statistics) for query in best],
         'sampled': statistics.sampled,
@@ -163,6 +166,28 @@ def describe_results(images, database, folder):
             charts.score_chart('Best scores of each query', bests, calibration),
         ],
         'score_rows': score_rows(*pairs.values(), *bests.values()),
+    }
+
+
+def describe_map(images, nearest_labels, lowest):
+    """Return what the page shows of the map of SearchedImages' queries.
+
+    nearest_labels (Q,): those of their nearest images; lowest: labels to show first.
+    """
+    labels, nearest = images.query_labels.numpy(), nearest_labels.numpy()
+    rows = maps.choose_images(labels, lowest)
+    labels, nearest = labels[rows], nearest[rows]
+    try:
+        points = maps.place_images(images.query.numpy()[rows])
+    except UserError as error:
+        return {'map': None, 'map_problem': error}
+    numbered = list(dict.fromkeys(labels))[:NUMBERED]
+    picture = maps.draw_map(points, labels, nearest, numbered)
+    return {
+        'map': data_uri(picture, 'PNG', optimize=True),
+        'mapped': len(rows),
+        'ringed': (labels != nearest).mean(),
+        'numbered': numbered,
     }
 
 
@@ -231,6 +256,12 @@ def thumbnail(path):
     except UserError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return data_uri(image, 'JPEG', quality=80)
+
+
+def data_uri(image, kind, **options):
+    """Return an image as the data URI of a file; options: of pillow's `save`."""
     file = io.BytesIO()
-    image.save(file, 'JPEG', quality=80)
-    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'
+    image.save(file, kind, **options)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f'data:image/{kind.lower()};base64,{encoded}'

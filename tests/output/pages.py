@@ -33,7 +33,8 @@ RECORD = {
         'warnings': [HOSTILE],
     },
 }
-PICTURES = 'data:image/jpeg;base64,', 'data:image/svg+xml;base64,'
+KINDS = 'jpeg', 'svg+xml', 'png'
+PICTURES = tuple(f'data:image/{kind};base64,' for kind in KINDS)
 VOID = {'meta', 'img'}
 FORBIDDEN = {'script', 'link', 'iframe', 'object', 'embed', 'base', 'form'}
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -18,12 +19,12 @@ from pages import (
 from trained import CALIBRATION
 
 from areir.errors import UserError
-from areir.output import report
+from areir.output import maps, report
 from areir.output.charts import share
 from areir.output.run_statistics import SearchedImages
 from areir.retrieval import evaluate
 
-SECTIONS = ['curves', 'heads', 'classes', 'queries', 'scores', 'provenance']
+SECTIONS = ['curves', 'heads', 'classes', 'map', 'queries', 'scores', 'provenance']
 
 
 @pytest.fixture(scope='module')
@@ -102,6 +103,28 @@ def test_charts_and_tables_tell_their_numbers(tmp_path, database):
     cells = re.findall(r'<t[hd][^>]*>([^<]*)</t[hd]>', rows[3])
     shares = [share(value) for value in (0.6, 1, 0.9375, 0.3125, 0.2)]
     assert cells == ['3', '1.000', '', *shares]
+
+
+def test_map(tmp_path, database, monkeypatch):
+    page = write(tmp_path, database)
+    outline = check_page(page)
+    pictures = dict(zip(outline.all('src', 'img'), outline.all('alt', 'img')))
+    (description,) = [
+        alt for source, alt in pictures.items() if source.startswith(PICTURES[2])
+    ]
+    recall = evaluate(database['embeddings'], database['labels'], [1])['recall@1']
+    assert description == f'Map of 24 images, {share(1 - recall)} with a ring'
+    assert 'The map shows all 24 images.' in outline.visible()
+    names = re.findall(r'<li><bdi>(\w+)</bdi></li>', page)
+    assert sorted(names) == sorted(database['classes'])
+    table = re.findall(r'<th scope="row"><bdi>(\w+)</bdi></th>', page)
+    assert names[: len(table)] == table != []  # in the order of the table
+    monkeypatch.setattr(maps, 'MOST', 10)
+    text = page_text(tmp_path, database)
+    assert 'shows 10 of 24 images, first those of the classes of lowest' in text
+    monkeypatch.setitem(sys.modules, 'sklearn.manifold', None)
+    text = page_text(tmp_path, database)
+    assert 'There is no map: a map needs scikit-learn: pip install scikit-learn' in text
 
 
 # Other runs

@@ -1,0 +1,80 @@
+"""A map of embeddings: similar images lie near each other, in two dimensions."""
+
+import io
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from areir.errors import UserError
+from areir.output.charts import STYLE, distinct_colours
+
+MOST = 2000  # images on a map; t-SNE takes 5 s for them on one core
+EACH = 20  # images of a class at most, or more if the classes are few
+WIDTH, HEIGHT, DPI = 5.5, 4.6, 160  # inches, and pixels per inch
+
+
+def choose_images(labels, first=()):
+    """Choose the images of a map, EACH of a class, in random classes.
+
+    labels (N,); first: labels whose images are chosen before others. Returns (n,)
+    indices, at most MOST, which are the same in every call.
+    """
+    generator = np.random.default_rng(0)
+    others = generator.permutation(np.setdiff1d(labels, first))
+    places = {label: place for place, label in enumerate([*first, *others])}
+    images = pd.Series(labels)[generator.permutation(len(labels))]
+    numbers = images.groupby(images).cumcount()
+    images = images[numbers < max(EACH, MOST // len(places))]
+    return images.map(places).sort_values(kind='stable').index[:MOST].to_numpy()
+
+
+def place_images(vectors):
+    """Return positions (n, 2) on a map, by t-SNE of unit vectors (n, D).
+
+    Equal vectors give equal positions. Raises UserError without scikit-learn, or if
+    all vectors are equal.
+    """
+    try:
+        from sklearn.manifold import TSNE  # optional
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise UserError('a map needs scikit-learn: pip install scikit-learn') from error
+    if (vectors == vectors[0]).all() or vectors.shape[1] < 2:
+        raise UserError('a map needs at least two embeddings that differ')
+    perplexity = min(30, (len(vectors) - 1) / 3)
+    with threadpool_limits(1):  # the last digits depend on the number of threads
+        tsne = TSNE(perplexity=perplexity, init='pca', random_state=0)
+        return tsne.fit_transform(vectors)
+
+
+def draw_map(points, labels, nearest, numbered=()):
+    """Draw images as dots in the colours of their classes; return a PIL image.
+
+    If an image's nearest image is of another class, a ring has the colour of that
+    class, or is black if the map does not show it. points (n, 2); labels (n,); nearest
+    (n,): labels of the nearest images; numbered: labels of classes to mark 1, 2, ...
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    shown = np.random.default_rng(0).permutation(np.unique(labels))
+    colours = dict(zip(shown, distinct_colours(len(shown))))
+    dots, wrong = [colours[label] for label in labels], labels != nearest
+    rings = [colours.get(label, 'black') for label in nearest[wrong]]
+    mark = {'weight': 'bold', 'ha': 'center', 'va': 'center'}
+    mark['path_effects'] = [withStroke(linewidth=2.5, foreground='white')]
+    file = io.BytesIO()
+    with style.context(['default', STYLE]):
+        figure = Figure((WIDTH, HEIGHT))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.scatter(*points.T, 7, dots, linewidths=0)
+        axes.scatter(*points[wrong].T, 25, 'none', linewidths=0.7, edgecolors=rings)
+        for number, label in enumerate(numbered, 1):
+            own = points[labels == label]
+            middle = np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()
+            axes.text(*own[middle], str(number), **mark)
+        axes.set_axis_off()
+        figure.savefig(file, dpi=DPI)
+    return Image.open(file).convert('RGB').quantize()  # a quarter of the bytes
