@@ -38,14 +38,13 @@ from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection
 from areir.gallery.folders import check_gallery
 from areir.gallery.queries import (
+    count_available,
     embed_queries,
     find_queries,
     query_paths,
-    search_queries,
 )
 from areir.matching.thresholds import threshold_lines
-from areir.matching.votes import images_to_find
-from areir.output.answers import make_answer, write_answer, write_answers
+from areir.output.answers import find_answers, write_answer, write_answers
 from areir.retrieval import Gallery
 from areir.scripts.model import TrainedModel, load_model
 
@@ -172,7 +171,7 @@ def answer_query(paths, collection, args, clock):
     if not paths:
         return compare_folder(collection, args, clock)
 
-    answers = find_answers(paths, collection, args, clock)
+    answers = search_paths(paths, collection, args, clock)
     if not processes.is_first():
         return ''
     with clock('drawing'):
@@ -184,18 +183,15 @@ def answer_query(paths, collection, args, clock):
     return f'wrote {path}'
 
 
-def find_answers(paths, collection, args, clock):
+def search_paths(paths, collection, args, clock):
     """Return the Answers to the queries of these paths."""
     queries = find_queries(paths, collection)
-    number = args.retrieval_num or DEFAULT_NUMBER
-    least = args.retrieval_num or 1  # by default, fewer will do
-    # no query retrieves itself
-    available = len(collection) - any(query.index >= 0 for query in queries)
-    if least > available:
-        asked = f'--retrieval_num {number}: ' if args.retrieval_num else ''
+    number = args.retrieval_num or DEFAULT_NUMBER  # by default, fewer will do
+    available = count_available(queries, collection)
+    if args.retrieval_num and number > available:
         raise UserError(
-            f'{asked}{collection.name} has {counted(available, "image")} to retrieve '
-            'beside the query'
+            f'--retrieval_num {number}: {collection.name} has '
+            f'{counted(available, "image")} to retrieve beside the query'
         )
     if any(query.embedding is None for query in queries):
         with clock('model'):
@@ -203,11 +199,7 @@ def find_answers(paths, collection, args, clock):
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):
-        k = images_to_find(number, available)
-        results = search_queries(queries, collection, k)
-    return [
-        make_answer(query, *nearest, collection, number) for query, nearest in results
-    ]
+        return find_answers(queries, collection, number)
 
 
 def compare_folder(collection, args, clock):
@@ -215,27 +207,15 @@ def compare_folder(collection, args, clock):
     from areir.matching import duplicates
     from areir.output import duplicates as overview
 
-    available = len(collection) - 1
-    if not available:
-        raise UserError(
-            f'{args.gallery}: a single image, so there is nothing to compare'
-        )
-    number = min(args.retrieval_num or duplicates.NEAREST, available)
-    with clock('search'):
-        identical = processes.is_first() and duplicates.find_identical(collection)
-        identical = processes.from_first(identical)
-        pairs = duplicates.find_pairs(collection, number, identical)
+    with clock('comparing'):
+        nearest = args.retrieval_num or duplicates.NEAREST
+        found = duplicates.find_duplicates(collection, args.strictness, nearest)
     if not processes.is_first():
         return ''
-    with clock('comparing'):
-        groups = duplicates.find_groups(pairs, identical, collection, args.strictness)
-    same_items = duplicates.same_items(pairs, groups, collection)
     if not collection.calibration:
         print('notice: the model has no threshold, so only duplicates are reported')
     with clock('drawing'):
-        path = overview.write_duplicates(
-            groups, same_items, collection, args.results_root
-        )
+        path = overview.write_duplicates(*found, collection, args.results_root)
     return f'wrote {path}'
 
 
@@ -289,7 +269,12 @@ def main():
             gallery = Gallery(
                 args.gallery, trained, args.results_root, args.device, args.index
             )
-        collection = gallery.collection
+        collection, index = gallery.collection, gallery.collection.index
+        print(
+            f'index {index.folder}: {counted(len(collection), "image")}, '
+            f'{index.embedded:,} embedded now, {index.removed:,} gone, '
+            f'{len(index.problems):,} left out'
+        )
     else:
         collection = open_database(args, clock)
         paths = find_paths(args, collection.folder)
@@ -300,10 +285,11 @@ def main():
         collection = gallery.collection
         print(*threshold_lines(collection.calibration), sep='\n')
     if args.export and processes.is_first():
-        from areir.output.exports import export_parquet, export_vectors
+        from areir.output.exports import EXPORTS
 
-        export = export_parquet if args.format == 'parquet' else export_vectors
-        export(collection, args.export)
+        written = EXPORTS[args.format or 'npy'](collection, args.export)
+        shape = ' x '.join(f'{length:,}' for length in collection.embeddings.shape)
+        print(f'wrote {" and ".join(written)} ({shape} float32)')
     # for a folder, only the index knows whether vectors are shortened
     if args.export_model and args.gallery:
         export_model(collection.trained, args)

@@ -13,6 +13,7 @@ import math
 import os
 from itertools import product
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,9 +21,10 @@ from torch.nn import functional as F
 from areir import hardware, seeds
 from areir.cli import types
 from areir.cli.recipes import EMBEDDINGS
-from areir.data.images import PixelFormat
-from areir.data.loading import Embedder
-from areir.errors import UserError
+from areir.data.images import Pictures, PixelFormat, to_pictures
+from areir.data.loading import GONE, Embedder, embed_files
+from areir.errors import UserError, missing
+from areir.evaluation.scores import check_embeddings
 from areir.files import check_own, load_tensors
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED, build_backbone, is_transformer
@@ -292,7 +294,7 @@ class EnsembleLoss(nn.Module):
 
 
 class TrainedModel:
-    """A model file of train.py: the network and everything needed to embed an image.
+    """A model file of train.py: the network and everything needed to embed a picture.
 
     model: EnsembleModel in eval mode; pixel_format: of its images, a PixelFormat;
     version: the same as in its database; calibration: what sets the threshold, or None;
@@ -312,17 +314,57 @@ class TrainedModel:
         self.pixel_format = PixelFormat(**saved['pixel_format'])
         self.version = saved['version']
         self.calibration, self.trained_classes = saved['calibration'], saved['classes']
+        self.embedders = {}  # of devices
 
     @property
-    def dimensions(self):
+    def dimensions(self) -> int:
         """The length of an embedding."""
         return self.model.dimensions
 
+    def embed(self, pictures: Pictures, device: str = 'auto') -> np.ndarray:
+        """Return the embeddings of pictures, float32 (n, D), each of length 1.
+
+        The dot product of two is their similarity, from -1 to 1:
+
+            trained = load_model('results/mine_model.pth')
+            one, other = trained.embed(['one.jpg', Image.open('other.png')])
+            print(one @ other)
+
+        pictures: paths, pillow images, and arrays uint8 (H, W, 3) or (H, W) in sRGB; or
+        a single one, which gives (1, D). They are read in batches, files by processes
+        of their own. device: auto, cpu, cuda or mps.
+
+        A path, the pillow image that was opened from it, and the array of an opaque
+        8-bit picture in sRGB that is not turned by EXIF give the same vector, with two
+        exceptions. A large JPEG is decoded at a fraction of its size only as a file,
+        and of 16 bits per channel in RGB pillow keeps 8: there, a pillow image whose
+        pixels are read already, or an array, gives a slightly different vector.
+        Raises UserError naming the first picture that cannot be read.
+        """
+        pictures = to_pictures(pictures)
+        hardware.check_device(device)
+        embed = self.embedder(hardware.local_device(device))
+        embeddings = np.empty((len(pictures), self.dimensions), np.float32)
+        batches = embed_files(pictures, self.pixel_format, embed, 'embedding')
+        for indices, vectors, problems in batches:
+            for index, why in problems.items():
+                name = pictures[index]
+                if not isinstance(name, str):
+                    name = f'picture {index}'
+                elif why == GONE:
+                    why = missing(name)
+                raise UserError(f'{name}: {why}')
+            check_embeddings('vectors', vectors)
+            embeddings[indices] = vectors
+        return embeddings
+
     def embedder(self, device):
         """Return the Embedder of this model on a device, in bf16 where it is native."""
-        dtype = torch.bfloat16 if hardware.has_native_bf16(device) else torch.float32
-        net = folded(self.model, dtype).to(device)
-        return Embedder(net, self.pixel_format, device)
+        if device not in self.embedders:
+            native = hardware.has_native_bf16(device)
+            net = folded(self.model, torch.bfloat16 if native else torch.float32)
+            self.embedders[device] = Embedder(net.to(device), self.pixel_format, device)
+        return self.embedders[device]
 
 
 class PretrainedModel(TrainedModel):
@@ -344,16 +386,30 @@ class PretrainedModel(TrainedModel):
         self.model = model.requires_grad_(False).eval()
         self.pixel_format = pretrained.pixel_format(model_type)
         self.calibration, self.trained_classes = None, []
+        self.embedders = {}
 
     def shortened(self, projection):
         """Return a copy of this model that shortens embeddings by a Projection."""
-        other = copy.deepcopy(self)
+        other = copy.copy(self)
+        other.model, other.embedders = copy.deepcopy(self.model), {}
         other.model.projection = projection
         return other
 
 
-def load_model(name):
-    """Return the TrainedModel or PretrainedModel of a file, or of a network's name."""
+def load_model(name: str | os.PathLike) -> TrainedModel:
+    """Return the model of a file, or of the name of a network of timm.
+
+    name: a model file of train.py; a file of weights, whose name begins with that of
+    the network, as in resnet18-mine.pth; or the name of a network, whose pretrained
+    weights are downloaded once:
+
+        load_model('results/mine_model.pth').embed('photo.jpg')
+        load_model('resnet50').embed('photo.jpg')
+
+    Raises UserError if there is no such file or network, if the file is damaged, or if
+    weights cannot be downloaded.
+    """
+    name = os.fspath(name)
     saved = read_state_dict(name) if os.path.isfile(name) else None
     if saved and 'format' in saved:
         return TrainedModel(name, saved)

@@ -107,6 +107,8 @@ def local_processes():
 
 def check_device(kind):
     """Raise UserError if --device names a kind that is not here, or not usable."""
+    if kind not in ('auto', 'cpu', 'cuda', 'mps'):
+        raise UserError(f'device {kind}: choose auto, cpu, cuda or mps')
     present = {'cuda': torch.cuda.is_available, 'mps': torch.backends.mps.is_available}
     if kind in present and not present[kind]():
         raise UserError(

@@ -8,24 +8,32 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 import areir
 from areir import hardware, processes
-from areir.bars import say
-from areir.data.images import PREPROCESSING
-from areir.errors import UserError, counted
+from areir.cli import types
+from areir.data.images import PREPROCESSING, Pictures, to_pictures
+from areir.errors import UserError
 from areir.evaluation import ranking
 from areir.evaluation.embeddings_file import number_entries, to_vectors
 from areir.evaluation.metrics import check_ks, check_labels, rank_positives, summary
 from areir.evaluation.scores import TILE, check_embeddings
 from areir.gallery import databases
+from areir.gallery.approximate import load_faiss, open_search
 from areir.gallery.collection import FolderCollection
 from areir.gallery.folders import check_gallery
 from areir.gallery.index import index_path, store_calibration, update_index
-from areir.gallery.queries import report_problems
+from areir.gallery.queries import (
+    embed_queries,
+    find_queries,
+    query_file,
+    report_problems,
+)
 from areir.matching.calibration import calibrate_folder
 from areir.networks.projection import Projection
+from areir.output.answers import find_answers, join_tables
 
 __all__ = ['Gallery', 'evaluate', 'search']
 
@@ -41,37 +49,49 @@ class Changes(NamedTuple):
 
 
 class Gallery:
-    """A folder of images that is searched.
+    """A folder of images that is searched, as inference.py does.
+
+        gallery = Gallery('photos', 'resnet50')
+        table = gallery.search(['one.jpg', Image.open('other.png')], k=3)
 
     An index below results_root keeps the embeddings of the images. It is brought up to
-    date here and by `update`; `collection` is what was found then.
+    date here and by `update`; `collection` is what was found then. Paths are relative
+    to the folder.
 
-    model: a TrainedModel, or what --model of inference.py takes: a file, a name below
-    results_root or of a network, by default the newest model. device: auto, cpu, cuda
-    or mps. index: exact, or faiss, which searches approximately.
-    Raises UserError if the folder has no image that can be read or if there is no such
-    model.
+    model: a TrainedModel, or what --model takes: a file, a name below results_root, or
+    a network, with its pretrained weights; by default the newest model that was not
+    trained on the sample, or a pretrained network if there is none. device: auto, cpu,
+    cuda or mps. index: exact, or faiss, which searches approximately.
+    Raises UserError if the folder has no image that can be read, if there is no such
+    model, or if faiss is not installed.
     """
 
     def __init__(
-        self, folder, model=None, results_root='results', device='auto', index='exact'
+        self,
+        folder: str | os.PathLike,
+        model: Any = None,
+        results_root: str | os.PathLike = 'results',
+        device: str = 'auto',
+        index: str = 'exact',
     ):
         self.folder, self.results_root = os.fspath(folder), os.fspath(results_root)
         check_gallery(self.folder)
-        if model is None or isinstance(model, (str, os.PathLike)):
-            name, _ = databases.find_model(model and os.fspath(model), results_root)
-            model = areir.load_model(name)  # the package imports no script
-        self.model, self.index = model, index
         hardware.check_device(device)
-        self.device = hardware.local_device(device)
-        self.embedder = model.embedder(self.device)
+        self.device, self.index = hardware.local_device(device), index
+        if index == 'faiss':
+            load_faiss()
+        if model is None or isinstance(model, (str, os.PathLike)):
+            name, _ = databases.find_model(model, self.results_root)
+            model = areir.load_model(name)  # the package imports no script
+        self.model = model
         self.collection = self.read()
 
-    def update(self):
-        """Bring the index up to date and return the Changes.
+    def update(self) -> Changes:
+        """Bring the index up to date and return what has changed.
 
-        Only images that are new or changed, by size or time, are embedded. Searches of
-        other threads go on in the earlier collection.
+        Only images that are new or changed, by size or time, are embedded. Meanwhile
+        other threads may search: they find what was there before.
+        Raises UserError, and nothing changes, if no image can be read any more.
         """
         earlier, self.collection = self.collection, self.read()
         index, images = self.collection.index, self.collection.images
@@ -80,15 +100,74 @@ class Gallery:
         changed = max(0, index.embedded - new)
         return Changes(len(images), new, changed, gone, index.problems)
 
-    def calibrate(self, false_match_rate=0.01):
-        """Set the threshold of a match by the class folders; return the calibration."""
+    def search(self, pictures: Pictures, k: int = 8) -> pd.DataFrame:
+        """Return the k nearest images to each picture, the nearest first.
+
+        pictures: as of `TrainedModel.embed`; a path may also be one in the folder. A
+        file of the folder does not retrieve itself. One that cannot be read is left
+        out, with a notice.
+        Columns: query, the path as given, or the number of a picture that is no file;
+        rank; path; class, of class folders, or None; score, from -1 to 1. If there is a
+        threshold: match, whether the score reaches it. And with classes, too:
+        predicted_class, or 'no match', and confidence, from 0 to 1.
+        Raises UserError if there is no such file, or if no picture can be read.
+        """
+        collection, names = self.collection, to_pictures(pictures)
+        if not names:
+            raise UserError('search: no pictures')
+        pictures = [
+            query_file(name, self.folder) if isinstance(name, str) else name
+            for name in names
+        ]
+        queries = find_queries(pictures, collection)
+        for number, (query, name) in enumerate(zip(queries, names)):
+            query.name = name if isinstance(name, str) else number
+        answers = find_answers(embed_queries(queries, collection), collection, k)
+        return join_tables(answers, [answer.query.name for answer in answers])
+
+    def calibrate(self, false_match_rate: float = 0.01) -> dict:
+        """Set the threshold of a match by the class folders; return the calibration.
+
+        false_match_rate: share of the queries without a true match that are to pass.
+        The index stores the calibration. Its sizes and thresholds are the threshold of
+        a gallery of each size.
+        Raises UserError unless two classes have not trained the model.
+        """
         calibration = calibrate_folder(self.collection, false_match_rate)
-        if processes.is_first():
-            store_calibration(self.collection.index, calibration)
         collection = copy.copy(self.collection)
+        if processes.is_first():
+            store_calibration(collection.index, calibration)
         collection.calibration = calibration
         self.collection = collection
         return calibration
+
+    def duplicates(self, strictness: str | float = 'normal') -> pd.DataFrame:
+        """Return what the folder holds more than once: a row for each file of a group.
+
+        strictness: strict, normal or loose, or the agreement of near-duplicates, from 0
+        to 1.
+        Columns: group; kind: identical, near-duplicate, recoloured or mirrored; action:
+        keep, remove or look; score, the agreement; path; class; width and height in
+        pixels; bytes. Raises UserError if the folder has a single image.
+        """
+        from areir.matching.duplicates import find_duplicates
+        from areir.output.duplicates import duplicates_table
+
+        groups, _ = find_duplicates(self.collection, types.strictness(strictness))
+        return duplicates_table(groups, self.collection)
+
+    def export(self, folder: str | os.PathLike, format: str = 'npy') -> list[str]:
+        """Write vectors, paths and classes to a folder; return the paths written.
+
+        format: npy, for vectors.npy (N, D) float32 and images.csv, row for row; or
+        parquet, for images.parquet.
+        Raises UserError for another format, or if pyarrow is not installed.
+        """
+        from areir.output.exports import EXPORTS
+
+        if format not in EXPORTS:
+            raise UserError(f'format {format}: choose {" or ".join(EXPORTS)}')
+        return EXPORTS[format](self.collection, os.fspath(folder))
 
     def read(self):
         """Bring the index up to date and return the FolderCollection."""
@@ -102,26 +181,21 @@ class Gallery:
             path,
             settings,
             self.model.pixel_format,
-            self.embedder,
+            self.model.embedder(self.device),
             shortened=self.model.is_pretrained,
         )
         problems = sorted(index.problems.items())
         report_problems(
             {os.path.join(self.folder, image): why for image, why in problems}
         )
-        say(
-            f'index {path}: {counted(len(index.paths), "image")}, {index.embedded:,} '
-            f'embedded now, {index.removed:,} gone, {len(problems):,} left out'
-        )
-        trained, embedder, search = self.model, self.embedder, None
+        model, search_index = self.model, None
         if index.components:
-            trained = trained.shortened(Projection(**index.components))
-            embedder = trained.embedder(self.device)
+            model = model.shortened(Projection(**index.components))
         if self.index == 'faiss':
-            from areir.gallery.approximate import open_search
-
-            search = open_search(index)
-        collection = FolderCollection(self.folder, index, trained, embedder, search)
+            search_index = open_search(index)
+        collection = FolderCollection(
+            self.folder, index, model, self.device, search_index
+        )
         if collection.choices:
             print(
                 f'notice: {self.folder}: the class of an image is its first folder, if '

@@ -7,10 +7,12 @@ first such file.
 import contextlib
 import functools
 import io
+import itertools
 import math
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +42,10 @@ DEPTHS = (8, 10, 12, 14)  # bits that cameras and scanners store in 16
 PROFILE_MODES = {'RGB': 'RGB', 'GRAY': 'L', 'CMYK': 'CMYK'}  # of colour profiles
 CONVERTIBLE = {('RGB', 'RGB'), ('L', 'L'), ('L', 'RGB'), ('CMYK', 'CMYK')}
 FAINT = 0.1  # of 255: what is visible and nearer to white than this is hidden by it
+SHAPES = (), (3,), (4,)  # of a pixel in an array: grey, RGB, RGBA
 SAME_COLOUR = 2  # of 255: a profile that changes no colour by more is sRGB's
+Picture = str | os.PathLike | Image.Image | np.ndarray
+Pictures = Picture | Iterable[Picture]
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # pillow refuses more than twice as many
 
 
@@ -95,12 +100,47 @@ def quiet_pillow():
         yield
 
 
-def open_image(path):
+def to_pictures(pictures: Pictures) -> list:
+    """Return a list of what `load_image` takes, of one picture or of several.
+
+    A pillow image that has not been read yet becomes the path of its file.
+    Raises UserError naming the number of what is no picture.
+    """
+    one = isinstance(pictures, (str, os.PathLike, Image.Image))
+    if one or getattr(pictures, 'ndim', 0) in (2, 3):
+        pictures = [pictures]
+    return list(itertools.starmap(to_picture, enumerate(pictures)))
+
+
+def to_picture(number, picture):
+    """Return one of the list that `to_pictures` returns; number: its place there."""
+    if isinstance(picture, (str, os.PathLike)):
+        return os.fsdecode(picture)
+    if isinstance(picture, Image.Image):
+        name = getattr(picture, 'filename', '')
+        is_unread = getattr(picture, 'tile', None) and picture.tell() == 0
+        return os.fsdecode(name) if is_unread and os.path.isfile(name) else picture
+    pixels = np.asarray(picture)
+    is_matrix = pixels.ndim > 1 and pixels.size
+    if pixels.dtype != np.uint8 or not is_matrix or pixels.shape[2:] not in SHAPES:
+        raise UserError(
+            f'picture {number}: {pixels.dtype} {pixels.shape} is no picture; give a '
+            'path, a pillow image, or an array uint8 (H, W, 3) or (H, W)'
+        )
+    return pixels
+
+
+def open_image(picture):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
-    Raises UserError, without the path, if it is not a regular file, or if it is HEIC
-    and cannot be read here.
+    A pillow image is copied, and an array becomes one. Raises UserError, without the
+    path, if it is not a regular file, or if it is HEIC and cannot be read here.
     """
+    if isinstance(picture, Image.Image):
+        return picture.copy()
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
+    path = picture
     if is_special(path):
         raise UserError('not a regular file')
     with open(path, 'rb') as file:
@@ -150,8 +190,10 @@ def stored_size(path):
         return image.size
 
 
-def load_image(path, box=None, least=None, reduce=None):
-    """Read an image as RGB, completely decoded.
+def load_image(picture, box=None, least=None, reduce=None):
+    """Read a picture as RGB, completely decoded.
+
+    picture: the path of a file, a pillow image, or an array uint8 (H, W, 3) or (H, W).
 
     The first frame is taken, EXIF orientation is applied, the embedded colour profile
     is converted to sRGB, and transparency becomes white, or black where white would
@@ -164,15 +206,15 @@ def load_image(path, box=None, least=None, reduce=None):
     real.
     Raises UserError naming the file if it is not a complete image.
     """
-    with quiet_pillow(), naming(path), open_image(path) as image:
+    with quiet_pillow(), naming(picture), open_image(picture) as image:
         drafted = least and image.draft(None, (2 * least, 2 * least))
-        tiles = image.tile
+        tiles = getattr(image, 'tile', ())  # of a file
         image.load()
         if image.format == 'PNG':
             # pillow does not look at checksums of pixels as it decodes them
-            with Image.open(path, formats=['PNG']) as stored:
+            with Image.open(picture, formats=['PNG']) as stored:
                 stored.verify()
-        image = to_bytes(image, path, tiles)
+        image = to_bytes(image, picture, tiles)
         if box:
             image = image.crop(clamp_box(box, image.size))
         if drafted and reduce:
@@ -190,12 +232,12 @@ def to_bytes(image, path, tiles):
 
     tiles: `image.tile` before it was loaded. 16 bits are divided by 256. Where none of
     them exceeds 8, 10, 12 or 14 bits, these are taken to be its depth. The other
-    numbers of a TIFF, floats, 32 bits and signed 16 bits, have no agreed white: the
-    smallest becomes black and the largest white.
+    numbers of a TIFF, floats, 32 bits and signed 16 bits, and those of an image that is
+    no file, have no agreed white: the smallest becomes black and the largest white.
     """
     key = image.info.get('transparency')
     values = np.asarray(image) if image.mode[0] in 'FI' else None
-    if image.mode == 'F' or (image.mode == 'I' and image.format == 'TIFF'):
+    if image.mode == 'F' or (image.mode == 'I' and image.format in ('TIFF', None)):
         values, key = stretch_to_bytes(values), None
     elif any(mode in str(tiles) for mode in DEEP_MODES):
         high = np.asarray(image)

@@ -42,7 +42,7 @@ def collate(items):
 
 
 class ImageDataset(Dataset):
-    """Item i is (pixels, i, problem) of the image file paths[i].
+    """Item i is (pixels, i, problem) of paths[i], a file or what `load_image` takes.
 
     Item (i, epoch) is the same with the pixels that transform(image, i, epoch) returns
     of the pillow image, reduced to transform.side. copies: a Copies for large images.
@@ -72,7 +72,8 @@ class ImageDataset(Dataset):
             problem = str(error).removeprefix(f'{path}: ')
             side = self.pixel_format.image_size
             blank = torch.zeros(3, side, side, dtype=torch.uint8)
-            return blank, index, problem if os.path.isfile(path) else GONE
+            is_gone = isinstance(path, str) and not os.path.exists(path)
+            return blank, index, GONE if is_gone else problem
 
     def load(self, index):
         """Return an image, reduced if it is large; from its copy if there is one."""
@@ -123,12 +124,15 @@ def make_loader(
 
     batches: lists of items of `ImageDataset`, or a batch sampler; by default at most
     BATCH images at a time. transform, copies: see `ImageDataset`.
-    num_workers: processes that decode; by default the cores, fewer for few images.
+    num_workers: processes that decode; by default the cores, fewer for few images, and
+    none for pictures that are no files.
     """
     if batches is None:
         # a few images come in small batches, so that decoding and embedding overlap
         size = min(BATCH, max(4, len(paths) // 12))
         batches = BatchSampler(range(len(paths)), size, drop_last=False)
+    if num_workers is None and not all(isinstance(path, str) for path in paths):
+        num_workers = 0
     if num_workers is None:
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH, most_workers())
@@ -180,6 +184,6 @@ def embed_batches(batches, embed, total, description):
 
 
 def embed_files(paths, pixel_format, embed, description):
-    """Embed image files; yields as `embed_batches` does."""
+    """Embed image files, or what `load_image` takes; yields as `embed_batches` does."""
     loader = make_loader(paths, pixel_format)
     yield from embed_batches(loader, embed, len(paths), description)

@@ -22,7 +22,7 @@ class Collection:
 
     A subclass adds `search(queries, k, exclude)`, which returns (scores, indices) as
     `ranking.search` does, `trained`, the TrainedModel that embeds other images, and
-    `embedder`, its Embedder.
+    `device`, where it does.
     """
 
     name: str  # what messages call the collection
@@ -42,6 +42,11 @@ class Collection:
 
     def __len__(self):
         return len(self.images)
+
+    @property
+    def embedder(self):
+        """The Embedder of `trained`."""
+        return self.trained.embedder(self.device)
 
     def path_of(self, index):
         """Return the path of an image's file."""
@@ -103,10 +108,6 @@ class DatabaseCollection(Collection):
             )
         return trained
 
-    @cached_property
-    def embedder(self):
-        return self.trained.embedder(self.device)
-
 
 def name_of(label, classes):
     """Return the name of a class, None of distractors."""
@@ -116,15 +117,15 @@ def name_of(label, classes):
 class FolderCollection(Collection):
     """The images of a folder, searched from the vectors of its index on disk.
 
-    index: areir.gallery.index.Index; trained: the TrainedModel; embedder: its Embedder;
-    search: see Collection; by default exact, and with torchrun each process searches
-    its share. If the index has a threshold of its own, it replaces the model's.
-    choices: see `own_images.Layout`.
+    index: areir.gallery.index.Index; trained, device, search: see Collection; a search
+    is exact by default, and with torchrun each process searches its share. If the index
+    has a threshold of its own, it replaces the model's. choices: see
+    `own_images.Layout`.
     """
 
     how_to_calibrate = 'add --calibrate once if the images lie in class folders'
 
-    def __init__(self, folder, index, trained, embedder, search=None):
+    def __init__(self, folder, index, trained, device, search=None):
         layout = recognise(index.paths)
         self.choices = layout.choices
         super().__init__(
@@ -136,5 +137,5 @@ class FolderCollection(Collection):
             index.calibration or trained.calibration,
         )
         self.index, self.sizes = index, index.sizes
-        self.trained, self.embedder = trained, embedder
+        self.trained, self.device = trained, device
         self.search = search or index.vectors.search

@@ -75,6 +75,7 @@ def find_model(name, results_root):
     names = named_files(results_root, MODEL_ENDING)
     if name is None:
         return choose_model(names, results_root)
+    name = os.fspath(name)
     path = find_file(name, results_root)
     if path:
         return path, ''

@@ -21,8 +21,8 @@ TOGETHER = 4096  # queries searched at a time
 class Query:
     """An image whose nearest images are wanted."""
 
-    file: str
-    name: str  # as the user gave it, or the collection's own name for it
+    picture: object  # the path of its file, or what `load_image` takes
+    name: object  # as the user gave it, or the collection's own name for it
     label: object = None  # the name of its class, or None
     index: int = -1  # among the images that are searched, or -1
     embedding: object = None  # (D,), or None if it must be computed
@@ -39,13 +39,22 @@ def query_paths(name, folder):
     """
     if os.path.isdir(name):
         return images_below(name)
+    path = query_file(name, folder)
+    load_image(path, least=1)
+    return [path]
+
+
+def query_file(name, folder):
+    """Return the path of a file, which may be given by its path in a folder.
+
+    Raises UserError if there is no such file.
+    """
     path = name if os.path.isfile(name) else find_inside(name, folder)
     if not path:
         raise UserError(
             f'--query_img_name {name}: no such image in {folder}, and {missing(name)}'
         )
-    load_image(path, least=1)
-    return [path]
+    return path
 
 
 def find_inside(name, folder):
@@ -60,14 +69,25 @@ def find_inside(name, folder):
     return next(filter(os.path.isfile, paths), None) if '..' not in parts else None
 
 
-def find_queries(paths, collection):
-    """Return the Query of each path; the images of the collection have embeddings."""
+def find_queries(pictures, collection):
+    """Return the Query of each picture; images of the collection have embeddings."""
     return [
-        Query(path, path)
+        Query(picture, picture)
         if position < 0
-        else replace(stored_query(position, collection), file=path)
-        for path, position in zip(paths, find_images(paths, collection))
+        else replace(stored_query(position, collection), picture=picture)
+        for picture, position in zip(pictures, find_images(pictures, collection))
     ]
+
+
+def count_available(queries, collection):
+    """Return how many images each of the Queries can retrieve: none retrieves itself.
+
+    Raises UserError if there is none.
+    """
+    available = len(collection) - any(query.index >= 0 for query in queries)
+    if not available:
+        raise UserError(f'{collection.name} has 0 images to retrieve beside the query')
+    return available
 
 
 def images_below(folder):
@@ -85,18 +105,21 @@ def images_below(folder):
 def report_problems(problems):
     """Print a notice for each of {path: why it cannot be read}."""
     for path, reason in problems.items():
-        say(f'notice: {printable(path)} is left out: {reason}')
+        say(f'notice: {printable(str(path))} is left out: {reason}')
 
 
-def find_images(paths, collection):
-    """Return the position of each path in the collection's `names`, or -1.
+def find_images(pictures, collection):
+    """Return the position of each picture in the collection's `names`, or -1.
 
-    A file is found by device and inode, so it may have other names or be a link.
+    A file is found by device and inode, so it may have other names or be a link. What
+    is no path is not found.
     """
-    positions = [-1] * len(paths)
-    wanted, wanted_sizes = {}, set()  # wanted: {(device, inode): numbers of paths}
-    for number, path in enumerate(paths):
-        seen = os.stat(path)
+    positions = [-1] * len(pictures)
+    wanted, wanted_sizes = {}, set()  # wanted: {(device, inode): numbers of pictures}
+    for number, picture in enumerate(pictures):
+        if not isinstance(picture, str):
+            continue
+        seen = os.stat(picture)
         wanted.setdefault((seen.st_dev, seen.st_ino), []).append(number)
         wanted_sizes.add(seen.st_size)
     sizes = collection.sizes
@@ -117,7 +140,7 @@ def stored_query(position, collection):
     name = collection.names[position]
     label, embedding = collection.stored(position)
     return Query(
-        file=os.path.join(collection.folder, name),
+        picture=os.path.join(collection.folder, name),
         name=name,
         label=label,
         # the names of images that are not searched come last
@@ -135,7 +158,7 @@ def embed_queries(queries, collection):
     Raises UserError if none can.
     """
     outside = [query for query in queries if query.embedding is None]
-    embeddings, bad = embed_images([query.file for query in outside], collection)
+    embeddings, bad = embed_images([query.picture for query in outside], collection)
     for number, query in enumerate(outside):
         if number not in bad:
             query.embedding = embeddings[number]

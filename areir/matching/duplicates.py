@@ -17,6 +17,7 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from areir import processes
 from areir.data.images import PixelFormat, open_image, quiet_pillow, stored_size
 from areir.data.loading import embed_files
 from areir.errors import UserError
@@ -48,6 +49,24 @@ class Group(NamedTuple):
     def kind(self):
         """Return the kind of the image that is least surely a copy."""
         return max((like.kind for like in self.others.values()), key=KINDS.index)
+
+
+def find_duplicates(collection, least, nearest=NEAREST):
+    """Return the Groups of a Collection, and {(index, index): score} of same items.
+
+    Each image is compared with its `nearest`; least: see `Comparer`. All processes of
+    torchrun call this together; the others than rank 0 return nothing: ([], {}).
+    Raises UserError if there is a single image.
+    """
+    if len(collection) < 2:
+        raise UserError(f'{collection.name}: a single image, so nothing to compare')
+    identical = processes.is_first() and find_identical(collection)
+    identical = processes.from_first(identical)
+    pairs = find_pairs(collection, min(nearest, len(collection) - 1), identical)
+    if not processes.is_first():
+        return [], {}
+    groups = find_groups(pairs, identical, collection, least)
+    return groups, same_items(pairs, groups, collection)
 
 
 # Which images to compare

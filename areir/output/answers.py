@@ -11,9 +11,9 @@ from areir.bars import progress_bar
 from areir.data.images import load_image, save_image
 from areir.errors import counted
 from areir.files import atomic_folder, cut_name, write_table
-from areir.gallery.queries import Query
+from areir.gallery.queries import Query, count_available, search_queries
 from areir.matching.thresholds import digits_apart, threshold_of
-from areir.matching.votes import confidence_of, vote
+from areir.matching.votes import confidence_of, images_to_find, vote
 from areir.output.sheets import COLOURS, THUMBNAIL, contact_sheet, thumbnail
 
 SHEETS = 100  # contact sheets drawn at most
@@ -74,7 +74,7 @@ def make_answer(query, scores, indices, collection, number):
     threshold = threshold_of(collection)
     if threshold:
         lowest = threshold.score
-        if answer.score >= lowest and query.index < 0 and is_plain(query.file):
+        if answer.score >= lowest and query.index < 0 and is_plain(query.picture):
             answer.is_plain, lowest = True, math.inf
         answer.matched = answer.score >= lowest
         table['match'] = table['score'] >= lowest
@@ -89,9 +89,29 @@ def make_answer(query, scores, indices, collection, number):
     return answer
 
 
-def is_plain(path):
+def find_answers(queries, collection, number):
+    """Return the Answers to Queries, which have embeddings.
+
+    number: how many images each shows; fewer if the collection has no more.
+    """
+    k = images_to_find(number, count_available(queries, collection))
+    results = search_queries(queries, collection, k)
+    return [
+        make_answer(query, *nearest, collection, number) for query, nearest in results
+    ]
+
+
+def join_tables(answers, names):
+    """Return one table of all Answers; the column query has these names."""
+    tables = [answer.table.copy() for answer in answers]
+    for table, name in zip(tables, names):
+        table.insert(0, 'query', name)
+    return pd.concat(tables, ignore_index=True)
+
+
+def is_plain(picture):
     """Return whether an image has one colour: a network may find it near anything."""
-    image = load_image(path, least=SIDE).resize((SIDE, SIDE), Image.Resampling.BOX)
+    image = load_image(picture, least=SIDE).resize((SIDE, SIDE), Image.Resampling.BOX)
     return max(ImageStat.Stat(image).stddev) <= PLAIN
 
 
@@ -123,7 +143,7 @@ def draw_answer(answer, least=None):
     least: see `load_image`; by default the images are whole.
     """
     query = answer.query
-    images = [load_image(query.file, least=least)]
+    images = [load_image(query.picture, least=least)]
     thumbnails = [thumbnail(images[0], 'black', 1)]
     title = 'query' if answer.matched else 'query: no match'
     captions = [(title, 'class unknown' if query.label is None else str(query.label))]
@@ -199,7 +219,7 @@ def write_answer(answer, collection, results_root, heat_maps=False):
 def print_answer(answer, collection):
     """Print the query, the table and the verdict."""
     label = 'class unknown' if answer.query.label is None else answer.query.label
-    print(f'query {answer.query.file} ({label}), nearest in {answer.folder}:')
+    print(f'query {answer.query.picture} ({label}), nearest in {answer.folder}:')
     table = answer.table.dropna(axis=1, how='all')
     table = table.drop(columns=['predicted_class', 'confidence'], errors='ignore')
     print(table.to_string(index=False, float_format='{:.4f}'.format, na_rep=''))
@@ -219,18 +239,17 @@ def write_answers(answers, collection, query_folder, results_root):
     name = cut_name(os.path.basename(os.path.abspath(query_folder)))
     target = os.path.join(results_root, f'{name}_answers')
     with atomic_folder(target, MARK) as folder:
-        tables = []
-        bar = progress_bar(answers, 'drawing', unit='query', delay=1)
-        for number, answer in enumerate(bar, 1):
-            name = os.path.relpath(answer.query.file, query_folder)
-            tables.append(answer.table.copy())
-            tables[-1].insert(0, 'query', name.replace(os.sep, '/'))
-            if number <= SHEETS:
-                name = name.replace(os.sep, '_')
-                name = cut_name(os.path.splitext(name)[0], 100)
-                sheet, _ = draw_answer(answer, THUMBNAIL)
-                sheet.save(os.path.join(folder, f'{number:03d}_{name}.png'))
-        write_table(os.path.join(folder, MARK), pd.concat(tables))
+        names = [
+            os.path.relpath(answer.query.picture, query_folder).replace(os.sep, '/')
+            for answer in answers
+        ]
+        bar = progress_bar(answers[:SHEETS], 'drawing', unit='query', delay=1)
+        for number, (answer, name) in enumerate(zip(bar, names), 1):
+            name = os.path.splitext(name.replace('/', '_'))[0]
+            sheet, _ = draw_answer(answer, THUMBNAIL)
+            path = f'{number:03d}_{cut_name(name, 100)}.png'
+            sheet.save(os.path.join(folder, path))
+        write_table(os.path.join(folder, MARK), join_tables(answers, names))
     threshold = threshold_of(collection)
     if threshold:
         matches = sum(answer.matched for answer in answers)

@@ -40,7 +40,7 @@ def check_folder(flag, folder):
 
 
 def export_vectors(collection, folder):
-    """Write vectors.npy (N, D) float32 and images.csv, row for row; print the paths."""
+    """Write vectors.npy (N, D) float32 and images.csv, row for row; return paths."""
     os.makedirs(folder, exist_ok=True)
     vectors_path = os.path.join(folder, 'vectors.npy')
     table_path = os.path.join(folder, 'images.csv')
@@ -49,8 +49,7 @@ def export_vectors(collection, folder):
         np.save(file, vectors)
     columns = {'path': collection.images, 'class': collection.classes}
     write_table(table_path, pd.DataFrame({'row': range(len(collection)), **columns}))
-    count, dimensions = vectors.shape
-    print(f'wrote {vectors_path} ({count:,} x {dimensions:,} float32) and {table_path}')
+    return [vectors_path, table_path]
 
 
 def load_pyarrow():
@@ -63,7 +62,7 @@ def load_pyarrow():
 
 
 def export_parquet(collection, folder):
-    """Write images.parquet, a row for each image, in blocks; print its path.
+    """Write images.parquet, a row for each image, in blocks; return [its path].
 
     Its columns are path, class and vector, float32 of fixed length. Text in Parquet is
     UTF-8: other bytes of a file name are written as \\xe9.
@@ -88,12 +87,15 @@ def export_parquet(collection, folder):
                 arrow.FixedSizeListArray.from_arrays(vectors, dimensions),
             )
             writer.write_table(arrow.table(columns, schema))
-    print(f'wrote {path} ({count:,} x {dimensions:,} float32)')
+    return [path]
 
 
 def to_unicode(name):
     """Return a file name or None with the bytes that are not UTF-8 escaped."""
     return name and os.fsencode(name).decode(errors='backslashreplace')
+
+
+EXPORTS = {'npy': export_vectors, 'parquet': export_parquet}
 
 
 class PixelEmbedder(nn.Module):

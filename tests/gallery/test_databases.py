@@ -68,7 +68,7 @@ def test_stored_queries_may_retrieve_the_whole_gallery(open_database, tmp_path):
     for name in (str(file), 'toy/query/2.png', 'query/2.png'):
         (query,) = find_queries(query_paths(name, collection.folder), collection)
         assert (query.index, query.label) == (-1, 'figure_4')
-        assert query.file == str(file) and torch.equal(query.embedding, stored[0])
+        assert query.picture == str(file) and torch.equal(query.embedding, stored[0])
     ((_, (_, indices)),) = search_queries([query], collection, 8)
     assert sorted(indices) == list(range(8))
 

@@ -40,7 +40,7 @@ def answer_outside(collection, tmp_path, degrees, k=4):
     """Return the Answer to an image outside the collection."""
     path = str(tmp_path / 'own.png')
     draw_noise(tmp_path / 'own.png', 99)
-    query = Query(file=path, name=path, embedding=on_circle(degrees)[0])
+    query = Query(path, path, embedding=on_circle(degrees)[0])
     ((_, row),) = search_queries([query], collection, 4)
     return answers.make_answer(query, *row, collection, k)
 
@@ -76,7 +76,7 @@ def test_a_query_of_one_colour_has_no_match(collection, tmp_path):
     """Even with the very embedding of an image."""
     path = str(tmp_path / 'green.jpg')
     embedding = on_circle(0)[0]
-    query = Query(file=path, name=path, embedding=embedding)
+    query = Query(path, path, embedding=embedding)
     for spread, matched in ((1, False), (25, True)):
         image = Image.effect_noise((12, 12), spread).resize((200, 200))
         image.convert('RGB').save(path)

@@ -157,7 +157,7 @@ class Views:
         shown = sent_index(generation, 'shown')
         with sent_query(generation, self.uploads) as query, self.folder.computing:
             path = collection.path_of(shown)
-            pair = draw_pair(query.file, path, collection.trained)
+            pair = draw_pair(query.picture, path, collection.trained)
         return Response(pair, mimetype='image/png')
 
     def picture(self, token, index, size):
@@ -210,7 +210,7 @@ def sent_query(generation, uploads):
             check_pixels(path, MOST_PIXELS)
         except UserError as error:
             raise unreadable(path, error) from error
-        yield Query(file=path, name='picture')
+        yield Query(path, name='picture')
 
 
 def sent_index(generation, field):

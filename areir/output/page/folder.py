@@ -55,9 +55,9 @@ class SearchedFolder:
             raise UserError('The folder has no other image.')
         with self.computing:
             if query.embedding is None:
-                embeddings, problems = embed_images([query.file], collection)
+                embeddings, problems = embed_images([query.picture], collection)
                 if problems:
-                    raise unreadable(query.file, problems[0])
+                    raise unreadable(query.picture, problems[0])
                 query.embedding = embeddings[0]
             nearest = images_to_find(number, available)
             ((_, result),) = search_queries([query], collection, nearest)
