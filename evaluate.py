@@ -10,10 +10,16 @@ FILE is a database of train.py or of the original code, or a .npz, .pt, .safeten
 a .npy file of vectors, whose labels may be in a second file:
 
 python evaluate.py vectors.npy --labels images.csv
+
+With a folder, the runs of train.py below it are listed, also in its file runs.csv:
+
+python evaluate.py results/
+python evaluate.py results/ --compare RUN OTHER    # two of them, on the same queries
 """
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import sys
@@ -26,9 +32,10 @@ from areir.scripts import utils
 if __name__ == '__main__':
     utils.before_imports(get_parser)  # the imports below take seconds
 
+import pandas as pd
 import torch
 
-from areir.errors import UserError, counted
+from areir.errors import UserError, counted, missing, printable
 from areir.evaluation.embeddings_file import match_queries, rank_file
 from areir.evaluation.intervals import (
     NO_INTERVAL,
@@ -39,8 +46,9 @@ from areir.evaluation.intervals import (
 )
 from areir.evaluation.metrics import check_ks, measures, summary, without_lone_queries
 from areir.evaluation.roc import verification
-from areir.files import make_writable
+from areir.files import make_writable, write_table
 from areir.hardware import limit_threads
+from areir.training.runs import FIGURES, read_runs
 
 NOT_COMPARABLE = 'not comparable with strict figures'
 
@@ -48,6 +56,14 @@ NOT_COMPARABLE = 'not comparable with strict figures'
 def get_args():
     parser = get_parser()
     args = parser.parse_args()
+    if args.file is None and args.compare:
+        args.file = args.compare.pop()  # --compare OTHER FILE
+    if args.file is None:
+        parser.error('give a file of embeddings, or a folder of runs')
+    if os.path.isdir(args.file):
+        check_folder(args, parser)
+    elif len(args.compare) > 1:
+        parser.error('--compare: a single other file')
     if args.device is None:
         args.device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if not is_usable(args.device):
@@ -58,6 +74,22 @@ def get_args():
     if isinstance(args.verification, str):
         make_writable(os.path.dirname(args.verification) or '.', '--verification')
     return args
+
+
+def check_folder(args, parser):
+    """Set file and compare to the databases of two runs, if two are compared."""
+    if not args.compare:
+        for flag in ('labels', 'metric', 'recalls', 'verification', 'evaluate_heads'):
+            if getattr(args, flag):
+                parser.error(f'--{flag} is for a file, and {args.file} is a folder')
+        return
+    if len(args.compare) != 2:
+        parser.error(f'--compare: name two runs of {args.file}')
+    files = [os.path.join(args.file, f'{run}_data_base.pth') for run in args.compare]
+    for run, file in zip(args.compare, files):
+        if not os.path.isfile(file):
+            raise UserError(f'--compare {run}: {file}: {missing(file)}')
+    args.file, *args.compare = files
 
 
 def is_usable(device):
@@ -74,14 +106,21 @@ def is_usable(device):
 def main():
     args = get_args()
     limit_threads()
+    is_folder = os.path.isdir(args.file)
     # notices of what is read; with --json, they must not be part of it
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
-        report = evaluate_file(args)
+        report = read_runs(args.file) if is_folder else evaluate_file(args)
     with contextlib.suppress(BrokenPipeError):  # of `| head`, which stops early
         if args.json:
             print(json.dumps(report, indent=2, ensure_ascii=False))
+        elif is_folder:
+            print_runs(args.file, report)
         else:
             print_report(report)
+    if is_folder:
+        path = os.path.join(args.file, 'runs.csv')
+        write_table(path, pd.DataFrame(report))
+        print(f'wrote {path}', file=sys.stderr if args.json else sys.stdout)
 
 
 # The report
@@ -92,7 +131,7 @@ def evaluate_file(args):
     verifies = args.verification is not None
     options = args.labels, args.metric, verifies
     result = rank_file(args.file, args.device, None, *options)
-    if result.labels_unused and args.compare is None:
+    if result.labels_unused and not args.compare:
         raise UserError(f'--labels {args.labels}: {args.file} holds its labels')
     ks = args.recalls or [k for k in RECALLS if k <= result.available]
     check_ks(ks, result.available)
@@ -128,8 +167,8 @@ def evaluate_file(args):
             from areir.output.charts import draw_roc  # imports matplotlib, a second
 
             draw_roc(result.pairs, args.verification)
-    if args.compare is not None:
-        report |= compare_files(args, result, values, ks)
+    for path in args.compare:
+        report |= compare_files(args, path, result, values, ks)
     return nan_to_none(report)
 
 
@@ -142,12 +181,12 @@ def recall_of_heads(args, heads):
     return {'recall@1': hits.mean().item(), 'interval': interval}
 
 
-def compare_files(args, result, values, ks):
-    """Return the report's entries about --compare: other and difference.
+def compare_files(args, path, result, values, ks):
+    """Return the report's entries about the file of --compare: other and difference.
 
     values: the measures of each query of `result`.
     """
-    other = rank_file(args.compare, args.device, None, args.labels, args.metric)
+    other = rank_file(path, args.device, None, args.labels, args.metric)
     if result.labels_unused and other.labels_unused:
         raise UserError(f'--labels {args.labels}: both files hold their labels')
     order = match_queries(result, other)
@@ -156,7 +195,7 @@ def compare_files(args, result, values, ks):
     compared = compare(values, others, result.query.labels)
     return {
         'other': {
-            'file': args.compare,
+            'file': path,
             **other.found,
             'metrics': summary(other.ranks, ks),
         },
@@ -271,6 +310,36 @@ def print_comparison(report):
             f'{percent(row["difference"]):>12}   '
             f'{percents([row["low"], row["high"]])}{row["p"]:14.4f}'
         )
+
+
+# Runs
+
+
+def print_runs(folder, runs):
+    print(
+        f'{counted(len(runs), "run")} below {folder}: Recall@1 with its 95 % interval'
+    )
+    titles = 'new among new', 'whole gallery: trained', 'whole gallery: new'
+    columns = ''.join(f'{title:<27}' for title in titles)
+    print(f'\n    {columns}{"train / all s":<15}{"date":<12}commit')
+    for data, group in itertools.groupby(runs, lambda run: run['data']):
+        print(printable(data))
+        for run in group:
+            what = ', '.join(filter(None, map(run.get, ('network', 'recipe', 'note'))))
+            print(printable(f'  {run["name"]}: {what}'))
+            figures = ''.join(f'{figure_of_run(run, name):<27}' for name in FIGURES)
+            seconds = (run['train_seconds'], run['seconds'])
+            times = '-' if None in seconds else '{:,.0f} / {:,.0f}'.format(*seconds)
+            date, commit = (run[name] or '-' for name in ('date', 'commit'))
+            print(f'    {figures}{times:<15}{date[:10]:<12}{commit[:7]}')
+
+
+def figure_of_run(run, name):
+    """Return a figure of a run and its interval, if it has them."""
+    value, low, high = (run[name + end] for end in ('', '_low', '_high'))
+    if value is None or low is None:
+        return '-' if value is None else f'{value:.2%}'
+    return f'{value:.2%} ({100 * low:.2f} to {100 * high:.2f})'
 
 
 if __name__ == '__main__':

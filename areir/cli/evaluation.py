@@ -10,11 +10,12 @@ def get_parser():
     )
     parser.add_argument(
         'file',
+        nargs='?',
         type=path,
         help='a database of train.py or of the original code; a .npz, .pt, .h5 or '
         '.safetensors file of embeddings and labels and, if the queries are not the '
         'gallery, also query_embeddings and query_labels; or vectors in a .npy, .csv, '
-        '.tsv, .txt or .parquet file',
+        '.tsv, .txt or .parquet file; or a folder, whose runs are listed',
     )
     add = parser.add_argument_group('what is measured').add_argument
     flag = add('--labels', metavar='FILE', type=path)
@@ -40,8 +41,11 @@ def get_parser():
         'matches at 1, 0.1 and 0.01 %% false ones and the equal error rate; with a '
         'file, draw the curve there'
     )
-    flag = add('--compare', metavar='OTHER', type=path)
-    flag.help = 'a second file with embeddings of the same images, to compare with'
+    flag = add('--compare', metavar='OTHER', nargs='+', type=path, default=[])
+    flag.help = (
+        'a second file with embeddings of the same images, to compare with; with a '
+        'folder, the names of two of its runs'
+    )
     flag = add('--evaluate_heads', metavar='1,2,4', type=positives, default=[])
     flag.help = (
         'also report Recall@1 of the first 1, 2, 4 heads, of a database of train.py '

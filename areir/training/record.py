@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 import torch
@@ -155,6 +156,7 @@ def provenance(experiment, result):
     versions |= {name: version(name) for name in PACKAGES}
     held_out = split.parts['val'].classes if 'val' in split.parts else []
     return {
+        'date': datetime.now(UTC).isoformat(timespec='seconds'),
         'command': experiment.command,
         'arguments': vars(args),
         'commit': experiment.commit,
