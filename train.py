@@ -12,6 +12,7 @@ killed at any moment: the same command with --resume continues from its last che
 """
 
 import argparse
+import contextlib
 import math
 import time
 from functools import partial
@@ -332,14 +333,24 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
     )
     with run.locked():
         if run.check_start(args.resume, args.overwrite):
-            train(run, experiment, base)
+            with open_log(run, args) as log:
+                train(run, experiment, base, log)
     return None if rank else run.outcome()
 
 
-def train(run, experiment, base):
+def open_log(run, args):
+    """Return a context manager of the Log of --log, or of None."""
+    if not args.log or not processes.is_first():
+        return contextlib.nullcontext()
+    from areir.output.loggers import Log  # few runs need it
+
+    return Log(args.log, run, vars(args))
+
+
+def train(run, experiment, base, log=None):
     """Train a run from its last checkpoint, or from the beginning, to its end.
 
-    base: the contents of the model file of --extend, or None.
+    base: the contents of the model file of --extend, or None; log: a Log or None.
     """
     args, split, partition = experiment.args, experiment.split, experiment.partition
     hardware, pixel_format = experiment.hardware, experiment.pixel_format
@@ -394,10 +405,14 @@ def train(run, experiment, base):
             continue
         lr = rate(epoch - 0.5) if epoch else 0.0
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
+        if log:
+            log.send_rows(progress.rows)
 
     first = processes.is_first()
     if first:
         print_result(run, progress)
+        if log:
+            log.send_pictures(run.path('data_base.pth'), split.folder)
     processes.leave()
     if first:
         run.end()

@@ -1,6 +1,7 @@
 """The flags of train.py."""
 
 import os
+from importlib.util import find_spec
 
 from areir.cli import add_device_flag, make_parser
 from areir.cli.recipes import EMBEDDINGS, RECIPES, by_recipe
@@ -8,6 +9,7 @@ from areir.cli.types import (
     RECALLS,
     image_size,
     integers,
+    logs,
     number,
     path,
     positive,
@@ -32,6 +34,11 @@ def get_parser():
     flag.help = (
         'name with which the files of this run begin [default value is '
         '{data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}]'
+    )
+    flag = add('--log', type=logs, default=[])
+    flag.help = (
+        'also send losses, figures, flags and pictures of the worst queries to '
+        'tensorboard, wandb or mlflow, or to several separated by commas'
     )
     flag = add('--overwrite', action='store_true')
     flag.help = 'replace an interrupted run, or a finished one with other settings'
@@ -227,6 +234,10 @@ def check_flags(args, parser):
             '--batch_size 1 needs an --image_size above 32: batch norm would '
             'have a single value to normalise'
         )
+    for package in args.log:
+        # a folder of that name, such as wandb makes, is no package
+        if not getattr(find_spec(package), 'origin', None):
+            raise UserError(f'--log {package}: first pip install {package}')
     for flag in ('weights', 'extend'):
         path = getattr(args, flag)
         if path not in (None, 'pretrained', 'none') and not os.path.isfile(path):

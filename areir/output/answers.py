@@ -20,7 +20,7 @@ SHEETS = 100  # contact sheets drawn at most
 LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
 MARK = 'retrieved.csv'  # marks a folder that an earlier call wrote
 # ends of the names of other folders below --results_root
-OTHERS = '_answers', '_duplicates', '_index', '_checkpoint', '_copies'
+OTHERS = '_answers', '_duplicates', '_index', '_checkpoint', '_copies', '_tensorboard'
 SIDE = 16  # pixels of a query, reduced to tell whether it is plain
 PLAIN = 4  # of 255: largest standard deviation of a plain query's pixels, in a channel
 

@@ -3,6 +3,7 @@
 results/<run>_{results.csv,model.pth,data_base.pth,run.json,curves.svg}
 results/<run>_checkpoint/     while it is not finished, see checkpoints.py
 results/<run>_copies/         while it is not finished, see data/copies.py
+results/<run>_tensorboard/    with --log tensorboard, see output/loggers.py
 results/<run>.lock            while a process trains, which locks it
 """
 
@@ -34,7 +35,7 @@ from areir.training import checkpoints
 # flags that may differ when a run is resumed
 FREE = (
     *('data_root', 'results_root', 'num_workers', 'gpu_ids', 'parallel'),
-    *('copies', 'device', 'quiet'),
+    *('copies', 'device', 'quiet', 'log'),
     *('resume', 'checkpoint_minutes', 'test_every', 'run_name', 'overwrite'),
 )
 # flags that a threshold depends on
@@ -150,6 +151,7 @@ class Run:
         if processes.is_first():  # it holds the lock, so nothing else writes them
             if not self.checkpoints():
                 remove(self.path('copies'))
+                remove(self.path('tensorboard'))
             for path in map(self.path, WRITTEN):
                 remove_leftovers(*os.path.split(path), older_than=0)
         return True
