@@ -13,6 +13,7 @@ import make_flags
 
 # flags of torchrun, which some commands use
 TORCHRUN = {'--nproc_per_node', '--nnodes', '--rdzv_backend', '--rdzv_endpoint'}
+VIEWERS = {'--logdir', '--backend'}  # of tensorboard and mlflow
 FLAG = re.compile(r'(?<![\w-])--[a-z]\w*')
 LINK = re.compile(r'\]\(([^)\s]+)\)')
 # `areir/files.py`, `areir/training/`, `.ci/run`, `Makefile`, but not `photos/<class>/`
@@ -95,5 +96,5 @@ def test_flags_exist(page):
     scripts = [f'{name}.py' for name in make_flags.SCRIPTS]
     files = os.listdir(os.path.join(REPOSITORY, 'benchmarks'))
     scripts += [f'benchmarks/{name}' for name in files if name.endswith('.py')]
-    everywhere = set.union(TORCHRUN, *map(known_flags, scripts))
+    everywhere = set.union(TORCHRUN, VIEWERS, *map(known_flags, scripts))
     assert set(FLAG.findall(text)) <= everywhere
