@@ -4,12 +4,16 @@ A file or folder is written under a temporary name beside its final one and move
 it is complete. Temporary names are unique: two writers of one file do not collide.
 """
 
+import argparse
+import codecs
 import contextlib
 import errno
 import glob
 import json
 import math
 import os
+import pathlib
+import re
 import secrets
 import shutil
 import sys
@@ -19,7 +23,10 @@ import warnings
 import zipfile
 import zlib
 
+import numpy as np
+import safetensors.torch
 import torch
+from torch.serialization import safe_globals
 
 from areir.errors import UserError
 
@@ -28,6 +35,20 @@ DISK_FULL = errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)
 LONGEST_NAME = 200  # bytes
 READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
+LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
+# what pickled arrays, texts and numbers of numpy, paths and arguments are built by
+BUILDERS = {
+    'numpy.ndarray': np.ndarray,
+    'numpy.dtype': np.dtype,
+    'numpy.core.multiarray._reconstruct': np.empty(0).__reduce__()[0],
+    'numpy.core.multiarray.scalar': np.float64(0).__reduce__()[0],
+    '_codecs.encode': codecs.encode,
+    'pathlib.PosixPath': pathlib.PurePosixPath,
+    'pathlib._local.PosixPath': pathlib.PurePosixPath,  # Python 3.13
+    'pathlib.WindowsPath': pathlib.PureWindowsPath,
+    'argparse.Namespace': argparse.Namespace,
+}
+BUILDERS |= {name.replace('.core.', '._core.'): f for name, f in BUILDERS.items()}
 
 
 class WriteError(OSError):
@@ -224,35 +245,56 @@ def refuse_folder(path):
         raise UserError(f'{path} is a folder in the place of a file: remove it')
 
 
-def load_tensors(path, mmap=False, check=True):
-    """torch.load plain tensors and containers on the CPU; nothing is executed.
+def is_safetensors(start):
+    """Whether a file begins so: the length of a header, then the header in JSON."""
+    return int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
 
-    torch.save writes zip files, whose checksums torch.load does not check: here the
-    whole file is read once to check them, unless `check` is False. mmap: map the
-    tensors from the file instead of reading them, if its path is valid UTF-8, which
-    torch needs. Raises UserError naming the file if it is missing, damaged or holds
-    objects.
+
+def load_tensors(path, mmap=False, check=True):
+    """Load what torch.save or safetensors wrote on the CPU; nothing is executed.
+
+    Beside tensors and plain containers, only what BUILDERS build is loaded. torch.save
+    writes zip files, whose checksums torch.load does not check: here the whole file is
+    read once to check them, unless `check` is False. mmap: map the tensors from the
+    file instead of reading them, if its path is valid UTF-8, which torch needs. Raises
+    UserError naming the file if it is missing, damaged or of another kind, or holds
+    other objects.
     """
     refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
+    with open(path, 'rb') as file:
+        start = file.read(len(LEGACY))
+    allowed = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    allowed += [(function, name) for name, function in BUILDERS.items()]
     try:
-        if check and zipfile.is_zipfile(path):  # files of torch before 1.6 are not
+        if is_safetensors(start):
+            with open(path, 'rb') as file:
+                return safetensors.torch.load(file.read())
+        if check and start.startswith(b'PK'):
             with zipfile.ZipFile(path) as file:
                 if file.testzip():
                     raise zipfile.BadZipFile('a checksum does not fit')
         mmap = mmap and is_unicode(path)
-        with warnings.catch_warnings():
+        with safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # torch warns before it refuses a file
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged file
-        if isinstance(error, OSError) and error.filename:
-            raise  # the file cannot be opened
-        damaged = isinstance(error, zipfile.BadZipFile)
-        reason = str(error) if damaged else type(error).__name__
-        raise UserError(
-            f'{path} is damaged or not a file of tensors ({reason})'
-        ) from error
+        if refused := re.search(r'(?:GLOBAL|function) (\S+)', str(error)):
+            raise objects_refused(path, refused[1]) from error
+        damaged = start in (b'', LEGACY) or is_safetensors(start)
+        damaged |= isinstance(error, zipfile.BadZipFile)
+        kind = 'damaged: copy it again' if damaged else 'no file of tensors'
+        raise UserError(f'{path} is {kind} ({type(error).__name__})') from error
+
+
+def objects_refused(path, name):
+    """Return the UserError about a file that holds objects of the class `name`."""
+    return UserError(
+        f'{path} holds objects ({name}), which are not loaded, for they could run any '
+        'code: save tensors, such as a state_dict(), with torch.save, or plain arrays '
+        'with numpy.savez'
+    )
 
 
 def load_own(path, needed, advice, mmap=False):

@@ -10,10 +10,7 @@ of pickled objects only texts, numbers, paths and arrays of them are built.
 Labels that a file lacks are in a second one: .npy, .txt (one a line), .csv or .tsv.
 """
 
-import argparse
-import codecs
 import os
-import pathlib
 import pickle
 import posixpath
 import re
@@ -22,9 +19,7 @@ import zipfile
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
-from torch.serialization import safe_globals
 
 from areir.data.lists import (
     check_roles,
@@ -37,7 +32,15 @@ from areir.data.lists import (
     shorten,
 )
 from areir.errors import UserError, counted, printable
-from areir.files import is_unicode, load_tensors, refuse_special
+from areir.files import (
+    BUILDERS,
+    LEGACY,
+    is_safetensors,
+    is_unicode,
+    load_tensors,
+    objects_refused,
+    refuse_special,
+)
 
 NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
 PREFIXES = ('', 'query_', 'gallery_', 'test_')
@@ -48,21 +51,7 @@ USED |= {*NOTES, 'ensemble_size'}
 BESIDE = ('labels.npy', 'labels.csv', 'labels.txt', 'images.csv')
 TABLES = ('.csv', '.tsv', '.txt')
 ADVICE = 'save plain arrays with numpy.savez, or tensors with torch.save'
-LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 HDF5 = b'\x89HDF\r\n\x1a\n'
-# what pickled arrays, texts and numbers of numpy, paths and arguments are built by
-BUILDERS = {
-    'numpy.ndarray': np.ndarray,
-    'numpy.dtype': np.dtype,
-    'numpy.core.multiarray._reconstruct': np.empty(0).__reduce__()[0],
-    'numpy.core.multiarray.scalar': np.float64(0).__reduce__()[0],
-    '_codecs.encode': codecs.encode,
-    'pathlib.PosixPath': pathlib.PurePosixPath,
-    'pathlib.WindowsPath': pathlib.PureWindowsPath,
-    'argparse.Namespace': argparse.Namespace,
-    'pandas.NA': None,
-    'pandas._libs.missing.NA': None,
-}
 
 
 def load_entries(path, labels=None):
@@ -109,18 +98,16 @@ def read(path):
 
 def find_reader(path, start):
     """Return the function that reads a file of the first bytes `start`."""
-    # the length of a header, then the header, which is JSON
-    is_safetensors = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
     for begins, reader in (
-        (start.startswith(b'PK'), read_zip),
-        (start.startswith(LEGACY), read_tensors),
-        (start.startswith(b'\x93NUMPY'), read_npy),
-        (start.startswith(HDF5), read_hdf5),
-        (start.startswith(b'PAR1'), read_parquet),
-        (is_safetensors, safetensors.torch.load_file),
+        (b'PK', read_zip),
+        (b'\x93NUMPY', read_npy),
+        (HDF5, read_hdf5),
+        (b'PAR1', read_parquet),
     ):
-        if begins:
+        if start.startswith(begins):
             return reader
+    if start.startswith(LEGACY) or is_safetensors(start):
+        return read_tensors
     if not start:
         kind = 'an empty file'
     elif start.startswith(b'version https://git-lfs'):
@@ -179,37 +166,16 @@ class PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         name = f'{module}.{name}'
-        plain = name.replace('numpy._core.', 'numpy.core.')
-        plain = plain.replace('pathlib._local.', 'pathlib.')
-        if plain not in BUILDERS:
+        if name in ('pandas.NA', 'pandas._libs.missing.NA'):
+            return None
+        if name not in BUILDERS:
             raise objects_refused(self.path, name)
-        return BUILDERS[plain]
-
-
-def objects_refused(path, name):
-    return UserError(
-        f'{path} holds objects ({name}), which are not loaded, for they could run any '
-        f'code: {ADVICE}'
-    )
+        return BUILDERS[name]
 
 
 def read_tensors(path):
-    """Read what torch.save wrote; arrays of numpy may be among it."""
-    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
-    allowed = [
-        (function, name.replace('numpy.core.', core))
-        for name, function in BUILDERS.items()
-        for core in ('numpy.core.', 'numpy._core.')
-        if function
-    ]
-    try:
-        with safe_globals([*allowed, *dtypes]):
-            content = load_tensors(path)
-    except UserError as error:
-        cause = str(error.__cause__)
-        if refused := re.search(r'(?:GLOBAL|function) (\S+)', cause):
-            raise objects_refused(path, refused[1]) from error
-        raise
+    """Read what torch.save or safetensors wrote; arrays may be among it."""
+    content = load_tensors(path)
     if isinstance(content, dict):
         return content
     if isinstance(content, torch.Tensor):
@@ -258,7 +224,7 @@ def read_table(path):
     if not rows:
         raise UserError(f'{path} is an empty table')
     header = [str(number) for number in range(len(rows[0][1]))]  # as pandas counts
-    if rows[0][1] == header or not are_numbers(rows[0][1]):
+    if rows[0][1] == header or not count_numbers(rows[0][1]):
         header = rows.pop(0)[1]
         header[0] = header[0].lstrip('# ')
     return table_entries(path, header, rows)
@@ -309,7 +275,7 @@ def vector_columns(header, first):
     """Return the places of the columns of vectors; first: the cells of a row."""
     groups = {}  # {name without its number: (size, places)}
     for place, (name, cell) in enumerate(zip(header, first)):
-        size = len(to_numbers(cell)) if are_numbers(cell) else 0
+        size = count_numbers(cell)
         stem = name if size > 1 else re.sub(r'\d+$', '', name)
         if size > 1 or (size == 1 and stem != name):
             count, places = groups.get(stem, (0, []))
@@ -317,12 +283,12 @@ def vector_columns(header, first):
     return max(groups.values(), key=lambda group: group[0], default=(0, []))[1]
 
 
-def are_numbers(cells):
+def count_numbers(cells):
+    """Return how many numbers `to_numbers` finds, 0 if it raises an error."""
     try:
-        to_numbers(cells)
+        return len(to_numbers(cells))
     except (TypeError, ValueError):
-        return False
-    return True
+        return 0
 
 
 def to_numbers(cells):

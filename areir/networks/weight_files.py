@@ -1,16 +1,8 @@
-"""Read the weights of a network from the files that other programs save.
+"""Read the weights of a network from the files that other programs save."""
 
-Nothing in a file is executed: torch loads tensors and plain containers, and what often
-lies beside them (arguments, numbers of numpy, paths) is replaced by an empty object.
-"""
-
-import os
 import re
-import zipfile
 
-import safetensors.torch
 import torch
-from torch.serialization import safe_globals
 
 from areir.errors import UserError
 from areir.files import load_tensors
@@ -23,24 +15,9 @@ WRAPPERS = '_orig_mod module teacher encoder_q base_encoder model backbone visua
 PARTS = 'features', 'body', 'encoder', 'visual'
 # prefixes of what SwAV, SimSiam, VICReg and MAE train beside a network
 HEADS = 'projection_head.', 'prototypes.', 'predictor.', 'projector.', 'decoder'
-HARMLESS = """
-    argparse.Namespace pathlib.PosixPath pathlib.WindowsPath pathlib._local.PosixPath
-    numpy.dtype numpy.ndarray numpy.core.multiarray.scalar numpy._core.multiarray.scalar
-    numpy.core.multiarray._reconstruct numpy._core.multiarray._reconstruct
-"""
 NAMED = 3  # weights of a kind that a message names
 # layers that classify in files of other programs; timm says which does in its own
 CLASSIFIERS = 'fc', 'fc.0', 'fc.2', 'head', 'classifier', 'head.bn', 'head_dist.bn'
-LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
-
-
-class Unread:
-    """Replaces an object of a file that is not part of the weights."""
-
-    def __init__(self, *args):
-        pass
-
-    __setstate__ = __init__
 
 
 def read_state_dict(path):
@@ -50,10 +27,9 @@ def read_state_dict(path):
     weights is preferred, then the largest. Prefixes of all names are removed; a
     projection head or a text tower is left out. CLIP's own names keep `visual.`, by
     which timm knows them. A file of this program, which has a 'format', is returned as
-    it is. Raises UserError naming the file if it is missing or damaged, or holds what
-    could be executed or no network's weights.
+    it is. Raises UserError as `load_tensors` does, or if there are no weights.
     """
-    content = load(path)
+    content = load_tensors(path)
     if isinstance(content, dict) and isinstance(content.get('format'), int):
         return content
     state = unwrap(find_state(content))
@@ -63,35 +39,6 @@ def read_state_dict(path):
             'state dict written by torch.save'
         )
     return {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
-
-
-def load(path):
-    """Return the contents of a file, or None if it is intact but has no tensors."""
-    start = b''
-    if os.path.isfile(path):
-        with open(path, 'rb') as file:
-            start = file.read(len(LEGACY))
-    # the length of a header, then the header, which is JSON
-    is_safetensors = int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'
-    try:
-        if is_safetensors:
-            with open(path, 'rb') as file:
-                return safetensors.torch.load(file.read())
-        with safe_globals([(Unread, name) for name in HARMLESS.split()]):
-            return load_tensors(path)
-    except (safetensors.SafetensorError, UserError) as error:
-        cause = error.__cause__
-        if not is_safetensors and not cause:
-            raise  # no such file
-        if refused := re.search(r'GLOBAL (\S+)', str(cause)):
-            raise UserError(
-                f'{path} holds {refused[1]}, which is not loaded, for it could run any '
-                'code: save the weights alone, torch.save(network.state_dict(), FILE)'
-            ) from error
-        broken = start[:2] == b'PK' and not zipfile.is_zipfile(path)
-        broken |= isinstance(cause, zipfile.BadZipFile)  # a checksum does not fit
-        if is_safetensors or broken or start in (b'', LEGACY):
-            raise UserError(f'{path} is damaged: copy or download it again') from error
 
 
 def find_state(content):
