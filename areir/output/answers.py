@@ -85,7 +85,8 @@ def make_answer(query, scores, indices, collection, number):
             answer.confidence = confidence_of(result, curve)
         if any(label is not None for label in labels):
             table['predicted_class'] = result.label if answer.matched else 'no match'
-            table['confidence'] = answer.confidence
+            confidence = answer.confidence
+            table['confidence'] = math.nan if confidence is None else confidence
     return answer
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from official import noise, to_pixels, write_classes, write_image, write_lines
 from PIL import ExifTags, Image
+from profiles import rgb_profile
 
 from areir.data.images import (
     PixelFormat,
@@ -12,6 +13,7 @@ from areir.data.images import (
     is_image,
     list_files,
     load_image,
+    to_pictures,
 )
 from areir.data.sample import Figure, draw_image
 from areir.errors import UserError
@@ -248,3 +250,57 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     files = list_files(tmp_path)
     assert {'a/0.png', 'b/0.png', 'a/to_b/0.png', 'b/to_a/0.png'} <= set(files)
     assert len(files) == 4  # none is a/to_b/to_a/..., which would never end
+
+
+# Pictures that are no files
+
+TINY = noise((40, 30))
+NUMBERS = np.arange(999).reshape(27, 37)
+
+
+@pytest.mark.parametrize(
+    ('name', 'image', 'options'),
+    [
+        ('a.png', TINY, {'orientation': 6}),
+        ('b.jpg', TINY, {'orientation': 3}),
+        ('c.tif', TINY, {'orientation': 8}),
+        ('d.webp', TINY, {'orientation': 5}),
+        ('e.png', TINY, {'icc_profile': rgb_profile('Display P3')}),
+        ('f.png', TINY.convert('P'), {'transparency': 3}),
+        ('g.gif', TINY.convert('P'), {}),
+        ('h.png', TINY.convert('LA'), {}),
+        ('i.jpg', TINY.convert('CMYK'), {}),
+        ('j.png', Image.fromarray(NUMBERS.astype(np.uint16)), {}),
+        ('k.tif', Image.fromarray(NUMBERS.astype(np.int32)), {}),
+        ('l.tif', Image.fromarray(NUMBERS.astype(np.float32)), {}),
+    ],
+)
+def test_an_opened_image_gives_the_pixels_of_its_file(tmp_path, name, image, options):
+    if 'orientation' in options:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = options['orientation']
+        options = {'exif': exif}
+    image.save(tmp_path / name, **options)
+    expected = load_image(tmp_path / name)
+    opened = Image.open(tmp_path / name)
+    opened.load()
+    before = opened.copy()
+    (picture,) = to_pictures(opened)
+    assert picture is opened
+    assert load_image(picture, least=8, reduce=PixelFormat(99).reduction()) == expected
+    assert opened.copy() == before  # still as the caller has it
+
+
+def test_an_image_that_is_not_read_is_its_file(tmp_path):
+    """So a JPEG is decoded at a fraction, and 16 bits of RGB are not lost."""
+    path = tmp_path / 'it.jpg'
+    TINY.resize((400, 300)).save(path)
+    opened = Image.open(path)
+    assert to_pictures([opened, path]) == [str(path), str(path)]
+    assert opened.size == (400, 300)
+    TINY.save(tmp_path / 'it.gif', save_all=True, append_images=[TINY.rotate(90)])
+    second = Image.open(tmp_path / 'it.gif')
+    second.seek(1)
+    path.unlink()
+    gone = opened
+    assert to_pictures(iter([second, gone])) == [second, gone]
