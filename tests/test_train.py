@@ -280,7 +280,7 @@ def test_a_run_does_not_replace_the_model_that_it_extends(slim, slim_backbone, b
         (['--seed', str(2**63)], f'--seed: {2**63}'),
         (['--weights', 'nowhere.pth'], 'nowhere.pth'),
         (['--extend', ''], '--extend: empty'),
-        (['--weights', '../my project/train.py'], 'train.py holds no weights'),
+        (['--weights', '../my project/train.py'], 'train.py is no file of tensors'),
     ],
 )
 def test_training_refuses_in_one_line(slim, flags, text):
