@@ -233,12 +233,6 @@ def is_special(path):
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
-def refuse_special(path):
-    """Raise UserError if a path is a FIFO, a socket or a device."""
-    if is_special(path):
-        raise UserError(f'{path}: not a regular file')
-
-
 def refuse_folder(path):
     """Raise UserError if a path where a file will be written is a folder."""
     if os.path.isdir(path):
@@ -260,7 +254,6 @@ def load_tensors(path, mmap=False, check=True):
     UserError naming the file if it is missing, damaged or of another kind, or holds
     other objects.
     """
-    refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f'{path}: no such file')
     with open(path, 'rb') as file:

@@ -134,15 +134,13 @@ def open_image(picture):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
     A pillow image is copied, and an array becomes one. Raises UserError, without the
-    path, if it is not a regular file, or if it is HEIC and cannot be read here.
+    path, if it is HEIC and cannot be read here.
     """
     if isinstance(picture, Image.Image):
         return picture.copy()
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     path = picture
-    if is_special(path):
-        raise UserError('not a regular file')
     with open(path, 'rb') as file:
         start = file.read(12)
     if start[4:].startswith(HEIC_BRANDS) and not register_heic():

@@ -14,7 +14,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from areir.errors import UserError, counted
-from areir.files import is_unicode, refuse_special
+from areir.files import is_unicode
 
 SHOWN = 10  # bad rows that a message lists
 EMPTY = ('', 'nan', 'none')  # cells without a value
@@ -73,7 +73,6 @@ def read_lines(path, any_bytes=False):
     any_bytes: whether a line may hold bytes that are not UTF-8, as file names may; they
     become surrogates. Raises UserError naming a line that is not text.
     """
-    refuse_special(path)
     with open(path, 'rb') as file:
         start = file.read(4)
     wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

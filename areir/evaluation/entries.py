@@ -39,7 +39,6 @@ from areir.files import (
     is_unicode,
     load_tensors,
     objects_refused,
-    refuse_special,
 )
 
 NOTES = ('protocol', 'select', 'trained')  # of a database of train.py
@@ -63,7 +62,6 @@ def load_entries(path, labels=None):
     if it cannot be read.
     """
     for each in filter(None, (path, labels)):
-        refuse_special(each)
         if not os.path.isfile(each):
             raise UserError(f'{each}: no such file')
     entries = read(path)

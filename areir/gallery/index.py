@@ -38,7 +38,7 @@ from areir.data.images import is_outdated
 from areir.data.loading import GONE, embed_files
 from areir.errors import UserError, counted, printable
 from areir.evaluation.scores import check_embeddings
-from areir.files import WriteError, cut_name, refuse_special
+from areir.files import WriteError, cut_name
 from areir.gallery.folders import scan
 from areir.gallery.vectors import (
     VectorsFile,
@@ -410,7 +410,6 @@ def locked(index_folder):
     """
     path = os.path.join(index_folder, 'index.sqlite')
     os.makedirs(index_folder, exist_ok=True)
-    refuse_special(path)
     try:
         try:
             database = open_database(path)

@@ -16,7 +16,7 @@ import torch
 
 from areir.evaluation.ranking import BestImages, encode, has_fast_codes
 from areir.evaluation.scores import TILE, to_indices, to_scores
-from areir.files import WriteError, atomic_path, file_checksum, refuse_special
+from areir.files import WriteError, atomic_path, file_checksum
 from areir.processes import gather, rank_and_count
 
 BLOCK_ROWS = 4096  # vectors read or written at once
@@ -117,7 +117,6 @@ def append_vectors(path, vectors):
 
     What a kill or a full disk has left of a row is removed before. Raises WriteError.
     """
-    refuse_special(path)
     try:
         with open(path, 'ab') as file:
             row = file.tell() // vectors[0].nbytes

@@ -23,7 +23,6 @@ from areir.bars import say
 from areir.cli.recipes import RECIPES, default_recipe, default_values
 from areir.errors import UserError
 from areir.files import (
-    refuse_special,
     remove,
     remove_leftovers,
     write_json,
@@ -328,7 +327,6 @@ class Run:
 
 def read_run_json(path):
     """Return the dict of a run.json. Raises UserError if it is damaged."""
-    refuse_special(path)
     try:
         # it holds names of files, which need not be valid UTF-8
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
@@ -384,7 +382,6 @@ def read_results(path):
 
     Raises UserError if it is damaged.
     """
-    refuse_special(path)
     try:
         table = pd.read_csv(path).apply(pd.to_numeric, errors='coerce')
         return table.dropna(subset=['epoch'])
