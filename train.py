@@ -412,7 +412,7 @@ def train(run, experiment, base, log=None):
     if first:
         print_result(run, progress)
         if log:
-            log.send_pictures(run.path('data_base.pth'), split.folder)
+            log.send_worst_queries(run.path('data_base.pth'), split.folder)
     processes.leave()
     if first:
         run.end()

@@ -9,7 +9,6 @@ from areir.cli.types import (
     RECALLS,
     image_size,
     integers,
-    logs,
     number,
     path,
     positive,
@@ -35,11 +34,8 @@ def get_parser():
         'name with which the files of this run begin [default value is '
         '{data_name}_{crop_type}_{model_type}_{ensemble_size}_{meta_class_size}]'
     )
-    flag = add('--log', type=logs, default=[])
-    flag.help = (
-        'also send losses, figures, flags and pictures of the worst queries to '
-        'tensorboard, wandb or mlflow, or to several separated by commas'
-    )
+    flag = add('--log', choices=['tensorboard', 'wandb', 'mlflow'])
+    flag.help = 'also send figures, flags and pictures of the worst queries there'
     flag = add('--overwrite', action='store_true')
     flag.help = 'replace an interrupted run, or a finished one with other settings'
     # argparse does not know the defaults that depend on --recipe
@@ -234,10 +230,9 @@ def check_flags(args, parser):
             '--batch_size 1 needs an --image_size above 32: batch norm would '
             'have a single value to normalise'
         )
-    for package in args.log:
-        # a folder of that name, such as wandb makes, is no package
-        if not getattr(find_spec(package), 'origin', None):
-            raise UserError(f'--log {package}: first pip install {package}')
+    # a folder of that name, such as wandb makes, is no package
+    if args.log and not getattr(find_spec(args.log), 'origin', None):
+        raise UserError(f'--log {args.log}: first pip install {args.log}')
     for flag in ('weights', 'extend'):
         path = getattr(args, flag)
         if path not in (None, 'pretrained', 'none') and not os.path.isfile(path):

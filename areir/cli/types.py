@@ -4,7 +4,6 @@ import argparse
 
 LARGEST_IMAGE = 8192  # pixels per side of a network's input
 STRICTNESS = {'loose': 0.5, 'normal': 0.75, 'strict': 0.9}
-LOGS = ('tensorboard', 'wandb', 'mlflow')  # packages, as in areir.output.loggers
 RECALLS = (1, 2, 4, 8, 10, 20, 30, 40, 50, 100, 1000)  # K of recall@K
 
 
@@ -38,14 +37,6 @@ def svg(text):
     if not text.lower().endswith('.svg'):
         raise argparse.ArgumentTypeError(f'{text!r}: name an .svg file')
     return text
-
-
-def logs(text):
-    """argparse type: 'tensorboard,mlflow' as a list of names of LOGS."""
-    names = [part.strip() for part in text.split(',')]
-    if not set(names) <= set(LOGS):
-        raise argparse.ArgumentTypeError(f'{text!r}: choose from {", ".join(LOGS)}')
-    return names
 
 
 def integers(text):

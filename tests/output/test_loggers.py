@@ -17,7 +17,7 @@ from areir.errors import UserError
 from areir.output import loggers
 from areir.scripts.train import get_args
 from areir.training import result as result_module
-from areir.training.run import FREE
+from areir.training.run import FREE, Run
 
 SETTINGS = dict(zip([flag[2:] for flag in FLAGS[::2]], FLAGS[1::2]))
 SETTINGS |= {'recalls': [1, 2, 4], 'num_epochs': 2, 'num_workers': 0, 'quiet': True}
@@ -48,22 +48,24 @@ def train_small(slim, results, **flags):
 
 @pytest.fixture(scope='module')
 def logged(slim, tmp_path_factory):
-    """A run that is sent to all three: (its rows by epoch, folder, calls of wandb)."""
+    """A run that is sent to TensorBoard: (its numbers by epoch, its folder)."""
     folder = tmp_path_factory.mktemp('logged') / 'my results'
-    modules = tmp_path_factory.mktemp('modules')
-    (modules / 'wandb').mkdir()
-    (modules / 'wandb/__init__.py').write_text(STAND_IN)
     with pytest.MonkeyPatch.context() as patch:
         use_slim_backbone(patch)
-        patch.syspath_prepend(modules)
-        patch.delenv('MLFLOW_TRACKING_URI', raising=False)
-        patch.delenv('MLFLOW_EXPERIMENT_NAME', raising=False)
-        outcome = train_small(slim, folder, log='tensorboard, mlflow,wandb')
-        calls = sys.modules.pop('wandb').calls
+        outcome = train_small(slim, folder, log='tensorboard')
     table = pd.read_csv(outcome['paths']['results']).set_index('epoch')
     numbers = table.select_dtypes('number').dropna(axis=1)
     assert {'train_loss', 'test_recall@1', 'lr'} <= set(numbers) and len(numbers) == 2
-    return numbers, folder, calls
+    return numbers, folder
+
+
+def send(name, slim, logged):
+    """Send the same run to another log."""
+    numbers, folder = logged
+    run = Run(RUN, str(folder), {})
+    with loggers.Log(name, run, {'recalls': [1, 2, 4], 'num_epochs': 2}) as log:
+        log.send_rows(numbers.reset_index().to_dict('records'))
+        log.send_worst_queries(run.path('data_base.pth'), slim.root / 'data/small')
 
 
 def scalars(folder):
@@ -82,7 +84,7 @@ def size_of(content):
 
 
 def test_tensorboard_holds_rows_flags_and_pictures(logged):
-    numbers, folder, _ = logged
+    numbers, folder = logged
     found = scalars(folder / f'{RUN}_tensorboard')
     assert set(found) == set(numbers)
     for name, column in numbers.items():
@@ -93,14 +95,17 @@ def test_tensorboard_holds_rows_flags_and_pictures(logged):
     (text,) = events.Tensors('flags/text_summary')
     assert b'num_epochs: 2\n' in text.tensor_proto.string_val[0]
     tags = events.Tags()['images']
-    assert 1 <= len(tags) <= 8 and all('first right image has rank' in t for t in tags)
+    assert 1 <= len(tags) <= 8 and tags[0].startswith('worst queries/1 figure_')
     (event,) = events.Images(tags[0])
     assert size_of(event.encoded_image_string) == (event.width, event.height)
     assert event.width > 8 * 192 and event.height > 192  # a query and 8 images
 
 
-def test_mlflow_holds_rows_flags_and_pictures(logged, tmp_path):
-    numbers, folder, _ = logged
+def test_mlflow_holds_rows_flags_and_pictures(slim, logged, tmp_path, monkeypatch):
+    numbers, folder = logged
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    monkeypatch.delenv('MLFLOW_EXPERIMENT_NAME', raising=False)
+    send('mlflow', slim, logged)
     client = MlflowClient(f'sqlite:///{folder}/mlflow.db')
     experiment = client.get_experiment_by_name('areir')
     (run,) = client.search_runs([experiment.experiment_id])
@@ -111,24 +116,30 @@ def test_mlflow_holds_rows_flags_and_pictures(logged, tmp_path):
         steps = [(metric.step, metric.value) for metric in history]
         assert steps == list(column.items())
     assert run.data.params['recalls'] == '[1, 2, 4]'
-    path = client.download_artifacts(
-        run.info.run_id, 'worst_queries/1.png', str(tmp_path)
-    )
+    first, *_ = client.list_artifacts(run.info.run_id, 'worst_queries')
+    path = client.download_artifacts(run.info.run_id, first.path, str(tmp_path))
+    assert first.path.startswith('worst_queries/1_figure_')
     with open(path, 'rb') as file:
         assert min(size_of(file.read())) > 192
     assert mlflow.active_run() is None and not mlflow.is_tracking_uri_set()
 
 
-def test_wandb_is_told_rows_flags_and_pictures(logged):
-    numbers, folder, calls = logged
-    first, *rows, (_, pictures), code = calls
-    assert first['dir'] == str(folder) and first['name'] == RUN
+def test_wandb_is_told_rows_flags_and_pictures(slim, logged, tmp_path, monkeypatch):
+    numbers, folder = logged
+    (tmp_path / 'wandb').mkdir()
+    (tmp_path / 'wandb/__init__.py').write_text(STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+    send('wandb', slim, logged)
+    first, *calls, code = sys.modules.pop('wandb').calls
+    assert first['dir'] == str(folder) and first['name'] == RUN and code == 0
     assert first['config']['num_epochs'] == 2
-    assert [epoch for epoch, _ in rows] == [1, 2] and code == 0
-    for epoch, row in rows:
-        assert row == pytest.approx(dict(numbers.loc[epoch]))
-    sizes = [image.size for image in pictures['worst queries']]
-    assert min(sizes[0]) > 192
+    for epoch in (1, 2):
+        pairs = [values.items() for step, values in calls if step == epoch]
+        assert dict(pair for (pair,) in pairs) == dict(numbers.loc[epoch])
+    pictures = [values for step, values in calls if step is None]
+    image = pictures[0]['worst queries/1']
+    assert image.caption.startswith('figure_') and min(image.size) > 192
 
 
 def test_the_log_of_a_resumed_run_is_whole(slim, slim_backbone, logged, tmp_path):
@@ -147,8 +158,8 @@ def test_the_log_of_a_resumed_run_is_whole(slim, slim_backbone, logged, tmp_path
             train_small(slim, tmp_path, log='tensorboard')
     folder = tmp_path / f'{RUN}_tensorboard'
     assert scalars(folder)['lr'] == [(1, pytest.approx(1e-4))]
-    train_small(slim, tmp_path, log=['tensorboard'], resume=True)
-    numbers, whole, _ = logged
+    train_small(slim, tmp_path, log='tensorboard', resume=True)
+    numbers, whole = logged
     found, wanted = scalars(folder), scalars(whole / f'{RUN}_tensorboard')
     timed = {'seconds', 'train_seconds', 'data_wait'}
     assert set(found) == set(numbers)
@@ -161,47 +172,45 @@ def test_the_log_of_a_resumed_run_is_whole(slim, slim_backbone, logged, tmp_path
 def test_a_log_that_fails_ends_with_one_warning(monkeypatch, capsys):
     sent = []
 
-    class Works:
-        def __init__(self, run, flags):
-            sent.append(flags)
+    def start(run, flags):
+        return (
+            lambda *numbers: sent.append(numbers),
+            lambda *picture: sent.append(picture),
+            sent.append,
+        )
 
-        def log_row(self, row, epoch):
-            sent.append((epoch, row))
-
-        def end(self, failed):
-            sent.append(failed)
-
-    class Fails(Works):
-        def log_row(self, row, epoch):
+    def start_and_fail(run, flags):
+        def fail(*arguments):
             raise ConnectionError('no network')
 
-    class Refuses:
-        def __init__(self, run, flags):
-            raise PermissionError('log in first')
+        return fail, fail, sent.append
 
-    classes = {'tensorboard': Works, 'mlflow': Fails, 'wandb': Refuses}
-    monkeypatch.setattr(loggers, 'LOGGERS', classes)
+    def refuse(run, flags):
+        raise PermissionError('log in first')
+
+    monkeypatch.setattr(loggers, 'LOGS', {'a': start, 'b': start_and_fail, 'c': refuse})
     rows = [
         {'epoch': epoch, 'lr': 0.5, 'a': 'b', 'c': float('nan')} for epoch in (0, 1)
     ]
-    with (
-        pytest.raises(KeyError),
-        loggers.Log(['mlflow', 'tensorboard'], None, {}) as log,
-    ):
+    with pytest.raises(KeyError), loggers.Log('a', None, {}) as log:
         log.send_rows(rows[:1])
         log.send_rows(rows)
-        log.send_pictures('nowhere.pth', 'data')
         raise KeyError
-    assert sent == [{}, {}, (0, {'lr': 0.5}), (1, {'lr': 0.5}), True]
+    assert sent == [('lr', 0.5, 0), ('lr', 0.5, 1), True]
+    with loggers.Log('b', None, {}) as log:
+        log.send_rows(rows)
+    with loggers.Log('a', None, {}) as log:  # a file that is gone
+        log.send_worst_queries('nowhere.pth', 'data')
     lost, pictures = capsys.readouterr().err.splitlines()
-    assert '--log mlflow: no network' in lost and 'nowhere.pth' in pictures
-    with pytest.raises(UserError, match='--log wandb: log in first'):
-        loggers.Log(['wandb'], None, {})
+    assert '--log b: no network' in lost and 'nowhere.pth' in pictures
+    assert len(sent) == 3
+    with pytest.raises(UserError, match='--log c: log in first'):
+        loggers.Log('c', None, {})
 
 
 def test_an_absent_package_is_named_at_once(tmp_path, monkeypatch):
     """A folder of its name, as wandb leaves one, is no package."""
-    with pytest.raises(UserError, match=r'argument --log: .*choose from tensorboard'):
+    with pytest.raises(UserError, match=r'argument --log: .*choose from .*tensorboard'):
         get_args(['--log', 'tensorflow'])
     (tmp_path / 'wandb').mkdir()
     monkeypatch.setattr(sys, 'path', [str(tmp_path)])
