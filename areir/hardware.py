@@ -2,10 +2,10 @@
 
 import contextlib
 import ctypes
-import math
 import os
 from typing import NamedTuple
 
+import joblib
 import torch
 
 from areir.errors import UserError
@@ -15,16 +15,12 @@ M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
 
 
 def available_cores():
-    """Return the number of cores that this process may use, at least 1.
+    """Return the number of cores that this process may use.
 
     A container may see all cores of its host and get the time of a few: its control
-    group limits it. cpu.max and cpu.cfs_quota_us: Linux, admin-guide/cgroup-v2 and
-    scheduler/sched-bwc.
+    group limits it.
     """
-    cores = os.cpu_count()
-    if hasattr(os, 'sched_getaffinity'):
-        cores = len(os.sched_getaffinity(0))
-    return max(1, math.floor(min(cores, cgroup_cores())))
+    return joblib.cpu_count()
 
 
 def limit_threads():
@@ -52,46 +48,6 @@ def most_workers(loaders=1):
     if limit == resource.RLIM_INFINITY:
         return 2**16
     return max(0, limit - FILES_IN_USE) // (3 * loaders)
-
-
-def cgroup_cores(root='/sys/fs/cgroup', own='/proc/self/cgroup'):
-    """Return the cores that the control groups of this process allow, or infinity.
-
-    root: where they are mounted; own: lists them. In a container the path of `own` may
-    be that of the host, where nothing is mounted; then its own group is the root.
-    """
-    least = math.inf
-    for line in read_lines(own):
-        _, controllers, path = line.split(':', 2)
-        if controllers and 'cpu' not in controllers.split(','):
-            continue
-        base = os.path.join(root, 'cpu') if controllers else root  # version 1 or 2
-        folder = os.path.normpath(base + path)
-        folder = folder if folder.startswith(base) else base
-        while folder.startswith(base):
-            least = min(least, quota(folder))
-            folder = os.path.dirname(folder)
-    return least
-
-
-def quota(folder):
-    """Return the cores that a control group allows, of version 1 or 2."""
-    values = read_lines(f'{folder}/cpu.max')  # '150000 100000' or 'max 100000'
-    values = values[0].split() if values else []
-    if not values:
-        names = ('cpu.cfs_quota_us', 'cpu.cfs_period_us')
-        values = [line for name in names for line in read_lines(f'{folder}/{name}')]
-    limited = len(values) == 2 and values[0].isdigit()  # -1: not limited
-    return int(values[0]) / int(values[1]) if limited else math.inf
-
-
-def read_lines(path):
-    """Return the lines of a small text file, none if it cannot be read."""
-    try:
-        with open(path, encoding='ascii') as file:
-            return file.read().splitlines()
-    except OSError:
-        return []
 
 
 def cpu_has_any(*instructions):

@@ -1,7 +1,5 @@
 """Devices and precision: what runs where."""
 
-import math
-
 import pytest
 import torch
 
@@ -23,55 +21,6 @@ def machine(monkeypatch):
         monkeypatch.setenv('LOCAL_RANK', str(rank))
 
     return pretend
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-V1 = '4:memory:/\n1:cpu,cpuacct:'
-CGROUPS = {  # the list of a process's groups, the files of the groups: cores
-    'version 2': ('0::/', {'cpu.max': '150000 100000\n'}, 1.5),
-    'version 2, not limited': ('0::/', {'cpu.max': 'max 100000\n'}, math.inf),
-    'a group above': (
-        '0::/a/b/c',
-        {'a/cpu.max': '200000 100000', 'a/b/c/cpu.max': '300000 100000'},
-        2,
-    ),
-    'the path of a host': ('0::/docker/1f', {'cpu.max': '50000 100000'}, 0.5),
-    'version 1': (
-        f'{V1}/slice',
-        {
-            'cpu/slice/cpu.cfs_quota_us': '400000',
-            'cpu/slice/cpu.cfs_period_us': '100000',
-            'slice/cpu.max': '100000 100000',
-        },
-        4,
-    ),
-    'version 1, not limited': (
-        f'{V1}/',
-        {'cpu/cpu.cfs_quota_us': '-1', 'cpu/cpu.cfs_period_us': '100000'},
-        math.inf,
-    ),
-}
-
-
-@pytest.mark.parametrize('case', CGROUPS)
-def test_control_groups_limit_the_cores(tmp_path, case):
-    groups, files, cores = CGROUPS[case]
-    write(tmp_path / 'own', groups + '\n')
-    for name, text in files.items():
-        write(tmp_path / 'root' / name, text)
-    found = hardware.cgroup_cores(str(tmp_path / 'root'), str(tmp_path / 'own'))
-    assert found == cores
-
-
-@pytest.mark.parametrize(('limit', 'cores'), [(0.5, 1), (1.5, 1), (2, 2), (99, 4)])
-def test_available_cores_are_whole_and_at_least_one(monkeypatch, limit, cores):
-    monkeypatch.setattr('os.sched_getaffinity', lambda pid: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(hardware, 'cgroup_cores', lambda: limit)
-    assert hardware.available_cores() == cores
 
 
 @pytest.mark.parametrize(
