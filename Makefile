@@ -4,6 +4,7 @@
 # make campaign    damage files, kill runs, fill disks: 2,000 cases, half an hour
 # make lint        ruff: rules and format; import-linter: direction of imports
 # make docs        write docs/flags.md from the scripts' arguments
+# make tour        run docs/tour.ipynb and write its outputs, in under a minute
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ RUN = $(VENV)/bin/python
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 DEMO = sample_uncropped_resnet18_1_40
 
-.PHONY: demo test test-fast campaign lint docs
+.PHONY: demo test test-fast campaign lint docs tour
 .SILENT: demo
 
 demo: $(VENV)/.installed
@@ -42,6 +43,9 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(RUN) docs/make_flags.py
+
+tour: $(VENV)/.installed
+	$(RUN) docs/make_tour.py
 
 $(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv "$(VENV)"

@@ -31,7 +31,8 @@ def read(path):
 def pages():
     """Return the pages that describe the code as it is, so not the changelog."""
     docs = os.listdir(os.path.join(REPOSITORY, 'docs'))
-    names = sorted(f'docs/{name}' for name in docs if name.endswith('.md'))
+    suffixes = '.md', '.ipynb'
+    names = sorted(f'docs/{name}' for name in docs if name.endswith(suffixes))
     return ['README.md', 'CONTRIBUTING.md', *names]
 
 
