@@ -221,20 +221,19 @@ def evaluate(
 ) -> dict[str, float]:
     """Return Recall@K, MAP@R and R-precision, means over all queries, as fractions.
 
-    embeddings (N, D) and labels (N,): each image queries all others. query: a mask (N,)
-    or indices of the images that query; the others are their gallery. Or give a gallery
-    (Ng, D) and gallery_labels (Ng,).
-    groups, files (N,), gallery_groups, gallery_files (Ng,): a query ignores images of
-    its class and group, such as those of its camera, and of its file: its copies.
-    tile: images per side of a tile of scores; it does not change the result.
+    embeddings (N, D), labels (N,): each image queries all others, or with query, a mask
+    (N,) or indices, the images that it names query the rest. Or give a gallery (Ng, D)
+    and gallery_labels (Ng,). A query ignores images of its class and group, such as
+    those of its camera, and of its file: its copies. tile: images per side of a tile of
+    scores; it does not change the result.
 
     All may be arrays of numpy, tensors, lists or columns of pandas: embeddings of
     floats, the others of whole numbers or texts. None, NaN, '' and -1 are no group or
     file; images with such a label are searched, but never right, and do not query.
-    Scores are dot products: normalise the embeddings to compare by cosine. They are
+    Scores are dot products, so normalise embeddings to compare them by cosine. They are
     computed where the gallery lies, such as on a GPU.
 
-    A positive is an image of the query's class, and R is their number.
+    R is the number of positives, the images of the query's class.
 
         recall@k     1 if a positive is among the k nearest images, else 0
                      (arXiv 1511.06452)
@@ -245,13 +244,11 @@ def evaluate(
                      their rank, as Market-1501 (ICCV 2015) and VeRi (ECCV 2016) report
         mean_rank    rank of the nearest positive, mean over the queries that have one;
                      NaN if none has
-        queries_without_positive   number of queries with R = 0; they count as 0 in
-                     the shares
+        queries_without_positive   R = 0; they count as 0 in the shares
 
     Raises UserError, a ValueError, for embeddings that are not finite, shapes that do
-    not fit and a k beyond the images that can be retrieved.
-
-    Nearest first, image 0 sees ant, bee, ant; images 1 and 3 see bee, ant, ant:
+    not fit and a k beyond the images that can be retrieved. Here image 0 sees ant, bee,
+    ant, nearest first, and images 1 and 3 see bee, ant, ant:
 
     >>> embeddings = [[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]]
     >>> labels = ['ant', 'ant', 'bee', 'ant']
@@ -297,16 +294,14 @@ def search(
 ) -> tuple[Any, Any]:
     """Return the k best gallery images of every query.
 
-    query (Nq, D), gallery (Ng, D): floats, as arrays of numpy, tensors or lists;
-    exclude (Nq,): a gallery index that a query must not retrieve, such as its own, or
-    -1; tile: images per side of a tile of scores, which does not change the result;
-    norm: an upper bound on the gallery's norms. If given, the gallery is not scanned
-    before the search. Scores are dot products, computed where the gallery lies.
+    query (Nq, D), gallery (Ng, D), tile and scores: as in `evaluate`; exclude (Nq,): a
+    gallery index that a query must not retrieve, such as its own, or -1; norm: an upper
+    bound on the gallery's norms. If given, the gallery is not scanned before.
 
     Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
     by gallery index: tensors if query or gallery is one, else arrays of numpy. Raises
-    UserError, a ValueError, for embeddings that are not finite or do not fit, an
-    exclude that does not, and a k below 1 or beyond the images that can be retrieved.
+    UserError, a ValueError, for embeddings that are not finite, shapes and indices that
+    do not fit, and a k below 1 or beyond the images that can be retrieved.
 
     >>> gallery = [[0.0, 2.0], [3.0, 1.0], [0.5, 0.5]]
     >>> scores, indices = search([[1.0, 0.0]], gallery, k=2)

@@ -76,20 +76,15 @@ def rank_positives(
 ):
     """Return what `measures` needs to know of every query, exact for every `tile`.
 
-    query (Nq, D) and gallery (Ng, D) are tensors, and labels (Nq,), (Ng,) are int64 in
-    one numbering of the classes. Without a gallery every image queries all others.
-    tile: images per side of a tile of scores.
-    marks: groups and files of the queries, and gallery_groups and gallery_files, int64
-    per image, -1 for none. A query ignores images of its class and group, and of its
-    file. Images labelled DISTRACTOR are searched, but never right, and do not query.
+    The arguments are those of `retrieval.evaluate`, as tensors on one device: labels in
+    one numbering of the classes, and marks, which are groups, gallery_groups, files and
+    gallery_files, are int64; DISTRACTOR is no class, and -1 no group or file.
 
     Returns a dict of tensors (Nq,), without the distractors among the queries:
 
         positives    R, int64
         rank         rank of the nearest positive from 1, int64; 0 if R = 0
         map@r, r_precision, and with groups map   as in `measures`, float64
-
-    Raises UserError for embeddings that are not finite and shapes that do not fit.
     """
     images = label_images(query, query_labels, gallery, gallery_labels, **marks)
     return rank_images(images, tile, all_ranks=marks.get('groups') is not None)
@@ -164,18 +159,13 @@ def check_labels(name, labels, embeddings):
 
     name: what messages call them.
     """
-    try:
-        labels = torch.as_tensor(labels, device=embeddings.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f'{name} must be integers ({error})') from error
+    labels = torch.as_tensor(labels, dtype=torch.int64, device=embeddings.device)
     if labels.shape != (len(embeddings),):
         raise UserError(
             f'{name} must be one per image ({len(embeddings)},), '
             f'not {tuple(labels.shape)}'
         )
-    if labels.dtype.is_floating_point or labels.dtype.is_complex:
-        raise UserError(f'{name} must be integers, not {labels.dtype}')
-    return labels.to(torch.int64)
+    return labels
 
 
 def numbered(name, marks, gallery_marks, query, gallery):

@@ -34,8 +34,6 @@ def check_embeddings(name, embeddings):
 
     name: what the message calls them. It lists the first rows that are not finite.
     """
-    if not isinstance(embeddings, torch.Tensor):
-        raise UserError(f'{name} must be a tensor, not {type(embeddings).__name__}')
     if embeddings.dim() != 2 or not embeddings.numel():
         shape = tuple(embeddings.shape)
         raise UserError(

@@ -19,11 +19,11 @@ NOT_SHOWN = 'test_every', 'whole_gallery'  # they change no weights
 def read_runs(folder):
     """Return the runs below a folder as rows, by dataset, then the best first.
 
-    A row is a dict; what is unknown is None. name: the path with which the files of the
-    run begin, relative to the folder. FIGURES, each with _low and _high: fractions, and
-    the bounds of their 95 % intervals. train_seconds, seconds: of training, and with
-    tests. note: why the figures are not final, or not to be compared. What is called
-    like a run.json but is none is noticed. Raises UserError if there is no run.
+    A row is a dict; what is unknown is None. name: with which the files of the run
+    begin, relative to the folder; FIGURES, each with _low and _high: fractions, and the
+    bounds of their 95 % intervals; train_seconds, seconds: of training, and with tests;
+    note: why figures are not final, or not comparable. What is called like a run.json
+    but is none is noticed. Raises UserError if there is no run.
     """
     rows = []
     for path in pathlib.Path(folder).rglob('*_run.json'):
