@@ -331,7 +331,8 @@ def print_runs(folder, runs):
             seconds = (run['train_seconds'], run['seconds'])
             times = '-' if None in seconds else '{:,.0f} / {:,.0f}'.format(*seconds)
             date, commit = (run[name] or '-' for name in ('date', 'commit'))
-            print(f'    {figures}{times:<15}{date[:10]:<12}{commit[:7]}')
+            commit = commit[:7] + '+' * commit.endswith('+changes')
+            print(f'    {figures}{times:<15}{date[:10]:<12}{commit}')
 
 
 def figure_of_run(run, name):
