@@ -11,7 +11,6 @@ LEAST_VARIANCE = 1e-10  # of the largest variance
 LEAST_SPREAD = 1e-12  # of the mean squared norm
 MOST_NUMBERS = 8192  # of whitened embeddings; their matrix is as wide
 TOTAL = 0.1  # largest share of the total covariance when whitening
-BLOCK = 2048  # columns in float64 at once
 
 
 class Projection(nn.Module):
@@ -84,7 +83,7 @@ def fit_whitening(vectors, labels, dimensions, whitening):
 def centre(vectors):
     """Return vectors (N, L) minus their mean, and the mean (L,), in float64.
 
-    Raises UserError for vectors that are too few, not finite or equal.
+    Raises UserError for vectors that are not finite or equal.
     """
     vectors = vectors.double()
     mean = vectors.mean(dim=0)
@@ -108,36 +107,18 @@ def fit_projection(vectors, dimensions, whitening):
     Each component is divided by its standard deviation to the power of `whitening`: 0
     keeps the deviations (PCA), 1 makes them equal (whitening). If N is below L, the
     components come from the matrix of dot products (N, N) instead of the covariance
-    (L, L), summed over blocks of columns. If the vectors span fewer dimensions, the
-    Projection has only those. Raises UserError for vectors that span none.
+    (L, L). If the vectors span fewer dimensions, the Projection has only those. Raises
+    UserError for vectors that are not finite or span none.
     """
-    count, length = vectors.shape
-    if count < 2:
-        raise UserError('principal components need at least 2 images')
-    blocks = vectors.split(BLOCK, dim=1)
-    mean = torch.cat([block.double().mean(dim=0) for block in blocks])
-    if not torch.isfinite(mean).all():
-        raise UserError('embeddings are not finite: a smaller --lr may help')
-    if count >= length:
-        (centred,) = centred_blocks(vectors, mean, length)
-        products = centred.T @ centred / count
-    else:
-        products = torch.zeros(count, count, dtype=torch.float64)
-        for centred in centred_blocks(vectors, mean, BLOCK):
-            products += centred @ centred.T / count
-    variances, components = by_variance(products)
-    norms = torch.linalg.vector_norm(vectors, dim=1)
-    least = LEAST_SPREAD * norms.double().square().mean()
-    least = torch.maximum(LEAST_VARIANCE * variances[0], least)
-    kept = int((variances > least).sum())
-    if not kept:
-        raise UserError(f'{count} embeddings are equal: they have no components')
+    centred, mean = centre(vectors)
+    count, length = centred.shape
+    rows = centred if count < length else centred.T
+    variances, components = by_variance(rows @ rows.T / count)
+    kept = int((variances > LEAST_VARIANCE * variances[0]).sum())
     kept = min(kept, dimensions)
     variances, components = variances[:kept], components[:, :kept]
     if count < length:
-        weights = components / (variances * count).sqrt()
-        blocks = centred_blocks(vectors, mean, BLOCK)
-        components = torch.cat([centred.T @ weights for centred in blocks])
+        components = centred.T @ (components / (variances * count).sqrt())
     matrix = with_signs(components) * variances.pow(-whitening / 2)
     return Projection(mean.float(), matrix.float())
 
@@ -156,9 +137,3 @@ def by_variance(products):
         pair = linalg.eigh(products.numpy(), driver='ev')
         values, columns = map(torch.from_numpy, pair)
     return values.flip(0), columns.flip(1)
-
-
-def centred_blocks(vectors, mean, width):
-    """Yield vectors (N, L) minus their mean (L,), in float64, by blocks of columns."""
-    for block, means in zip(vectors.split(width, dim=1), mean.split(width)):
-        yield block.double() - means
