@@ -62,7 +62,6 @@ from areir.training.run import (
 )
 from areir.training.trainer import Trainer, learning_rate
 from areir.training.weights import (
-    freeze_old_heads,
     initial_format,
     initial_weights,
     load_ensemble,
@@ -123,7 +122,7 @@ def build_model(args, base, initialise):
         load_ensemble(model, state, f'--weights {args.weights}')
     if base:
         old_heads = base['model_args']['ensemble_size']
-        freeze_old_heads(model, base['state_dict'], old_heads)
+        load_ensemble(model, base['state_dict'], f'--extend {args.extend}', old_heads)
     model.trunk[: args.frozen_stages].requires_grad_(False)
     for layer in model.modules():
         if hasattr(layer, 'drop_prob'):

@@ -53,15 +53,18 @@ def initial_weights(args):
     return fill(args.model_type, content, flag, args.image_size), None
 
 
-def load_ensemble(model, state, name):
+def load_ensemble(model, state, name, old_heads=None):
     """Copy the weights of an ensemble, which may have more heads, to an EnsembleModel.
 
     Its classifiers are left out if they have another number of meta-classes. name: what
-    an error calls the weights.
+    an error calls the weights. old_heads: of an ensemble of fewer heads, their number;
+    then the trunk and these heads are frozen.
     """
     check_finite(state, name)
     parts = {'trunk.': model.trunk}
-    parts |= {f'heads.{i}.': head for i, head in zip(model.members, model.heads)}
+    for member, head in zip(model.members, model.heads):
+        if old_heads is None or member < old_heads:
+            parts[f'heads.{member}.'] = head
     for prefix, part in parts.items():
         own = [key for key in state if key.startswith(prefix)]
         weights = {key.removeprefix(prefix): state[key] for key in own}
@@ -75,21 +78,8 @@ def load_ensemble(model, state, name):
                 f'{name}: not weights of {model.model_type}: {prefix[:-1]}: '
                 f'{misfits(error, [])}'
             ) from error
-
-
-def freeze_old_heads(model, state_dict, old_heads):
-    """Copy the trunk and the heads of a smaller ensemble; freeze them.
-
-    old_heads: how many heads the smaller ensemble has, the first ones of `model`.
-    """
-    parts = {'trunk': model.trunk}
-    for member, head in zip(model.members, model.heads):
-        if member < old_heads:
-            parts[f'heads.{member}'] = head
-    for name, part in parts.items():
-        weights = {key: state_dict[f'{name}.{key}'] for key in part.state_dict()}
-        part.load_state_dict(weights)
-        part.requires_grad_(False)
+        if old_heads is not None:
+            part.requires_grad_(False)
 
 
 def read_base(args, split, partition):

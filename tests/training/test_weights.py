@@ -14,7 +14,6 @@ from areir.errors import UserError
 from areir.files import write_tensors
 from areir.scripts.model import EnsembleModel, assign_meta_classes
 from areir.training.weights import (
-    freeze_old_heads,
     initial_format,
     initial_weights,
     load_ensemble,
@@ -110,7 +109,7 @@ def test_a_model_of_other_images_fits_if_its_network_takes_any(tmp_path, network
 def test_the_old_heads_are_copied_and_frozen(ensemble):
     model = EnsembleModel('resnet18', 5, 4, seed=2, members=[1, 3])
     new = {name: value.clone() for name, value in model.heads[1].state_dict().items()}
-    freeze_old_heads(model, ensemble.state_dict(), 3)
+    load_ensemble(model, ensemble.state_dict(), 'FILE', old_heads=3)
     pairs = [(model.trunk, ensemble.trunk), (model.heads[0], ensemble.heads[1])]
     for part, original in pairs:
         wanted = original.state_dict()
