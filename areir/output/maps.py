@@ -20,13 +20,11 @@ def choose_images(labels, first=()):
     labels (N,); first: labels whose images are chosen before others. Returns (n,)
     indices, at most MOST, which are the same in every call.
     """
-    generator = np.random.default_rng(0)
-    others = generator.permutation(np.setdiff1d(labels, first))
-    places = {label: place for place, label in enumerate([*first, *others])}
-    images = pd.Series(labels)[generator.permutation(len(labels))]
-    numbers = images.groupby(images).cumcount()
-    images = images[numbers < max(EACH, MOST // len(places))]
-    return images.map(places).sort_values(kind='stable').index[:MOST].to_numpy()
+    images = pd.Series(labels).sample(frac=1, random_state=0)
+    order = pd.Index(dict.fromkeys([*first, *images]))
+    images = images[images.groupby(images).cumcount() < max(EACH, MOST // len(order))]
+    images = images.sort_values(key=order.get_indexer, kind='stable')
+    return images.index[:MOST].to_numpy()
 
 
 def place_images(vectors):
