@@ -93,10 +93,10 @@ class Gallery:
         other threads may search: they find what was there before.
         Raises UserError, and nothing changes, if no image can be read any more.
         """
-        earlier, self.collection = self.collection, self.read()
-        index, images = self.collection.index, self.collection.images
-        new = len(set(images).difference(earlier.images))
-        gone = len(set(earlier.images).difference(images))
+        earlier = {*self.collection.images}
+        self.collection = self.read()
+        images, index = {*self.collection.images}, self.collection.index
+        new, gone = len(images - earlier), len(earlier - images)
         changed = max(0, index.embedded - new)
         return Changes(len(images), new, changed, gone, index.problems)
 
@@ -133,13 +133,12 @@ class Gallery:
         a gallery of each size.
         Raises UserError unless two classes have not trained the model.
         """
-        calibration = calibrate_folder(self.collection, false_match_rate)
         collection = copy.copy(self.collection)
+        collection.calibration = calibrate_folder(collection, false_match_rate)
         if processes.is_first():
-            store_calibration(collection.index, calibration)
-        collection.calibration = calibration
+            store_calibration(collection.index, collection.calibration)
         self.collection = collection
-        return calibration
+        return collection.calibration
 
     def duplicates(self, strictness: str | float = 'normal') -> pd.DataFrame:
         """Return what the folder holds more than once: a row for each file of a group.
@@ -171,34 +170,29 @@ class Gallery:
 
     def read(self):
         """Bring the index up to date and return the FolderCollection."""
-        path = index_path(self.folder, self.model.path, self.results_root)
+        model, folder = self.model, self.folder
         settings = {
-            'model': str(self.model.version),
-            'preprocessing': repr((PREPROCESSING, self.model.pixel_format)),
+            'model': str(model.version),
+            'preprocessing': repr((PREPROCESSING, model.pixel_format)),
         }
         index = update_index(
-            self.folder,
-            path,
+            folder,
+            index_path(folder, model.path, self.results_root),
             settings,
-            self.model.pixel_format,
-            self.model.embedder(self.device),
-            shortened=self.model.is_pretrained,
+            model.pixel_format,
+            model.embedder(self.device),
+            shortened=model.is_pretrained,
         )
         problems = sorted(index.problems.items())
-        report_problems(
-            {os.path.join(self.folder, image): why for image, why in problems}
-        )
-        model, search_index = self.model, None
+        report_problems({os.path.join(folder, image): why for image, why in problems})
         if index.components:
             model = model.shortened(Projection(**index.components))
+        collection = FolderCollection(folder, index, model, self.device)
         if self.index == 'faiss':
-            search_index = open_search(index)
-        collection = FolderCollection(
-            self.folder, index, model, self.device, search_index
-        )
+            collection.search = open_search(index)
         if collection.choices:
             print(
-                f'notice: {self.folder}: the class of an image is its first folder, if '
+                f'notice: {folder}: the class of an image is its first folder, if '
                 f'it has one; data_utils.py would ask: {collection.choices}'
             )
         return collection

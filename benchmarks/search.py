@@ -175,9 +175,9 @@ def build_index(folder, size, dimensions):
         for number in range(start, min(start + CLASS_FILES, size)):
             open(f'{folder}/photos/class_{start}/photo_{number}.jpg', 'w').close()
 
-    def embed_shares(_, paths, *__):
-        for start in range(0, len(paths), WRITTEN):
-            part = paths[start : start + WRITTEN]
+    def embed_shares(files, *_):
+        for start in range(0, len(files), WRITTEN):
+            part = range(len(files))[start : start + WRITTEN]
             vectors = random_vectors(len(part), dimensions, seed=start)
             yield part, F.normalize(vectors).numpy(), {}
 

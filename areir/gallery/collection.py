@@ -117,15 +117,14 @@ def name_of(label, classes):
 class FolderCollection(Collection):
     """The images of a folder, searched from the vectors of its index on disk.
 
-    index: areir.gallery.index.Index; trained, device, search: see Collection; a search
-    is exact by default, and with torchrun each process searches its share. If the index
-    has a threshold of its own, it replaces the model's. choices: see
-    `own_images.Layout`.
+    index: areir.gallery.index.Index; trained, device: see Collection. With torchrun,
+    each process searches its share. If the index has a threshold of its own, it
+    replaces the model's. choices: see `own_images.Layout`.
     """
 
     how_to_calibrate = 'add --calibrate once if the images lie in class folders'
 
-    def __init__(self, folder, index, trained, device, search=None):
+    def __init__(self, folder, index, trained, device):
         layout = recognise(index.paths)
         self.choices = layout.choices
         super().__init__(
@@ -138,4 +137,4 @@ class FolderCollection(Collection):
         )
         self.index, self.sizes = index, index.sizes
         self.trained, self.device = trained, device
-        self.search = search or index.vectors.search
+        self.search = index.vectors.search

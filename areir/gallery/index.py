@@ -148,10 +148,14 @@ def update_index(folder, index_folder, settings, pixel_format, embed, shortened=
             update = Update(folder, index_folder, database)
             todo = update.plan(settings)
         todo = processes.from_first(todo)
-        batches = embed_shares(folder, todo, pixel_format, embed) if todo else ()
-        for batch in batches:
+        files = [os.path.join(folder, path) for path in todo]
+        for indices, vectors, problems in embed_shares(
+            files, pixel_format, embed, 'indexing'
+        ):
             if update:
-                update.add(*batch)
+                paths = [todo[index] for index in indices]
+                problems = {todo[index]: why for index, why in problems.items()}
+                update.add(paths, vectors, problems)
         if update:
             index = update.finish(shortened)
         index = processes.from_first(index)
@@ -159,23 +163,23 @@ def update_index(folder, index_folder, settings, pixel_format, embed, shortened=
         return index
 
 
-def embed_shares(folder, paths, pixel_format, embed):
-    """Embed images: each process embeds a share, and all yield the batches of all.
+def embed_shares(pictures, pixel_format, embed, description):
+    """Embed pictures: each process embeds a share, and all yield the batches of all.
 
-    A batch is (paths, their vectors (n, D), {path: why it cannot be read}).
+    A batch is as of `embed_files`, but its vectors are an array.
     """
     rank, count = processes.rank_and_count()
-    share = paths[rank::count]
-    files = [os.path.join(folder, path) for path in share]
-    batches = embed_files(files, pixel_format, embed, 'indexing')
+    own = range(rank, len(pictures), count)
+    share = [pictures[index] for index in own]
+    batches = embed_files(share, pixel_format, embed, description)
     while True:
         batch = next(batches, None)  # None: this share is done
         if batch:
             indices, vectors, problems = batch
             if indices:
                 check_embeddings('vectors', vectors)
-            problems = {share[index]: problem for index, problem in problems.items()}
-            batch = [share[index] for index in indices], vectors.numpy(), problems
+            problems = {own[index]: problem for index, problem in problems.items()}
+            batch = [own[index] for index in indices], vectors.numpy(), problems
         results = processes.gather_objects(batch)
         if not any(results):
             return

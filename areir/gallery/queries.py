@@ -8,11 +8,9 @@ import torch
 
 from areir.bars import say
 from areir.data.images import load_image
-from areir.data.loading import embed_files
 from areir.errors import UserError, missing, printable
-from areir.evaluation.scores import check_embeddings
 from areir.gallery.folders import scan
-from areir.processes import gather_objects, rank_and_count, sum_over_all
+from areir.gallery.index import embed_shares
 
 TOGETHER = 4096  # queries searched at a time
 
@@ -45,28 +43,21 @@ def query_paths(name, folder):
 
 
 def query_file(name, folder):
-    """Return the path of a file, which may be given by its path in a folder.
+    """Return the path of a file, by its path or by its path in a folder.
 
-    Raises UserError if there is no such file.
-    """
-    path = name if os.path.isfile(name) else find_inside(name, folder)
-    if not path:
-        raise UserError(
-            f'--query_img_name {name}: no such image in {folder}, and {missing(name)}'
-        )
-    return path
-
-
-def find_inside(name, folder):
-    """Return the path of a file by its path in a folder, or None.
-
-    The folder's own name may come first, with others before it.
+    The folder's own name may come first, with others before it. Raises UserError if
+    there is no such file.
     """
     own = os.path.basename(os.path.abspath(folder))
     parts = os.path.normpath(name).split(os.sep)
     starts = [0, *(place for place, part in enumerate(parts, 1) if part == own)]
-    paths = [os.path.join(folder, *parts[start:]) for start in starts]
-    return next(filter(os.path.isfile, paths), None) if '..' not in parts else None
+    inside = [os.path.join(folder, *parts[start:]) for start in starts]
+    for path in [name] if '..' in parts else [name, *inside]:
+        if os.path.isfile(path):
+            return path
+    raise UserError(
+        f'--query_img_name {name}: no such image in {folder}, and {missing(name)}'
+    )
 
 
 def find_queries(pictures, collection):
@@ -77,17 +68,6 @@ def find_queries(pictures, collection):
         else replace(stored_query(position, collection), picture=picture)
         for picture, position in zip(pictures, find_images(pictures, collection))
     ]
-
-
-def count_available(queries, collection):
-    """Return how many images each of the Queries can retrieve: none retrieves itself.
-
-    Raises UserError if there is none.
-    """
-    available = len(collection) - any(query.index >= 0 for query in queries)
-    if not available:
-        raise UserError(f'{collection.name} has 0 images to retrieve beside the query')
-    return available
 
 
 def images_below(folder):
@@ -171,27 +151,20 @@ def embed_queries(queries, collection):
     return readable
 
 
-def embed_images(paths, collection):
-    """Embed image files from outside; each process of torchrun embeds its share.
+def embed_images(pictures, collection):
+    """Embed pictures from outside; each process of torchrun embeds its share.
 
     Returns, in every process, (embeddings (N, D), {index: why it cannot be read}).
     """
-    embedder = collection.embedder
-    rank, processes = rank_and_count()
-    own = range(rank, len(paths), processes)
-    files = [paths[index] for index in own]
-    dimensions = collection.embeddings.shape[1]
-    embeddings, problems = torch.zeros(len(paths), dimensions), {}
-    for indices, vectors, bad in embed_files(
-        files, embedder.pixel_format, embedder, 'queries'
+    embed, problems = collection.embedder, {}
+    embeddings = torch.zeros(len(pictures), collection.embeddings.shape[1])
+    for indices, vectors, bad in embed_shares(
+        pictures, embed.pixel_format, embed, 'queries'
     ):
         if indices:
-            check_embeddings('vectors', vectors)
-            embeddings[[own[index] for index in indices]] = vectors
-        problems |= {own[index]: reason for index, reason in bad.items()}
-    for part in gather_objects(problems):
-        problems |= part
-    return sum_over_all(embeddings), problems
+            embeddings[indices] = torch.from_numpy(vectors)
+        problems |= bad
+    return embeddings, problems
 
 
 # Their nearest images

@@ -9,9 +9,9 @@ from PIL import Image, ImageOps, ImageStat
 
 from areir.bars import progress_bar
 from areir.data.images import load_image, save_image
-from areir.errors import counted
+from areir.errors import UserError, counted
 from areir.files import atomic_folder, cut_name, write_table
-from areir.gallery.queries import Query, count_available, search_queries
+from areir.gallery.queries import Query, search_queries
 from areir.matching.thresholds import digits_apart, threshold_of
 from areir.matching.votes import confidence_of, images_to_find, vote
 from areir.output.sheets import COLOURS, THUMBNAIL, contact_sheet, thumbnail
@@ -95,11 +95,26 @@ def find_answers(queries, collection, number):
 
     number: how many images each shows; fewer if the collection has no more.
     """
-    k = images_to_find(number, count_available(queries, collection))
-    results = search_queries(queries, collection, k)
+    available = count_available(queries, collection)
+    results = search_queries(queries, collection, images_to_find(number, available))
     return [
         make_answer(query, *nearest, collection, number) for query, nearest in results
     ]
+
+
+def count_available(queries, collection, least=1):
+    """Return how many images there are for each of the Queries, beside itself.
+
+    Raises UserError if there are fewer than `least`.
+    """
+    available = len(collection) - any(query.index >= 0 for query in queries)
+    if available < least:
+        asked = f'--retrieval_num {least}: ' if least > 1 else ''
+        raise UserError(
+            f'{asked}{collection.name} has {counted(available, "image")} to retrieve '
+            'beside the query'
+        )
+    return available
 
 
 def join_tables(answers, names):
