@@ -10,7 +10,6 @@ import contextlib
 import errno
 import glob
 import json
-import math
 import os
 import pathlib
 import re
@@ -21,7 +20,6 @@ import tempfile
 import time
 import warnings
 import zipfile
-import zlib
 
 import numpy as np
 import safetensors.torch
@@ -33,7 +31,6 @@ from areir.errors import UserError
 FORMAT = 4  # of the .pth files written here; raise it if their contents change
 DISK_FULL = errno.ENOSPC, getattr(errno, 'EDQUOT', errno.ENOSPC)
 LONGEST_NAME = 200  # bytes
-READ = 2**20  # bytes read at a time
 ABANDONED = 3600  # seconds without a change after which a temporary file is a leftover
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # torch before 1.6: not a zip file
 # what pickled arrays, texts and numbers of numpy, paths and arguments are built by
@@ -159,15 +156,6 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
         raise WriteError(path, error) from error
     finally:
         remove(temporary)
-
-
-def file_checksum(file, size=math.inf):
-    """Return the CRC-32 of the next `size` bytes of an open file, or of all."""
-    value = 0
-    while size > 0 and (block := file.read(min(size, READ))):
-        value = zlib.crc32(block, value)
-        size -= len(block)
-    return value
 
 
 def write_text(path, text):

@@ -5,7 +5,7 @@
 Random crops and flips happen before the trunk, so the images are transformed as in the
 epochs 1 to VIEWS, and every epoch of training draws one of these views of each image.
 The name of the file is a hash of everything that the features depend on, so they are
-computed again when images or weights change. It ends with the CRC-32 of what is before.
+computed again when images or weights change.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from areir import processes
 from areir.bars import progress_bar
 from areir.data.loading import make_loader
 from areir.errors import UserError
-from areir.files import atomic_path, file_checksum
+from areir.files import atomic_path
 from areir.hardware import memory_format
 from areir.seeds import VIEW, random_generator
 from areir.training.batches import InOrder, compute_batches
@@ -79,7 +79,7 @@ def fingerprint(paths, trunk, settings):
 
 def ensure_features(path, loader, trainer, signals):
     """Write the features of all views, unless they are there; remove other files."""
-    missing = processes.is_first() and not is_whole(path)
+    missing = processes.is_first() and not os.path.isfile(path)
     if not processes.any_process(missing):
         return
     features = view_features(loader, trainer)
@@ -121,26 +121,11 @@ def write_views(path, batches, count):
             f'the disk has {free / 1e9:.1f}: use fewer --frozen_stages'
         )
     fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
-    with open(path, 'w+b') as file:
+    with open(path, 'wb') as file:
         np.lib.format.write_array_header_1_0(file, fields)
         total, batches = -(-count // BATCH), chain([first], batches)
         for features in progress_bar(batches, 'trunk features', total):
             file.write(features.numpy().tobytes())
-        file.seek(0)
-        file.write(file_checksum(file).to_bytes(4, 'little'))
-
-
-def is_whole(path):
-    """Whether a file of features is there and ends with its checksum."""
-    if not os.path.isfile(path):
-        return False
-    with open(path, 'rb') as file:
-        size = os.fstat(file.fileno()).st_size - 4
-        checksum = file_checksum(file, size)
-        if size >= 0 and file.read() == checksum.to_bytes(4, 'little'):
-            return True
-    print(f'notice: {path} is damaged: the features are computed again')
-    return False
 
 
 def feature_batches(features, memory_format, loader, meta_labels, device):

@@ -101,27 +101,6 @@ def test_the_file_holds_all_views_and_another_one_is_removed(paths, trainer, tmp
     assert np.array_equal(np.load(path), wanted.numpy())
 
 
-def cut(content):
-    return content[:-2]
-
-
-def flip_bit(content):
-    return content[:1000] + bytes([content[1000] ^ 4]) + content[1001:]
-
-
-@pytest.mark.parametrize('damage', [cut, flip_bit])
-def test_a_damaged_file_is_computed_again(paths, trainer, tmp_path, capsys, damage):
-    path = ensure(tmp_path / 'it', 'name', paths, trainer)
-    with open(path, 'rb') as file:
-        content = file.read()
-    with open(path, 'wb') as file:
-        file.write(damage(content))
-    ensure(tmp_path / 'it', 'name', paths, trainer)
-    assert f'{path} is damaged' in capsys.readouterr().out
-    with open(path, 'rb') as file:
-        assert file.read() == content
-
-
 def test_a_full_disk_is_an_error_that_names_the_file(paths, trainer, tmp_path):
     with largest_file(40_000), pytest.raises(OSError, match=r'name\.npy cannot be'):
         ensure(tmp_path / 'it', 'name', paths, trainer)
