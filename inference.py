@@ -4,7 +4,7 @@
     python inference.py --gallery ~/photos --query_img_name my_photo.jpg
     python inference.py --gallery ~/photos --query_img_name ~/new_photos  # each of them
     python inference.py --gallery ~/photos --query_img_name ~/photos      # duplicates
-    python inference.py --gallery ~/photos --serve                        # a page
+    python inference.py --gallery ~/photos --serve                # a page, an API
     python inference.py --data_base NAME --report                         # a run's page
     python inference.py --model NAME --export_model network.onnx    # for other programs
 
@@ -79,10 +79,10 @@ def get_args():
         from areir.gallery.approximate import load_faiss
 
         load_faiss()
-    if args.serve is not None:
+    if args.serve is not None or args.token:
         from areir.output.page import server
 
-        server.check(args.serve, args.gallery, args.query_img_name)
+        server.check(args)
     if not any((args.query_img_name, args.gallery, args.export, args.export_model)):
         args.query_img_name = None if args.report else DEFAULT_QUERY
     check_paths(args)
@@ -292,7 +292,8 @@ def main():
         from areir.output.page import server
 
         number = args.retrieval_num or DEFAULT_NUMBER
-        server.serve(gallery, args.host, args.serve, number, args.heat_maps)
+        options = number, args.heat_maps, args.token
+        server.serve(gallery, args.host, args.serve, *options)
         return
     last = answer_query(paths, collection, args, clock)
     if not args.quiet:

@@ -102,13 +102,13 @@ def describe_machine():
     return f'{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}'
 
 
-def memory(field):
-    """Return a field of this process's memory in MB (Linux).
+def memory(field, process='self'):
+    """Return a field of a process's memory in MB (Linux); by default this process's.
 
     VmRSS is what it has now, VmHWM its peak; RssAnon and RssFile are the anonymous and
     the mapped part of what it has now.
     """
-    with open('/proc/self/status', encoding='ascii') as file:
+    with open(f'/proc/{process}/status', encoding='ascii') as file:
         for line in file:
             if line.startswith(f'{field}:'):
                 return int(line.split()[1]) / 1024

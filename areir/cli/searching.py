@@ -29,11 +29,16 @@ def get_parser():
         'normal, loose, or a number up to 1; the higher, the fewer'
     )
     add_gallery_flags(parser.add_argument_group('what is searched').add_argument)
-    add = parser.add_argument_group('search page').add_argument
+    add = parser.add_argument_group('search page and HTTP API').add_argument
     flag = add('--serve', metavar='PORT', nargs='?', const=8000, type=int)
-    flag.help = 'serve a page that searches --gallery, by default at port 8000'
+    flag.help = 'serve a page and an API that search --gallery, by default at port 8000'
     flag = add('--host', default='127.0.0.1')
-    flag.help = 'address to serve at; with 0.0.0.0 other machines can see the images'
+    flag.help = 'address to serve at; 0.0.0.0 is for other machines, with --token'
+    flag = add('--token', metavar='FILE', type=path)
+    flag.help = (
+        'a file with a secret of at least 16 characters, which every request needs, as '
+        'a bearer token or as the password'
+    )
     add_output_flags(parser.add_argument_group('what is written').add_argument)
     return parser
 

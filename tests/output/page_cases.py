@@ -38,7 +38,7 @@ class PageCase:
         self.searched = SearchedFolder(gallery)
         self.uploads = folder / 'uploads'
         self.uploads.mkdir(exist_ok=True)
-        self.app = make_app(self.searched, self.uploads, True, 8, False)
+        self.app = make_app(self.searched, self.uploads, 8, False)
         self.client = self.app.test_client()
 
     @property

@@ -113,6 +113,7 @@ def test_two_people_at_once_get_their_own_answers(page, tmp_path):
         client = page.app.test_client()
         reply = page.post('/search', client, number=16, token=page.token, **query)
         pair = page.post('/heat_map', client, shown=1, token=page.token, **query)
+        assert reply.status_code == 200, reply.text
         assert pair.mimetype == 'image/png'
         return read_tiles(reply.text), pair.data
 
@@ -216,7 +217,7 @@ def test_a_folder_that_cannot_be_read_again(own):
     own.photos.with_name('elsewhere').rename(own.photos)
     with own.searched.reading:  # by another request
         reply = own.post('/read_again')
-    assert reply.status_code == 400 and 'being read' in reply.text
+    assert reply.status_code == 409 and 'being read' in reply.text
     assert own.post('/read_again').status_code == 200
 
 
@@ -271,14 +272,11 @@ def test_only_names_of_this_machine_are_answered(page):
             assert page.client.get(path, base_url=url).status_code == 403
         reply = page.client.post('/search', base_url=url, headers=headers)
         assert reply.status_code == 403
-    open_to_all = page_app.make_app(page.searched, page.uploads, False, 8, False)
-    reply = open_to_all.test_client().get('/', base_url='http://my-machine:8000')
-    assert reply.status_code == 200
 
 
 @pytest.mark.parametrize('path', ['/search', '/heat_map', '/read_again'])
 def test_other_origins_are_refused(page, path):
-    for origin in (None, 'null', 'http://evil.com', 'http://127.0.0.1:9000'):
+    for origin in ('null', 'http://evil.com', 'http://127.0.0.1:9000'):
         reply = page.post(path, origin=origin, image=0, token=page.token, shown=1)
         assert reply.status_code == 403
     assert page.get(path).status_code == 405

@@ -4,6 +4,9 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +16,11 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from conftest import Project
+from conftest import REPOSITORY, Project
 from page_cases import make_project
 
 pytest.importorskip('flask', reason='flask is optional')
-from areir.output.page import server
+waitress = pytest.importorskip('waitress', reason='waitress is optional')
 
 
 @pytest.fixture(scope='module')
@@ -50,9 +53,25 @@ def keep_asking(url, asked):
             asked.set()
 
 
+def run_documented_clients(url, photo, capsys):
+    """Run the commands and the program of docs/search.md at the URL of a server."""
+    with open(os.path.join(REPOSITORY, 'docs/search.md'), encoding='utf-8') as file:
+        text = file.read().partition('## Ask from a program')[2]
+    text = text.replace('http://127.0.0.1:8000/', url).replace('photo.jpg', str(photo))
+    blocks = re.findall(r'```\w*\n(.*?)```', text, re.DOTALL)
+    commands = [line for line in blocks[0].splitlines() if shutil.which('curl')]
+    for command in commands:
+        reply = subprocess.run(shlex.split(command), capture_output=True, check=True)
+        assert 'error' not in json.loads(reply.stdout)
+    exec(blocks[1], {})
+    assert 'figure_1_01.png' in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
-    """Ctrl-C ends it at once, even if threads compute."""
+def test_it_prints_its_address_and_ends_at_ctrl_c(
+    project, flags, tmp_path, capsys, request
+):
+    """Programs get answers; Ctrl-C ends it at once, even if threads compute."""
     command = [sys.executable, f'../{project.root.name}/inference.py', *flags, '0']
     server = subprocess.Popen(
         [str(word) for word in [*command, *project.roots('inference.py')]],
@@ -64,8 +83,11 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
         # Ctrl-C ends it even if these tests run in the background of a shell
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    request.addfinalizer(server.kill)
     lines = iter(server.stdout.readline, '')
     url = next(line for line in lines if line.startswith('search page: ')).split()[2]
+    photo = next(project.root.glob('photos/*/figure_1_01.png'))
+    run_documented_clients(url, shutil.copy(photo, tmp_path / 'photo.jpg'), capsys)
     asked = threading.Event()
     thread = threading.Thread(target=keep_asking, args=[url, asked])
     thread.start()
@@ -79,63 +101,40 @@ def test_it_prints_its_address_and_ends_at_ctrl_c(project, flags, tmp_path):
     assert not list(tmp_path.glob('areir_*'))
 
 
-def wait_for_answer(client, more):
-    """Return the first bytes of an answer; send `more` ten times a second meanwhile."""
-    client.settimeout(0.1)
-    for _ in range(100):
-        with contextlib.suppress(TimeoutError):
-            return client.recv(13)
-        client.sendall(more)
-    return b''
-
-
-@pytest.mark.parametrize('limit', ['PATIENCE', 'LONGEST'])
-def test_an_upload_that_stalls_ends(limit, monkeypatch, caplog):
-    """It sends no more, or it trickles: a byte every now and then."""
-    import flask
-
-    app = flask.Flask('slow')
-    app.add_url_rule('/', view_func=lambda: flask.request.form, methods=['POST'])
-    monkeypatch.setattr(server, limit, 0.3)
-    with server.listen('127.0.0.1', 0) as listening:
-        serving = server.make_server(app, listening)
-        thread = threading.Thread(target=serving.serve_forever)
-        thread.start()
-        with socket.create_connection(listening.getsockname(), timeout=30) as client:
-            client.sendall(
-                b'POST / HTTP/1.1\r\nContent-Length: 1000\r\n'
-                b'Content-Type: application/x-www-form-urlencoded\r\n\r\na'
-            )
-            answer = wait_for_answer(client, b'a' if limit == 'LONGEST' else b'')
-        serving.shutdown()
-        thread.join()
-    serving.server_close()  # the request has ended
-    assert answer == b'HTTP/1.1 400 ' and 'Traceback' not in caplog.text
-
-
-def test_what_cannot_be_served_is_one_line(project, flags, monkeypatch):
+def test_what_cannot_be_served_is_one_line(project, flags, monkeypatch, tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         assert f'--serve {port}' in project.refuse('inference.py', *flags, port)
-    for more in (['70000'], ['0', '--host', '203.0.113.1'], ['--query_img_name', 'a']):
+    secret = tmp_path / 'token'
+    secret.write_text(16 * 'a')
+    elsewhere = ['--host', '203.0.113.1', '--token', secret]
+    for more in (['70000'], ['0', *elsewhere], ['--query_img_name', 'a']):
         assert '--serve' in project.refuse('inference.py', *flags, *more)
     assert '--serve' in project.refuse('inference.py', '--serve')
     with monkeypatch.context() as patch:
         patch.setenv('WORLD_SIZE', '2')
         assert 'torchrun' in project.refuse('inference.py', *flags)
-    monkeypatch.setitem(sys.modules, 'flask', None)
-    assert 'pip install flask' in project.refuse('inference.py', *flags)
+    for package in ('flask', 'waitress'):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            refusal = project.refuse('inference.py', *flags)
+            assert f'{package} is not installed: pip install flask waitress' in refusal
 
 
-def test_other_machines_are_warned_of(project, flags, monkeypatch):
-    import werkzeug.serving
-
+def test_other_machines_need_a_token(project, flags, monkeypatch, tmp_path):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(werkzeug.serving, 'make_server', interrupted)
-    for host, warned in (('0.0.0.0', True), ('localhost', False)):
-        more = [*flags, '0', '--host', host]
-        code, output, _ = project.call('inference.py', *more)
-        assert code == 130 and f'http://{host}:' in output
-        assert ('can see the images' in output) == warned
+    monkeypatch.setattr(waitress, 'create_server', interrupted)
+    local, others = [*flags, '0'], [*flags, '0', '--host', '0.0.0.0']
+    assert '--token' in project.refuse('inference.py', *others)
+    token = tmp_path / 'token'
+    assert '--token' in project.refuse('inference.py', *local, '--token', token)
+    for content in (b'', b'15 characters..\n' + 20 * b'a', 20 * b'\xff'):
+        token.write_bytes(content)
+        refusal = project.refuse('inference.py', *others, '--token', token)
+        assert f'--token {token}: ' in refusal and 'secrets.token_urlsafe' in refusal
+    token.write_text(16 * 'a' + '\n')
+    for command in (local, [*local, '--token', token], [*others, '--token', token]):
+        assert project.call('inference.py', *command)[0] == 130
+    assert '--token' in project.refuse('inference.py', *flags[:4], '--token', token)

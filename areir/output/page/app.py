@@ -1,34 +1,35 @@
 """The requests of the search page: which are accepted, and their replies."""
 
 import contextlib
+import hmac
 import os
 import re
-import tempfile
+from functools import partial
 
 import jinja2
 from flask import Flask, Response, abort, render_template, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import BadRequest, Conflict, HTTPException, InternalServerError
 
-from areir.data.images import check_pixels
 from areir.errors import UserError
-from areir.gallery.queries import Query, stored_query
+from areir.gallery.queries import stored_query
 from areir.output.answers import verdict
-from areir.output.page.folder import draw_pair, unreadable
+from areir.output.page.api import MOST, Api, dumps
+from areir.output.page.folder import Busy, describe_changes, draw_pair, uploaded
 
-MOST = 100  # images that the page shows at most
 HERE = os.path.dirname(os.path.abspath(__file__))
 # base.css is shared with the page of a run
 TEMPLATES = [os.path.join(HERE, 'templates'), os.path.join(HERE, '../templates')]
 
 LARGEST_UPLOAD = 20_000_000  # bytes
-MOST_PIXELS = 50_000_000  # of an upload, as `check_pixels` counts them
 FORM = 10_000  # bytes of the rest of a request
 TOO_LARGE = (
     f'The picture has more than {LARGEST_UPLOAD // 1_000_000} MB. Choose a smaller one.'
 )
 SENTENCES = {
     400: 'The request has not arrived as a whole. Send it again.',
-    403: 'Refused: only the search page itself may ask, at its own address.',
+    401: 'The token of --token is missing or wrong.',
+    403: 'Refused: no other web site may ask, and only at an address of this machine.',
     410: 'The folder has been read again since this page showed the image, so its '
     'number may mean another one. Search with your picture again.',
     413: TOO_LARGE,
@@ -48,21 +49,23 @@ HEADERS = {
 }
 
 
-def make_app(folder, uploads, is_local, number, heat_maps):
+def make_app(folder, uploads, number, heat_maps, token=None):
     """Return the Flask app that searches a SearchedFolder.
 
-    uploads: a folder for uploaded pictures; is_local: whether the app serves this
-    machine only; number, heat_maps: the settings that the page starts with.
+    uploads: a folder for uploaded pictures; number, heat_maps: the settings that the
+    page starts with; token: the secret that each request must know. Without one, the
+    app answers to names of this machine only.
     """
     app = Flask(__name__, static_folder=os.path.join(HERE, 'static'))
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
-    if is_local:
-        app.before_request(check_host)
+    app.before_request(partial(check_token, token) if token else check_host)
     app.before_request(check_origin)
     app.after_request(add_headers)
+    for kind in (UserError, OSError, HTTPException):
+        app.register_error_handler(kind, error_reply)
 
     views = Views(folder, uploads, number, heat_maps)
     app.add_url_rule('/', view_func=views.page)
@@ -72,12 +75,24 @@ def make_app(folder, uploads, is_local, number, heat_maps):
     app.add_url_rule('/read_again', view_func=views.read_again, methods=['POST'])
     picture = '/images/<token>/<int:index>/<any(small, large):size>'
     app.add_url_rule(picture, view_func=views.picture)
-    for kind in (UserError, OSError, HTTPException):
-        app.register_error_handler(kind, error_reply)
+    api = Api(folder, uploads, number)
+    for view in (api.search, api.embed, api.update):
+        name = view.__name__
+        app.add_url_rule(f'/api/{name}', f'api_{name}', view, methods=['POST'])
+    app.add_url_rule('/api/status', view_func=api.status)
     return app
 
 
 # Which requests are accepted
+
+
+def check_token(token):
+    """Refuse a request without the token: `Bearer`, or the password of `Basic`."""
+    given = request.headers.get('Authorization', '').removeprefix('Bearer ')
+    if request.authorization and request.authorization.password:
+        given = request.authorization.password
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        abort(401, www_authenticate=WWWAuthenticate('basic', {'realm': 'AREIR'}))
 
 
 def check_host():
@@ -91,8 +106,8 @@ def check_host():
 
 
 def check_origin():
-    """Refuse a POST that does not come from this page."""
-    origin = request.headers.get('Origin', '')
+    """Refuse a POST from another web site. Only browsers name an origin."""
+    origin = request.headers.get('Origin', f'http://{request.host}')
     if request.method == 'POST' and origin.partition('://')[2] != request.host:
         abort(403)
 
@@ -174,12 +189,12 @@ class Views:
         The form may name the image that was the query. Its number in the new generation
         is then part of the reply, or None if the image is gone.
         """
-        earlier, later, message = self.folder.read_again()
+        earlier, later, changes = self.folder.read_again()
         path, images = None, later.collection.images
         if 'image' in request.form and request.form.get('token') == earlier.token:
             path = earlier.collection.images[sent_index(earlier, 'image')]
         return {
-            'message': message,
+            'message': describe_changes(changes, earlier.collection, later.collection),
             'total': f'{len(images):,}',
             'token': later.token,
             'image': images.index(path) if path in images else None,
@@ -191,26 +206,15 @@ class Views:
 
 @contextlib.contextmanager
 def sent_query(generation, uploads):
-    """Yield the Query of a request: an image by its number, or an uploaded picture.
-
-    An upload lies in a temporary folder below `uploads`, which is removed afterwards.
-    """
+    """Yield the Query of a request: an image by its number, or an uploaded picture."""
     if 'image' in request.form:
         yield stored_query(sent_index(generation, 'image'), generation.collection)
         return
     upload = request.files.get('picture')
     if upload is None:
         raise UserError('No picture has arrived. Choose one.')
-    with tempfile.TemporaryDirectory(dir=uploads) as folder:
-        path = os.path.join(folder, 'picture')
-        upload.save(path)
-        if not os.path.getsize(path):
-            raise UserError('The picture is an empty file. Choose another one.')
-        try:
-            check_pixels(path, MOST_PIXELS)
-        except UserError as error:
-            raise unreadable(path, error) from error
-        yield Query(path, name='picture')
+    with uploaded(upload.stream, uploads) as query:
+        yield query
 
 
 def sent_index(generation, field):
@@ -231,10 +235,17 @@ def check(generation, token, index):
 def error_reply(error):
     """Reply to an HTTPException, UserError or OSError with a sentence."""
     if isinstance(error, HTTPException):
-        status, text = error.code, SENTENCES.get(error.code, error.description)
+        text = SENTENCES.get(error.code, error.description)
     else:
-        status, text = 500 if isinstance(error, OSError) else 400, str(error)
-    return Response(to_utf8(text), status, mimetype='text/plain')
+        kind = Conflict if isinstance(error, Busy) else BadRequest
+        kind = InternalServerError if isinstance(error, OSError) else kind
+        text, error = str(error), kind()
+    reply = error.get_response()
+    if request.path.startswith('/api/'):
+        reply.data, reply.mimetype = dumps({'error': text}), 'application/json'
+    else:
+        reply.data, reply.mimetype = to_utf8(text), 'text/plain'
+    return reply
 
 
 def to_utf8(text):

@@ -1,17 +1,25 @@
-"""The folder that the page searches, and its pictures; all threads share them."""
+"""The folder that is searched, and its pictures; all threads share them."""
 
+import contextlib
 import io
 import os
+import queue
 import secrets
+import shutil
 import threading
+from concurrent.futures import Future
 from typing import NamedTuple
 
+import torch
 from PIL import Image, ImageOps
 
-from areir.data.images import load_image
+from areir.data.images import check_pixels, load_image
+from areir.data.loading import ImageDataset
 from areir.errors import UserError, counted
+from areir.evaluation.scores import check_embeddings
+from areir.files import remove
 from areir.gallery.collection import FolderCollection
-from areir.gallery.queries import embed_images, search_queries
+from areir.gallery.queries import Query
 from areir.hardware import available_cores
 from areir.matching.votes import images_to_find
 from areir.output.answers import make_answer
@@ -19,7 +27,8 @@ from areir.output.heat_maps import overlay, pair_heat
 
 SIDES = {'small': 320, 'large': 1600}  # pixels
 GAP = 8  # pixels between a pair
-NO_LONGER = 'Its threshold no longer holds: run inference.py with --calibrate.'
+MOST_TOGETHER = 32  # requests
+MOST_PIXELS = 50_000_000  # of an upload, as `check_pixels` counts them
 
 
 class Generation(NamedTuple):
@@ -33,55 +42,94 @@ class Generation(NamedTuple):
     collection: FolderCollection
 
 
+class Busy(UserError):
+    """The folder is being read already."""
+
+
+class Wanted(NamedTuple):
+    """What a request asks of a collection: its `result` is that of `ask`."""
+
+    query: Query
+    pixels: torch.Tensor | None  # uint8 (3, S, S), of a query without an embedding
+    collection: FolderCollection
+    nearest: int  # images to find; 0 to embed only
+    result: Future
+
+
 class SearchedFolder:
     """A Gallery that can be updated while it is searched.
 
-    A request reads `current` once and uses that generation to its end. Requests compute
-    one at a time, because a network or a search already uses all cores and because that
-    bounds the memory.
+    A request reads `current` once and uses that generation to its end. One thread runs
+    the network, because it uses all cores and because that bounds the memory.
     """
 
     def __init__(self, gallery):
         self.gallery = gallery
         self.current = Generation(secrets.token_hex(4), gallery.collection)
+        self.waiting = queue.SimpleQueue()
         self.computing = threading.Lock()
         self.reading = threading.Lock()
         self.decoding = threading.BoundedSemaphore(available_cores())
+        threading.Thread(target=self.compute, daemon=True).start()
 
     def find(self, query, number, collection):
         """Return (Answer, indices of its images) for a Query."""
         available = len(collection) - (query.index >= 0)
         if not available:
             raise UserError('The folder has no other image.')
-        with self.computing:
-            if query.embedding is None:
-                embeddings, problems = embed_images([query.picture], collection)
-                if problems:
-                    raise unreadable(query.picture, problems[0])
-                query.embedding = embeddings[0]
-            nearest = images_to_find(number, available)
-            ((_, result),) = search_queries([query], collection, nearest)
-        answer = make_answer(query, *result, collection, number)
-        return answer, result[1][: len(answer.table)]
+        nearest = images_to_find(number, available)
+        _, scores, indices = self.ask(query, collection, nearest)
+        answer = make_answer(query, scores, indices, collection, number)
+        return answer, indices[: len(answer.table)]
+
+    def ask(self, query, collection, nearest=0):
+        """Return (embedding (D,), scores, indices) of a Query and its nearest images.
+
+        Pictures are decoded here, and embedded and searched by `compute`.
+        """
+        pixels = None
+        if query.embedding is None:
+            with self.decoding:
+                pixel_format = collection.trained.pixel_format
+                pixels, _, problem = ImageDataset([query.picture], pixel_format)[0]
+            if problem:
+                raise unreadable(query.picture, problem)
+        wanted = Wanted(query, pixels, collection, nearest, Future())
+        self.waiting.put(wanted)
+        return wanted.result.result()
+
+    def compute(self):
+        """Answer all requests that wait, those of one collection together, forever."""
+        while True:
+            waiting = [self.waiting.get()]
+            while len(waiting) < MOST_TOGETHER and not self.waiting.empty():
+                waiting.append(self.waiting.get())
+            for collection in {one.collection for one in waiting}:
+                own = [one for one in waiting if one.collection is collection]
+                try:
+                    with self.computing:
+                        results = search_together(own, collection)
+                    for one, result in zip(own, results):
+                        one.result.set_result(result)
+                except Exception as error:  # the requests' threads report it
+                    for one in own:
+                        one.result.set_exception(error)
 
     def read_again(self):
-        """Read the folder again; return (earlier, current Generation, changes as text).
+        """Read the folder again; return (earlier Generation, current one, Changes).
 
-        Searches go on meanwhile. Raises UserError and keeps the current generation if
+        Searches go on meanwhile. Raises an error and keeps the current generation if
         the folder cannot be read or is already being read.
         """
         if not self.reading.acquire(blocking=False):
-            raise UserError('The folder is already being read. Wait until that ends.')
+            raise Busy('The folder is already being read. Wait until that ends.')
         try:
             earlier = self.current
             changes = self.gallery.update()
             later = self.gallery.collection
             if later.index.vectors.path != earlier.collection.index.vectors.path:
                 self.current = Generation(secrets.token_hex(4), later)
-            text = describe_changes(changes)
-            if earlier.collection.calibration and not later.calibration:
-                text += f' {NO_LONGER}'
-            return earlier, self.current, text
+            return earlier, self.current, changes
         finally:
             self.reading.release()
 
@@ -94,8 +142,33 @@ class SearchedFolder:
         return encode(image, 'JPEG')
 
 
-def describe_changes(changes):
-    """Write what an update has found."""
+def search_together(wanted, collection):
+    """Return what `SearchedFolder.ask` returns for each Wanted of a collection."""
+    pixels = [one.pixels for one in wanted if one.pixels is not None]
+    if pixels:
+        vectors = collection.embedder(torch.stack(pixels)).float().cpu()
+        check_embeddings('vectors', vectors)
+        vectors = iter(vectors)
+    embeddings = torch.stack(
+        [
+            next(vectors) if one.query.embedding is None else one.query.embedding
+            for one in wanted
+        ]
+    )
+    nearest = {}
+    for number in {one.nearest for one in wanted} - {0}:
+        own = [place for place, one in enumerate(wanted) if one.nearest == number]
+        exclude = torch.tensor([wanted[place].query.index for place in own])
+        scores, indices = collection.search(embeddings[own], number, exclude)
+        nearest |= zip(own, zip(scores.tolist(), indices.tolist()))
+    return [
+        (embedding, *nearest.get(place, ([], [])))
+        for place, embedding in enumerate(embeddings)
+    ]
+
+
+def describe_changes(changes, earlier, later):
+    """Write what an update has found, between two collections."""
     text = counted(changes.new, 'new image')
     if changes.changed:
         text += f', {changes.changed:,} changed'
@@ -105,10 +178,33 @@ def describe_changes(changes):
     if changes.problems:
         files = counted(len(changes.problems), 'file')
         text += f' {files} cannot be read; the terminal names them.'
+    if earlier.calibration and not later.calibration:
+        text += ' Its threshold no longer holds: run inference.py with --calibrate.'
     return text
 
 
 # Pictures
+
+
+@contextlib.contextmanager
+def uploaded(stream, uploads):
+    """Yield the Query of an uploaded picture, whose bytes come from a stream.
+
+    They lie in a file in the folder `uploads`, which is removed afterwards.
+    """
+    path = os.path.join(uploads, secrets.token_hex(8))
+    try:
+        with open(path, 'xb') as file:
+            shutil.copyfileobj(stream, file)
+        if not os.path.getsize(path):
+            raise UserError('The picture is an empty file. Choose another one.')
+        try:
+            check_pixels(path, MOST_PIXELS)
+        except UserError as error:
+            raise unreadable(path, error) from error
+        yield Query(path, name='picture')
+    finally:
+        remove(path)
 
 
 def unreadable(path, reason):

@@ -8,78 +8,85 @@ import os
 import socket
 import sys
 import tempfile
-import threading
 
 from areir.errors import UserError
-from areir.output.page.folder import SearchedFolder
+from areir.output.page.folder import MOST_TOGETHER, SearchedFolder
 
-PATIENCE = 30  # seconds in which nothing arrives, after which a request ends
-LONGEST = 300  # seconds in which all of a request has to arrive
+LARGEST_BODY = 100_000_000  # bytes that are read of a request; the app takes fewer
+SHORTEST_TOKEN = 16  # characters
+HOW = 'python -c "import secrets; print(secrets.token_urlsafe())" > token'
 LOCAL_HOSTS = ('127.0.0.1', '::1', 'localhost')
 
 
-def check(port, gallery, query):
+def check(args):
     """Raise UserError if --serve cannot work."""
-    if not gallery or query:
+    port = args.serve
+    if port is None:
+        raise UserError('--token: works with --serve only')
+    if not args.gallery or args.query_img_name:
         raise UserError('--serve: add --gallery and leave out --query_img_name')
     if not 0 <= port <= 65535:
         raise UserError(f'--serve {port}: a port is from 0 to 65535')
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise UserError('--serve: works in one process; run it without torchrun')
-    if not importlib.util.find_spec('flask'):
-        raise UserError('--serve: flask is not installed: pip install flask')
+    for package in ('flask', 'waitress'):
+        if not importlib.util.find_spec(package):
+            raise UserError(
+                f'--serve: {package} is not installed: pip install flask waitress'
+            )
+    if args.token:
+        read_token(args.token)
+    elif args.host not in LOCAL_HOSTS:
+        raise UserError(
+            f'--host {args.host}: for other machines, add --token token, a file with '
+            f'a secret: {HOW}'
+        )
 
 
-def serve(gallery, host, port, number, heat_maps=False):
-    """Serve the search page of a Gallery; end the process at Ctrl-C.
+def read_token(path):
+    """Return the secret of --token, the first line of a file, or raise UserError."""
+    try:
+        with open(path, encoding='ascii') as file:
+            token = file.readline().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not plain ASCII'
+        raise UserError(f'--token {path}: {reason}; make one: {HOW}') from error
+    if len(token) < SHORTEST_TOKEN:
+        raise UserError(
+            f'--token {path}: the first line must have at least {SHORTEST_TOKEN} '
+            f'characters; make one: {HOW}'
+        )
+    return token
 
-    port: 0 takes a free one; number, heat_maps: as of `make_app`.
+
+def serve(gallery, host, port, number, heat_maps=False, token=None):
+    """Serve the search page and the API of a Gallery; end the process at Ctrl-C.
+
+    port: 0 takes a free one; number, heat_maps: as of `make_app`; token: the file of
+    --token.
     """
-    from areir.output.page.app import make_app  # it needs flask
+    from waitress import create_server, wasyncore
 
-    is_local = host in LOCAL_HOSTS
-    folder = SearchedFolder(gallery)
+    from areir.output.page.app import make_app
+
+    secret = read_token(token) if token else None
+    # no line per client that hangs up or has to wait
+    logging.getLogger('waitress').setLevel(logging.CRITICAL)
+    channels = {}
     temporary = tempfile.TemporaryDirectory(prefix='areir_', ignore_cleanup_errors=True)
     with temporary as uploads, listen(host, port) as listening:
-        app = make_app(folder, uploads, is_local, number, heat_maps)
-        port = listening.getsockname()[1]
-        if not is_local:
-            print(
-                f'warning: --host {host}: anybody who reaches port {port} of this '
-                'machine can see the images'
-            )
+        app = make_app(SearchedFolder(gallery), uploads, number, heat_maps, secret)
+        options = {'threads': MOST_TOGETHER, 'max_request_body_size': LARGEST_BODY}
+        create_server(app, channels, sockets=[listening], **options)
         name = f'[{host}]' if ':' in host else host
-        print(f'search page: http://{name}:{port}/ (Ctrl-C ends it)', flush=True)
-        make_server(app, listening).serve_forever()  # returns at Ctrl-C
+        address = f'http://{name}:{listening.getsockname()[1]}/'
+        print(f'search page: {address} (Ctrl-C ends it)', flush=True)
+        # not the server's own `run`, which waits for its threads at Ctrl-C
+        with contextlib.suppress(KeyboardInterrupt):
+            wasyncore.loop(map=channels)
     # a thread may be inside torch, which aborts if Python ends the thread
     sys.stdout.flush()
     os._exit(0)
-
-
-def make_server(app, listening):
-    """Return the server of an app at a listening socket."""
-    from werkzeug import serving
-
-    class Handler(serving.WSGIRequestHandler):
-        timeout = PATIENCE
-
-        def handle(self):
-            timer = threading.Timer(LONGEST, self.end_reading)
-            timer.start()
-            try:
-                super().handle()
-            finally:
-                timer.cancel()
-
-        def end_reading(self):  # the answer to what has arrived can still be sent
-            with contextlib.suppress(OSError):  # the client has hung up
-                self.connection.shutdown(socket.SHUT_RD)
-
-    # no line per request, no traceback of a client that hangs up
-    logging.getLogger('werkzeug').setLevel(logging.CRITICAL)
-    host, port, *_ = listening.getsockname()
-    options = {'threaded': True, 'fd': listening.fileno()}
-    return serving.make_server(host, port, app, request_handler=Handler, **options)
 
 
 def listen(host, port):
