@@ -409,6 +409,7 @@ def load_model(name: str | os.PathLike) -> TrainedModel:
     Raises UserError if there is no such file or network, if the file is damaged, or if
     weights cannot be downloaded.
     """
+    hardware.limit_threads()  # as in the scripts
     name = os.fspath(name)
     saved = read_state_dict(name) if os.path.isfile(name) else None
     if saved and 'format' in saved:
