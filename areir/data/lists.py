@@ -74,22 +74,18 @@ def read_lines(path, any_bytes=False):
     become surrogates. Raises UserError naming a line that is not text.
     """
     with open(path, 'rb') as file:
-        start = file.read(4)
-    wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    encoding = 'utf-16' if wide else 'utf-8-sig'
-    number = 1
-    with open(path, encoding=encoding, errors='surrogateescape', newline='') as file:
-        try:
-            for line in file:
-                if '\0' in line or not (any_bytes or is_unicode(line)):
-                    raise UnicodeError
-                yield line
-                number += 1
-        except UnicodeError as error:
-            raise UserError(
-                f'{path}, line {number}: not text in UTF-8: save the file as '
-                'text in UTF-8 (in a spreadsheet: CSV UTF-8)'
-            ) from error
+        start = file.read(2)
+    options = {'encoding': 'utf-8-sig', 'errors': 'surrogateescape'}
+    if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        options = {'encoding': 'utf-16', 'errors': 'replace'}
+    with open(path, newline='', **options) as file:
+        for number, line in enumerate(file, 1):
+            if '\0' in line or not (any_bytes or is_unicode(line)):
+                raise UserError(
+                    f'{path}, line {number}: not text in UTF-8: save the file as '
+                    'text in UTF-8 (in a spreadsheet: CSV UTF-8)'
+                )
+            yield line
 
 
 def read_rows(path, fields, header=0):
@@ -191,32 +187,31 @@ def find_columns(path, header, needed):
     return places
 
 
-def shorten(names, most=SHOWN):
+def shorten(names):
     """Return the first names as a listing."""
-    return ', '.join(names[:most]) + ', ...' * (len(names) > most)
+    return ', '.join(names[:SHOWN]) + ', ...' * (len(names) > SHOWN)
 
 
 def look_alikes(labels):
-    """Return the groups of labels that differ in case, blanks, zeros or accents alone.
+    """Return what to say if labels differ in case, blanks, zeros or accents alone.
 
-    Accents: in the form of their letters, composed or not.
+    Accents: in the form of their letters, composed or not. Returns a list of at most
+    one text, about the first of these labels.
     """
     groups = defaultdict(list)
     for label in sorted(set(labels)):
         plain = ''.join(unicodedata.normalize('NFKC', label).casefold().split())
         groups[re.sub('[.,]0*$', '', plain).lstrip('0')].append(label)
-    return [group for group in groups.values() if len(group) > 1]
+    pairs = [group[:2] for group in groups.values() if len(group) > 1]
+    return ['{!r} and {!r} are different classes'.format(*pair) for pair in pairs[:1]]
 
 
 def label_notices(labels):
     """Return what may be meant otherwise in the labels of `plain_labels`."""
-    notices = [
-        f'{one!r} and {other!r} are different classes'
-        for one, other, *_ in look_alikes(labels)[:1]
+    unclear = sorted({*UNNUMBERED} & {*labels} - {DISTRACTOR})
+    return look_alikes(labels) + [
+        f'{label} is a class; if it means none, leave it empty' for label in unclear
     ]
-    for label in sorted({*UNNUMBERED} & {*labels} - {DISTRACTOR}):
-        notices.append(f'{label} is a class; if it means none, leave it empty')
-    return notices
 
 
 def plain_labels(labels):

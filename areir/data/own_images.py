@@ -180,8 +180,8 @@ def compare_levels(folders, place_of):
 def describe(places, bases):
     """Return ('below train/ and val/: 6 and 6', parts without a class).
 
-    The numbers are those of the classes of each part; an example of `look_alikes`
-    follows. places, bases: see `recognise`.
+    The numbers are those of the classes of each part; `look_alikes` follow. places,
+    bases: see `recognise`.
     """
     labels = {(place[0], place[1]) for place in places if place}
     count = Counter(part for part, label in labels if label != DISTRACTOR)
@@ -191,8 +191,7 @@ def describe(places, bases):
     unused = [base for base in bases if base not in used]
     if unused:
         text += f'; {" and ".join(unused)} left out'
-    for one, other, *_ in look_alikes(label for _, label in labels)[:1]:
-        text += f'; {one!r} and {other!r} are different classes'
+    text += ''.join(f'; {each}' for each in look_alikes(label for _, label in labels))
     return text, [base for base in used if not count[bases[base]]]
 
 
