@@ -38,7 +38,7 @@ from areir.data.verification import (
     verify_images,
 )
 from areir.errors import UserError, counted, printable
-from areir.files import make_writable, refuse_folder, remove, write_tensors
+from areir.files import make_writable, remove, write_tensors
 from areir.hardware import available_cores, most_workers
 
 # Arguments
@@ -95,8 +95,6 @@ def prepare(
         print(f'{name}: nothing changed since it was prepared')
         return outcome(dataset)
 
-    for crop_type in dataset.crop_types:
-        refuse_folder(dataset.split_path(crop_type))
     if dataset.has_boxes:
         crop_folder = os.path.join(dataset.folder, 'cropped')
         refuse_foreign_files(dataset.targets('uncropped'), crop_folder)

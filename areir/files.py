@@ -137,17 +137,14 @@ def atomic_path(path, failures=(OSError, RuntimeError), tidy=True):
     as it was. failures: the errors that become a WriteError, an OSError that names
     `path`. torch and faiss report a full disk as a RuntimeError. tidy: first remove
     what killed processes left of `path`. That lists its folder, so pass False to write
-    thousands of files to one folder, and call `remove_leftovers` once. Raises UserError
-    if a folder lies in the place of a file.
+    thousands of files to one folder, and call `remove_leftovers` once.
     """
     temporary = temporary_name(path)
     try:
         if tidy:
             remove_leftovers(*os.path.split(path))
         yield temporary
-        if is_folder(path):
-            if not is_folder(temporary):
-                refuse_folder(path)
+        if is_folder(path) and is_folder(temporary):
             shutil.rmtree(path)
         os.replace(temporary, path)
     except WriteError:
@@ -219,12 +216,6 @@ def is_unicode(text):
 def is_special(path):
     """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-
-def refuse_folder(path):
-    """Raise UserError if a path where a file will be written is a folder."""
-    if os.path.isdir(path):
-        raise UserError(f'{path} is a folder in the place of a file: remove it')
 
 
 def is_safetensors(start):

@@ -138,7 +138,7 @@ def test_refusals(small, results):
     assert '--recalls' in small.refuse('evaluate.py', results, '--recalls', 1)
     assert 'no run of train.py' in small.refuse('evaluate.py', small.root / 'data')
     os.mkdir(results / 'runs.csv')
-    assert 'runs.csv is a folder' in small.refuse('evaluate.py', results)
+    assert 'runs.csv cannot be written' in small.refuse('evaluate.py', results)
     file = results / 'chosen_data_base.pth'
     assert 'single other' in small.refuse('evaluate.py', file, '--compare', file, file)
     assert 'give a file' in small.refuse('evaluate.py')

@@ -37,7 +37,6 @@ COLUMNS = {
     'is_query': ('is_query',),
     'is_gallery': ('is_gallery',),
     'group': ('group', 'group_id', 'camera', 'camera_id', 'cam', 'cam_id'),
-    'other_path': ('other_path',),  # of pairs
     'row': ('row',),  # of the vector, in images.csv of inference.py --export
     'x_1': ('x_1', 'x_min', 'bbox_x1'),
     'x_2': ('x_2', 'x_max', 'bbox_x2'),

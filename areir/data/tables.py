@@ -44,8 +44,6 @@ def read_table(path, *folders, skip_missing=False):
     Raises UserError naming the lines that are wrong.
     """
     rows = list(lists.read_csv(path, ['path', 'label']))
-    if rows and 'other_path' in rows[0][1]:
-        raise UserError(f'{path}: pairs of images; a row for each image is needed')
     box = [name for name in CORNERS if rows and name in rows[0][1]]
     if box and box != [*CORNERS]:
         raise UserError(

@@ -233,7 +233,6 @@ def test_columns_that_have_another_name_are_said(tmp_path, capsys):
         ('path,label\na.png\n', 'line 2: more or fewer cells'),
         ('path,label\na.png,x,y\n', 'line 2: more or fewer cells'),
         ('path,label\n"a.png,x\n', 'line 2: not a CSV row'),
-        ('path,other_path,class\na.png,a.png,x\n', 'pairs'),
         ('path,label\na.png,x\n./a.png,x\n', "line 3: image 'a.png' is already"),
     ],
 )
