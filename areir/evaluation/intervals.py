@@ -14,6 +14,7 @@ import torch
 
 LEAST_CLASSES = 6  # 1 - 2 / 2**6 is above 95 %
 NO_INTERVAL = f'no interval below {LEAST_CLASSES} classes'
+RESAMPLES = 1000  # of the classes, for an interval
 SWAPS = 100  # randomisations drawn at a time by `compare`
 
 
@@ -38,20 +39,20 @@ def sort_classes(sums, sizes):
     return np.stack(columns, axis=1), np.sort(sizes)
 
 
-def resampled_means(sums, sizes, resamples=1000, seed=0):
+def resampled_means(sums, sizes, seed=0):
     """Bootstrap the means of what `class_sums` returns, of at least two classes.
 
     The mean is taken over all queries of the classes drawn. Returns the means
-    (resamples, measures) and the two quantiles of `draw_classes`.
+    (RESAMPLES, measures) and the two quantiles of `draw_classes`.
     """
-    times, shares = draw_classes(len(sizes), resamples, seed)
+    times, shares = draw_classes(len(sizes), seed)
     return times @ sums / (times @ sizes)[:, None], shares
 
 
-def draw_classes(count, resamples=1000, seed=0):
+def draw_classes(count, seed=0):
     """Draw `count` of as many classes with replacement, at least two.
 
-    Returns how often each is drawn, int64 (resamples, count), and the two quantiles
+    Returns how often each is drawn, int64 (RESAMPLES, count), and the two quantiles
     that bound the 95 % interval of what is computed from these draws. They are widened
     for few classes (expanded percentile interval, Hesterberg, arXiv 1411.5279, section
     5).
@@ -59,7 +60,7 @@ def draw_classes(count, resamples=1000, seed=0):
     from scipy import special  # takes half a second, and a search does without it
 
     rng = np.random.default_rng(seed)
-    times = np.empty((resamples, count), dtype=np.int64)
+    times = np.empty((RESAMPLES, count), dtype=np.int64)
     for row in times:
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
     freedom = count - 1
@@ -78,7 +79,7 @@ def class_means(values, labels):
     return dict(zip(values, means.tolist()))
 
 
-def confidence_intervals(values, labels, resamples=1000, seed=0, per_class=False):
+def confidence_intervals(values, labels, seed=0, per_class=False):
     """Return {measure: (low, high)}, 95 % intervals of the means of {measure: (N,)}.
 
     labels (N,): the class of each query; per_class: whether the means are those of
@@ -89,7 +90,7 @@ def confidence_intervals(values, labels, resamples=1000, seed=0, per_class=False
         sums, sizes = sums / sizes[:, None], np.ones_like(sizes)
     if len(sizes) < LEAST_CLASSES:
         return dict.fromkeys(values, (math.nan, math.nan))
-    means, shares = resampled_means(*sort_classes(sums, sizes), resamples, seed)
+    means, shares = resampled_means(*sort_classes(sums, sizes), seed)
     limits = np.quantile(means, shares, axis=0).T  # (measures, 2)
     return dict(zip(values, limits.tolist()))
 

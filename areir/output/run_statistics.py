@@ -67,18 +67,17 @@ class SearchedImages:
         searched = () if self.leave_one_out else (self.gallery[:, columns], self.labels)
         return rank_positives(vectors[:, columns], labels, *searched, **marks)
 
-    def blocks(self, block):
-        """Return the `score_blocks` of `block` queries each."""
-        queries = self.query, self.query_labels
-        gallery = self.gallery, self.labels
-        return score_blocks(*queries, *gallery, self.own, block, self.is_ignored)
+    def blocks(self):
+        """Return the `score_blocks` of ROWS_AT_ONCE queries each."""
+        images = self.query, self.query_labels, self.gallery, self.labels
+        return score_blocks(*images, self.own, ROWS_AT_ONCE, self.is_ignored)
 
     def nearest(self, k):
         """Return (scores, indices), (Q, k), of the nearest images not ignored."""
         if not self.is_ignored:
             return search(self.query, self.gallery, k, self.own)
         found = []
-        for part in self.blocks(ROWS_AT_ONCE):
+        for part in self.blocks():
             kept = part.right | part.wrong
             found.append(torch.where(kept, part.scores, -torch.inf).topk(k))
         return tuple(torch.cat(parts) for parts in zip(*found))
@@ -125,10 +124,10 @@ class ScoreStatistics(NamedTuple):
     sampled: int  # queries
 
 
-def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
+def score_statistics(images, sample=SCORED_QUERIES):
     """Return the ScoreStatistics of SearchedImages.
 
-    sample: the most queries whose pairs are counted; block: queries scored at a time.
+    sample: the most queries whose pairs are counted.
     """
     count = len(images.query_labels)
     generator = torch.Generator().manual_seed(0)
@@ -136,9 +135,8 @@ def score_statistics(images, sample=SCORED_QUERIES, block=ROWS_AT_ONCE):
     sampled[torch.randperm(count, generator=generator)[:sample]] = True
     best = BestScores(count)
     pairs = {'wrong': np.zeros(SCORE_BINS), 'right': np.zeros(SCORE_BINS)}
-    blocks = images.blocks(block)
-    total = -(-count // block)
-    for part in progress_bar(blocks, 'scores', total, leave=False, delay=3):
+    total = -(-count // ROWS_AT_ONCE)
+    for part in progress_bar(images.blocks(), 'scores', total, leave=False, delay=3):
         best.add(part)
         chosen = sampled[part.rows]
         scores = part.scores[chosen]
@@ -170,8 +168,8 @@ class ClassRecall(NamedTuple):
     example: int  # the query with the highest score for an image of the first of these
 
 
-def lowest_classes(labels, rank, nearest_labels, nearest_scores, count=SHOWN_CLASSES):
-    """Return a ClassRecall for the `count` classes of lowest recall@1 below 1.
+def lowest_classes(labels, rank, nearest_labels, nearest_scores):
+    """Return a ClassRecall for the SHOWN_CLASSES of lowest recall@1 below 1.
 
     All (Q,): the queries' labels, the ranks of their nearest right images (0 without
     one, and then the query does not count), labels and scores of their nearest images.
@@ -185,7 +183,8 @@ def lowest_classes(labels, rank, nearest_labels, nearest_scores, count=SHOWN_CLA
         example = int(alike[nearest_scores[alike].argmax()])
         recall = 1 - len(missed) / len(own)
         rows.append(ClassRecall(label, len(own), recall, confusions, example))
-    return sorted(rows, key=lambda row: (row.recall, -row.queries))[:count]
+    rows.sort(key=lambda row: (row.recall, -row.queries))
+    return rows[:SHOWN_CLASSES]
 
 
 def pick(values, labels, wanted, count=SHOWN_QUERIES, per_class=SHOWN_PER_CLASS):

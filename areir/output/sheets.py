@@ -29,11 +29,7 @@ def thumbnail(image, colour, width):
     width: of the frame, in pixels.
     """
     side = THUMBNAIL - 2 * width
-    scale = side / max(image.size)
-    size = [max(1, round(length * scale)) for length in image.size]
-    fitted = image.resize(size, Image.Resampling.LANCZOS)
-    square = Image.new('RGB', (side, side), 'white')
-    square.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 2))
+    square = ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, 'white')
     return ImageOps.expand(square, width, colour)
 
 
@@ -55,16 +51,12 @@ def sheet(thumbnails, captions, columns, apart=0):
         if image:
             picture.paste(image, (x, y))
         for line, text in enumerate(caption):
-            font = find_font(is_wide(text))
+            # Chinese, Japanese or Korean
+            font = find_font(any(unicodedata.east_asian_width(c) in 'WF' for c in text))
             text = fit_caption(text, draw, font)
             place = x + THUMBNAIL / 2, y + THUMBNAIL + 4 + LINE * line
             draw.text(place, text, 'black', font, anchor='ma')
     return picture
-
-
-def is_wide(text):
-    """Whether a text has Chinese, Japanese or Korean characters."""
-    return any(unicodedata.east_asian_width(character) in 'WF' for character in text)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from areir.output.sheets import (
 STEP_X, STEP_Y = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
 
 
-@pytest.mark.parametrize('size', [(700, 1), (1, 700), (1, 1), (300, 200)])
+@pytest.mark.parametrize('size', [(700, 9), (9, 700), (1, 1), (300, 200)])
 def test_images_of_any_shape_fit_into_a_thumbnail(size):
     image = thumbnail(Image.new('RGB', size, 'blue'), COLOURS[True], 5)
     assert image.size == (THUMBNAIL, THUMBNAIL)
