@@ -39,12 +39,7 @@ from areir.gallery.collection import DatabaseCollection
 from areir.gallery.folders import check_gallery
 from areir.gallery.queries import embed_queries, find_queries, query_paths
 from areir.matching.thresholds import threshold_lines
-from areir.output.answers import (
-    count_available,
-    find_answers,
-    write_answer,
-    write_answers,
-)
+from areir.output.answers import find_answers, write_answer, write_answers
 from areir.retrieval import Gallery
 from areir.scripts.model import TrainedModel, load_model
 
@@ -186,14 +181,14 @@ def answer_query(paths, collection, args, clock):
 def search_paths(paths, collection, args, clock):
     """Return the Answers to the queries of these paths."""
     queries = find_queries(paths, collection)
-    count_available(queries, collection, args.retrieval_num or 1)
     if any(query.embedding is None for query in queries):
         with clock('model'):
             _ = collection.trained  # a database's model is loaded here
         with clock('embedding'):
             queries = embed_queries(queries, collection)
     with clock('search'):
-        return find_answers(queries, collection, args.retrieval_num or DEFAULT_NUMBER)
+        number = args.retrieval_num or DEFAULT_NUMBER
+        return find_answers(queries, collection, number, args.retrieval_num or 1)
 
 
 def compare_folder(collection, args, clock):

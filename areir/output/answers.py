@@ -90,23 +90,13 @@ def make_answer(query, scores, indices, collection, number):
     return answer
 
 
-def find_answers(queries, collection, number):
+def find_answers(queries, collection, number, least=1):
     """Return the Answers to Queries, which have embeddings.
 
-    number: how many images each shows; fewer if the collection has no more.
+    number: how many images each shows; fewer if the collection has no more, but there
+    must be `least`, or a UserError says so.
     """
-    available = count_available(queries, collection)
-    results = search_queries(queries, collection, images_to_find(number, available))
-    return [
-        make_answer(query, *nearest, collection, number) for query, nearest in results
-    ]
-
-
-def count_available(queries, collection, least=1):
-    """Return how many images there are for each of the Queries, beside itself.
-
-    Raises UserError if there are fewer than `least`.
-    """
+    # no query retrieves itself
     available = len(collection) - any(query.index >= 0 for query in queries)
     if available < least:
         asked = f'--retrieval_num {least}: ' if least > 1 else ''
@@ -114,7 +104,10 @@ def count_available(queries, collection, least=1):
             f'{asked}{collection.name} has {counted(available, "image")} to retrieve '
             'beside the query'
         )
-    return available
+    results = search_queries(queries, collection, images_to_find(number, available))
+    return [
+        make_answer(query, *nearest, collection, number) for query, nearest in results
+    ]
 
 
 def join_tables(answers, names):
