@@ -37,20 +37,22 @@ def read_car(root, files):
     It comes as one folder with cars_annos.mat, as two folders with a devkit, or as
     folders of class names with CSV files. Raises UserError if it is none of these.
     """
+    need = partial(lists.need_file, root, files, dataset='CARS196')
     if not lists.find_file(files, 'cars_annos.mat'):
-        train = lists.find_file(files, 'cars_train_annos.mat')
-        if train:
-            # cars_test_annos.mat, which is beside it, has no classes
-            name = 'cars_test_annos_withlabels.mat'
-            test = lists.need_file(root, files, name, 'the test annotations')
+        if lists.find_file(files, 'cars_train_annos.mat'):
             # the two folders use the same file names for different images
-            records = mat_records(root, files, train, 'cars_train/', 'fname')
-            records += mat_records(root, files, test, 'cars_test/', 'fname')
-            return 'devkit', records
+            records = mat_records(
+                files, need('cars_train_annos.mat'), 'cars_train/', 'fname'
+            )
+            # cars_test_annos.mat, which is beside it, has no classes
+            test = need('cars_test_annos_withlabels.mat')
+            return 'devkit', records + mat_records(files, test, 'cars_test/', 'fname')
         if lists.find_file(files, 'anno_train.csv'):
-            return 'anno_train.csv and anno_test.csv', csv_records(root, files)
-    annotations = lists.need_file(root, files, 'cars_annos.mat', 'CARS196')
-    return annotations, mat_records(root, files, annotations, '', 'relative_im_path')
+            tables = {part: need(f'anno_{part}.csv') for part in ('train', 'test')}
+            records = csv_records(files, need('names.csv'), tables)
+            return 'anno_train.csv and anno_test.csv', records
+    annotations = need('cars_annos.mat')
+    return 'cars_annos.mat', mat_records(files, annotations, '', 'relative_im_path')
 
 
 def car_record(path, corners, label):
@@ -76,13 +78,12 @@ def read_mat(path):
     return [rows] if isinstance(rows, dict) else list(rows)
 
 
-def mat_records(root, files, annotations, folder, key):
-    """Return the records of one MATLAB file.
+def mat_records(files, source, folder, key):
+    """Return the records of the MATLAB file `source`.
 
     folder: what precedes the image names, which are in the field `key`. Fields are
     taken by name because their order differs between files.
     """
-    source = f'{root}/{annotations}'
     try:
         # a damaged file can end the process that reads it
         with ProcessPoolExecutor(1) as pool:
@@ -99,39 +100,32 @@ def mat_records(root, files, annotations, folder, key):
         return car_record(f'{folder}{row[key]}', corners, row['class'])
 
     numbered = [(f'row {number}', row) for number, row in enumerate(rows, 1)]
-    return lists.locate(files, lists.parse_rows(source, numbered, parse), source)
+    return lists.read_records(files, source, numbered, parse)
 
 
-def csv_records(root, files):
-    """Return the records of anno_train.csv and anno_test.csv.
+def csv_records(files, names, tables):
+    """Return the records of tables {part: path}, with rows file, x1, y1, x2, y2, class.
 
-    Their rows are file, x1, y1, x2, y2, class; names.csv has the name of each class.
+    names: the file with the name of each class.
     """
-    names = f'{root}/{lists.need_file(root, files, "names.csv", "CARS196")}'
     lines = [line.strip().strip('"') for line in lists.read_lines(names)]
     # a folder has "-" where the name of its class has "/"
     folders = [line.replace('/', '-') for line in lines if line]
     if len(folders) != len(CAR_CLASSES):
         raise UserError(f'{names}: {len(folders)} classes, not {len(CAR_CLASSES)}')
-    records = []
-    for part in ('train', 'test'):
-        table = lists.need_file(root, files, f'anno_{part}.csv', 'CARS196')
-        records += csv_part_records(files, f'{root}/{table}', part, folders)
-    return records
 
-
-def csv_part_records(files, source, part, folders):
-    """Return the records of anno_<part>.csv; folders: that of each class."""
-
-    def parse(cells):
+    def parse(part, cells):
         if len(cells) != 6:
             raise ValueError(f'6 cells expected, not {len(cells)}')
         name, *corners, label = cells
         folder = folders[lists.to_class(label, CAR_CLASSES) - 1]
         return car_record(f'{part}/{folder}/{name}', corners, label)
 
-    rows = lists.parse_rows(source, lists.read_cells(source), parse)
-    return lists.locate(files, rows, source)
+    records = []
+    for part, table in tables.items():
+        rows = lists.read_cells(table)
+        records += lists.read_records(files, table, rows, partial(parse, part))
+    return records
 
 
 # CUB-200-2011, Stanford Online Products, In-shop Clothes
@@ -139,63 +133,54 @@ def csv_part_records(files, source, part, folders):
 
 def read_cub(root, files):
     """Return (layout, records) of CUB-200-2011: classes 1-100 train, 101-200 test."""
-    index = lists.need_file(root, files, 'images.txt', 'CUB_200_2011')
-    source = f'{root}/{index}'
-
-    def find(name):
-        return f'{root}/{lists.need_file(root, files, name, "CUB_200_2011")}'
+    need = partial(lists.need_file, root, files, dataset='CUB_200_2011')
 
     def to_box(*cells):  # some reach beyond their image
         x, y, width, height = lists.to_numbers(cells)
         return lists.make_box(x, y, x + width, y + height)
 
     to_label = partial(lists.to_class, classes=range(1, 201))
+    source = need('images.txt')
+    labels = read_by_id(need('image_class_labels.txt'), 2, to_label)
+    boxes = read_by_id(need('bounding_boxes.txt'), 5, to_box)
     images = read_by_id(source, 2, str)
-    labels = read_by_id(find('image_class_labels.txt'), 2, to_label)
-    boxes = read_by_id(find('bounding_boxes.txt'), 5, to_box)
-    rows = []
-    for image_id, (origin, path) in images.items():
-        if image_id not in labels or image_id not in boxes:
-            table = 'bounding_boxes' if image_id in labels else 'image_class_labels'
-            raise UserError(f'{origin}: image {image_id} is not in {table}.txt')
-        _, label = labels[image_id]
-        box_origin, box = boxes[image_id]
-        part = 'train' if label <= 100 else 'test'
-        record = Record(part, label, f'images/{path}', box)
-        rows.append((f'{origin}, and {box_origin}', record))
-    return index, lists.locate(files, rows, source)
+    for table, known in (('image_class_labels', labels), ('bounding_boxes', boxes)):
+        if absent := images.keys() - known.keys():
+            raise UserError(f'{source}: image {min(absent)} is not in {table}.txt')
+
+    def parse(cells):
+        image_id, path = cells
+        part = 'train' if labels[image_id] <= 100 else 'test'
+        return Record(part, labels[image_id], f'images/{path}', boxes[image_id])
+
+    rows = lists.read_rows(source, 2)
+    return 'images.txt', lists.read_records(files, source, rows, parse)
 
 
 def read_by_id(path, fields, parse):
-    """Return {id: (origin, parse(cells after the id))} of a list."""
-
-    def parse_row(cells):
-        return cells[0], parse(*cells[1:])
-
-    rows = lists.parse_rows(path, lists.read_rows(path, fields), parse_row)
+    """Return {id: parse(cells after the id)} of a list."""
+    rows = lists.read_rows(path, fields)
+    rows = lists.parse_rows(path, rows, lambda cells: (cells[0], parse(*cells[1:])))
     lists.refuse_repeats([(origin, image_id) for origin, (image_id, _) in rows])
-    return {image_id: (origin, value) for origin, (image_id, value) in rows}
+    return dict(row for _, row in rows)
 
 
 def read_sop(root, files):
     """Return (layout, records) of Stanford Online Products."""
     # class ids are global
-    train, train_records = sop_part(root, files, 'train', range(1, 11319))
-    test, test_records = sop_part(root, files, 'test', range(11319, 22635))
-    return f'{train} and {test}', train_records + test_records
+    classes = {'train': range(1, 11319), 'test': range(11319, 22635)}
 
-
-def sop_part(root, files, part, classes):
-    """Return (name of the list, records) of one part."""
-    table = lists.need_file(root, files, f'Ebay_{part}.txt', 'Stanford_Online_Products')
-    source = f'{root}/{table}'
-
-    def parse(cells):
+    def parse(part, cells):
         _, label, _, path = cells
-        return Record(part, lists.to_class(label, classes), path)
+        return Record(part, lists.to_class(label, classes[part]), path)
 
-    rows = lists.parse_rows(source, lists.read_rows(source, 4, header=1), parse)
-    return table, lists.locate(files, rows, source)
+    records = []
+    for part in classes:
+        name = f'Ebay_{part}.txt'
+        source = lists.need_file(root, files, name, 'Stanford_Online_Products')
+        rows = lists.read_rows(source, 4, header=1)
+        records += lists.read_records(files, source, rows, partial(parse, part))
+    return 'Ebay_train.txt and Ebay_test.txt', records
 
 
 def read_isc(root, files):
@@ -204,8 +189,7 @@ def read_isc(root, files):
     A class is an item's id. Images need their whole path, since base names repeat.
     """
     name = 'list_eval_partition.txt'
-    table = lists.need_file(root, files, name, 'In-shop Clothes Retrieval')
-    source = f'{root}/{table}'
+    source = lists.need_file(root, files, name, 'In-shop Clothes Retrieval')
 
     def parse(cells):
         path, item, status = cells
@@ -214,14 +198,14 @@ def read_isc(root, files):
         # the folder img/ of the list is Img/img, img, img/img or img_highres on disk
         return Record(status, item, path.partition('/')[2])
 
-    rows = lists.parse_rows(source, lists.read_rows(source, 3, header=2), parse)
+    rows = list(lists.read_rows(source, 3, header=2))
     count = next(lists.read_lines(source), '').strip()
     if count != str(len(rows)):
         raise UserError(
             f'{source}, line 1: {count!r:.99} images, but {len(rows)} lines name one: '
             'lines are missing or were added'
         )
-    return table, lists.locate(files, rows, source)
+    return name, lists.read_records(files, source, rows, parse)
 
 
 KNOWN_DATASETS = {

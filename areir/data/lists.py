@@ -341,21 +341,23 @@ def find_file(files, name):
 
 
 def need_file(root, files, name, dataset):
-    """As `find_file`. Raises UserError if there is none."""
+    """Return root/path as `find_file` finds it. Raises UserError if there is none."""
     path = find_file(files, name)
     if path is None:
         raise UserError(f'{root}: {name} is missing; extract {dataset} there')
-    return path
+    return f'{root}/{path}'
 
 
-def locate(files, rows, source):
-    """Return the records of parsed rows, with their origins and full paths.
+def read_records(files, source, rows, parse):
+    """Return the records parse(cells) of rows, with their origins and full paths.
 
     Datasets are extracted to different depths, so a list may name `img/1.jpg` where
     `Img/img/1.jpg` is on disk. All paths get the prefix with which most images exist,
     the shortest of several.
-    source: the file that lists the images. Raises UserError if none is found.
+    source: the file that lists the images. Raises UserError if none is found, or as
+    `parse_rows` does.
     """
+    rows = parse_rows(source, rows, parse)
     wanted = [record.path for _, record in rows]
     prefixes = set()
     # a few images suffice to find the prefixes that are possible

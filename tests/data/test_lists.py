@@ -120,9 +120,9 @@ ISC = 'Eval/list_eval_partition.txt'
     [
         ('images.txt', 2, '1 a.jpg', "line 2: image '1' .*line 1"),
         ('images.txt', 2, '2', 'line 2: 2 fields expected'),
-        ('image_class_labels.txt', 2, None, r'images\.txt, line 2: image 2 is not in'),
+        ('image_class_labels.txt', 2, None, r'images\.txt: image 2 is not in'),
         ('image_class_labels.txt', 2, '2 220', "line 2: class '220'"),
-        ('bounding_boxes.txt', 2, None, r'images\.txt, line 2: image 2 is not in'),
+        ('bounding_boxes.txt', 2, None, r'images\.txt: image 2 is not in'),
         ('bounding_boxes.txt', 2, '2 0 0 nan 9', 'line 2: box '),
         ('bounding_boxes.txt', 2, '2 0 0 -9 9', 'line 2: box '),
         ('Ebay_train.txt', 3, f'2 11319 1 {SOP}', "line 3: class '11319'"),
