@@ -13,7 +13,7 @@ import torch
 
 import areir
 from areir import hardware, processes
-from areir.cli import types
+from areir.cli.searching import get_parser
 from areir.data.images import PREPROCESSING, Pictures, to_pictures
 from areir.errors import UserError
 from areir.evaluation import ranking
@@ -76,6 +76,7 @@ class Gallery:
     ):
         self.folder, self.results_root = os.fspath(folder), os.fspath(results_root)
         check_gallery(self.folder)
+        get_parser().parse_args({'device': device, 'index': index})
         hardware.check_device(device)
         self.device, self.index = hardware.local_device(device), index
         if index == 'faiss':
@@ -152,7 +153,8 @@ class Gallery:
         from areir.matching.duplicates import find_duplicates
         from areir.output.duplicates import duplicates_table
 
-        groups, _ = find_duplicates(self.collection, types.strictness(strictness))
+        least = get_parser().parse_args({'strictness': strictness}).strictness
+        groups, _ = find_duplicates(self.collection, least)
         return duplicates_table(groups, self.collection)
 
     def export(self, folder: str | os.PathLike, format: str = 'npy') -> list[str]:
@@ -164,8 +166,7 @@ class Gallery:
         """
         from areir.output.exports import EXPORTS
 
-        if format not in EXPORTS:
-            raise UserError(f'format {format}: choose {" or ".join(EXPORTS)}')
+        format = get_parser().parse_args({'format': format}).format
         return EXPORTS[format](self.collection, os.fspath(folder))
 
     def read(self):

@@ -119,10 +119,17 @@ def test_what_is_no_picture_is_named(
         loaded.embed(['fine.png', picture], 'cpu')
 
 
-def test_an_unknown_device_is_refused(loaded, figures):
-    for call in (loaded.embed, lambda *flags: Gallery(figures, loaded, *flags)):
-        with pytest.raises(UserError, match='device gpu: choose auto'):
-            call('gpu', 'gpu')
+def test_wrong_choices_are_refused(loaded, figures, gallery, tmp_path):
+    for name, call in {
+        'device': lambda: loaded.embed([], 'gpu'),
+        '--device': lambda: Gallery(figures, loaded, device='gpu'),
+        '--index': lambda: Gallery(figures, loaded, index='none'),
+        '--strictness': lambda: gallery.duplicates('very'),
+        '--format': lambda: gallery.export(tmp_path, 'csv'),
+        'nope.pth: no .* and no such file': lambda: load_model('nope.pth'),
+    }.items():
+        with pytest.raises(UserError, match=name):
+            call()
 
 
 # The search
@@ -269,5 +276,3 @@ def test_exports_of_inference(gallery, photos, tmp_path, ask, capsys):
     ]
     for path in map(Path, paths):
         assert path.read_bytes() == (tmp_path / 'theirs' / path.name).read_bytes()
-    with pytest.raises(UserError, match='format csv: choose npy or parquet'):
-        gallery.export(tmp_path, 'csv')

@@ -9,7 +9,7 @@ import os
 import torch
 
 from areir.data.images import PixelFormat
-from areir.errors import UserError
+from areir.errors import UserError, missing
 from areir.networks.backbones import (
     PUBLISHED,
     build_backbone,
@@ -40,7 +40,9 @@ def read(name, state):
             with torch.device('meta'):
                 build_backbone(name)  # is it worth a download?
         except UserError as error:
-            raise UserError(str(error).replace('--model_type', '--model')) from error
+            text = str(error).replace('--model_type', '--model')
+            nor = '' if is_network(name) else f'; and {missing(name)}'
+            raise UserError(text + nor) from error
         network = download(name, otherwise='give --model FILE')
         return network, name, f'{name} {network.pretrained_cfg.get("tag")}'
     model_type = network_of(name)
