@@ -20,7 +20,7 @@ GOOD = (RIGHT, UNKNOWABLE, CLEAR)
 
 # fields of files that differ between two equal runs
 CHANGES = {'seconds', 'train_seconds', 'data_wait', 'waited', 'times', 'version'}
-CHANGES |= {'command', 'commit', 'arguments', 'checksum', 'csv_checksum'}
+CHANGES |= {'command', 'commit', 'date', 'arguments', 'checksum', 'csv_checksum'}
 NOISE = re.compile('Traceback|Exception ignored|Exception in thread|Warning: ')
 LINE = re.compile(r'^(\w+(\.py)?: error: |interrupted; |usage: )', re.MULTILINE)
 FLAG = re.compile(r'--[a-z]\w+')
