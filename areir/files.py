@@ -213,11 +213,6 @@ def is_unicode(text):
     return True
 
 
-def is_special(path):
-    """Whether a path is a FIFO, a socket or a device: its reader may wait for ever."""
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
-
-
 def is_safetensors(start):
     """Whether a file begins so: the length of a header, then the header in JSON."""
     return int.from_bytes(start[:8], 'little') < 1e8 and start[8:9] == b'{'

@@ -20,7 +20,6 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageOps, ImageStat
 
 from areir.errors import UserError
-from areir.files import is_special
 
 PREPROCESSING = 3  # raise it if the same image file now gives other pixels
 HEIC_SUFFIXES = ('.heic', '.heif', '.hif')
@@ -482,7 +481,7 @@ def walk(folder, prefix, above, problems):
         if os.path.isdir(entry.path):
             below = f'{prefix}{entry.name}/'
             yield from walk(entry.path, below, above | {real}, problems)
-        elif not is_special(entry.path):
+        elif os.path.isfile(entry.path) or not os.path.exists(entry.path):
             yield prefix + entry.name
 
 

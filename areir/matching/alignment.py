@@ -18,20 +18,19 @@ WINDOW, BLUR = 8, 16  # pixels: of the parts that must agree; detail is finer th
 SMOOTH = 4  # pixels that colours are averaged over
 FLAT = 0.03  # variance of detail that counts as none, as a share of the strongest
 NOISE = 0.5  # the same in levels of 255, squared
+# warps (v, 4) that cut a picture by CROPS, at nine places
+STARTS = torch.tensor(
+    [
+        (1 - share, x, 1 - share, y)
+        for share in CROPS
+        for y in sorted({-share, 0, share})
+        for x in sorted({-share, 0, share})
+    ]
+)
 QUANTILES = torch.linspace(0, 1, 65)
 # brightness, and two differences of colours
 OPPONENTS = torch.tensor([[1, 1, 1], [1, -1, 0], [-0.5, -0.5, 1]])
 OPPONENTS = OPPONENTS / torch.tensor([[3.0], [1.0], [1.0]])
-
-
-@functools.cache
-def start_warps():
-    """Return the warps (v, 4) that cut a picture by CROPS, at nine places."""
-    warps = []
-    for share in CROPS:
-        places = (-share, 0, share) if share else (0,)
-        warps += [(1 - share, x, 1 - share, y) for y in places for x in places]
-    return torch.tensor(warps)
 
 
 def invert(warps):
@@ -59,9 +58,9 @@ def unit(pictures):
 @functools.cache
 def crop_matrix():
     """Return weights (side * side, v * COARSE * COARSE) that crop and reduce pixels."""
-    side, warps = SIDES[0], start_warps()
-    basis = torch.eye(side**2).view(1, -1, side, side).expand(len(warps), -1, -1, -1)
-    laid, _ = lay(basis, warps)
+    side = SIDES[0]
+    basis = torch.eye(side**2).view(1, -1, side, side).expand(len(STARTS), -1, -1, -1)
+    laid, _ = lay(basis, STARTS)
     reduced = F.avg_pool2d(laid, side // COARSE)  # (v, side * side, COARSE, COARSE)
     return reduced.transpose(0, 1).flatten(1)
 
@@ -69,7 +68,7 @@ def crop_matrix():
 def cut_crops(pictures):
     """Return crops (n, v, COARSE * COARSE) of grey pictures (n, 32, 32), as units."""
     crops = pictures.flatten(1) @ crop_matrix()
-    return unit(crops.unflatten(1, (len(start_warps()), COARSE, COARSE)))
+    return unit(crops.unflatten(1, (len(STARTS), COARSE, COARSE)))
 
 
 def resemblance(ones, others):
@@ -78,14 +77,14 @@ def resemblance(ones, others):
     Returns the largest correlations (n,), the warps (n, 4) that reach them, of the
     picture or, if it is mirrored (n,), of its mirror image.
     """
-    warps, scores = start_warps(), []
+    scores = []
     mirror = ones.unflatten(2, (COARSE, COARSE)).flip(-1).flatten(2)
     for crops in (ones, mirror):
         scores += [(crops * others[:, :1]).sum(-1), (crops[:, :1] * others).sum(-1)]
     best, place = torch.cat(scores, 1).max(1)
-    mirror_warps = warps * torch.tensor([1, -1, 1, 1])
-    starts = [warps, invert(warps), mirror_warps, invert(warps)]
-    return best, torch.cat(starts)[place], place >= 2 * len(warps)
+    inverse = invert(STARTS)
+    starts = [STARTS, inverse, STARTS * torch.tensor([1, -1, 1, 1]), inverse]
+    return best, torch.cat(starts)[place], place >= 2 * len(STARTS)
 
 
 def compare(ones, others, warps, finest, least):

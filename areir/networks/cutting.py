@@ -96,11 +96,6 @@ class Call:
     after: int = 0
     version: int = 0
 
-    @property
-    def lasts(self):
-        """Whether the result is a tensor that no later module has changed in place."""
-        return is_tensor(self.result) and self.result._version == self.version
-
 
 def note_calls(network, image_size):
     """Return the Calls of a network for features and for pooling, and both results."""
@@ -188,7 +183,11 @@ def find_starts(chain, ends):
     return [
         place
         for place, call in enumerate(chain[:-1], 1)
-        if call.lasts and id(call.result) in ended and chain[place].name
+        if id(call.result) in ended
+        and chain[place].name
+        # a tensor that no later module has changed in place
+        and is_tensor(call.result)
+        and call.result._version == call.version
     ]
 
 
