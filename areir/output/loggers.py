@@ -32,12 +32,13 @@ def to_tensorboard(run, flags):
     remove(run.path('tensorboard'))
     writer = SummaryWriter(run.path('tensorboard'), flush_secs=10)
     writer.add_text('flags', '\n'.join(f'    {key}: {flags[key]}' for key in flags))
-
-    def add_picture(number, name, picture):
-        title = f'worst queries/{number} {name}'
-        writer.add_image(title, np.asarray(picture), dataformats='HWC')
-
-    return writer.add_scalar, add_picture, lambda failed: writer.close()
+    return (
+        writer.add_scalar,
+        lambda number, name, picture: writer.add_image(
+            f'worst queries/{number} {name}', np.asarray(picture), dataformats='HWC'
+        ),
+        lambda failed: writer.close(),
+    )
 
 
 def to_wandb(run, flags):
@@ -45,13 +46,11 @@ def to_wandb(run, flags):
     import wandb
 
     log = wandb.init(dir=os.path.dirname(run.prefix), name=run.name, config=flags)
-
-    def add_picture(number, name, picture):
-        log.log({f'worst queries/{number}': wandb.Image(picture, caption=name)})
-
     return (
         lambda name, value, epoch: log.log({name: value}, step=epoch),
-        add_picture,
+        lambda number, name, picture: log.log(
+            {f'worst queries/{number}': wandb.Image(picture, caption=name)}
+        ),
         lambda failed: log.finish(exit_code=int(failed)),
     )
 
@@ -74,17 +73,15 @@ def to_mlflow(run, flags):
     log = client.create_run(number, run_name=run.name).info.run_id
     for flag, value in flags.items():
         client.log_param(log, flag, value)
-
-    def add_number(name, value, epoch):  # mlflow refuses @
-        client.log_metric(log, name.replace('@', '_at_'), value, step=epoch)
-
-    def add_picture(number, name, picture):
-        client.log_image(log, picture, f'worst_queries/{number}_{name}.png')
-
-    def end(failed):
-        client.set_terminated(log, 'FAILED' if failed else 'FINISHED')
-
-    return add_number, add_picture, end
+    return (
+        lambda name, value, epoch: client.log_metric(  # it refuses @
+            log, name.replace('@', '_at_'), value, step=epoch
+        ),
+        lambda number, name, picture: client.log_image(
+            log, picture, f'worst_queries/{number}_{name}.png'
+        ),
+        lambda failed: client.set_terminated(log, 'FAILED' if failed else 'FINISHED'),
+    )
 
 
 LOGS = {'tensorboard': to_tensorboard, 'wandb': to_wandb, 'mlflow': to_mlflow}
@@ -117,8 +114,8 @@ class Log:
                 function(*arguments)
         except Exception as error:
             self.works = False
-            text = f'warning: --log {self.name}: {error}; nothing more is sent there'
-            say(text, sys.stderr)
+            line = f'warning: --log {self.name}: {error}; nothing more is sent there'
+            say(line, sys.stderr)
 
     def send_rows(self, rows):
         """Send the rows of the CSV that were not sent: all that a resumed run has."""
