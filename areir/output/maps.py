@@ -61,18 +61,22 @@ def draw_map(points, labels, nearest, numbered=()):
     colours = dict(zip(shown, distinct_colours(len(shown))))
     dots, wrong = [colours[label] for label in labels], labels != nearest
     rings = [colours.get(label, 'black') for label in nearest[wrong]]
-    mark = {'weight': 'bold', 'ha': 'center', 'va': 'center'}
-    mark['path_effects'] = [withStroke(linewidth=2.5, foreground='white')]
+    options = {'weight': 'bold', 'ha': 'center', 'va': 'center'}
+    options['path_effects'] = [withStroke(linewidth=2.5, foreground='white')]
     file = io.BytesIO()
     with style.context(['default', STYLE]):
         figure = Figure((WIDTH, HEIGHT))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.scatter(*points.T, 7, dots, linewidths=0)
         axes.scatter(*points[wrong].T, 25, 'none', linewidths=0.7, edgecolors=rings)
+        marks, least = [], 0.03 * np.ptp(points)  # numbers must not cover each other
         for number, label in enumerate(numbered, 1):
             own = points[labels == label]
-            middle = np.abs(own - np.median(own, axis=0)).sum(axis=1).argmin()
-            axes.text(*own[middle], str(number), **mark)
+            distance = np.abs(own - np.median(own, axis=0)).sum(axis=1)
+            for place in marks:
+                distance[np.abs(own - place).max(axis=1) < least] = np.inf
+            marks.append(own[distance.argmin()])
+            axes.text(*marks[-1], str(number), **options)
         axes.set_axis_off()
         figure.savefig(file, dpi=DPI)
     return Image.open(file).convert('RGB').quantize()  # a quarter of the bytes
