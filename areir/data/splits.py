@@ -17,6 +17,7 @@ import os
 import random
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from areir.data.images import PixelFormat
@@ -207,9 +208,8 @@ def load_split(data_root, name, crop_type='uncropped'):
     hashed = [images_of, groups] if groups else images_of
     sha256 = hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
     if groups:
-        names = sorted(set(groups.values()))
-        numbers = {name: number for number, name in enumerate(names)}
-        groups = {image: numbers[name] for image, name in groups.items()}
+        numbers = np.unique([*groups.values()], return_inverse=True)[1]
+        groups = dict(zip(groups, numbers.tolist()))
 
     tested = [images_of[part] for part in images_of if part != 'train']
     test_classes = sorted(set().union(*tested) - {DISTRACTOR})

@@ -44,12 +44,6 @@ def read_table(path, *folders, skip_missing=False):
     Raises UserError naming the lines that are wrong.
     """
     rows = list(lists.read_csv(path, ['path', 'label']))
-    box = [name for name in CORNERS if rows and name in rows[0][1]]
-    if box and box != [*CORNERS]:
-        raise UserError(
-            f'{path}: a box needs the columns {", ".join(CORNERS)}, and there are only '
-            f'{", ".join(box)}'
-        )
     for column in ('label', 'group'):
         texts = lists.plain_labels([cells.get(column, '') for _, cells in rows])
         for (_, cells), text in zip(rows, texts):

@@ -325,7 +325,11 @@ def label_entries(path, entries, labels_path):
         labels = [line.rstrip('\r\n') for line in read_lines(labels_path)]
     else:
         rows = read_csv(labels_path, ['label'], any_bytes=True)
-        rows = labels = in_order(parse_rows(labels_path, rows, read_row))
+        rows = labels = parse_rows(labels_path, rows, read_row)
+        order = [row.get('row', '') for _, row in rows]
+        # a spreadsheet may have sorted them otherwise
+        if all(map(str.isdecimal, order)) and len({*order}) == len(rows):
+            rows.sort(key=lambda row: int(row[1]['row']))
     if rows and 'path' in rows[0][1] and entries.get('images') is not None:
         rows = labels = rows_of(path, np.ravel(entries['images']), labels_path, rows)
     embeddings = entries['embeddings']
@@ -347,17 +351,6 @@ def read_row(cells):
     if 'is_query' not in cells and split in ('query', 'gallery'):
         roles = split == 'query', split == 'gallery'
     return {**cells, 'roles': roles}
-
-
-def in_order(rows):
-    """Return rows in the order of the column row, if it numbers them.
-
-    A spreadsheet may have sorted them otherwise.
-    """
-    order = [row.get('row', '') for _, row in rows]
-    if not all(map(str.isdecimal, order)) or len({*map(int, order)}) < len(rows):
-        return rows
-    return sorted(rows, key=lambda row: int(row[1]['row']))
 
 
 def rows_of(path, images, labels_path, rows):
