@@ -195,4 +195,6 @@ def test_figures_of_pytorch_metric_learning(classes, seed):
     answered = 300 - ours['queries_without_positive']
     names = {'recall@1': 'precision_at_1', 'map@r': 'mean_average_precision_at_r'}
     for name, their_name in {**names, 'r_precision': 'r_precision'}.items():
-        assert ours[name] * 300 / answered == pytest.approx(theirs[their_name])
+        # rounding may swap two images whose scores are nearly equal
+        expected = pytest.approx(theirs[their_name], abs=2e-4)
+        assert ours[name] * 300 / answered == expected
