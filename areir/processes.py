@@ -166,12 +166,7 @@ def gather_objects(value):
 
 def from_first(value):
     """Return rank 0's value, which can be pickled, in every process."""
-    if not distributed.is_initialized():
-        return value
-    values = [value]
-    with failures_of_others():
-        distributed.broadcast_object_list(values)
-    return values[0]
+    return gather_objects(value)[0]
 
 
 def any_process(condition):

@@ -90,8 +90,8 @@ def link_source(source, link, data_root):
 
 
 def source_link(link):
-    """Return what `link_source` made at `link`: a link, or a path; None without it."""
-    if os.path.islink(link):
+    """Return `link` if it is a link or a file, the path in `link`.path, or None."""
+    if os.path.islink(link) or os.path.isfile(link):
         return link
     if os.path.isfile(link + PATH_SUFFIX):
         with open(link + PATH_SUFFIX, 'rb') as file:

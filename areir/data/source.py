@@ -121,9 +121,7 @@ def find_source(data_root, name, data_path=None, table=None):
     belongs to other ones.
     """
     folder = os.path.join(data_root, name)
-    table_link = os.path.join(folder, TABLE)
-    if not os.path.lexists(table_link):
-        table_link = source_link(table_link)
+    table_link = source_link(os.path.join(folder, TABLE))
     link = source_link(os.path.join(folder, 'images'))
     owner = table_link if data_path and table_link and not table else None
     table = table or table_link

@@ -44,12 +44,6 @@ def load_data(args):
                 f'--{flag} {value}: {args.data_name} has no test classes, because all '
                 'of them train'
             )
-    searched = split.parts[split.test_parts[-1]].labels if split.test_parts else None
-    if searched is not None and len(searched.unique()) < 2:
-        raise UserError(
-            f'--data_name {args.data_name}: the images that are searched are of a '
-            'single class, so any Recall is 100 %: add test classes to the dataset'
-        )
     held_out = ''
     if args.select == 'val':
         split = hold_out(split, args.seed)
