@@ -192,8 +192,6 @@ class ImageFinder:
 
     def find(self, name):
         """Return the absolute path of an image. Raises ValueError if it is missing."""
-        if not name:
-            raise ValueError('no path')
         below = name
         if self.prefix:
             below = name.replace('\\', '/').removeprefix(self.prefix)

@@ -36,7 +36,6 @@ from areir.files import (
     BUILDERS,
     LEGACY,
     is_safetensors,
-    is_unicode,
     load_tensors,
     objects_refused,
 )
@@ -345,8 +344,6 @@ def label_entries(path, entries, labels_path):
 
 def read_row(cells):
     """Return the texts and roles of a row of labels, or raise ValueError."""
-    if not is_unicode(cells.get('label', '')):
-        raise ValueError('the label is not text in UTF-8')
     roles, split = read_roles(cells), cells.get('split', '').lower()
     if 'is_query' not in cells and split in ('query', 'gallery'):
         roles = split == 'query', split == 'gallery'

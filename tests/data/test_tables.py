@@ -115,7 +115,7 @@ def test_without_a_column_split_images_with_a_role_are_the_test(tmp_path, capsys
     ('bad', 'expected'),
     [
         ('blue,e/1.png,holdout,,,x', "split 'holdout'"),
-        ('8,,train,,,x', 'no path'),
+        ('8,,train,,,x', 'no such file'),
         ('8,gone.png,train,,,x', "'gone.png': no such file"),
         ('2.71802E+11,a/1.png,train,,,x', 'spreadsheet'),
         ('8,a/1.png,validation,maybe,True,x', "is_query 'maybe'"),
