@@ -407,6 +407,7 @@ def train(run, experiment, base, log=None):
         if log:
             log.send_rows(progress.rows)
 
+    loaders.clear()  # this ends their processes
     first = processes.is_first()
     if first:
         print_result(run, progress)

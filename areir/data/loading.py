@@ -1,10 +1,11 @@
 """From image files to embeddings: the dataset, its loader, and the loop over it."""
 
+import atexit
 import contextlib
 import os
 import signal
 import threading
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, get_worker_info
@@ -111,6 +112,13 @@ def start_loader_worker(number):
     end_with_parent()
 
 
+def kill_workers():
+    """Kill the workers that are left at exit: Python would wait for them for ever."""
+    for worker in active_children():
+        if worker.daemon:
+            worker.kill()
+
+
 def make_loader(
     paths,
     pixel_format,
@@ -136,6 +144,8 @@ def make_loader(
     if num_workers is None:
         cores = available_cores() // local_processes()
         num_workers = min(cores, len(paths) // BATCH, most_workers())
+    atexit.unregister(kill_workers)  # once is enough
+    atexit.register(kill_workers)
     return DataLoader(
         ImageDataset(paths, pixel_format, transform, copies),
         batch_sampler=batches,

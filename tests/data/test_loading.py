@@ -1,5 +1,8 @@
 """From image files to vectors: order, batches, and files that cannot be read."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from official import noise, write_image
@@ -87,3 +90,16 @@ def test_worker_processes_yield_the_same(paths, small_batches):
     here, _ = collect(embed_files(paths, PIXEL_FORMAT, embed, 'embedding'))
     assert not problems and list(vectors) == list(here)
     assert all(torch.equal(vectors[index], here[index]) for index in here)
+
+
+def test_a_program_that_fails_does_not_wait_for_its_workers(paths):
+    """They ignore SIGTERM, which Python sends them before it waits."""
+    program = (
+        'import sys; from areir.data.images import PixelFormat; '
+        'from areir.data.loading import make_loader; '
+        'loader = make_loader(sys.argv[1:], PixelFormat(8), num_workers=1); '
+        'next(iter(loader)); sys.exit("the program ends")'
+    )
+    words = [sys.executable, '-c', program, *paths]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert 'the program ends' in done.stderr
