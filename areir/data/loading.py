@@ -102,13 +102,14 @@ def end_with_parent():
     threading.Thread(target=wait, daemon=True).start()
 
 
-def start_loader_worker(number):
-    """Worker init of a DataLoader: leave signals to the parent and end with it.
+def start_worker(number=None, on_sigterm=signal.SIG_IGN):
+    """Begin a worker process: leave Ctrl-C to the parent and end with it.
 
-    torch itself notices only after seconds that the parent has been killed.
+    torch itself notices only after seconds that the parent has been killed. number: of
+    a DataLoader's worker; on_sigterm: the handler.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, on_sigterm)
     end_with_parent()
 
 
@@ -153,7 +154,7 @@ def make_loader(
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         collate_fn=collate,
-        worker_init_fn=start_loader_worker,
+        worker_init_fn=start_worker,
     )
 
 

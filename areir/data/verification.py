@@ -15,7 +15,7 @@ from areir.bars import progress_bar
 from areir.data.images import PixelFormat, clamp_box, load_image, stored_size
 from areir.data.layouts import KNOWN_DATASETS
 from areir.data.lists import DISTRACTOR
-from areir.data.loading import end_with_parent
+from areir.data.loading import start_worker
 from areir.errors import UserError, counted
 
 PARTS = ('train', 'test', 'query', 'gallery')
@@ -23,14 +23,8 @@ PARTS = ('train', 'test', 'query', 'gallery')
 
 def start_pool(num_workers):
     """Return a pool of worker processes."""
-    return ProcessPoolExecutor(num_workers, initializer=start_worker)
-
-
-def start_worker():
-    """Leave Ctrl-C to the parent process and end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent()
+    arguments = None, signal.SIG_DFL  # a broken pool ends its workers by SIGTERM
+    return ProcessPoolExecutor(num_workers, None, start_worker, arguments)
 
 
 def parallel(pool, function, jobs, description):
