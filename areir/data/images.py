@@ -485,12 +485,17 @@ def walk(folder, prefix, above, problems):
             yield prefix + entry.name
 
 
+def image_bytes(image, kind, **options):
+    """Return a pillow image as the bytes of a file; options: of pillow's `save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def save_image(image, path, kind, **options):
     """Write a pillow image in the format `kind`. Raises OSError on a full disk.
 
     pillow would not notice that the disk took only a part of a JPEG, BMP or TIFF.
     """
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
     with open(path, 'wb') as file:
-        file.write(buffer.getbuffer())
+        file.write(image_bytes(image, kind, **options))

@@ -8,7 +8,6 @@ of classes.
 
 import base64
 import functools
-import io
 import math
 import os
 import shlex
@@ -16,7 +15,7 @@ import shlex
 import numpy as np
 from PIL import Image
 
-from areir.data.images import load_image
+from areir.data.images import image_bytes, load_image
 from areir.errors import UserError, counted
 from areir.evaluation.intervals import describe_interval
 from areir.evaluation.metrics import measures
@@ -261,7 +260,5 @@ def thumbnail(path):
 
 def data_uri(image, kind, **options):
     """Return an image as the data URI of a file; options: of pillow's `save`."""
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    encoded = base64.b64encode(file.getvalue()).decode()
+    encoded = base64.b64encode(image_bytes(image, kind, **options)).decode()
     return f'data:image/{kind.lower()};base64,{encoded}'

@@ -1,7 +1,6 @@
 """The folder that is searched, and its pictures; all threads share them."""
 
 import contextlib
-import io
 import os
 import queue
 import secrets
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageOps
 
-from areir.data.images import check_pixels, load_image
+from areir.data.images import check_pixels, image_bytes, load_image
 from areir.data.loading import ImageDataset
 from areir.errors import UserError, counted
 from areir.evaluation.scores import check_embeddings
@@ -139,7 +138,7 @@ class SearchedFolder:
         with self.decoding:  # bounds the memory, as `computing` does
             image = read(path, least=side)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return encode(image, 'JPEG')
+        return image_bytes(image, 'JPEG', quality=85)
 
 
 def search_together(wanted, collection):
@@ -222,13 +221,6 @@ def read(path, least=None):
         raise UserError(f'{name} cannot be read. Read the folder again.') from error
 
 
-def encode(image, kind):
-    """Return the bytes of an image file; kind: JPEG or PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, quality=85)
-    return buffer.getvalue()
-
-
 def draw_pair(query_path, path, trained):
     """Return a PNG of the query and an image, side by side, under their heat maps."""
     images = [read(query_path), read(path)]
@@ -239,4 +231,4 @@ def draw_pair(query_path, path, trained):
         drawn = overlay(ImageOps.contain(image, (side, side)), heat)
         left = place * (side + GAP) + (side - drawn.width) // 2
         pair.paste(drawn, (left, (side - drawn.height) // 2))
-    return encode(pair, 'PNG')
+    return image_bytes(pair, 'PNG')
