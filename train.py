@@ -12,7 +12,6 @@ killed at any moment: the same command with --resume continues from its last che
 """
 
 import argparse
-import contextlib
 import math
 import time
 from functools import partial
@@ -48,6 +47,7 @@ from areir.networks.backbones import (
 )
 from areir.networks.cutting import STAGES
 from areir.networks.layers import folded
+from areir.output.loggers import Log
 from areir.scripts.model import EnsembleLoss, EnsembleModel, assign_meta_classes
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
@@ -332,24 +332,15 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
     )
     with run.locked():
         if run.check_start(args.resume, args.overwrite):
-            with open_log(run, args) as log:
+            with Log(args.log, run, vars(args)) as log:
                 train(run, experiment, base, log)
     return None if rank else run.outcome()
 
 
-def open_log(run, args):
-    """Return a context manager of the Log of --log, or of None."""
-    if not args.log or not processes.is_first():
-        return contextlib.nullcontext()
-    from areir.output.loggers import Log  # few runs need it
-
-    return Log(args.log, run, vars(args))
-
-
-def train(run, experiment, base, log=None):
+def train(run, experiment, base, log):
     """Train a run from its last checkpoint, or from the beginning, to its end.
 
-    base: the contents of the model file of --extend, or None; log: a Log or None.
+    base: the contents of the model file of --extend, or None; log: a Log.
     """
     args, split, partition = experiment.args, experiment.split, experiment.partition
     hardware, pixel_format = experiment.hardware, experiment.pixel_format
@@ -404,15 +395,13 @@ def train(run, experiment, base, log=None):
             continue
         lr = rate(epoch - 0.5) if epoch else 0.0
         test_epoch(epoch, lr, trainer, loaders, experiment, run, progress, signals)
-        if log:
-            log.send_rows(progress.rows)
+        log.send_rows(progress.rows)
 
     loaders.clear()  # this ends their processes
     first = processes.is_first()
     if first:
         print_result(run, progress)
-        if log:
-            log.send_worst_queries(run.path('data_base.pth'), split.folder)
+        log.send_worst_queries(run.path('data_base.pth'), split.folder)
     processes.leave()
     if first:
         run.end()

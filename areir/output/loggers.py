@@ -1,10 +1,11 @@
 """A run in TensorBoard, Weights & Biases or MLflow, for train.py --log.
 
-`to_tensorboard` and so on start a log of a Run and its {flag: value}. They return three
-functions: (name, number, epoch) -> None, (number, name, picture) -> None, and
-(whether the run has failed) -> None, which ends the log.
+Each of LOGS starts a log of a Run and its {flag: value}, and returns three functions:
+(name, number, epoch) -> None, (name, picture) -> None, and (whether the run has failed)
+-> None, which ends the log.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -17,10 +18,11 @@ from areir.bars import say
 from areir.errors import UserError
 from areir.files import load_tensors, remove
 from areir.gallery.collection import DatabaseCollection
-from areir.gallery.queries import Query
+from areir.gallery.queries import stored_query
 from areir.output.answers import draw_answer, make_answer
 from areir.output.run_statistics import SearchedImages, pick
 from areir.output.sheets import THUMBNAIL
+from areir.processes import is_first
 
 NEIGHBOURS = 8  # nearest images shown of a query
 
@@ -30,14 +32,14 @@ def to_tensorboard(run, flags):
     from torch.utils.tensorboard import SummaryWriter
 
     remove(run.path('tensorboard'))
-    writer = SummaryWriter(run.path('tensorboard'), flush_secs=10)
-    writer.add_text('flags', '\n'.join(f'    {key}: {flags[key]}' for key in flags))
+    log = SummaryWriter(run.path('tensorboard'), flush_secs=10)
+    log.add_text('flags', '\n'.join(f'    {flag}: {flags[flag]}' for flag in flags))
     return (
-        writer.add_scalar,
-        lambda number, name, picture: writer.add_image(
-            f'worst queries/{number} {name}', np.asarray(picture), dataformats='HWC'
+        log.add_scalar,
+        lambda name, picture: log.add_image(
+            name, np.asarray(picture), dataformats='HWC'
         ),
-        lambda failed: writer.close(),
+        lambda failed: log.close(),
     )
 
 
@@ -48,9 +50,7 @@ def to_wandb(run, flags):
     log = wandb.init(dir=os.path.dirname(run.prefix), name=run.name, config=flags)
     return (
         lambda name, value, epoch: log.log({name: value}, step=epoch),
-        lambda number, name, picture: log.log(
-            {f'worst queries/{number}': wandb.Image(picture, caption=name)}
-        ),
+        lambda name, picture: log.log({name: wandb.Image(picture)}),
         lambda failed: log.finish(exit_code=int(failed)),
     )
 
@@ -73,13 +73,12 @@ def to_mlflow(run, flags):
     log = client.create_run(number, run_name=run.name).info.run_id
     for flag, value in flags.items():
         client.log_param(log, flag, value)
+
     return (
         lambda name, value, epoch: client.log_metric(  # it refuses @
             log, name.replace('@', '_at_'), value, step=epoch
         ),
-        lambda number, name, picture: client.log_image(
-            log, picture, f'worst_queries/{number}_{name}.png'
-        ),
+        lambda name, picture: client.log_image(log, picture, f'{name}.png'),
         lambda failed: client.set_terminated(log, 'FAILED' if failed else 'FINISHED'),
     )
 
@@ -87,65 +86,65 @@ def to_mlflow(run, flags):
 LOGS = {'tensorboard': to_tensorboard, 'wandb': to_wandb, 'mlflow': to_mlflow}
 
 
-class Log:
-    """Sends a run to one of LOGS, and ends that log as a context manager.
+def attempt(method):
+    """Make a method of Log warn if it fails, and do nothing from then on."""
 
-    Raises UserError if the log cannot begin. If sending fails later, there is one
-    warning, and nothing more is sent.
+    def run(log, *arguments):
+        try:
+            if log.name:
+                method(log, *arguments)
+        except Exception as error:
+            line = f'warning: --log {log.name}: {error}; nothing more is sent there'
+            say(line, sys.stderr)
+            log.name = None
+
+    return run
+
+
+class Log(contextlib.AbstractContextManager):
+    """Sends a run from rank 0 to one of LOGS, or nowhere if its name is None.
+
+    As a context manager it ends that log. Raises UserError if the log cannot begin.
     """
 
     def __init__(self, name, run, flags):
-        self.name, self.sent, self.works = name, 0, True
+        self.name, self.sent = name if is_first() else None, 0
         try:
-            self.add_number, self.add_picture, self.end = LOGS[name](run, flags)
+            if self.name:
+                self.add_number, self.add_picture, self.end = LOGS[name](run, flags)
         except Exception as error:
             raise UserError(f'--log {name}: {error}') from error
 
-    def __enter__(self):
-        return self
-
+    @attempt
     def __exit__(self, kind, error, traceback):
-        self.attempt(self.end, kind is not None)
+        self.end(kind is not None)
 
-    def attempt(self, function, *arguments):
-        """Call a function unless another call has failed."""
-        try:
-            if self.works:
-                function(*arguments)
-        except Exception as error:
-            self.works = False
-            line = f'warning: --log {self.name}: {error}; nothing more is sent there'
-            say(line, sys.stderr)
-
+    @attempt
     def send_rows(self, rows):
         """Send the rows of the CSV that were not sent: all that a resumed run has."""
         for row in rows[self.sent :]:
             for name, value in row.items():
                 if isinstance(value, float) and math.isfinite(value):
-                    self.attempt(self.add_number, name, value, row['epoch'])
+                    self.add_number(name, value, row['epoch'])
         self.sent = len(rows)
 
+    @attempt
     def send_worst_queries(self, path, folder):
         """Send contact sheets of queries whose first right images come latest.
 
         path: the run's database; folder: that the names of its images are relative to.
         """
-        self.attempt(draw_worst_queries, path, folder, self.add_picture)
-
-
-def draw_worst_queries(path, folder, add_picture):
-    """Call add_picture(number, name of the query, contact sheet) for each of them."""
-    database = load_tensors(path)
-    collection = DatabaseCollection(database, path, folder, None, None)
-    images, classes = SearchedImages(database), database['classes']
-    ranks = images.rank(slice(None))['rank']
-    scores, nearest = images.nearest(min(NEIGHBOURS, images.available))
-    nearest[scores == -torch.inf] = -1  # ignored
-    worst = pick(ranks.double(), images.query_labels, ranks > 1)
-    for number, row in enumerate(worst, 1):
-        name, label = images.query_images[row], classes[images.query_labels[row]]
-        query = Query(os.path.join(folder, name), name, label)
-        found = scores[row].tolist(), nearest[row].tolist()
-        answer = make_answer(query, *found, collection, NEIGHBOURS)
-        sheet, _ = draw_answer(answer, THUMBNAIL)
-        add_picture(number, os.path.basename(name), sheet)
+        database = load_tensors(path)
+        collection = DatabaseCollection(database, path, folder, None, None)
+        images = SearchedImages(database)
+        ranks = images.rank(slice(None))['rank']
+        scores, nearest = images.nearest(min(NEIGHBOURS, images.available))
+        nearest[scores == -torch.inf] = -1  # ignored
+        for number, row in enumerate(pick(ranks, images.query_labels, ranks > 1), 1):
+            place = collection.names.index(images.query_images[row])
+            query = stored_query(place, collection)
+            found = scores[row].tolist(), nearest[row].tolist()
+            answer = make_answer(query, *found, collection, NEIGHBOURS)
+            sheet, _ = draw_answer(answer, THUMBNAIL)
+            name = os.path.basename(query.name)
+            self.add_picture(f'worst queries/{number} {name}', sheet)
