@@ -36,7 +36,7 @@ class Api:
             answer, _ = self.folder.find(query, number, collection)
         threshold = threshold_of(collection)
         results = [
-            {name: known(row.get(name)) for name in COLUMNS}
+            {name: None if pd.isna(row.get(name)) else row[name] for name in COLUMNS}
             for row in answer.table.to_dict('records')
         ]
         return to_json(
@@ -55,9 +55,12 @@ class Api:
         collection = self.folder.current.collection
         with sent_picture(self.uploads) as query:
             vector, _, _ = self.folder.ask(query, collection)
-        model = collection.trained.path
         return to_json(
-            {'vector': vector.tolist(), 'dimensions': len(vector), 'model': model}
+            {
+                'vector': vector.tolist(),
+                'dimensions': len(vector),
+                'model': collection.trained.path,
+            }
         )
 
     def update(self):
@@ -101,11 +104,6 @@ def wanted_number(default):
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST):
         raise UserError(f'k: a whole number from 1 to {MOST}.')
     return int(text)
-
-
-def known(value):
-    """Return a value of a table, None if it is missing."""
-    return None if pd.isna(value) else value
 
 
 def to_json(value):

@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
     query: Query
     pixels: torch.Tensor | None  # uint8 (3, S, S), of a query without an embedding
     collection: FolderCollection
-    nearest: int  # images to find; 0 to embed only
+    nearest: int  # images to find
     result: Future
 
 
@@ -81,7 +81,7 @@ class SearchedFolder:
         answer = make_answer(query, scores, indices, collection, number)
         return answer, indices[: len(answer.table)]
 
-    def ask(self, query, collection, nearest=0):
+    def ask(self, query, collection, nearest=1):
         """Return (embedding (D,), scores, indices) of a Query and its nearest images.
 
         Pictures are decoded here, and embedded and searched by `compute`.
@@ -154,16 +154,14 @@ def search_together(wanted, collection):
             for one in wanted
         ]
     )
-    nearest = {}
-    for number in {one.nearest for one in wanted} - {0}:
+    results = {}
+    for number in {one.nearest for one in wanted}:
         own = [place for place, one in enumerate(wanted) if one.nearest == number]
         exclude = torch.tensor([wanted[place].query.index for place in own])
         scores, indices = collection.search(embeddings[own], number, exclude)
-        nearest |= zip(own, zip(scores.tolist(), indices.tolist()))
-    return [
-        (embedding, *nearest.get(place, ([], [])))
-        for place, embedding in enumerate(embeddings)
-    ]
+        rows = zip(embeddings[own], scores.tolist(), indices.tolist())
+        results |= zip(own, rows)
+    return [results[place] for place in range(len(wanted))]
 
 
 def describe_changes(changes, earlier, later):
