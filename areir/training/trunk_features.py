@@ -5,7 +5,7 @@
 Random crops and flips happen before the trunk, so the images are transformed as in the
 epochs 1 to VIEWS, and every epoch of training draws one of these views of each image.
 The name of the file is a hash of everything that the features depend on, so they are
-computed again when images or weights change.
+computed again when images or weights change. It ends with the CRC-32 of what is before.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from areir.bars import progress_bar
 from areir.data.loading import make_loader
 from areir.errors import UserError
 from areir.files import atomic_path
+from areir.gallery.vectors import file_crc
 from areir.hardware import memory_format
 from areir.seeds import VIEW, random_generator
 from areir.training.batches import InOrder, compute_batches
@@ -34,6 +35,7 @@ from areir.training.batches import InOrder, compute_batches
 VIEWS = 4
 BATCH = 64  # images whose features are computed at a time
 HIGHEST = 65504  # of float16
+WHOLE = 0x2144DF1C  # the CRC-32 of any bytes that are followed by their own CRC-32
 
 
 def feature_maker(trainer, dataset, experiment, run, progress, signals):
@@ -50,10 +52,14 @@ def feature_maker(trainer, dataset, experiment, run, progress, signals):
     settings += astuple(pixel_format)
     name = fingerprint(dataset.paths, trainer.model.trunk, settings)
     path = os.path.join(run.path('trunk_features'), f'{name}.npy')
-    sampler = InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1))
-    options = {'transform': dataset.transform, 'copies': dataset.copies}
-    options['num_workers'] = args.num_workers
-    loader = make_loader(dataset.paths, pixel_format, sampler, **options)
+    loader = make_loader(
+        dataset.paths,
+        pixel_format,
+        InOrder(len(dataset), BATCH, epochs=range(1, VIEWS + 1)),
+        args.num_workers,
+        transform=dataset.transform,
+        copies=dataset.copies,
+    )
     ensure_features(path, loader, trainer, signals)
     trainer.trunk = nn.Identity()
     progress.seconds += time.perf_counter() - started
@@ -79,8 +85,10 @@ def fingerprint(paths, trunk, settings):
 
 def ensure_features(path, loader, trainer, signals):
     """Write the features of all views, unless they are there; remove other files."""
-    missing = processes.is_first() and not os.path.isfile(path)
-    if not processes.any_process(missing):
+    checksum = file_crc(path) if processes.is_first() else WHOLE
+    if checksum not in (None, WHOLE):
+        print(f'notice: {path} is damaged: the features are computed again')
+    if not processes.any_process(checksum != WHOLE):
         return
     features = view_features(loader, trainer)
     features = processes.until_signal(features, signals, 'no epoch is trained yet')
@@ -126,6 +134,8 @@ def write_views(path, batches, count):
         total, batches = -(-count // BATCH), chain([first], batches)
         for features in progress_bar(batches, 'trunk features', total):
             file.write(features.numpy().tobytes())
+        file.flush()
+        file.write(file_crc(path).to_bytes(4, 'little'))
 
 
 def feature_batches(features, memory_format, loader, meta_labels, device):

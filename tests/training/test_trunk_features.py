@@ -1,6 +1,7 @@
 """The features of a frozen trunk: their file, its name, and the batches from it."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,6 +100,21 @@ def test_the_file_holds_all_views_and_another_one_is_removed(paths, trainer, tmp
     assert os.listdir(tmp_path / 'features') == ['name.npy']
     wanted = torch.cat(list(view_features(views_of(paths), trainer)))
     assert np.array_equal(np.load(path), wanted.numpy())
+
+
+@pytest.mark.parametrize('place', [9, 1000])  # in the header, and in the features
+def test_features_with_a_flipped_bit_are_computed_again(
+    paths, trainer, tmp_path, capsys, place
+):
+    path = ensure(tmp_path / 'it', 'name', paths, trainer)
+    content = Path(path).read_bytes()
+    flipped = content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+    Path(path).write_bytes(flipped)
+    ensure(tmp_path / 'it', 'name', paths, trainer)
+    assert f'{path} is damaged' in capsys.readouterr().out
+    assert Path(path).read_bytes() == content
+    ensure(tmp_path / 'it', 'name', paths, trainer)
+    assert not capsys.readouterr().out
 
 
 def test_a_full_disk_is_an_error_that_names_the_file(paths, trainer, tmp_path):
