@@ -57,10 +57,6 @@ def get_args():
         args.false_match_rate = 0.01
     elif not args.calibrate:
         parser.error('--false_match_rate: works with --calibrate only')
-    if not 0 < args.false_match_rate < 1:
-        parser.error(
-            f'--false_match_rate {args.false_match_rate}: must be between 0 and 1'
-        )
     hardware.check_device(args.device)
     if args.report and args.gallery:
         parser.error('--report: shows the run of --data_base; leave --gallery out')

@@ -116,6 +116,7 @@ class Gallery:
         collection, names = self.collection, to_pictures(pictures)
         if not names:
             raise UserError('search: no pictures')
+        k = get_parser().parse_args({'retrieval_num': k}).retrieval_num
         pictures = [
             query_file(name, self.folder) if isinstance(name, str) else name
             for name in names
@@ -134,8 +135,9 @@ class Gallery:
         a gallery of each size.
         Raises UserError unless two classes have not trained the model.
         """
+        args = get_parser().parse_args({'false_match_rate': false_match_rate})
         collection = copy.copy(self.collection)
-        collection.calibration = calibrate_folder(collection, false_match_rate)
+        collection.calibration = calibrate_folder(collection, args.false_match_rate)
         if processes.is_first():
             store_calibration(collection.index, collection.calibration)
         self.collection = collection
@@ -255,10 +257,10 @@ def evaluate(
     """
     ks = [ks] if isinstance(ks, Integral) else list(ks)
     images = given = to_tensor('embeddings', embeddings)
+    check_embeddings('embeddings', given)
     if query is not None:
         if gallery is not None:
             raise UserError('query says which of the embeddings query: give no gallery')
-        check_embeddings('embeddings', given)
         asks = query_mask(query, len(given)).to(given.device)
         images, gallery = given[asks], given[~asks]
     elif gallery is not None:
@@ -269,9 +271,10 @@ def evaluate(
     marks = {}
     for kind, pair in sides.items():
         own, others = number_entries('arguments', pair, kind, [])
-        if query is not None and own is not None:
+        if own is not None:
             own = check_labels(kind, own, given)
-            own, others = own[asks], own[~asks]
+            if query is not None:
+                own, others = own[asks], own[~asks]
         marks |= {kind: own, f'gallery_{kind}': others}
     labels = marks.pop('labels'), marks.pop('gallery_labels')
     ranks = rank_positives(images, labels[0], gallery, labels[1], tile, **marks)

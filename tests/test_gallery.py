@@ -106,6 +106,7 @@ def test_many_files_are_read_by_other_processes(loaded, figures):
         (None, r'picture 1: object \(\) is no picture'),
         ('nine.png', r'nine\.png: no such file or folder; did you mean fine\.png'),
         (Path('broken.png'), r'^broken\.png: cannot identify image file$'),
+        (Path('.'), r'^\.: .*Is a directory$'),
     ],
     ids=str,
 )
@@ -125,6 +126,8 @@ def test_wrong_choices_are_refused(loaded, figures, gallery, tmp_path):
         '--device': lambda: Gallery(figures, loaded, device='gpu'),
         '--index': lambda: Gallery(figures, loaded, index='none'),
         '--strictness': lambda: gallery.duplicates('very'),
+        '--retrieval_num': lambda: gallery.search(np.zeros((8, 8), np.uint8), k=0),
+        '--false_match_rate': lambda: gallery.calibrate(5),
         '--format': lambda: gallery.export(tmp_path, 'csv'),
         'nope.pth: no .* and no such file': lambda: load_model('nope.pth'),
     }.items():

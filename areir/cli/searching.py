@@ -1,7 +1,7 @@
 """The flags of inference.py."""
 
 from areir.cli import add_device_flag, make_parser
-from areir.cli.types import path, positive, strictness
+from areir.cli.types import number, path, positive, strictness
 
 DEFAULT_NETWORK = 'vit_base_patch32_siglip_256.v2_webli'  # without a trained model
 DEFAULT_DATABASE = 'car_uncropped_resnet18_48_12_data_base.pth'
@@ -57,7 +57,7 @@ def add_gallery_flags(add):
     )
     flag = add('--calibrate', action='store_true')
     flag.help = 'set the threshold of a match by the class folders of --gallery'
-    flag = add('--false_match_rate', type=float)
+    flag = add('--false_match_rate', type=number(float, 1e-6, 0.999))
     flag.help = (
         'share of the queries without a true match that --calibrate lets pass '
         '[default value is 0.01]'

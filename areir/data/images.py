@@ -175,7 +175,7 @@ def naming(path):
     try:
         yield
     except Exception as error:  # decoders raise many kinds
-        text = str(error).removesuffix(f' {path!r}') or type(error).__name__
+        text = str(error).removesuffix(f' {path!r}').rstrip(':') or type(error).__name__
         if isinstance(error, Image.DecompressionBombError):
             text = too_many(int(re.search(r'\d+', text)[0]), MOST_PIXELS)
         raise UserError(f'{path}: {text}') from error

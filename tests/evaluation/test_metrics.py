@@ -205,15 +205,15 @@ def test_labels_of_any_integer_type(labels):
 @pytest.mark.parametrize(
     ('query', 'labels', 'offender'),
     [
-        (bad_row(torch.nan), [0] * 6, 'query holds NaN .* 1 image: 4$'),
-        (bad_row(1e300, torch.float64), [0] * 6, 'query holds NaN .* 1 image: 4$'),
+        (bad_row(torch.nan), [0] * 6, 'embeddings holds NaN .* 1 image: 4$'),
+        (bad_row(1e300, torch.float64), [0] * 6, 'embeddings holds NaN .* 1 image: 4$'),
         (bad_row(1e30), [0] * 6, 'query .* normalise'),
-        (vectors(6), [0] * 5, r'query_labels .* \(6,\), not \(5,\)'),
+        (vectors(6), [0] * 5, r'^labels .* \(6,\), not \(5,\)'),
         (vectors(6), [[0, 1]] * 6, r'labels .* \(shape \(6, 2\)\)'),
         (vectors(6), [0.5] * 6, r'labels .* \(0\.5 of float64 is among them\)'),
-        (torch.empty(0, 6), [], 'query must'),
-        (vectors(6)[0], [0] * 6, 'query must'),
-        (vectors(6).long(), [0] * 6, r'query must .*torch\.int64'),
+        (torch.empty(0, 6), [], 'embeddings must'),
+        (vectors(6)[0], [0] * 6, 'embeddings must'),
+        (vectors(6).long(), [0] * 6, r'embeddings must .*torch\.int64'),
         (vectors(1), [0], 'recall@1: .* 1 to 0'),
     ],
 )
