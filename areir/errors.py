@@ -15,6 +15,17 @@ class UserError(ValueError):
     """
 
 
+def optional(purpose, module, packages):
+    """Return the package of a module that need not be installed.
+
+    Raises UserError with the names for pip if it is missing; purpose: what needs it.
+    """
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise UserError(f'{purpose}: first pip install {packages}') from error
+
+
 def printable(text):
     """Return a text, such as a file name, with control characters escaped."""
     return CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)

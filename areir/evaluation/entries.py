@@ -31,7 +31,7 @@ from areir.data.lists import (
     read_roles,
     shorten,
 )
-from areir.errors import UserError, counted, printable
+from areir.errors import UserError, counted, optional, printable
 from areir.files import (
     BUILDERS,
     LEGACY,
@@ -83,9 +83,6 @@ def read(path):
         return reader(path)
     except (UserError, MemoryError):
         raise
-    except ImportError as error:
-        package = 'pyarrow' if reader is read_parquet else 'h5py'
-        raise UserError(f'{path}: first pip install {package}') from error
     except Exception as error:  # libraries raise many kinds for a damaged file
         reason = str(error).partition('\n')[0] or type(error).__name__
         raise UserError(
@@ -182,8 +179,7 @@ def read_tensors(path):
 
 def read_hdf5(path):
     """Read the datasets at the top of an HDF5 file."""
-    import h5py  # which need not be installed
-
+    h5py = optional(path, 'h5py', 'h5py')
     with h5py.File(path) as file:
         return {
             name: node[()] if name in USED and isinstance(node, h5py.Dataset) else None
@@ -205,6 +201,7 @@ def read_npy(path):
 
 def read_parquet(path):
     """Read the table of a Parquet file."""
+    optional(path, 'pyarrow', 'pyarrow')
     frame = pd.read_parquet(path)
     rows = enumerate(frame.itertuples(index=False, name=None), 1)
     rows = [(f'row {number}', list(cells)) for number, cells in rows]

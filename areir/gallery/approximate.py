@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from areir import processes
-from areir.errors import UserError, counted
+from areir.errors import counted, optional
 from areir.evaluation.scores import CACHED, pair_scores, tolerance
 from areir.files import atomic_path
 from areir.gallery.index import locked, read_state, write_state
@@ -20,12 +20,8 @@ SAMPLE, NEAREST = 256, 8  # queries that measure it, and images of each
 
 
 def load_faiss():
-    """Import faiss. Raises a UserError that says what to do if it is not installed."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise UserError('--index faiss: first pip install faiss-cpu') from error
-    return faiss
+    """Return the package faiss; see `errors.optional`."""
+    return optional('--index faiss', 'faiss', 'faiss-cpu')
 
 
 class ApproximateIndex:

@@ -7,7 +7,6 @@ with antialiasing, by the filter that `interpolation` in the file's metadata nam
 output `vectors` is float32 (N, D), of length 1. N is free; the model sets S and D.
 """
 
-import importlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from areir.data.loading import Embedder
-from areir.errors import UserError, missing
+from areir.errors import UserError, missing, optional
 from areir.files import atomic_path, make_writable, write_table
 from areir.networks.layers import fold_batch_norms
 
@@ -53,12 +52,8 @@ def export_vectors(collection, folder):
 
 
 def load_pyarrow():
-    """Import pyarrow. Raises a UserError that says what to do if it is missing."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError('--format parquet: first pip install pyarrow') from error
-    return pyarrow
+    """Return the package pyarrow; see `errors.optional`."""
+    return optional('--format parquet', 'pyarrow.parquet', 'pyarrow')
 
 
 def export_parquet(collection, folder):
@@ -166,14 +161,9 @@ def check_network(path):
         raise UserError(
             f'--export_model {path}: must end in .onnx (ONNX) or .pt2 (torch.export)'
         )
-    try:
-        for name in ONNX_PACKAGES if ending == '.onnx' else ():
-            importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f'--export_model: {name} is not installed: '
-            f'pip install {" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
-        ) from error
+    for name in ONNX_PACKAGES if ending == '.onnx' else ():
+        packages = f'{" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
+        optional('--export_model', name, packages)
     check_folder('--export_model', os.path.dirname(path) or os.curdir)
     return converters[ending]
 

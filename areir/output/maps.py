@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from areir.errors import UserError
+from areir.errors import UserError, optional
 from areir.output.charts import STYLE, distinct_colours
 
 MOST = 2000  # images on a map; t-SNE takes 5 s for them on one core
@@ -33,16 +33,14 @@ def place_images(vectors):
     Equal vectors give equal positions. Raises UserError without scikit-learn, or if
     all vectors are equal.
     """
-    try:
-        from sklearn.manifold import TSNE  # optional
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise UserError('a map needs scikit-learn: pip install scikit-learn') from error
+    sklearn = optional('t-SNE', 'sklearn.manifold', 'scikit-learn')
+    from threadpoolctl import threadpool_limits  # which scikit-learn brings
+
     if (vectors == vectors[0]).all() or vectors.shape[1] < 2:
         raise UserError('a map needs at least two embeddings that differ')
     perplexity = min(30, (len(vectors) - 1) / 3)
     with threadpool_limits(1):  # the last digits depend on the number of threads
-        tsne = TSNE(perplexity=perplexity, init='pca', random_state=0)
+        tsne = sklearn.manifold.TSNE(perplexity=perplexity, init='pca', random_state=0)
         return tsne.fit_transform(vectors)
 
 

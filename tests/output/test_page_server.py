@@ -118,7 +118,7 @@ def test_what_cannot_be_served_is_one_line(project, flags, monkeypatch, tmp_path
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, package, None)
             refusal = project.refuse('inference.py', *flags)
-            assert f'{package} is not installed: pip install flask waitress' in refusal
+            assert '--serve: first pip install flask waitress' in refusal
 
 
 def test_other_machines_need_a_token(project, flags, monkeypatch, tmp_path):

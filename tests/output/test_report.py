@@ -124,7 +124,7 @@ def test_map(tmp_path, database, monkeypatch):
     assert 'shows 10 of 24 images, first those of the classes of lowest' in text
     monkeypatch.setitem(sys.modules, 'sklearn.manifold', None)
     text = page_text(tmp_path, database)
-    assert 'There is no map: a map needs scikit-learn: pip install scikit-learn' in text
+    assert 'There is no map: t-SNE: first pip install scikit-learn' in text
 
 
 # Other runs

@@ -2,14 +2,13 @@
 
 import contextlib
 import errno
-import importlib.util
 import logging
 import os
 import socket
 import sys
 import tempfile
 
-from areir.errors import UserError
+from areir.errors import UserError, optional
 from areir.output.page.folder import MOST_TOGETHER, SearchedFolder
 
 LARGEST_BODY = 100_000_000  # bytes that are read of a request; the app takes fewer
@@ -30,10 +29,7 @@ def check(args):
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         raise UserError('--serve: works in one process; run it without torchrun')
     for package in ('flask', 'waitress'):
-        if not importlib.util.find_spec(package):
-            raise UserError(
-                f'--serve: {package} is not installed: pip install flask waitress'
-            )
+        optional('--serve', package, 'flask waitress')
     if args.token:
         read_token(args.token)
     elif args.host not in LOCAL_HOSTS:
