@@ -22,10 +22,6 @@ class Log:
         if text := text.strip():
             self.file.write(f'{text}\n')
 
-    def flush(self):
-        """Flush the file."""
-        self.file.flush()
-
 
 def say(text, file=None):
     """Print a line to stdout, or to `file`; a bar that is open goes on below it."""

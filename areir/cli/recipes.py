@@ -103,17 +103,6 @@ def default_meta_classes(args, classes):
     return min(classes, max(2, meta_classes))
 
 
-def default_test_every(args):
-    """Return the number of epochs from one test to the next.
-
-    A test with mirror images may take as long as an epoch of training, so the current
-    recipe tests about TESTS times if the last epoch is kept.
-    """
-    if args.recipe == '2019' or args.select != 'last':
-        return 1
-    return max(1, args.num_epochs // TESTS)
-
-
 def default_projection(images, classes):
     """Return the defaults of --dimensions and --whitening in the current recipe.
 
@@ -149,7 +138,10 @@ def default_values(args, images, classes, from_scratch, transformer=False):
         if args.shared_stages:
             most = args.shared_stages - 1  # the rest of the trunk is trained
             values['frozen_stages'] = min(values['frozen_stages'], most)
-    values['test_every'] = default_test_every(args)
+    values['test_every'] = 1
+    if args.recipe == 'current' and args.select == 'last':
+        # a test with mirror images may take as long as an epoch of training
+        values['test_every'] = max(1, args.num_epochs // TESTS)
     values['meta_class_size'] = default_meta_classes(args, classes)
     values['whole_gallery'] = 'no' if default_recipe(args) == '2019' else 'yes'
     return values

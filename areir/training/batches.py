@@ -117,10 +117,8 @@ def make_loaders(
         count = len(part)
         sampler, transform = InOrder(count, TEST_BATCH[args.protocol]), None
         if name == 'train':
-            size = min(args.batch_size, count)
-            options = {'divides_images': divides_images}
-            sampler = EpochSampler(count, size, args.seed, **options)
-            transform = crop
+            size, transform = min(args.batch_size, count), crop
+            sampler = EpochSampler(count, size, args.seed, None, divides_images)
         loaders[name] = make_loader(
             paths[name],
             pixel_format,
@@ -286,13 +284,8 @@ def image_batches(loader, device, divides_images):
         pixels = pixels.to(device, non_blocking=pixels.is_pinned())
         if not divides_images:
             pixels = put_together(pixels, batch)
-        yield batch, to_images(pixels, loader.dataset.pixel_format)
-
-
-def to_images(pixels, pixel_format):
-    """Return pixels (N, 3, S, S) as normalised images, laid out for convolutions."""
-    images = pixel_format.normalise(pixels)
-    return images.contiguous(memory_format=memory_format(images.device))
+        images = loader.dataset.pixel_format.normalise(pixels)
+        yield batch, images.contiguous(memory_format=memory_format(images.device))
 
 
 def put_together(share, batch):

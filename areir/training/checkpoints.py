@@ -96,10 +96,9 @@ def head_name(head):
 def model_weights(folder, ensemble_size):
     """Return the whole model's state dict, mapped from a checkpoint's files."""
     names = {'trunk': 'trunk'}
-    for head in range(ensemble_size):
-        names[head_name(head)] = f'heads.{head}'
-    state_dict = {}
-    for name, prefix in names.items():
-        for key, value in read(folder, name, mmap=True)['weights'].items():
-            state_dict[f'{prefix}.{key}'] = value
-    return state_dict
+    names |= {head_name(head): f'heads.{head}' for head in range(ensemble_size)}
+    return {
+        f'{prefix}.{key}': value
+        for name, prefix in names.items()
+        for key, value in read(folder, name, mmap=True)['weights'].items()
+    }

@@ -225,22 +225,14 @@ class Result:
         separate = not self.all_hits and len(names) == 2  # queries and their gallery
         asked = sum(len(self.parts[name]) for name in names[: 1 if separate else 2])
         if files is not None:  # copies would set the threshold: each file counts once
-            once = first_copies(files).to(labels.device)
+            once = np.unique(number_files(files).numpy(), return_index=True)[1]
+            once = torch.from_numpy(np.sort(once)).to(labels.device)
             vectors, labels = vectors[once], labels[once]
             asked = int((once < asked).sum())
         rows = query_indices(labels[:asked])
         own, first = (None, asked) if separate else (rows, 0)
         pairs = vectors[rows], labels[rows], vectors[first:], labels[first:]
         return calibrate(*pairs, args.false_match_rate, own)
-
-
-def first_copies(files):
-    """Return the indices of images that have no copies before them, sorted.
-
-    files: int64 (N,), the same for copies and -1 for none.
-    """
-    numbers = number_files(files).numpy()
-    return torch.from_numpy(np.unique(numbers, return_index=True)[1]).sort().values
 
 
 def record_epoch(experiment, run, progress, result, checkpoint, lr, started):

@@ -136,10 +136,17 @@ class Run:
         UserError, unless `overwrite` is true, if the run was interrupted and is not
         resumed, or if it is finished and was run with other settings.
         """
-        if self.checkpoints():
-            if not resume:
-                self.remove_checkpoints(overwrite)
-        else:
+        if self.checkpoints() and not resume:
+            if not overwrite:
+                raise UserError(
+                    f'{self.name} was interrupted: continue with --resume, or start '
+                    'again with --overwrite'
+                )
+            processes.wait_for_all()  # until all have seen them
+            if processes.is_first():
+                remove(self.path('checkpoint'))
+            processes.wait_for_all()
+        elif not self.checkpoints():
             finished = self.is_finished(overwrite)
             if resume and finished:
                 print(f'{self.name} is finished: nothing to do')
@@ -154,18 +161,6 @@ class Run:
             for path in map(self.path, WRITTEN):
                 remove_leftovers(*os.path.split(path), older_than=0)
         return True
-
-    def remove_checkpoints(self, overwrite):
-        """Remove the checkpoints. Raises UserError unless `overwrite` is true."""
-        if not overwrite:
-            raise UserError(
-                f'{self.name} was interrupted: continue with --resume, or start again '
-                'with --overwrite'
-            )
-        processes.wait_for_all()  # until all have seen them
-        if processes.is_first():
-            remove(self.path('checkpoint'))
-        processes.wait_for_all()
 
     def is_finished(self, overwrite):
         """Whether a run of this name and with these settings is finished.
@@ -358,18 +353,15 @@ def earlier_calibration(args, images, classes, new, transformer=False):
     if not run.get('finished') or not run['calibration']:
         lacks = 'no threshold' if run.get('finished') else 'not been finished'
         raise UserError(f'{flag}: that run has {lacks}')
-    other = argparse.Namespace(**run['arguments'])
-    data = run['data']
+    other, data = argparse.Namespace(**run['arguments']), run['data']
     other_images, other_classes = data['counts']['train']
     other_classes -= len(data['held_out'])
-    counts = (images, classes), (other_images, other_classes)
-    defaults = [
-        default_values(of_run, *count, of_run.weights == 'none', transformer)
-        for of_run, count in zip((args, other), counts)
-    ]
+    usual = default_values(args, images, classes, args.weights == 'none', transformer)
+    counts = other_images, other_classes
+    others = default_values(other, *counts, other.weights == 'none', transformer)
     for name in CALIBRATED:
-        values = [getattr(of_run, name, None) for of_run in (args, other)]
-        follow = values == [of_run.get(name) for of_run in defaults]
+        values = getattr(args, name), getattr(other, name)
+        follow = values == (usual.get(name), others.get(name))
         if values[0] != values[1] and not follow:
             raise UserError(
                 f'{flag}: --{name} is {values[0]}, but that run has {values[1]}'

@@ -233,18 +233,15 @@ class Trainer:
         processes, ...
         """
         rank, count = rank_and_count()
-        own = {
-            head_name(member) for member in self.model.members if member % count == rank
-        }
-        own |= set() if rank else {'trunk'}
+        own = [] if rank else ['trunk']
+        own += [head_name(head) for head in self.model.members if head % count == rank]
         return {
             name: {
-                'weights': part.state_dict(),
+                'weights': self.parts[name].state_dict(),
                 'optimizer': self.optimizers[name].state_dict(),
                 'criterion': self.criteria[name].state_dict(),
             }
-            for name, part in self.parts.items()
-            if name in own
+            for name in own
         }
 
     def restore(self, folder):

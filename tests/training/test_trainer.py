@@ -22,7 +22,6 @@ from areir.scripts.model import (
     EnsembleModel,
     assign_meta_classes,
 )
-from areir.training.batches import to_images
 from areir.training.run import Progress
 from areir.training.trainer import (
     Autocast,
@@ -107,7 +106,7 @@ def test_training_and_embedding_need_no_float64(slim_backbone):
     pixel_format = PixelFormat(32, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     with NoFloat64():
-        trainer.step(to_images(pixels, pixel_format), META_LABELS)
+        trainer.step(pixel_format.normalise(pixels), META_LABELS)
         net = folded(model.eval(), torch.float32)
         assert Embedder(net, pixel_format)(pixels).shape == (4, 12)
 
