@@ -25,7 +25,7 @@ from areir.data.images import Pictures, PixelFormat, to_pictures
 from areir.data.loading import GONE, Embedder, embed_files
 from areir.errors import UserError, missing
 from areir.evaluation.scores import check_embeddings
-from areir.files import check_own, load_tensors
+from areir.files import load_own
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED, build_backbone, is_transformer
 from areir.networks.cutting import STAGES, cut
@@ -305,8 +305,7 @@ class TrainedModel:
     is_pretrained = False
 
     def __init__(self, path, saved=None):
-        saved = load_tensors(path) if saved is None else saved
-        check_own(path, saved, SAVED, 'give a model file of train.py')
+        saved = load_own(path, SAVED, 'give a model file of train.py', saved)
         self.path = path
         self.model = rebuild(saved['model_args'], saved['state_dict'])
         if saved['projection']:

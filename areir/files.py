@@ -264,22 +264,17 @@ def objects_refused(path, name):
     )
 
 
-def load_own(path, needed, advice, mmap=False):
+def load_own(path, needed, advice, content=None, mmap=False):
     """Load a .pth file that this program wrote, a dict.
 
-    needed: its keys; advice: what to do if it cannot be used; mmap: see `load_tensors`.
-    Raises UserError as `load_tensors` does, if keys are missing, or if the file has
-    another FORMAT.
+    needed: its keys; advice: what to do if it cannot be used; content: of the file, if
+    it has been loaded; mmap: see `load_tensors`. Raises UserError as `load_tensors`
+    does, if keys are missing, or if the file has another FORMAT.
     """
-    content = load_tensors(path, mmap)
-    check_own(path, content, needed, advice)
-    return content
-
-
-def check_own(path, content, needed, advice):
-    """Raise UserError as `load_own` does; content: of the file, already loaded."""
+    content = load_tensors(path, mmap) if content is None else content
     written = content.get('format') if isinstance(content, dict) else None
     if written is None or (written == FORMAT and not set(needed) <= content.keys()):
         raise UserError(f'{path} is not the file that belongs there: {advice}')
     if written != FORMAT:
         raise UserError(f'{path} was written by another version: {advice}')
+    return content

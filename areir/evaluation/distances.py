@@ -4,7 +4,7 @@ import torch
 
 from areir.data.lists import shorten
 from areir.errors import UserError, counted
-from areir.evaluation.scores import rows_at_once
+from areir.evaluation.scores import by_rows
 
 SAME_LENGTH = 1.004  # longest to shortest of a side; bfloat16 rounds by less
 
@@ -48,13 +48,6 @@ def apply_metric(file, metric, device):
         by_rows(part, lambda rows, norms: (rows / norms[:, None]).float(), norm)
         for part, norm in zip(vectors, norms)
     ]
-
-
-def by_rows(embeddings, function, *others):
-    """Return function(block in float64, ...) of all blocks of rows, as one tensor."""
-    size = rows_at_once(embeddings.shape[1])
-    parts = zip(*(values.split(size) for values in (embeddings, *others)))
-    return torch.cat([function(part.double(), *rest) for part, *rest in parts])
 
 
 def euclidean(vectors):

@@ -76,9 +76,14 @@ def check_pair(query, gallery, norm=None):
 
 def largest_norm(embeddings):
     """Return the largest norm of a row, computed in float64."""
-    blocks = embeddings.split(rows_at_once(embeddings.shape[1]))
-    norms = [torch.linalg.vector_norm(block.double(), dim=1) for block in blocks]
-    return torch.cat(norms).max().item()
+    return by_rows(embeddings, lambda rows: rows.norm(dim=1)).max().item()
+
+
+def by_rows(embeddings, function, *others):
+    """Return function(block in float64, ...) of all blocks of rows, as one tensor."""
+    size = rows_at_once(embeddings.shape[1])
+    parts = zip(*(values.split(size) for values in (embeddings, *others)))
+    return torch.cat([function(part.double(), *rest) for part, *rest in parts])
 
 
 # Scores

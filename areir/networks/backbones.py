@@ -92,7 +92,7 @@ def check_image_size(image_size, model_type):
         patch = getattr(getattr(network, 'patch_embed', None), 'patch_size', 1)
         patch = patch if isinstance(patch, int) else patch[0]
         cut(network)
-        sizes = [size for size in range(4, 2 * image_size + 64) if size % patch == 0]
+        sizes = range(patch, 2 * image_size + 64, patch)
         sizes = sorted(sizes, key=lambda size: abs(size - image_size))[:64]
         fitting = (size for size in sizes if takes(model_type, size))
         nearest = next(fitting, own_size(model_type))

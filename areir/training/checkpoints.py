@@ -85,7 +85,7 @@ def together():
 def read(folder, name, needed=PART, mmap=False):
     """Return the dict in folder/<name>.pth. Raises UserError naming a damaged file."""
     path = os.path.join(folder, f'{name}.pth')
-    return load_own(path, needed, 'start the run again', mmap)
+    return load_own(path, needed, 'start the run again', mmap=mmap)
 
 
 def head_name(head):

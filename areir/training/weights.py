@@ -4,7 +4,7 @@ import torch
 
 from areir.data.images import PixelFormat
 from areir.errors import UserError, counted
-from areir.files import check_own, load_own
+from areir.files import load_own
 from areir.networks import pretrained
 from areir.networks.backbones import PUBLISHED, timm_config
 from areir.networks.weight_files import (
@@ -43,7 +43,7 @@ def initial_weights(args):
     content, flag = read_state_dict(args.weights), f'--weights {args.weights}'
     if 'format' in content:
         advice = '--weights needs a model file of train.py'
-        check_own(args.weights, content, ('state_dict', 'pixel_format'), advice)
+        load_own(args.weights, ('state_dict', 'pixel_format'), advice, content)
         size = content['pixel_format']['image_size']
         if size != args.image_size and timm_config(args.model_type).fixed_input_size:
             raise UserError(
