@@ -113,7 +113,9 @@ def compare(ones, others, warps, finest, least):
         if side > SIDES[0] or side == finest:
             laid, known = lay(one, warps)
             agreements[active] = agreement(laid, known, other)
-            shifts[active] = colour_shift(laid, known, other)
+            inside = by_window(known.float()) > 0.999
+            differences = by_window(laid - other).abs().amax(1) * inside
+            shifts[active] = differences.amax((1, 2))
             going = agreements[active] >= least
             active, warps = active[going], warps[going]
     return agreements, shifts
@@ -164,13 +166,6 @@ def agreement(ones, known, others):
         least_agreement(give_tones(ones, others, known), others, known),
         least_agreement(ones, give_tones(others, ones, known), known),
     )
-
-
-def colour_shift(ones, known, others):
-    """Return by how much the mean colours of a window differ (n,), at most."""
-    inside = by_window(known.float()) > 0.999
-    shifts = F.avg_pool2d(ones - others, WINDOW, WINDOW // 2).abs().amax(1)
-    return (shifts * inside).amax((1, 2))
 
 
 def give_tones(pictures, models, known):
@@ -225,5 +220,5 @@ def blur(pictures, size):
 
 
 def by_window(values):
-    """Return the means (n, h, w) of values (n, S, S) in half overlapping windows."""
+    """Return means (..., h, w) of values (..., S, S) in half overlapping windows."""
     return F.avg_pool2d(values, WINDOW, WINDOW // 2)

@@ -89,7 +89,7 @@ def read_base(args, split, partition):
     """
     if not args.extend:
         return None
-    advice = '--extend needs a model file of train.py'
+    flag, advice = f'--extend {args.extend}', '--extend needs a model file of train.py'
     base = load_own(args.extend, NEEDED, advice, mmap=True)
     saved = {**base, **base['pixel_format'], **base['model_args']}
     wanted = {'image_size': args.image_size, 'protocol': args.protocol}
@@ -98,17 +98,12 @@ def read_base(args, split, partition):
     for name, value in wanted.items():
         if saved[name] != value:
             raise UserError(
-                f'--extend {args.extend}: --{name} is {value}, but that model has '
-                f'{saved[name]}'
+                f'{flag}: --{name} is {value}, but that model has {saved[name]}'
             )
     heads = saved['ensemble_size']
     if heads >= args.ensemble_size:
-        raise UserError(
-            f'--extend {args.extend}: it has {counted(heads, "head")} already'
-        )
+        raise UserError(f'{flag}: it has {counted(heads, "head")} already')
     same = torch.equal(base['partition'], partition[:heads])
     if not same or base['classes'] != split.train.classes:
-        raise UserError(
-            f'--extend {args.extend}: trained with another --seed or on other classes'
-        )
+        raise UserError(f'{flag}: trained with another --seed or on other classes')
     return base
