@@ -404,7 +404,7 @@ def train(run, experiment, base, log):
         log.send_worst_queries(run.path('data_base.pth'), split.folder)
     processes.leave()
     if first:
-        run.end()
+        run.end(progress)
 
 
 if __name__ == '__main__':

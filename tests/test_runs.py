@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from train_runs import RUN, train_slim
 
-from areir.training.runs import read_runs, read_seconds
+from areir.training.runs import read_runs
 
 
 @pytest.fixture(scope='module')
@@ -87,18 +87,8 @@ def test_the_table_is_written_in_full_precision(small, results):
     assert small.ask('evaluate.py', results)  # runs.csv is no run
 
 
-def test_seconds_of_epochs_without_a_test(tmp_path):
-    """Before training 3 s; then 4 epochs of 10 s, the last followed by 2 s."""
-    path = tmp_path / 'run_results.csv'
-    path.write_text('epoch,seconds,train_seconds\n0,3,0\n4,12,40\n')
-    assert read_seconds(str(path)) == (40, 45)
-    path.write_text('epoch,seconds,train_seconds\n1,12,10\n2,13,20\n')
-    assert read_seconds(str(path)) == (20, 25)
-
-
 def test_runs_that_are_not_whole(small, results):
-    change(results, RUN, finished=False, protocol='published')
-    os.remove(results / f'{RUN}_results.csv')
+    change(results, RUN, finished=False, protocol='published', seconds=None)
     change(
         results, 'next week/slow', data={'counts': {'train': [36, 6]}, 'held_out': []}
     )

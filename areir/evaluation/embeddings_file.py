@@ -183,7 +183,10 @@ def read_embeddings(path, labels=None):
         vectors = to_vectors(path, name, entries)
         if name.endswith('features') and vectors.dim() == 3:
             heads, vectors = vectors.shape[1], vectors.flatten(1)
-        own['images'] = read_images(path, fields['images'], entries)
+        own['images'] = images = entries.get(fields['images'])
+        if images is not None:
+            with must_be(path, fields['images'], 'one name per image'):
+                own['images'] = [clean(image) for image in flat(images)]
         check_shapes(path, fields, vectors, own)
         if not vectors.is_floating_point():
             kind, vectors = str(vectors.dtype).removeprefix('torch.'), vectors.float()
@@ -342,14 +345,6 @@ def whole(values):
         if odd.size:
             raise ValueError(f'{odd[0]:.16g} of {kind} is among them')
     return values.astype(np.int64)
-
-
-def read_images(path, name, entries):
-    """Return the names of images as a list of str; None if there are none."""
-    if entries.get(name) is None:
-        return None
-    with must_be(path, name, 'one name per image'):
-        return [clean(image) for image in flat(entries[name])]
 
 
 # Two files with the same queries

@@ -15,15 +15,9 @@ KEYS = (  # of a database; query_embeddings, query_labels and query_images are o
 
 
 def named_files(results_root, ending):
-    """Return the names of the files in results_root with this ending, the newest last.
-
-    Raises UserError if results_root is a file.
-    """
-    if os.path.isfile(results_root):
-        raise UserError(f'--results_root {results_root}: not a folder')
-    if not os.path.isdir(results_root):
-        return []
-    names = [name for name in os.listdir(results_root) if name.endswith(ending)]
+    """Return the names of the files with this ending, the newest last."""
+    names = os.listdir(results_root) if os.path.lexists(results_root) else []
+    names = [name for name in names if name.endswith(ending)]
     return sorted(names, key=lambda name: os.path.getmtime(f'{results_root}/{name}'))
 
 

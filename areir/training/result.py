@@ -240,8 +240,9 @@ def record_epoch(experiment, run, progress, result, checkpoint, lr, started):
 
     checkpoint: the folder that holds its weights; started: when embedding began.
     """
-    trained = progress.seconds if result.epoch else 0  # epoch 0 is not trained
-    seconds = trained + time.perf_counter() - started
+    tested = time.perf_counter() - started
+    progress.tested += tested
+    seconds = tested + (progress.seconds if result.epoch else 0)  # 0 is not trained
     row = record.csv_row(experiment, progress, result, lr, seconds)
     progress.rows.append(row)
     print(record.epoch_line(experiment, row, result))

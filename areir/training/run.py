@@ -99,6 +99,7 @@ class Progress:
     seconds: float = 0.0  # of training in this epoch
     waited: float = 0.0  # of these, spent waiting for images
     seconds_before: float = 0.0  # of training in the epochs before
+    tested: float = 0.0  # seconds of tests so far
     rows: list = field(default_factory=list)  # of the CSV
     best: float = -1  # score of the epoch that is kept
 
@@ -305,10 +306,12 @@ class Run:
         )
         write_json(self.path('run.json'), provenance)
 
-    def end(self):
+    def end(self, progress):
         """Note in run.json that the run is finished; remove checkpoints and copies."""
         path = self.path('run.json')
-        write_json(path, {**read_run_json(path), 'finished': True})
+        trained = progress.seconds_before + progress.seconds
+        seconds = {'train_seconds': trained, 'seconds': trained + progress.tested}
+        write_json(path, {**read_run_json(path), **seconds, 'finished': True})
         shutil.rmtree(self.path('checkpoint'))
         remove(self.path('copies'))
 

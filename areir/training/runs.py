@@ -8,7 +8,7 @@ from areir.cli.recipes import default_values
 from areir.cli.training import get_parser
 from areir.errors import UserError, counted
 from areir.evaluation.intervals import nan_to_none
-from areir.training.run import read_results, read_run_json
+from areir.training.run import read_run_json
 
 FIGURES = 'recall@1', 'all_recall@1_trained', 'all_recall@1_new'
 # flags that are shown if they were given, beside those of the recipe
@@ -57,8 +57,8 @@ def describe_run(path):
             f'{name}_low': low,
             f'{name}_high': high,
         }
-    seconds = read_seconds(path.removesuffix('run.json') + 'results.csv')
-    row |= dict(zip(('train_seconds', 'seconds'), seconds))
+    others = ('train_seconds', 'seconds', 'date', 'commit')
+    row |= {name: run.get(name) for name in others}
     notes = {
         'unfinished': not run.get('finished'),
         'not comparable: protocol published': run['protocol'] != 'strict',
@@ -66,7 +66,7 @@ def describe_run(path):
         'trained on all classes': data['counts'].keys() == {'train'},
     }
     note = '; '.join(note for note in notes if notes[note])
-    return {**row, 'date': run.get('date'), 'commit': run['commit'], 'note': note}
+    return {**row, 'note': note}
 
 
 def describe_recipe(flags, images, classes):
@@ -88,18 +88,3 @@ def describe_recipe(flags, images, classes):
     ]
     epochs = counted(args.num_epochs, 'epoch')
     return ', '.join([args.recipe, *texts, f'{args.image_size} px', epochs])
-
-
-def read_seconds(path):
-    """Return the seconds of training, and with tests, in a run's CSV; None if unknown.
-
-    A row has the time of one epoch and its test; other epochs count as the mean one.
-    """
-    try:
-        rows = read_results(path)
-        last, tested = rows.iloc[-1], (rows['epoch'] > 0).sum()
-        trained = float(last['train_seconds'])
-        untested = trained * (1 - tested / max(1, last['epoch']))
-        return trained, untested + float(rows['seconds'].sum())
-    except (UserError, OSError, LookupError):
-        return None, None

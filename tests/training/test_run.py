@@ -151,7 +151,7 @@ def finish(run, **settings):
     os.makedirs(run.path('checkpoint'), exist_ok=True)
     run.keep({'epoch': 2}, {'epoch': 2}, record)
     run.write_csv(Progress(rows=[{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.2}]))
-    run.end()
+    run.end(Progress())
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
