@@ -17,7 +17,7 @@ from areir.cli.searching import get_parser
 from areir.data.images import PREPROCESSING, Pictures, to_pictures
 from areir.errors import UserError
 from areir.evaluation import ranking
-from areir.evaluation.embeddings_file import number_entries, to_vectors
+from areir.evaluation.embeddings_file import must_be, number_entries, to_vectors
 from areir.evaluation.metrics import check_ks, check_labels, rank_positives, summary
 from areir.evaluation.scores import TILE, check_embeddings
 from areir.gallery import databases
@@ -308,6 +308,9 @@ def search(
     """
     as_tensors = any(isinstance(each, torch.Tensor) for each in (query, gallery))
     query, gallery = to_tensor('query', query), to_tensor('gallery', gallery)
+    if exclude is not None:
+        with must_be('arguments', 'exclude', 'whole numbers'):
+            exclude = torch.as_tensor(exclude)
     found = ranking.search(query.to(gallery.device), gallery, k, exclude, tile, norm)
     return found if as_tensors else tuple(each.numpy() for each in found)
 

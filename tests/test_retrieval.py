@@ -11,6 +11,7 @@ from embedding_files import EMBEDDINGS, GROUPS, LABELS, TEXTS, objects
 from torch.nn import functional as F
 
 import areir
+from areir.errors import UserError
 from areir.retrieval import evaluate, search
 
 MASK = torch.arange(len(LABELS)) % 3 == 0
@@ -165,6 +166,16 @@ def test_refusals(arguments, offender):
     with pytest.raises(ValueError, match=offender) as error:
         evaluate(embeddings, labels, **arguments)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_none_is_refused_in_one_line():
+    for refused, offender in (
+        (lambda: evaluate(EMBEDDINGS, None), r'^labels must be one per image'),
+        (lambda: search(EMBEDDINGS[:2], EMBEDDINGS, 1, [0, None]), 'exclude must be'),
+    ):
+        with pytest.raises(UserError, match=offender) as error:
+            refused()
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_rows_that_are_not_finite_are_named_as_given():

@@ -108,11 +108,11 @@ def label_images(
         gallery, gallery_labels = query, query_labels
         gallery_groups, gallery_files = groups, files
     bound = check_pair(query, gallery)
-    query_labels = check_labels('query_labels', query_labels, query)
+    query_labels = check_labels('labels', query_labels, query)
     gallery_labels = check_labels('gallery_labels', gallery_labels, gallery)
     distractors = query_labels == DISTRACTOR
     if distractors.all():
-        raise UserError('query_labels has distractors only, and they do not query')
+        raise UserError('labels: they are of distractors only, which do not query')
     labels = torch.cat([query_labels, gallery_labels])
     classes = labels.unique(return_inverse=True)[1].split([len(query), len(gallery)])
     classes = classes[0].masked_fill(distractors, -1), classes[1]
@@ -159,6 +159,7 @@ def check_labels(name, labels, embeddings):
 
     name: what messages call them.
     """
+    labels = [] if labels is None else labels
     labels = torch.as_tensor(labels, dtype=torch.int64, device=embeddings.device)
     if labels.shape != (len(embeddings),):
         raise UserError(

@@ -133,7 +133,7 @@ def test_distractors_do_not_query():
     embeddings = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
     assert evaluate(embeddings, [3, 3, -1, -1], [1])['recall@1'] == 1
     assert evaluate(embeddings, [3, -1, 3, -1], [1])['recall@1'] == 0
-    with pytest.raises(UserError, match='query_labels has distractors only'):
+    with pytest.raises(UserError, match='labels: they are of distractors only'):
         evaluate(embeddings, [-1] * 4, [1])
 
 
