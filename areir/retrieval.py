@@ -113,17 +113,17 @@ class Gallery:
         predicted_class, or 'no match', and confidence, from 0 to 1.
         Raises UserError if there is no such file, or if no picture can be read.
         """
-        collection, names = self.collection, to_pictures(pictures)
-        if not names:
+        collection, given = self.collection, to_pictures(pictures)
+        if not given:
             raise UserError('search: no pictures')
         k = get_parser().parse_args({'retrieval_num': k}).retrieval_num
-        pictures = [
-            query_file(name, self.folder) if isinstance(name, str) else name
-            for name in names
+        files = [
+            query_file(each, self.folder) if isinstance(each, str) else each
+            for each in given
         ]
-        queries = find_queries(pictures, collection)
-        for number, (query, name) in enumerate(zip(queries, names)):
-            query.name = name if isinstance(name, str) else number
+        queries = find_queries(files, collection)
+        for number, (query, each) in enumerate(zip(queries, given)):
+            query.name = each if isinstance(each, str) else number
         answers = find_answers(embed_queries(queries, collection), collection, k)
         return join_tables(answers, [answer.query.name for answer in answers])
 
@@ -186,8 +186,7 @@ class Gallery:
             model.embedder(self.device),
             shortened=model.is_pretrained,
         )
-        problems = sorted(index.problems.items())
-        report_problems({os.path.join(folder, image): why for image, why in problems})
+        report_problems(dict(sorted(index.problems.items())), folder)
         if index.components:
             model = model.shortened(Projection(**index.components))
         collection = FolderCollection(folder, index, model, self.device)

@@ -36,7 +36,11 @@ def query_paths(name, folder):
     Raises UserError if there is no such file, or if it is no image.
     """
     if os.path.isdir(name):
-        return images_below(name)
+        images, problems, _ = scan(name)
+        report_problems(problems, name)
+        if not images:
+            raise UserError(f'--query_img_name {name}: no images in it')
+        return [os.path.join(name, path) for path in images]
     path = query_file(name, folder)
     load_image(path, least=1)
     return [path]
@@ -70,22 +74,11 @@ def find_queries(pictures, collection):
     ]
 
 
-def images_below(folder):
-    """Return the paths of the images below a folder of queries."""
-    images, problems, _ = scan(folder)
-    report_problems(
-        {os.path.join(folder, path): reason for path, reason in problems.items()}
-    )
-    paths = [os.path.join(folder, path) for path in images]
-    if not paths:
-        raise UserError(f'--query_img_name {folder}: no images in it')
-    return paths
-
-
-def report_problems(problems):
-    """Print a notice for each of {path: why it cannot be read}."""
+def report_problems(problems, folder=''):
+    """Print a notice for each of {path in the folder: why it cannot be read}."""
     for path, reason in problems.items():
-        say(f'notice: {printable(str(path))} is left out: {reason}')
+        path = printable(os.path.join(folder, str(path)))
+        say(f'notice: {path} is left out: {reason}')
 
 
 def find_images(pictures, collection):
@@ -135,36 +128,22 @@ def stored_query(position, collection):
 def embed_queries(queries, collection):
     """Embed the Queries without embeddings, and return those that can be read.
 
-    Raises UserError if none can.
+    Each process of torchrun embeds its share. Raises UserError if none can be read.
     """
     outside = [query for query in queries if query.embedding is None]
-    embeddings, bad = embed_images([query.picture for query in outside], collection)
-    for number, query in enumerate(outside):
-        if number not in bad:
-            query.embedding = embeddings[number]
-    problems = {outside[number].name: reason for number, reason in bad.items()}
+    pictures = [query.picture for query in outside]
+    embed, problems = collection.embedder, {}
+    shares = embed_shares(pictures, embed.pixel_format, embed, 'queries')
+    for numbers, vectors, bad in shares:
+        for number, vector in zip(numbers, torch.from_numpy(vectors)):
+            outside[number].embedding = vector
+        problems |= {outside[number].name: reason for number, reason in bad.items()}
     readable = [query for query in queries if query.embedding is not None]
     if not readable:
         name = queries[0].name
         raise UserError(f'{name}: {problems[name]}')
     report_problems(problems)
     return readable
-
-
-def embed_images(pictures, collection):
-    """Embed pictures from outside; each process of torchrun embeds its share.
-
-    Returns, in every process, (embeddings (N, D), {index: why it cannot be read}).
-    """
-    embed, problems = collection.embedder, {}
-    embeddings = torch.zeros(len(pictures), collection.embeddings.shape[1])
-    for indices, vectors, bad in embed_shares(
-        pictures, embed.pixel_format, embed, 'queries'
-    ):
-        if indices:
-            embeddings[indices] = torch.from_numpy(vectors)
-        problems |= bad
-    return embeddings, problems
 
 
 # Their nearest images
