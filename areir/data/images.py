@@ -7,7 +7,6 @@ first such file.
 import contextlib
 import functools
 import io
-import itertools
 import math
 import os
 import re
@@ -108,7 +107,7 @@ def to_pictures(pictures: Pictures) -> list:
     one = isinstance(pictures, (str, os.PathLike, Image.Image))
     if one or getattr(pictures, 'ndim', 0) in (2, 3):
         pictures = [pictures]
-    return list(itertools.starmap(to_picture, enumerate(pictures)))
+    return [to_picture(number, each) for number, each in enumerate(pictures)]
 
 
 def to_picture(number, picture):

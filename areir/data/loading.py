@@ -92,25 +92,20 @@ class ImageDataset(Dataset):
         return image
 
 
-def end_with_parent():
-    """Start a thread that ends this process as soon as its parent has ended."""
-
-    def wait():
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def start_worker(number=None, on_sigterm=signal.SIG_IGN):
     """Begin a worker process: leave Ctrl-C to the parent and end with it.
 
     torch itself notices only after seconds that the parent has been killed. number: of
     a DataLoader's worker; on_sigterm: the handler.
     """
+
+    def end_with_parent():
+        parent_process().join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, on_sigterm)
-    end_with_parent()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def kill_workers():

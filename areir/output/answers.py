@@ -17,7 +17,6 @@ from areir.matching.votes import confidence_of, images_to_find, vote
 from areir.output.sheets import COLOURS, THUMBNAIL, contact_sheet, thumbnail
 
 SHEETS = 100  # contact sheets drawn at most
-LARGEST_JPEG = 60_000  # pixels per side; the format ends at 65,535
 MARK = 'retrieved.csv'  # marks a folder that an earlier call wrote
 # ends of the names of other folders below --results_root
 OTHERS = '_answers', '_duplicates', '_index', '_checkpoint', '_copies', '_tensorboard'
@@ -165,23 +164,17 @@ def draw_answer(answer, least=None):
     return contact_sheet(thumbnails, captions), images
 
 
-def save_jpeg(image, path):
-    """Write an image as JPEG, reduced if it is too large for the format."""
-    image = image.copy()
-    image.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
-    save_image(image, path, 'JPEG', quality=95)
-
-
 def save_images(answer, images, folder):
     """Write the query and the retrieved images, in frames, to a folder."""
-    save_jpeg(images[0], os.path.join(folder, 'query.jpg'))
+    path = os.path.join(folder, 'query.jpg')
+    save_image(images[0], path, 'JPEG', quality=95)
     digits = len(str(len(answer.table)))
     rows = answer.table.itertuples()
     for row, image, right in zip(rows, images[1:], answer.rights()):
         width = max(3, max(image.size) // 40)
         framed = ImageOps.expand(image, width, COLOURS[right])
-        name = f'{row.rank:0{digits}d}_{row.score:.4f}.jpg'
-        save_jpeg(framed, os.path.join(folder, name))
+        path = os.path.join(folder, f'{row.rank:0{digits}d}_{row.score:.4f}.jpg')
+        save_image(framed, path, 'JPEG', quality=95)
 
 
 def answer_name(query, collection):
