@@ -34,6 +34,7 @@ if __name__ == '__main__':
 
 from areir import hardware, processes
 from areir.errors import UserError, counted
+from areir.files import make_writable
 from areir.gallery import databases
 from areir.gallery.collection import DatabaseCollection
 from areir.gallery.folders import check_gallery
@@ -91,13 +92,12 @@ def check_paths(args):
         databases.find_database(args.data_base, args.results_root)
     if args.model and (args.gallery or args.export_model):
         databases.find_model(args.model, args.results_root)
-    if args.export_model or args.export:
-        from areir.output import exports
+    if args.export_model:
+        from areir.output.exports import check_network
 
-        if args.export_model:
-            exports.check_network(args.export_model)
-        if args.export:
-            exports.check_folder('--export', args.export)
+        check_network(args.export_model)
+    if args.export:
+        make_writable(args.export, '--export')
 
 
 class Clock(dict):

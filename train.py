@@ -160,11 +160,6 @@ def choose_parallel(args, world, heads, images):
             f'--batch_size {batch_size}: torchrun started {world} processes, and each '
             'needs an image of every batch'
         )
-    if parallel == 'data' and world * 2 > batch_size and args.image_size <= 32:
-        raise UserError(
-            f'--batch_size {batch_size}: one of {world} processes has a single image, '
-            'and batch norm a single value to normalise: use an --image_size above 32'
-        )
     return parallel
 
 
@@ -314,10 +309,8 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise, args.device)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads, transformer), args.results_root, settings)
-    calibration = earlier_calibration(args, images, classes, run, transformer)
+    calibration = earlier_calibration(args, images, classes, transformer)
     pixel_format = initial_format(args, split, base)
-    if base:
-        run.refuse_to_replace(args.extend, '--extend')
     processes.check_shared_folder(args.results_root)
     experiment = record.Experiment(
         args,

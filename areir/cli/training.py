@@ -225,11 +225,6 @@ def add_evaluation_flags(add):
 
 def check_flags(args, parser):
     """Refuse flags that cannot be combined, and files that are not there."""
-    if args.batch_size == 1 and args.image_size <= 32:
-        parser.error(
-            '--batch_size 1 needs an --image_size above 32: batch norm would '
-            'have a single value to normalise'
-        )
     # a folder of that name, such as wandb makes, is no package
     if args.log and not getattr(find_spec(args.log), 'origin', None):
         raise UserError(f'--log {args.log}: first pip install {args.log}')

@@ -117,8 +117,6 @@ def build(vectors):
     own = torch.from_numpy(np.random.default_rng(0).permutation(len(rows))[:SAMPLE])
     query = vectors.mapped[own]
     nearest = min(NEAREST, len(rows) - 1)
-    if not nearest:
-        nearest, own = 1, None  # the only image can find only itself
     exact = vectors.search(query, nearest, own, shared=False)[1]  # rank 0 is alone
     for width in (8, 16, 32, 64, 128, 256, 512, 1024):
         faiss_index.hnsw.efSearch = width

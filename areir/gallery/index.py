@@ -230,13 +230,7 @@ class Update:
         if not self.rows or len(self.rows) < len(rows):
             replace(self.database, self.state, self.rows)
         known = {os.fsdecode(row.path) for row in self.rows}
-        todo = [path for path in self.images if path not in known]
-        places = [row.place for row in self.rows if row.place is not None]
-        appended = sum(place >= self.state.count for place in places)
-        if todo and appended:
-            after = counted(appended, 'image')
-            say(f'notice: continuing an interrupted build after {after}')
-        return todo
+        return [path for path in self.images if path not in known]
 
     def check_rows(self, rows):
         """Return the undamaged Rows of images that have not changed."""
@@ -374,11 +368,7 @@ def fit_components(state, vectors):
     """Fit the components of a State to its vectors, and drop its threshold."""
     count = len(vectors)
     step = math.ceil(count / MOST_IMAGES)
-    try:
-        projection = fit_projection(vectors.mapped[::step], DIMENSIONS, WHITENING)
-    except UserError as error:
-        say(f'notice: no principal components: {error}')
-        return
+    projection = fit_projection(vectors.mapped[::step], DIMENSIONS, WHITENING)
     if state.fitted:
         say(f'notice: principal components are fitted again, to {count:,} images')
     if state.calibration:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from areir.data.loading import Embedder
-from areir.errors import UserError, missing, optional
+from areir.errors import UserError, optional
 from areir.files import atomic_path, make_writable, write_table
 from areir.networks.layers import fold_batch_norms
 
@@ -28,14 +28,6 @@ ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 ONNX_LIMIT = 2**31 - 2**24  # bytes of weights: a file holds 2 GiB with its graph
 METADATA = 'metadata.json'  # its name in a .pt2 file
 ROW_GROUP = 16384  # images written to a Parquet file at once
-
-
-def check_folder(flag, folder):
-    """Raise UserError if a folder cannot be made or written."""
-    outer = os.path.dirname(os.path.abspath(folder))
-    if not os.path.isdir(outer):
-        raise UserError(f'{flag} {folder}: {missing(folder)}')
-    make_writable(folder, flag)
 
 
 def export_vectors(collection, folder):
@@ -164,7 +156,7 @@ def check_network(path):
     for name in ONNX_PACKAGES if ending == '.onnx' else ():
         packages = f'{" ".join(ONNX_PACKAGES)}, or write a .pt2 file'
         optional('--export_model', name, packages)
-    check_folder('--export_model', os.path.dirname(path) or os.curdir)
+    make_writable(os.path.dirname(path) or os.curdir, '--export_model')
     return converters[ending]
 
 

@@ -36,17 +36,12 @@ def write_report(results_root, database_path, database, folder):
 
     database: the contents of the file database_path. The run's CSV and JSON lie beside
     that file; each of them may be missing. folder: that image paths are relative to.
-    Raises UserError if there is nothing to retrieve.
     """
     prefix = database_path.removesuffix('_data_base.pth')  # of the run's files
     run = os.path.basename(prefix)
     images = run_statistics.SearchedImages(database)
     # the last is the name of the label -1
     database = {**database, 'classes': [*database['classes'], 'no class']}
-    if not images.available:
-        raise UserError(
-            f'{database_path}: it holds a single image, which has nothing to retrieve'
-        )
     record, record_problem = read(read_run_json, f'{prefix}_run.json')
     rows, curves_problem = read(read_results, f'{prefix}_results.csv')
     curves = {} if curves_problem else describe_curves(rows, database['epoch'])

@@ -137,14 +137,6 @@ class Result:
             name: hits.mean().item() for name, (hits, _) in self.all_hits.items()
         }
 
-    def on_device(self, names, dtype=None):
-        """Return embeddings and labels of one part, or of queries and gallery."""
-        tensors, device = [], self.experiment.hardware.exact_device
-        for name in names:
-            tensors.append(self.embeddings[name].to(device, dtype))
-            tensors.append(self.split.parts[name].labels.to(device))
-        return tensors
-
     def rank(self, names):
         """Rank the queries of one part, or those of the first in the second.
 
@@ -152,7 +144,11 @@ class Result:
         """
         query, gallery = (self.split.parts[name] for name in (names[0], names[-1]))
         others = {f'gallery_{name}': mark for name, mark in gallery.marks.items()}
-        ranks = rank_positives(*self.on_device(names), **query.marks, **others)
+        device, tensors = self.experiment.hardware.exact_device, []
+        for name in names:
+            pair = self.embeddings[name], self.parts[name].labels
+            tensors += [tensor.to(device) for tensor in pair]
+        ranks = rank_positives(*tensors, **query.marks, **others)
         return ranks, query.labels[query_indices(query.labels)]
 
     def join(self, names, dtype=None):

@@ -184,14 +184,6 @@ class Run:
             raise UserError(f'{error}; {KEEP}') from None
         return bool(run.get('finished'))
 
-    def refuse_to_replace(self, path, flag):
-        """Raise UserError if `path`, which `flag` names, is a file of this run."""
-        if os.path.realpath(path) in map(os.path.realpath, map(self.path, WRITTEN)):
-            raise UserError(
-                f'{flag}: {path} would be replaced by this run: choose another '
-                '--run_name'
-            )
-
     @contextlib.contextmanager
     def locked(self):
         """Lock the run. Raises UserError if another process or thread trains it.
@@ -336,13 +328,13 @@ def read_run_json(path):
     raise UserError(f'{path} is damaged or no run.json of train.py')
 
 
-def earlier_calibration(args, images, classes, new, transformer=False):
+def earlier_calibration(args, images, classes, transformer=False):
     """Return the calibration of the run of --threshold_from, or None without it.
 
-    images, classes: how many there are to train; new: the Run that begins; transformer:
-    whether the network is one. Raises UserError if that run is not finished, has no
-    calibration, was trained with other flags of CALIBRATED, or would be replaced. A
-    flag may differ if it follows from these numbers in both runs.
+    images, classes: how many there are to train; transformer: whether the network is
+    one. Raises UserError if that run is not finished, has no calibration, or was
+    trained with other flags of CALIBRATED. A flag may differ if it follows from these
+    numbers in both runs.
     """
     if not args.threshold_from:
         return None
@@ -351,7 +343,6 @@ def earlier_calibration(args, images, classes, new, transformer=False):
     paths = [f'{name}_run.json' for name in names if os.path.isfile(f'{name}_run.json')]
     if not paths:
         raise UserError(f'{flag}: neither {names[0]}_run.json nor {names[1]}_run.json')
-    new.refuse_to_replace(paths[0], flag)
     run = read_run_json(paths[0])
     if not run.get('finished') or not run['calibration']:
         lacks = 'no threshold' if run.get('finished') else 'not been finished'

@@ -10,7 +10,6 @@ computed again when images or weights change. It ends with the CRC-32 of what is
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -25,7 +24,6 @@ from torch import nn
 from areir import processes
 from areir.bars import progress_bar
 from areir.data.loading import make_loader
-from areir.errors import UserError
 from areir.files import atomic_path
 from areir.gallery.vectors import file_crc
 from areir.hardware import memory_format
@@ -116,19 +114,10 @@ def view_features(loader, trainer):
 
 
 def write_views(path, batches, count):
-    """Write batches of features to a new file; count: of all their rows.
-
-    Raises UserError if the disk has not enough space for them.
-    """
+    """Write batches of features to a new file; count: of all their rows."""
     first = next(batches)
-    shape = (count, *first.shape[1:])
-    size, free = 2 * math.prod(shape), shutil.disk_usage(os.path.dirname(path)).free
-    if size > free:
-        raise UserError(
-            f'{path}: the features of the frozen trunk need {size / 1e9:.1f} GB and '
-            f'the disk has {free / 1e9:.1f}: use fewer --frozen_stages'
-        )
-    fields = {'descr': '<f2', 'fortran_order': False, 'shape': shape}
+    fields = {'descr': '<f2', 'fortran_order': False}
+    fields['shape'] = (count, *first.shape[1:])
     with open(path, 'wb') as file:
         np.lib.format.write_array_header_1_0(file, fields)
         total, batches = -(-count // BATCH), chain([first], batches)

@@ -202,9 +202,7 @@ def test_a_killed_update_continues(photos, tmp_path, context, point, is_new):
     assert update(photos, index_folder).embedded == 0
 
 
-def test_an_interrupted_update_keeps_what_was_embedded(
-    photos, tmp_path, monkeypatch, capsys
-):
+def test_an_interrupted_update_keeps_what_was_embedded(photos, tmp_path, monkeypatch):
     embed_in_steps(monkeypatch)
     counting = Counting()
 
@@ -218,7 +216,6 @@ def test_an_interrupted_update_keeps_what_was_embedded(
     with open(next((tmp_path / 'index').glob('*.f32')), 'ab') as file:
         file.write(b'cut short')
     index = update(photos, tmp_path / 'index')
-    assert 'interrupted build after 4 images' in capsys.readouterr().out
     assert index.embedded == 3
     assert_same(index, update(photos, tmp_path / 'new'))
 

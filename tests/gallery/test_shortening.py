@@ -92,14 +92,6 @@ def test_a_sample_is_used_of_many_images(update, photos, monkeypatch):
     np.testing.assert_allclose(index.vectors.array, expected(whole), atol=1e-5)
 
 
-def test_equal_images_have_no_components(update, photos, capsys):
-    for path in photos.glob('*/*.png'):
-        draw(path, 1)
-    index = update()
-    assert index.components is None and index.vectors.dimensions == 6
-    assert 'no principal components' in capsys.readouterr().out
-
-
 # The threshold of --calibrate
 
 

@@ -190,7 +190,7 @@ def test_a_perfect_run_and_a_single_class(tmp_path, database):
 
 def test_few_images(tmp_path, database):
     page_text(tmp_path, database, **some_images(database, slice(2)))
-    with pytest.raises(UserError, match=f'{RUN}_data_base'):
+    with pytest.raises(UserError, match='k = 0'):
         page_text(tmp_path, database, **some_images(database, slice(1)))
 
 

@@ -14,9 +14,7 @@ from torch import nn
 
 from areir.data.images import PixelFormat, load_image
 from areir.data.loading import make_loader
-from areir.errors import UserError
 from areir.scripts.model import EnsembleLoss
-from areir.training import trunk_features
 from areir.training.batches import CropAndFlip, EpochSampler, InOrder
 from areir.training.trainer import Trainer
 from areir.training.trunk_features import (
@@ -24,7 +22,6 @@ from areir.training.trunk_features import (
     feature_batches,
     fingerprint,
     view_features,
-    write_views,
 )
 
 CPU = torch.device('cpu')
@@ -121,15 +118,6 @@ def test_a_full_disk_is_an_error_that_names_the_file(paths, trainer, tmp_path):
     with largest_file(40_000), pytest.raises(OSError, match=r'name\.npy cannot be'):
         ensure(tmp_path / 'it', 'name', paths, trainer)
     assert os.listdir(tmp_path / 'it') == []
-
-
-def test_a_disk_that_is_too_small_is_refused_before_writing(tmp_path, monkeypatch):
-    usage = SimpleNamespace(free=999)
-    monkeypatch.setattr(trunk_features.shutil, 'disk_usage', lambda folder: usage)
-    batches = iter([torch.zeros(5, 10, 10, 1, dtype=torch.float16)])
-    with pytest.raises(UserError, match='--frozen_stages'):
-        write_views(str(tmp_path / 'file.npy'), batches, 5)
-    assert not os.path.exists(tmp_path / 'file.npy')
 
 
 # Batches
