@@ -58,12 +58,6 @@ def register_heic():
     return True
 
 
-def unreadable_heic(paths):
-    """Return the paths of HEIC files, by their suffix, if nothing here reads them."""
-    heic = [path for path in paths if path.lower().endswith(HEIC_SUFFIXES)]
-    return [] if heic and register_heic() else heic
-
-
 def is_outdated(problem):
     """Whether a file could not be read for lack of a package that is installed now."""
     return problem == NO_HEIC and register_heic()

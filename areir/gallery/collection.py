@@ -131,7 +131,7 @@ class FolderCollection(Collection):
             folder,
             folder,
             index.paths,
-            class_names(index.paths, layout),
+            class_names(layout),
             index.vectors.array,
             index.calibration or trained.calibration,
         )

@@ -4,14 +4,13 @@ import os
 
 from areir.data.images import (
     HEIC_ADVICE,
+    HEIC_SUFFIXES,
     IMAGE_SUFFIXES,
     is_image,
     list_files,
-    unreadable_heic,
     walk,
 )
 from areir.data.lists import DISTRACTOR
-from areir.data.own_images import recognise
 from areir.errors import UserError, counted, missing
 
 # inference.py writes one of these into each of its folders
@@ -39,14 +38,8 @@ def scan(folder):
     files = list_files(folder, problems=problems)
     own = {os.path.dirname(path) for path in files if path.endswith(OWN_FILES)}
     files = [path for path in files if os.path.dirname(path) not in own]
-    unreadable = set(unreadable_heic(files))
-    if unreadable:
-        print(
-            f'notice: left out {counted(len(unreadable), "HEIC file")}: {HEIC_ADVICE}'
-        )
+    heic = 0  # files that nothing here reads
     for path in files:
-        if path in unreadable:
-            continue
         file = os.path.join(folder, path)
         try:
             seen = os.stat(file)
@@ -54,23 +47,24 @@ def scan(folder):
             if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
                 problems[path] = error.strerror
             continue
-        if os.path.isfile(file) and is_image(file):
+        if is_image(file):
             images[path] = [seen.st_size, seen.st_mtime_ns]
+        elif path.lower().endswith(HEIC_SUFFIXES):
+            heic += 1
         else:
             others.append(path)
+    if heic:
+        print(f'notice: left out {counted(heic, "HEIC file")}: {HEIC_ADVICE}')
     return images, problems, others
 
 
-def class_names(paths, layout=None):
-    """Return the class of every path, or None, as data_utils.py reads a folder.
+def class_names(layout):
+    """Return the class of every image of a Layout, or None.
 
-    layout: what `recognise` returns of the paths, if it is at hand. If it is unclear
-    which folder is the class, it is the first. None if there are fewer than two
-    classes, and for distractors.
+    None if there are fewer than two classes, and for distractors.
     """
-    layout = layout or recognise(paths)
     classes = [place and place[1] for place in layout.places]
     classes = [None if name == DISTRACTOR else name for name in classes]
     if len(set(classes) - {None}) < 2:
-        return [None] * len(paths)
+        return [None] * len(classes)
     return classes

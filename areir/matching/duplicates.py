@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from areir import processes
-from areir.data.images import PixelFormat, open_image, quiet_pillow, stored_size
+from areir.data.images import PixelFormat, open_image, quiet_pillow
 from areir.data.loading import embed_files
 from areir.errors import UserError
 from areir.gallery import queries
@@ -166,10 +166,7 @@ class Comparer:
             chosen = correlations >= RESEMBLING
             parts = [part[chosen] for part in (chunk, *starts)]
             near += zip(map(tuple, parts[0].tolist()), *parts[1:])
-        path_of = self.collection.path_of
-        near = [
-            item for item in near if not any(has_frames(path_of(i)) for i in item[0])
-        ]
+        near = [item for item in near if not any(map(self.has_frames, item[0]))]
         return likenesses | self.look_closer(near)
 
     def read_small(self, indices):
@@ -225,28 +222,27 @@ class Comparer:
 
     def finest(self, index):
         """Return the largest of SIDES that an image fills."""
-        shorter = min(picture_size(self.collection.path_of(index)))
-        return max([side for side in SIDES if side <= shorter], default=SIDES[0])
+        width, height, _ = read_header(self.collection.path_of(index))
+        fitting = [side for side in SIDES if side <= min(width, height)]
+        return max(fitting, default=SIDES[0])
+
+    def has_frames(self, index):
+        return read_header(self.collection.path_of(index))[2]
 
 
 @functools.lru_cache(100_000)
-def picture_size(path):
-    """Return (width, height) of an image file, zeros if it is gone."""
-    try:
-        return stored_size(path)
-    except (OSError, UserError):
-        return 0, 0
+def read_header(path):
+    """Return (width, height, whether there are several frames or pages) of a file.
 
-
-@functools.lru_cache(100_000)
-def has_frames(path):
-    """Return whether an image file is animated or has several pages."""
+    All are 0 if it is gone.
+    """
     try:
         with quiet_pillow(), open_image(path) as image:
             # the further pictures of an MPO are a camera's previews
-            return getattr(image, 'is_animated', False) and image.format != 'MPO'
-    except (OSError, UserError):  # it is gone
-        return False
+            has_frames = getattr(image, 'is_animated', False) and image.format != 'MPO'
+            return *image.size, has_frames
+    except (OSError, UserError):
+        return 0, 0, False
 
 
 # Groups
@@ -317,7 +313,7 @@ def find_stars(likenesses, kinds, comparer, rank):
 def file_rank(index, collection):
     """Return what the file to keep has the least of."""
     path = collection.path_of(index)
-    width, height = picture_size(path)
+    width, height, _ = read_header(path)
     try:
         seen = os.stat(path)
     except OSError:

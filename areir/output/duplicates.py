@@ -14,10 +14,14 @@ import pandas as pd
 from areir.errors import counted
 from areir.files import atomic_folder, cut_name, write_table, write_text
 from areir.hardware import available_cores
-from areir.matching.duplicates import KINDS, picture_size
+from areir.matching.duplicates import KINDS, read_header
 from areir.output.report import render, thumbnail
 
 TABLE = 'duplicates.csv'
+COLUMNS = (
+    *('group', 'kind', 'action', 'score', 'path', 'class'),
+    *('width', 'height', 'bytes'),
+)
 GROUPS = 100  # on a page
 SHOWN = 24  # files of a group on a page
 
@@ -30,22 +34,19 @@ def duplicates_table(groups, collection):
     """
     rows = []
     for number, group in enumerate(groups, 1):
-        rows.append((number, group.kind(), 'keep', 1.0, group.keep))
-        for index, (score, kind) in sorted(
+        others = sorted(
             group.others.items(),
             key=lambda item: (KINDS.index(item[1].kind), -item[1].score, item[0]),
-        ):
+        )
+        for index, (score, kind) in [(group.keep, (1.0, group.kind())), *others]:
             action = 'remove' if kind in KINDS[:2] else 'look'
-            rows.append((number, kind, action, score, index))
-    table = pd.DataFrame(rows, columns=['group', 'kind', 'action', 'score', 'index'])
-    indices = table.pop('index')
-    table['path'] = [collection.images[index] for index in indices]
-    table['class'] = [collection.classes[index] for index in indices]
-    files = [collection.path_of(index) for index in indices]
-    sizes = [picture_size(file) for file in files]
-    table[['width', 'height']] = pd.DataFrame(sizes, columns=['width', 'height'])
-    table['bytes'] = [file_size(file) for file in files]
-    return table
+            if index == group.keep:
+                action = 'keep'
+            path = collection.path_of(index)
+            names = collection.images[index], collection.classes[index]
+            size = *read_header(path)[:2], file_size(path)
+            rows.append((number, kind, action, score, *names, *size))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def file_size(path):

@@ -48,7 +48,7 @@ def test_names_of_parts_in_any_case_and_depth(parts):
     layout = recognise(images)
     assert layout.text == f'classes are the folders below {train} and {test}: 2 and 2'
     assert not layout.problem
-    assert class_names(images) == list('aabbccdd')
+    assert class_names(recognise(images)) == list('aabbccdd')
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_folders_in_folders_are_refused_with_the_choices(folders):
         assert f'--class_level {choice}' in layout.choices
     assert 'level 3' not in layout.problem
     brands = {'brand0', 'brand1', 'brand2'}
-    assert set(class_names(images)) == brands  # a search takes the first
+    assert set(class_names(recognise(images))) == brands  # a search takes the first
     for level, classes in ((1, brands), (2, set(BRANDS))):
         layout = recognise(images, level)
         assert not layout.problem and f'at level {level}' in layout.text
@@ -215,7 +215,7 @@ def test_identity_and_camera_in_the_names_of_files(names, identity_folders, besi
     assert '2 and 2 and 2; 1 distractor; 1 image without identity' in layout.text
     assert not layout.problem
     classes = ['0002', '0007', '0001', '0003', '0001', '0003', None, None]
-    assert class_names(images) == classes
+    assert class_names(recognise(images)) == classes
 
 
 @pytest.mark.parametrize('name', ['montage.jpg', '0007_c3s3_077419_03.jpg'])
@@ -237,7 +237,7 @@ def test_re_identification_of_other_names():
     assert [place[2] for place in places] == ['c002', 'c014'] * 2 + ['c003'] * 2
     assert [place[1] for place in places] == ['0002', '0000'] * 2 + ['0000', '0005']
     alone = [path.split('/')[1] for path in MARKET if 'test' in path]
-    assert class_names(alone) == ['0001', '0003', None, None]
+    assert class_names(recognise(alone)) == ['0001', '0003', None, None]
     # one name that does not fit
     layout = recognise([*MARKET, 'query/portrait.jpg'])
     assert 'query/portrait.jpg is not' in layout.problem and not any(layout.places)
