@@ -13,20 +13,24 @@ other names of the columns.
 """
 
 import functools
+import itertools
 import os
 import re
 import unicodedata
 
 from areir.data import lists
+from areir.data.images import walk
 from areir.data.lists import DISTRACTOR, Record
 from areir.data.own_images import part_named
-from areir.errors import UserError, counted, printable
+from areir.errors import UserError, counted, did_you_mean, printable
 
 # (is_query, is_gallery) of the parts that say so
 ROLES = {'query': (True, False), 'gallery': (False, True)}
 CORNERS = ('x_1', 'y_1', 'x_2', 'y_2')  # left, top, right, bottom
 ROUNDED = re.compile(r'\d([.,]\d+)?[eE]\+\d+')  # 271802113987 in a spreadsheet
 PROBES = 8  # paths by which their folder is found
+SEARCHED = 100_000  # files among which the nearest name is looked for
+COMPARED = 1000  # of them, as comparing takes long
 
 
 def read_table(path, *folders, skip_missing=False):
@@ -157,7 +161,7 @@ class ImageFinder:
         self.path, self.folder = path, folders[0]
         self.list_names = functools.cache(list_names)
         self.renamed = {}  # {name in the table: name on disk}, if they differ
-        self.skip_missing = skip_missing
+        self.skip_missing, self.advised = skip_missing, False
         self.base, self.prefix = self.find_base(folders, names)
 
     def find_base(self, folders, names):
@@ -182,6 +186,7 @@ class ImageFinder:
             raise UserError(
                 f'{self.path}: none of its images is there, such as {names[0]!r:.200}: '
                 'name the folder from which its paths start with --data_path'
+                f'{nearest_name(self.folder, names[0])}'
             )
         return self.folder, ''
 
@@ -195,9 +200,12 @@ class ImageFinder:
             return image
         if self.skip_missing:
             return os.path.abspath(os.path.join(self.base, below.lstrip('/')))
-        raise ValueError(
-            f'path {name!r:.200}: no such file; --skip_broken leaves such rows out'
-        )
+        advice = ''
+        if not self.advised:  # looking for the nearest name takes a while
+            self.advised = True
+            advice = nearest_name(self.base, below) or ';'
+            advice += ' --skip_broken leaves such rows out'
+        raise ValueError(f'path {name!r:.200}: no such file{advice}')
 
     def on_disk(self, folder, name):
         """Return the absolute path of an image below a folder, or None."""
@@ -238,6 +246,18 @@ class ImageFinder:
             raise UserError(f'{self.path}: move its images below one folder')
         paths = [image.removeprefix(os.path.join(folder, '')) for image in images]
         return folder, [path.replace(os.sep, '/') for path in paths]
+
+
+def nearest_name(folder, name):
+    """Return '; did you mean NAME?' of a file below a folder, or ''."""
+    name = name.replace('\\', '/')
+    files = sorted(itertools.islice(walk(folder, '', frozenset(), {}), SEARCHED))
+    deeper = [path for path in files if path.endswith(f'/{name}')]
+    if deeper:
+        return f'; did you mean {printable(deeper[0])}?'
+    inner, base = os.path.split(name)
+    near = [path for path in files if path.startswith(inner) or path.endswith(base)]
+    return did_you_mean(name, near[:COMPARED])
 
 
 def list_names(folder):

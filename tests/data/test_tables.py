@@ -395,6 +395,19 @@ def test_images_elsewhere(root, tmp_path, capsys):
     assert 'nothing changed' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ('name', 'nearest'),
+    [('photos/a1.jpeg', 'photos/a1.jpg'), ('a2.jpg', 'photos/a2.jpg')],
+)
+def test_a_missing_image_has_a_nearest_name(tmp_path, name, nearest):
+    for number in (1, 2):
+        write_image(tmp_path / f'photos/a{number}.jpg')
+    with pytest.raises(UserError, match=rf'line 3: .*{name}.* mean {nearest}'):
+        read_text(tmp_path, f'path,label\nphotos/a1.jpg,a\n{name},b\n')
+    with pytest.raises(UserError, match=rf'none .*{name}.* mean {nearest}'):
+        read_text(tmp_path, f'path,label\n{name},b\n')
+
+
 @pytest.mark.parametrize('inside', [False, True])
 def test_a_table_is_prepared_and_remembered(root, tmp_path, capsys, inside):
     folder = root / 'shop' if inside else tmp_path / 'photos'
