@@ -168,17 +168,16 @@ class Embedder:
         return self.net.embed(self.pixel_format.normalise(pixels.to(self.device)))
 
 
-def embed_batches(batches, embed, total, description):
-    """Embed the batches of a loader, with a progress bar.
+def embed_files(paths, pixel_format, embed, description):
+    """Embed image files, or what `load_image` takes, with a progress bar.
 
-    batches: (pixels, indices, problems), see `make_loader`; embed: from such pixels to
-    vectors (N, D); total: the number of images.
-    Yields (indices, vectors (n, D) on the CPU, {index: problem}), without vectors for
-    unreadable images.
+    embed: from pixels, as of `make_loader`, to vectors (N, D).
+    Yields (indices, vectors (n, D) on the CPU, {index: problem}) of each batch, without
+    vectors for unreadable images.
     """
     options = {'unit': 'img', 'delay': 1, 'leave': False}
-    with progress_bar(None, description, total, **options) as bar:
-        for pixels, indices, problems in batches:
+    with progress_bar(None, description, len(paths), **options) as bar:
+        for pixels, indices, problems in make_loader(paths, pixel_format):
             readable = torch.tensor([not problem for problem in problems])
             vectors = torch.empty(0, 0)
             if readable.any():
@@ -187,9 +186,3 @@ def embed_batches(batches, embed, total, description):
             unreadable = {index: problem for index, problem in unreadable if problem}
             yield indices[readable].tolist(), vectors, unreadable
             bar.update(len(indices))
-
-
-def embed_files(paths, pixel_format, embed, description):
-    """Embed image files, or what `load_image` takes; yields as `embed_batches` does."""
-    loader = make_loader(paths, pixel_format)
-    yield from embed_batches(loader, embed, len(paths), description)

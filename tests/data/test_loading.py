@@ -9,7 +9,7 @@ from official import noise, write_image
 
 from areir.data import loading
 from areir.data.images import PixelFormat, load_image
-from areir.data.loading import embed_batches, embed_files, make_loader
+from areir.data.loading import embed_files, make_loader
 
 SIDE = 8
 PIXEL_FORMAT = PixelFormat(SIDE)
@@ -22,7 +22,7 @@ def embed(pixels):
 
 
 def collect(batches):
-    """Return ({index: vector}, {index: problem}) of what embed_batches yields."""
+    """Return ({index: vector}, {index: problem}) of what embed_files yields."""
     vectors, problems = {}, {}
     for indices, rows, unreadable in batches:
         assert len(indices) == len(rows)
@@ -84,10 +84,11 @@ def test_unreadable_and_vanished_files_cost_no_others(paths, small_batches, tmp_
         torch.testing.assert_close(vectors[index], wanted[index])
 
 
-def test_worker_processes_yield_the_same(paths, small_batches):
-    loader = make_loader(paths, PIXEL_FORMAT, num_workers=2)
-    vectors, problems = collect(embed_batches(loader, embed, len(paths), 'embedding'))
+def test_worker_processes_yield_the_same(paths, small_batches, monkeypatch):
     here, _ = collect(embed_files(paths, PIXEL_FORMAT, embed, 'embedding'))
+    monkeypatch.setattr(loading, 'available_cores', lambda: 2)
+    assert make_loader(paths, PIXEL_FORMAT).num_workers == 2
+    vectors, problems = collect(embed_files(paths, PIXEL_FORMAT, embed, 'embedding'))
     assert not problems and list(vectors) == list(here)
     assert all(torch.equal(vectors[index], here[index]) for index in here)
 
