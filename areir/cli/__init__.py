@@ -18,14 +18,6 @@ class HelpFormatter(argparse.HelpFormatter):
         return f'{action.help} [default value is {default!r}]'
 
 
-class Quiet(argparse.Action):
-    """Sets args.quiet, and the variable with which areir.bars shows no progress."""
-
-    def __call__(self, parser, args, values, option_string=None):
-        args.quiet = True
-        os.environ['TQDM_DISABLE'] = '1'
-
-
 class Parser(argparse.ArgumentParser):
     """Takes flags from the command line or from a dict, and refuses with UserError."""
 
@@ -33,7 +25,10 @@ class Parser(argparse.ArgumentParser):
         """Return the Namespace of words, of {flag: value}, or of the command line."""
         if isinstance(args, dict):
             args = self.to_argv(args)
-        return super().parse_args(args, namespace)
+        namespace = super().parse_args(args, namespace)
+        if namespace.quiet:
+            os.environ['TQDM_DISABLE'] = '1'  # areir.bars shows no progress
+        return namespace
 
     def error(self, message):
         """Raise UserError; a script prints the line that argparse would print."""
@@ -69,7 +64,7 @@ def make_parser(description):
         description=description,
         formatter_class=HelpFormatter,
     )
-    flag = parser.add_argument('--quiet', action=Quiet, nargs=0, default=False)
+    flag = parser.add_argument('--quiet', action='store_true')
     flag.help = 'show results, notices and warnings only, no progress'
     return parser
 

@@ -120,8 +120,6 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
         arguments |= {'gallery_groups': gallery.groups, 'gallery_files': gallery.files}
     del vectors
     file.available = len(gallery.labels) - (file.gallery is None)
-    if not file.available:
-        raise UserError(f'{path}: a single image, which has nothing to retrieve')
     try:
         images = label_images(**arguments)
         note_equal_vectors(file, images)

@@ -7,7 +7,6 @@ import pathlib
 from areir.cli.recipes import default_values
 from areir.cli.training import get_parser
 from areir.errors import UserError, counted
-from areir.evaluation.intervals import nan_to_none
 from areir.training.run import read_run_json
 
 FIGURES = 'recall@1', 'all_recall@1_trained', 'all_recall@1_new'
@@ -29,7 +28,7 @@ def read_runs(folder):
     for path in pathlib.Path(folder).rglob('*_run.json'):
         name = str(path.relative_to(folder)).removesuffix('_run.json')
         try:
-            rows.append({'name': name, **nan_to_none(describe_run(str(path)))})
+            rows.append({'name': name, **describe_run(str(path))})
         except (UserError, OSError) as error:
             print(f'notice: {error}')
         except (LookupError, TypeError, ValueError, AttributeError):
