@@ -86,17 +86,16 @@ def link_usual_folders(data_root, names):
     {name: folder} of the links that were made. Raises UserError if several folders have
     usual names of one dataset.
     """
-    entries = os.listdir(data_root) if os.path.isdir(data_root) else []
-    plain = {entry: re.sub('[^a-z0-9]', '', entry.lower()) for entry in sorted(entries)}
+    folders = sorted(os.listdir(data_root)) if os.path.isdir(data_root) else []
+    folders = [each for each in folders if os.path.isdir(f'{data_root}/{each}')]
     links = {}
     for name in names:
         link = os.path.join(data_root, name)
         usual_names = (name, *KNOWN_DATASETS[name].folders)
         usual = [
-            entry
-            for entry in plain
-            if plain[entry] in usual_names
-            and os.path.isdir(os.path.join(data_root, entry))
+            folder
+            for folder in folders
+            if re.sub('[^a-z0-9]', '', folder.lower()) in usual_names
         ]
         if not usual or os.path.lexists(link):
             continue

@@ -130,12 +130,8 @@ def find_pairs(collection, k, identical):
             for one, other, score in zip(ones, others, scores[row, column].tolist()):
                 other = first.get(other, other)
                 if one != other:
-                    pairs[sort(one, other)] = score
+                    pairs[min(one, other), max(one, other)] = score
     return pairs
-
-
-def sort(one, other):
-    return min(one, other), max(one, other)
 
 
 # Whether they show the same picture
@@ -296,7 +292,7 @@ def find_stars(likenesses, kinds, comparer, rank):
     while linked:
         waiting = [(min(members, key=rank), members) for members in components(linked)]
         beside = {
-            keep: {other: sort(keep, other) for other in members if other != keep}
+            keep: {i: (min(keep, i), max(keep, i)) for i in members if i != keep}
             for keep, members in waiting
         }
         wanted = {pair for pairs in beside.values() for pair in pairs.values()}

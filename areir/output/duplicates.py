@@ -59,12 +59,10 @@ def file_size(path):
 
 def same_items_table(pairs, collection):
     """Return a table of {(index, index): score}, the highest score first."""
-    rows = []
-    for (one, other), score in pairs.items():
-        images = []
-        for index in (one, other):
-            images += [collection.images[index], collection.classes[index]]
-        rows.append((score, *images))
+    names = list(zip(collection.images, collection.classes))
+    rows = [
+        (score, *names[one], *names[other]) for (one, other), score in pairs.items()
+    ]
     columns = ['score', 'path', 'class', 'other_path', 'other_class']
     order = ['score', 'path', 'other_path']
     table = pd.DataFrame(rows, columns=columns)
