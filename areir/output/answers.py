@@ -30,11 +30,11 @@ class Answer:
 
     query: Query
     score: float  # of the nearest image
-    matched: bool  # whether it reaches the threshold; True without one
-    is_plain: bool  # whether the query shows nothing, so that no image is a match
     labels: list  # the class of each image, or None
     table: pd.DataFrame  # rank, path, class, score and, with a threshold, match
     folder: str  # that the paths are relative to
+    matched: bool = True  # whether the score reaches the threshold, if there is one
+    is_plain: bool = False  # whether the query shows nothing, so no image is a match
     predicted_class: object = None  # the winner of the nearest images' vote, or None
     confidence: float | None = None  # that this class is right, from 0 to 1
 
@@ -68,24 +68,24 @@ def make_answer(query, scores, indices, collection, number):
             'score': scores[: len(shown)],
         }
     )
-    folder = collection.folder
-    answer = Answer(query, scores[0], True, False, labels[:number], table, folder)
+    answer = Answer(query, scores[0], labels[:number], table, collection.folder)
     threshold = threshold_of(collection)
-    if threshold:
-        lowest = threshold.score
-        if answer.score >= lowest and query.index < 0 and is_plain(query.picture):
-            answer.is_plain, lowest = True, math.inf
-        answer.matched = answer.score >= lowest
-        table['match'] = table['score'] >= lowest
-        result = vote(scores, labels, lowest)
-        answer.predicted_class = result.label
-        curve = collection.calibration['confidence']
-        if result.label is not None and curve:
-            answer.confidence = confidence_of(result, curve)
-        if any(label is not None for label in labels):
-            table['predicted_class'] = result.label if answer.matched else 'no match'
-            confidence = answer.confidence
-            table['confidence'] = math.nan if confidence is None else confidence
+    if not threshold:
+        return answer
+    lowest = threshold.score
+    if answer.score >= lowest and query.index < 0 and is_plain(query.picture):
+        answer.is_plain, lowest = True, math.inf
+    answer.matched = answer.score >= lowest
+    table['match'] = table['score'] >= lowest
+    winner = vote(scores, labels, lowest)
+    answer.predicted_class = winner.label
+    curve = collection.calibration['confidence']
+    if winner.label is not None and curve:
+        answer.confidence = confidence_of(winner, curve)
+    if any(label is not None for label in labels):
+        table['predicted_class'] = winner.label if answer.matched else 'no match'
+        confidence = answer.confidence
+        table['confidence'] = math.nan if confidence is None else confidence
     return answer
 
 
