@@ -166,7 +166,7 @@ def test_what_the_processes_divide(case):
 
 @pytest.mark.parametrize(
     'parallel, world, flag',
-    [('heads', 3, 'heads'), ('data', 5, 'batch_size'), ('data', 4, 'batch_size')],
+    [('heads', 3, 'heads'), ('data', 5, 'batch_size')],
 )
 def test_each_process_needs_something_to_train(parallel, world, flag):
     sizes = {'shared_stages': 3, 'batch_size': 32, 'image_size': 32}
