@@ -166,6 +166,12 @@ def measure_draw(embeddings, labels, calibration, generator):
     return torch.stack(rates)
 
 
+def calibrate_among(embeddings, labels, rate):
+    """Return the calibration of images that are searched among themselves."""
+    own = torch.arange(len(labels))
+    return calibrate(embeddings, labels, embeddings, labels, rate, own)
+
+
 def print_false_matches(run):
     """Print how often false matches happen in a run of the sample."""
     images = read_embeddings(f'{run}_data_base.pth').query
@@ -173,7 +179,7 @@ def print_false_matches(run):
     generator = torch.Generator().manual_seed(0)
     rows = {}
     for rate in RATES:
-        calibration = calibrate(images.embeddings, images.labels, false_match_rate=rate)
+        calibration = calibrate_among(images.embeddings, images.labels, rate)
         measured = [
             measure_draw(embeddings, labels, calibration, generator)
             for _ in range(DRAWS)
@@ -204,7 +210,7 @@ def draw_answers(embeddings, labels, rate, generator):
     classes = labels.unique()
     order = torch.randperm(len(classes), generator=generator)
     inside = torch.isin(labels, classes[order[: len(classes) // 2]])
-    calibration = calibrate(embeddings[inside], labels[inside], false_match_rate=rate)
+    calibration = calibrate_among(embeddings[inside], labels[inside], rate)
     if not calibration or not calibration['confidence']:
         return [], 0
     others, other_labels = embeddings[~inside], labels[~inside]

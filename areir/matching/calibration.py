@@ -51,20 +51,14 @@ class LabelledVectors(NamedTuple):
 
 
 def calibrate(
-    query,
-    query_labels,
-    gallery=None,
-    gallery_labels=None,
-    false_match_rate=0.01,
-    own=None,
+    query, query_labels, gallery, gallery_labels, false_match_rate=0.01, own=None
 ):
     """Set the threshold for embeddings of unseen classes.
 
     query (Q, D), query_labels (Q,), gallery (N, D), gallery_labels (N,): as in
     `rank_positives`, but unit vectors. own (Q,): each query's index in the gallery, or
-    -1; by default -1 for all. Without a gallery, the queries are searched among
-    themselves. The gallery may hold classes that no query has, such as those of
-    training.
+    -1; by default -1 for all. The gallery may hold classes that no query has, such as
+    those of training.
 
     Returns None if there are fewer than two classes, else a dict of plain numbers,
     which is saved with the model or the index:
@@ -124,10 +118,7 @@ def draw_queries(query, query_labels, gallery, gallery_labels, own):
     drawn = torch.randperm(len(query), generator=generator)[:MOST_QUERIES]
     drawn = drawn.sort().values.to(query.device)
     query_labels = torch.as_tensor(query_labels, device=query.device)
-    if gallery is None:
-        gallery, gallery_labels = query, query_labels
-        own = torch.arange(len(query))
-    elif own is None:
+    if own is None:
         own = torch.full((len(query),), -1)
     own = torch.as_tensor(own, device=query.device)
     gallery_labels = torch.as_tensor(gallery_labels, device=query.device)

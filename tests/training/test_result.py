@@ -53,7 +53,8 @@ def test_the_threshold_is_set_on_classes_without_training(select, name, dtype):
     embeddings = make_embeddings(experiment)
     embeddings = {part: values.to(dtype) for part, values in embeddings.items()}
     arguments = embeddings[name].float(), experiment.split.parts[name].labels
-    wanted = calibrate(*arguments, false_match_rate=0.05)
+    own = torch.arange(len(arguments[1]))
+    wanted = calibrate(*arguments, *arguments, false_match_rate=0.05, own=own)
     assert Result(experiment, 3, embeddings).calibration == wanted
     # the last epoch is kept: those before need no threshold
     earlier = Result(experiment, 2, embeddings).calibration
