@@ -60,4 +60,6 @@ def photo_pairs(folder):
         image.save(folder / 'same.bmp')
     paths = ['a.png', 'b.jpg', 'c.png', 'copy.png', 'same.bmp', 'z.png']
     vectors = on_circle(0, 1, 90, 90, 90, 115)
-    return ToyCollection(folder, paths, vectors, list('xxyyyz'), CALIBRATION)
+    collection = ToyCollection(folder, paths, vectors, list('xxyyyz'), CALIBRATION)
+    collection.sizes = [(folder / path).stat().st_size for path in paths]
+    return collection

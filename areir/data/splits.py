@@ -85,11 +85,7 @@ class Split:
 
         Without a test they are those of training.
         """
-        return next(
-            self.parts[name]
-            for name in ('query', 'test', 'train')
-            if name in self.parts
-        )
+        return self.parts.get('query') or self.parts.get('test') or self.train
 
     @property
     def gallery(self):

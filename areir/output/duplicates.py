@@ -27,7 +27,7 @@ SHOWN = 24  # files of a group on a page
 
 
 def duplicates_table(groups, collection):
-    """Return a table of Groups with a row for each file, the one to keep first.
+    """Return a table of a folder's Groups, a row for each file, that to keep first.
 
     kind: of the file, beside the one to keep, and of the group there. Recoloured and
     mirrored pictures may be of another product: they are not to be removed unseen.
@@ -42,19 +42,11 @@ def duplicates_table(groups, collection):
             action = 'remove' if kind in KINDS[:2] else 'look'
             if index == group.keep:
                 action = 'keep'
-            path = collection.path_of(index)
             names = collection.images[index], collection.classes[index]
-            size = *read_header(path)[:2], file_size(path)
+            width, height, _ = read_header(collection.path_of(index))
+            size = width, height, collection.sizes[index]
             rows.append((number, kind, action, score, *names, *size))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def file_size(path):
-    """Return the bytes of a file, 0 if it is gone."""
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
 
 
 def same_items_table(pairs, collection):
