@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,12 @@ def test_answers_are_those_of_the_command_line(root, page, tmp_path):
     assert len(send(page, '/api/search', content).json['results']) == 8
 
 
+def test_a_large_retrieval_num_is_no_error(page):
+    app = page_app.make_app(page.searched, page.uploads, 200, False)
+    reply = send(SimpleNamespace(app=app), '/api/search', pictures(page)[0])
+    assert len(reply.json['results']) == 16
+
+
 def test_without_a_threshold(root):
     trained.save_model(root / 'without_model.pth', calibration=None)
     page = PageCase(root, 'without_model.pth')
@@ -149,6 +156,7 @@ def test_errors_are_sentences_in_json(page, tmp_path):
         ({'image': 'text'}, '', 400, 'field "picture"'),
         (in_form(content, k='x'), '', 400, 'from 1 to 100'),
         (in_form(content, k=101), '', 400, 'from 1 to 100'),
+        (in_form(content, k=5000 * '1'), '', 400, 'from 1 to 100'),
         (large, 'image/png', 413, '20 MB'),
         (content, 'application/json', 415, 'image/jpeg'),
         (content, 'application/x-www-form-urlencoded', 415, 'image/jpeg'),
@@ -193,7 +201,9 @@ def test_a_token_is_asked_for_everywhere(page):
             assert reply.status_code == 401
             assert reply.headers['WWW-Authenticate'].startswith('Basic')
         assert get(path, Authorization=f'Basic {basic}').status_code == 200
-    assert get('/api/status', Authorization=f'Bearer {SECRET}').json['images'] == 16
+    for scheme in ('Bearer', 'bearer', 'Bearer '):
+        reply = get('/api/status', Authorization=f'{scheme} {SECRET}')
+        assert reply.json['images'] == 16
 
 
 # Requests that wait for each other

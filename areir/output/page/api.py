@@ -101,7 +101,7 @@ def sent_picture(uploads):
 def wanted_number(default):
     """Return the number of images to show: k of the form or of the address."""
     text = request.values.get('k', str(default))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST):
+    if text not in map(str, range(1, MOST + 1)):
         raise UserError(f'k: a whole number from 1 to {MOST}.')
     return int(text)
 

@@ -67,6 +67,7 @@ def make_app(folder, uploads, number, heat_maps, token=None):
     for kind in (UserError, OSError, HTTPException):
         app.register_error_handler(kind, error_reply)
 
+    number = min(number, MOST)
     views = Views(folder, uploads, number, heat_maps)
     app.add_url_rule('/', view_func=views.page)
     app.add_url_rule('/page.css', view_func=views.style)
@@ -88,10 +89,10 @@ def make_app(folder, uploads, number, heat_maps, token=None):
 
 def check_token(token):
     """Refuse a request without the token: `Bearer`, or the password of `Basic`."""
-    given = request.headers.get('Authorization', '').removeprefix('Bearer ')
-    if request.authorization and request.authorization.password:
-        given = request.authorization.password
-    if not hmac.compare_digest(given.encode(), token.encode()):
+    scheme, _, given = request.headers.get('Authorization', '').partition(' ')
+    if scheme.lower() == 'basic':
+        given = request.authorization.password if request.authorization else ''
+    if not hmac.compare_digest(given.strip().encode(), token.encode()):
         abort(401, www_authenticate=WWWAuthenticate('basic', {'realm': 'AREIR'}))
 
 
@@ -136,7 +137,7 @@ class Views:
             'page.html.jinja',
             name=os.path.basename(os.path.abspath(collection.folder)),
             collection=collection,
-            number=min(self.number, MOST),
+            number=self.number,
             most=MOST,
             heat_maps=self.heat_maps,
             largest=LARGEST_UPLOAD,
