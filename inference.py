@@ -248,7 +248,7 @@ def main():
 
     processes.check_shared_folder(args.results_root)
     if args.gallery:
-        paths = find_paths(args, args.gallery)
+        paths = find_paths(args, args.gallery)  # a wrong one is refused at once
         trained = find_model(args, clock)
         with clock('index'):
             gallery = Gallery(

@@ -411,7 +411,7 @@ def load_model(name: str | os.PathLike) -> TrainedModel:
     hardware.limit_threads()  # as in the scripts
     name = os.fspath(name)
     saved = read_state_dict(name) if os.path.isfile(name) else None
-    if saved and 'format' in saved:
+    if saved and 'format' in saved:  # train.py wrote it
         return TrainedModel(name, saved)
     return PretrainedModel(name, saved)
 

@@ -1,5 +1,6 @@
 """Thumbnails, and sheets of them."""
 
+import contextlib
 import functools
 import unicodedata
 from importlib.util import find_spec
@@ -66,14 +67,12 @@ def find_font(wide=False):
     wide: one of CJK_FONTS, if the system has any. matplotlib is not imported: that
     takes longer than a sheet.
     """
-    folder = Path(find_spec('matplotlib').origin).parent
-    dejavu = folder / 'mpl-data/fonts/ttf/DejaVuSans.ttf'
-    for name in (*(CJK_FONTS if wide else ()), str(dejavu)):
-        try:
+    for name in CJK_FONTS if wide else ():
+        with contextlib.suppress(OSError):
             return ImageFont.truetype(name, FONT_SIZE)
-        except OSError:
-            continue
-    return ImageFont.load_default(FONT_SIZE)
+    folder = Path(find_spec('matplotlib').origin).parent
+    font = folder / 'mpl-data/fonts/ttf/DejaVuSans.ttf'
+    return ImageFont.truetype(str(font), FONT_SIZE)
 
 
 def fit_caption(text, draw, font):
