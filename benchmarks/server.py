@@ -199,7 +199,8 @@ def soak(args, server, files, pictures):
                 counts['refused'] += 1
             else:
                 counts['answered'] += 1
-                keep(answers[files[place]], answer['results'])
+                if answer['results'] not in answers[files[place]]:
+                    answers[files[place]].append(answer['results'])
 
     memory = {'at start': server.memory()}
     watch = threading.Thread(target=in_threads, args=[args.clients, ask])
@@ -212,12 +213,6 @@ def soak(args, server, files, pictures):
         print(f'{count:>8,} {name}')
     print('memory in MB: ' + ', '.join(f'{m:.0f} {name}' for name, m in memory.items()))
     return answers
-
-
-def keep(answers, results):
-    """Add the results of an answer to those of its picture, if they are others."""
-    if results not in answers:
-        answers.append(results)
 
 
 def compare_answers(args, command, answers):

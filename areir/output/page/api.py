@@ -87,7 +87,7 @@ class Api:
 
 
 def sent_picture(uploads):
-    """Return a context of the Query of the picture that a program has sent."""
+    """Return a context manager that yields the Query of a program's picture."""
     kind = request.mimetype or 'application/octet-stream'
     if kind == 'multipart/form-data':
         if 'picture' not in request.files:

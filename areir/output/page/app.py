@@ -49,19 +49,19 @@ HEADERS = {
 }
 
 
-def make_app(folder, uploads, number, heat_maps, token=None):
+def make_app(folder, uploads, number, heat_maps, secret=None):
     """Return the Flask app that searches a SearchedFolder.
 
     uploads: a folder for uploaded pictures; number, heat_maps: the settings that the
-    page starts with; token: the secret that each request must know. Without one, the
-    app answers to names of this machine only.
+    page starts with; secret: that of --token, which each request must know. Without
+    one, the app answers to names of this machine only.
     """
     app = Flask(__name__, static_folder=os.path.join(HERE, 'static'))
     app.jinja_options = {'autoescape': True, 'undefined': jinja2.StrictUndefined}
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_loader = jinja2.FileSystemLoader(TEMPLATES)
     app.config['MAX_CONTENT_LENGTH'] = LARGEST_UPLOAD + FORM
-    app.before_request(partial(check_token, token) if token else check_host)
+    app.before_request(partial(check_secret, secret) if secret else check_host)
     app.before_request(check_origin)
     app.after_request(add_headers)
     for kind in (UserError, OSError, HTTPException):
@@ -87,12 +87,12 @@ def make_app(folder, uploads, number, heat_maps, token=None):
 # Which requests are accepted
 
 
-def check_token(token):
-    """Refuse a request without the token: `Bearer`, or the password of `Basic`."""
+def check_secret(secret):
+    """Refuse a request without the secret: `Bearer`, or the password of `Basic`."""
     scheme, _, given = request.headers.get('Authorization', '').partition(' ')
     if scheme.lower() == 'basic':
         given = request.authorization.password if request.authorization else ''
-    if not hmac.compare_digest(given.strip().encode(), token.encode()):
+    if not hmac.compare_digest(given.strip().encode(), secret.encode()):
         abort(401, www_authenticate=WWWAuthenticate('basic', {'realm': 'AREIR'}))
 
 

@@ -143,17 +143,15 @@ class SearchedFolder:
 
 def search_together(wanted, collection):
     """Return what `SearchedFolder.ask` returns for each Wanted of a collection."""
-    pixels = [one.pixels for one in wanted if one.pixels is not None]
-    if pixels:
-        vectors = collection.embedder(torch.stack(pixels)).float().cpu()
+    embeddings = [one.query.embedding for one in wanted]
+    new = [place for place, one in enumerate(wanted) if one.pixels is not None]
+    if new:
+        pixels = torch.stack([wanted[place].pixels for place in new])
+        vectors = collection.embedder(pixels).float().cpu()
         check_embeddings('vectors', vectors)
-        vectors = iter(vectors)
-    embeddings = torch.stack(
-        [
-            next(vectors) if one.query.embedding is None else one.query.embedding
-            for one in wanted
-        ]
-    )
+        for place, vector in zip(new, vectors):
+            embeddings[place] = vector
+    embeddings = torch.stack(embeddings)
     results = {}
     for number in {one.nearest for one in wanted}:
         own = [place for place, one in enumerate(wanted) if one.nearest == number]
