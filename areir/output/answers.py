@@ -38,10 +38,6 @@ class Answer:
     predicted_class: object = None  # the winner of the nearest images' vote, or None
     confidence: float | None = None  # that this class is right, from 0 to 1
 
-    def files(self):
-        """Return the path of each image's file."""
-        return [os.path.join(self.folder, path) for path in self.table['path']]
-
     def rights(self):
         """Return whether each image is of the query's class, None if not known."""
         wanted = self.query.label
@@ -155,9 +151,10 @@ def draw_answer(answer, least=None):
     thumbnails = [thumbnail(images[0], 'black', 1)]
     title = 'query' if answer.matched else 'query: no match'
     captions = [(title, 'class unknown' if query.label is None else str(query.label))]
-    rows = zip(answer.table.itertuples(), answer.files())
-    for (row, file), label, right in zip(rows, answer.labels, answer.rights()):
-        images.append(load_image(file, least=least))
+    rows = answer.table.itertuples()
+    for row, label, right in zip(rows, answer.labels, answer.rights()):
+        path = os.path.join(answer.folder, row.path)
+        images.append(load_image(path, least=least))
         thumbnails.append(thumbnail(images[-1], COLOURS[right], 5))
         text = os.path.basename(row.path) if label is None else str(label)
         captions.append((f'{row.rank}: {row.score:.3f}', text))

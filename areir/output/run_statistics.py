@@ -124,15 +124,12 @@ class ScoreStatistics(NamedTuple):
     sampled: int  # queries
 
 
-def score_statistics(images, sample=SCORED_QUERIES):
-    """Return the ScoreStatistics of SearchedImages.
-
-    sample: the most queries whose pairs are counted.
-    """
+def score_statistics(images):
+    """Return the ScoreStatistics of SearchedImages."""
     count = len(images.query_labels)
     generator = torch.Generator().manual_seed(0)
     sampled = torch.zeros(count, dtype=torch.bool)
-    sampled[torch.randperm(count, generator=generator)[:sample]] = True
+    sampled[torch.randperm(count, generator=generator)[:SCORED_QUERIES]] = True
     best = BestScores(count)
     pairs = {'wrong': np.zeros(SCORE_BINS), 'right': np.zeros(SCORE_BINS)}
     total = -(-count // ROWS_AT_ONCE)
@@ -146,7 +143,7 @@ def score_statistics(images, sample=SCORED_QUERIES):
     for counts in (*pairs.values(), *bests.values()):
         counts /= max(1, counts.sum())
     margin = best.best_right - best.best_wrong
-    return ScoreStatistics(best, margin, pairs, bests, min(sample, count))
+    return ScoreStatistics(best, margin, pairs, bests, min(SCORED_QUERIES, count))
 
 
 def histogram(scores):

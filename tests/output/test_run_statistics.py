@@ -60,9 +60,10 @@ def test_score_statistics():
     assert statistics.best_shares['right'][50] == 2 / 4
 
 
-def test_score_statistics_of_a_sample():
-    few = run_statistics.score_statistics(four_images(), sample=3)
+def test_score_statistics_of_a_sample(monkeypatch):
     every = run_statistics.score_statistics(four_images())
+    monkeypatch.setattr(run_statistics, 'SCORED_QUERIES', 3)
+    few = run_statistics.score_statistics(four_images())
     assert few.sampled == 3 and few.pair_shares['right'].sum() == pytest.approx(1)
     assert few.best.best_wrong.equal(every.best.best_wrong)
 
