@@ -95,8 +95,8 @@ def check_folder(args, parser):
 def is_usable(device):
     """Whether torch computes in float64 on a device here; mps does not."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch knows some names only from old code
+        # torch knows some names only from old code, and warns
+        with warnings.catch_warnings(action='ignore'):
             torch.empty(0, device=device, dtype=torch.float64).cpu()
     except Exception:  # each kind of device fails in its own way
         return False

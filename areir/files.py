@@ -243,8 +243,8 @@ def load_tensors(path, mmap=False, check=True):
                 if file.testzip():
                     raise zipfile.BadZipFile('a checksum does not fit')
         mmap = mmap and is_unicode(path)
-        with safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # torch warns before it refuses a file
+        # torch warns before it refuses a file
+        with safe_globals(allowed), warnings.catch_warnings(action='ignore'):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except Exception as error:  # torch raises many kinds for a damaged file
         if refused := re.search(r'(?:GLOBAL|function) (\S+)', str(error)):

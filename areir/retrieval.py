@@ -318,8 +318,7 @@ def to_tensor(name, vectors):
     """Return embeddings of any kind as a tensor; name: what messages call them."""
     if not isinstance(vectors, (torch.Tensor, list, tuple)):
         vectors = np.ascontiguousarray(vectors)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch warns of arrays that are read-only
+    with warnings.catch_warnings(action='ignore'):  # of arrays that are read-only
         vectors = to_vectors('arguments', name, {name: vectors})
     return vectors.cpu() if vectors.device.type == 'mps' else vectors  # no float64
 

@@ -78,18 +78,10 @@ def is_image(path):
     if kind:
         return kind in image_formats()
     try:
-        with quiet_pillow(), open_image(path):
+        with open_image(path):
             return True
     except Exception:  # decoders raise many kinds
         return False
-
-
-@contextlib.contextmanager
-def quiet_pillow():
-    """Keep pillow from warning about odd metadata, damage and large images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        yield
 
 
 def to_pictures(pictures: Pictures) -> list:
@@ -122,22 +114,26 @@ def to_picture(number, picture):
     return pixels
 
 
+@contextlib.contextmanager
 def open_image(picture):
     """Open an image file in one of the formats that are decoded, as Image.open does.
 
-    A pillow image is copied, and an array becomes one. Raises UserError, without the
-    path, if it is HEIC and cannot be read here.
+    A pillow image is copied, and an array becomes one. Pillow's warnings about odd
+    metadata, damage and large images are ignored. Raises UserError, without the path,
+    if it is HEIC and cannot be read here.
     """
-    if isinstance(picture, Image.Image):
-        return picture.copy()
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture)
-    path = picture
-    with open(path, 'rb') as file:
-        start = file.read(12)
-    if start[4:].startswith(HEIC_BRANDS) and not register_heic():
-        raise UserError(NO_HEIC)
-    return Image.open(path, formats=image_formats())
+    with warnings.catch_warnings(action='ignore'):
+        if isinstance(picture, Image.Image):
+            yield picture.copy()
+        elif isinstance(picture, np.ndarray):
+            yield Image.fromarray(picture)
+        else:
+            with open(picture, 'rb') as file:
+                start = file.read(12)
+            if start[4:].startswith(HEIC_BRANDS) and not register_heic():
+                raise UserError(NO_HEIC)
+            with Image.open(picture, formats=image_formats()) as image:
+                yield image
 
 
 def check_pixels(path, most):
@@ -147,7 +143,7 @@ def check_pixels(path, most):
     size, in which a phone's 200 megapixels take no longer than 50 of a PNG. Progressive
     ones may not, because decoding holds all of it in memory. Nothing is decoded here.
     """
-    with quiet_pillow(), naming(path), open_image(path) as image:
+    with naming(path), open_image(path) as image:
         if image.format in ('JPEG', 'MPO') and 'progressive' not in image.info:
             most *= 4
         if math.prod(image.size) > most:
@@ -176,7 +172,7 @@ def naming(path):
 
 def stored_size(path):
     """Return (width, height) of an image file, from its header, before it is turned."""
-    with quiet_pillow(), open_image(path) as image:
+    with open_image(path) as image:
         return image.size
 
 
@@ -196,7 +192,7 @@ def load_image(picture, box=None, least=None, reduce=None):
     real.
     Raises UserError naming the file if it is not a complete image.
     """
-    with quiet_pillow(), naming(picture), open_image(picture) as image:
+    with naming(picture), open_image(picture) as image:
         drafted = least and image.draft(None, (2 * least, 2 * least))
         tiles = getattr(image, 'tile', ())  # of a file
         image.load()

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from areir import processes
-from areir.data.images import PixelFormat, open_image, quiet_pillow
+from areir.data.images import PixelFormat, open_image
 from areir.data.loading import embed_files
 from areir.errors import UserError
 from areir.gallery import queries
@@ -233,7 +233,7 @@ def read_header(path):
     All are 0 if it is gone.
     """
     try:
-        with quiet_pillow(), open_image(path) as image:
+        with open_image(path) as image:
             # the further pictures of an MPO are a camera's previews
             has_frames = getattr(image, 'is_animated', False) and image.format != 'MPO'
             return *image.size, has_frames

@@ -115,8 +115,7 @@ def export_network(trained, path):
         'preprocessing': 'sRGB, EXIF orientation applied, squashed to image_size x '
         'image_size by interpolation with antialiasing, as pillow resizes',
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's, about its own code
+    with warnings.catch_warnings(action='ignore'):  # torch's, about its own code
         try:
             content, run = convert(trace(trained), about)
         except Exception as error:  # torch raises many kinds
