@@ -128,11 +128,7 @@ def append_vectors(path, vectors):
 
 
 def file_crc(path):
-    """Return the CRC-32 of a file, or None if it is missing."""
-    if not os.path.isfile(path):
+    """Return the CRC-32 of a file, or None if it is missing or empty."""
+    if not os.path.isfile(path) or not os.path.getsize(path):
         return None
-    value = 0
-    with open(path, 'rb') as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return value
+    return zlib.crc32(np.memmap(path, np.uint8, 'r'))
