@@ -105,6 +105,13 @@ def test_a_chosen_picture(page, opened):
     assert opened.run("return document.getElementById('preview').naturalWidth") == 32
 
 
+def test_an_address_with_a_password(page, opened):
+    opened.call('/url', url=page.url.replace('//', '//name:secret@'))
+    opened.choose('#file', photo(page))
+    assert len(names(opened)) == 8
+    opened.requests()  # their addresses have the password, too
+
+
 def test_a_pasted_and_a_dropped_picture(page, opened):
     path = photo(page, 'figure_2_01.png')
     data = base64.b64encode(path.read_bytes()).decode()

@@ -18,7 +18,8 @@ async function post(path, fields, signal) {
   for (const [name, value] of Object.entries(fields)) body.append(name, value)
   let reply
   try {
-    reply = await fetch(path, {method: 'POST', body, signal})
+    // the address of the page may hold the password, which fetch refuses
+    reply = await fetch(location.origin + path, {method: 'POST', body, signal})
   } catch (error) {
     if (error.name === 'AbortError') throw error
     throw new Error('The server does not answer. Is inference.py still running?')
