@@ -78,11 +78,13 @@ def find_identical(collection):
     Links come last.
     """
     by_size, by_content = defaultdict(list), defaultdict(list)
-    for index in range(len(collection)):
+    folder = os.path.realpath(collection.folder)
+    for index, image in enumerate(collection.images):
+        path = os.path.join(folder, image)
+        is_link = os.path.realpath(path) != path  # or it is in a linked folder
         with contextlib.suppress(OSError):  # it is gone
-            seen = os.stat(collection.path_of(index))
-            rank = is_link(index, collection), seen.st_mtime_ns, index
-            by_size[seen.st_size].append(rank)
+            seen = os.stat(path)
+            by_size[seen.st_size].append((is_link, seen.st_mtime_ns, index))
     for files in by_size.values():
         for *_, index in sorted(files) if len(files) > 1 else ():
             path = collection.path_of(index)
@@ -90,12 +92,6 @@ def find_identical(collection):
                 digest = hashlib.file_digest(file, 'sha256').digest()
                 by_content[digest].append(index)
     return [indices for indices in by_content.values() if len(indices) > 1]
-
-
-def is_link(index, collection):
-    """Return whether an image is a symbolic link or lies in a linked folder."""
-    path = os.path.join(os.path.realpath(collection.folder), collection.images[index])
-    return os.path.realpath(path) != path
 
 
 def other_files(indices, collection):
