@@ -33,7 +33,7 @@ SENTENCES = {
     410: 'The folder has been read again since this page showed the image, so its '
     'number may mean another one. Search with your picture again.',
     413: TOO_LARGE,
-    500: 'The search failed. The terminal of inference.py says why.',
+    500: 'The request failed. The terminal of inference.py says why.',
 }
 LOCAL_ADDRESS = re.compile(r'(127\.0\.0\.1|localhost|\[::1\])(:\d+)?')
 POLICY = (
