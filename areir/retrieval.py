@@ -35,8 +35,6 @@ from areir.matching.calibration import calibrate_folder
 from areir.networks.projection import Projection
 from areir.output.answers import find_answers, join_tables
 
-__all__ = ['Gallery', 'evaluate', 'search']
-
 
 class Changes(NamedTuple):
     """What an update of a Gallery has found."""

@@ -36,7 +36,7 @@ from areir.evaluation.metrics import (
     query_indices,
     rank_images,
 )
-from areir.evaluation.overlap import note_equal_vectors, number_copies
+from areir.evaluation.overlap import note_equal_vectors, number_names, number_repeats
 from areir.evaluation.roc import PairCounter, is_coarse
 
 
@@ -107,7 +107,10 @@ def rank_file(path, device, heads=None, labels=None, metric=None, with_pairs=Fal
     file = read_embeddings(path, labels)
     if heads is not None:
         file.keep_heads(heads)
-    number_copies(file)
+    named = all(side.images is not None for side in file.sides)
+    if named and file.query.files is None:  # else its own numbers tell the copies
+        number = number_repeats if file.gallery is None else number_names
+        number(file)
     vectors = apply_metric(file, metric, device)
     query, gallery = file.query, file.gallery or file.query
     if file.gallery is None and len(vectors) == 2:  # no query finds itself

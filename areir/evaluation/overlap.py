@@ -17,16 +17,6 @@ SAME_VECTOR = 1 - 2e-6  # the least cosine of two; float32 rounds by less
 SEEN = 100  # queries whose vectors are looked for in the gallery
 
 
-def number_copies(file):
-    """Number the copies in an EmbeddingsFile as files, which queries ignore.
-
-    Its own numbers of files come first.
-    """
-    named = all(side.images is not None for side in file.sides)
-    if named and file.query.files is None:
-        (number_repeats if file.gallery is None else number_names)(file)
-
-
 def number_names(file):
     """Number images of one name in queries and gallery as one file.
 
