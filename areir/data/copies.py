@@ -107,8 +107,7 @@ def share_of_large(paths, side):
     sample = paths[::step]
     large = 0
     for path in sample:
-        try:
+        # decoders raise many kinds; training will name the file
+        with contextlib.suppress(Exception):
             large += is_large(stored_size(path), side)
-        except Exception:  # decoders raise many kinds; training will name the file
-            continue
     return large / len(sample)

@@ -77,11 +77,9 @@ def is_image(path):
     kind = Image.registered_extensions().get(suffix)
     if kind:
         return kind in image_formats()
-    try:
-        with open_image(path):
-            return True
-    except Exception:  # decoders raise many kinds
-        return False
+    with contextlib.suppress(Exception), open_image(path):  # decoders raise many kinds
+        return True
+    return False
 
 
 def to_pictures(pictures: Pictures) -> list:

@@ -10,6 +10,7 @@ of pickled objects only texts, numbers, paths and arrays of them are built.
 Labels that a file lacks are in a second one: .npy, .txt (one a line), .csv or .tsv.
 """
 
+import contextlib
 import os
 import pickle
 import posixpath
@@ -279,10 +280,9 @@ def vector_columns(header, first):
 
 def count_numbers(cells):
     """Return how many numbers `to_numbers` finds, 0 if it raises an error."""
-    try:
+    with contextlib.suppress(TypeError, ValueError):
         return len(to_numbers(cells))
-    except (TypeError, ValueError):
-        return 0
+    return 0
 
 
 def to_numbers(cells):

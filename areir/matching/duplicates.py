@@ -228,13 +228,11 @@ def read_header(path):
 
     All are 0 if it is gone.
     """
-    try:
-        with open_image(path) as image:
-            # the further pictures of an MPO are a camera's previews
-            has_frames = getattr(image, 'is_animated', False) and image.format != 'MPO'
-            return *image.size, has_frames
-    except (OSError, UserError):
-        return 0, 0, False
+    with contextlib.suppress(OSError, UserError), open_image(path) as image:
+        # the further pictures of an MPO are a camera's previews
+        has_frames = getattr(image, 'is_animated', False) and image.format != 'MPO'
+        return *image.size, has_frames
+    return 0, 0, False
 
 
 # Groups
@@ -306,11 +304,10 @@ def file_rank(index, collection):
     """Return what the file to keep has the least of."""
     path = collection.path_of(index)
     width, height, _ = read_header(path)
-    try:
+    with contextlib.suppress(OSError):  # it is gone
         seen = os.stat(path)
-    except OSError:
-        return 0, 0, 0, path
-    return -width * height, -seen.st_size, seen.st_mtime_ns, path
+        return -width * height, -seen.st_size, seen.st_mtime_ns, path
+    return 0, 0, 0, path
 
 
 def components(pairs):
