@@ -45,8 +45,10 @@ def did_you_mean(name, names):
 
 
 def missing(path):
-    """Say that nothing lies at a path, and what has a similar name."""
+    """Say that no file lies at a path, and what has a similar name."""
     first = path = os.path.normpath(path)
+    if os.path.isdir(path):
+        return 'it is a folder'
     while (folder := os.path.dirname(first)) and not os.path.lexists(folder):
         first = folder
     nor = '' if first == path else f', nor {first}'

@@ -92,6 +92,7 @@ def test_a_gpu_is_used_where_the_gallery_lies():
         LABELS.numpy()[:, None].astype(float),
         list(LABELS),
         [b'%d' % label for label in LABELS],
+        [('brand', int(label)) for label in LABELS],
     ],
     ids=lambda labels: f'{type(labels).__name__} {labels[5]!r:.9}',
 )

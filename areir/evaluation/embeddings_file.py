@@ -328,6 +328,8 @@ def number_entries(path, sides, kind, notices):
 def flat(values):
     """Return labels (N,), (N, 1) or (1, N) as an array (N,), or raise ValueError."""
     values = values.cpu() if isinstance(values, torch.Tensor) else values
+    if isinstance(values, list) and any(isinstance(value, tuple) for value in values):
+        values = list(map(str, values))  # such as (brand, model)
     values = np.atleast_1d(np.asarray(values))
     if values.size != max(values.shape):
         raise ValueError(f'shape {values.shape}')

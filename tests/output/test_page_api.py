@@ -300,6 +300,22 @@ def test_a_failure_of_the_network_reaches_all(page, gate, monkeypatch):
     assert send(page, '/api/search', pictures(page)[0]).status_code == 200
 
 
+def test_a_failure_of_one_picture_fails_no_other(page, gate, monkeypatch):
+    usual, contents = Embedder.__call__, pictures(page)
+
+    def fail(embedder, pixels):
+        if (pixels.flatten(1) == 77).all(1).any():
+            raise RuntimeError('odd')
+        return usual(embedder, pixels)
+
+    odd = io.BytesIO()
+    Image.new('RGB', (32, 32), (77, 77, 77)).save(odd, 'PNG')
+    requests = [('/api/search', content) for content in (odd.getvalue(), *contents)]
+    monkeypatch.setattr(Embedder, '__call__', fail)
+    codes = [reply.status_code for reply in gate.ask_together(page, requests)]
+    assert codes == [500] + [200] * len(contents)
+
+
 def test_a_search_keeps_to_the_images_that_it_began_with(own, gate):
     content = pictures(own)[0]
     with gate.closed(own, content) as reply:

@@ -103,16 +103,21 @@ class SearchedFolder:
             waiting = [self.waiting.get()]
             while len(waiting) < MOST_TOGETHER and not self.waiting.empty():
                 waiting.append(self.waiting.get())
-            for collection in {one.collection for one in waiting}:
-                own = [one for one in waiting if one.collection is collection]
+            batches = [
+                [one for one in waiting if one.collection is collection]
+                for collection in {one.collection for one in waiting}
+            ]
+            for batch in batches:
                 try:
                     with self.computing:
-                        results = search_together(own, collection)
-                    for one, result in zip(own, results):
+                        results = search_together(batch, batch[0].collection)
+                    for one, result in zip(batch, results):
                         one.result.set_result(result)
-                except Exception as error:  # the requests' threads report it
-                    for one in own:
-                        one.result.set_exception(error)
+                except Exception as error:
+                    if len(batch) > 1:  # which of them fails, or all?
+                        batches += [[one] for one in batch]
+                    else:  # the request's thread reports it
+                        batch[0].result.set_exception(error)
 
     def read_again(self):
         """Read the folder again; return (earlier Generation, current one, Changes).

@@ -13,7 +13,7 @@ from areir.output.page.folder import MOST_TOGETHER, SearchedFolder
 
 LARGEST_BODY = 100_000_000  # bytes that are read of a request; the app takes fewer
 SHORTEST_TOKEN = 16  # characters
-HOW = 'python -c "import secrets; print(secrets.token_urlsafe())" > token'
+HOW = "python -c \"import secrets; open('token', 'w').write(secrets.token_urlsafe())\""
 LOCAL_HOSTS = ('127.0.0.1', '::1', 'localhost')
 
 
