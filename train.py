@@ -47,7 +47,7 @@ from areir.networks.backbones import (
 )
 from areir.networks.cutting import STAGES
 from areir.networks.layers import folded
-from areir.output.loggers import Log
+from areir.output.loggers import RunLog
 from areir.scripts.model import EnsembleLoss, EnsembleModel, assign_meta_classes
 from areir.training import record
 from areir.training.batches import load_data, make_loaders, training_batches
@@ -325,7 +325,7 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
     )
     with run.locked():
         if run.check_start(args.resume, args.overwrite):
-            with Log(args.log, run, vars(args)) as log:
+            with RunLog(args.log, run, vars(args)) as log:
                 train(run, experiment, base, log)
     return None if rank else run.outcome()
 
@@ -333,7 +333,7 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
 def train(run, experiment, base, log):
     """Train a run from its last checkpoint, or from the beginning, to its end.
 
-    base: the contents of the model file of --extend, or None; log: a Log.
+    base: the contents of the model file of --extend, or None; log: a RunLog.
     """
     args, split, partition = experiment.args, experiment.split, experiment.partition
     hardware, pixel_format = experiment.hardware, experiment.pixel_format

@@ -7,7 +7,7 @@ Each is imported when it is first used, because torch takes seconds.
 
 import importlib
 
-__version__ = '1.0.0'
+__version__ = '0.1.0'
 DOORS = {  # {name: (module, its name there)}
     'Gallery': ('areir.retrieval', 'Gallery'),
     'evaluate': ('areir.retrieval', 'evaluate'),

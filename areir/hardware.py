@@ -15,11 +15,7 @@ M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD = -4, -2, -1  # of glibc's mallopt
 
 
 def available_cores():
-    """Return the number of cores that this process may use.
-
-    A container may see all cores of its host and get the time of a few: its control
-    group limits it.
-    """
+    """Return the cores that this process may use, a container's share of its host."""
     return joblib.cpu_count()
 
 

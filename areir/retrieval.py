@@ -21,7 +21,7 @@ from areir.evaluation.embeddings_file import must_be, number_entries, to_vectors
 from areir.evaluation.metrics import check_ks, check_labels, rank_positives, summary
 from areir.evaluation.scores import TILE, check_embeddings
 from areir.gallery import databases
-from areir.gallery.approximate import load_faiss, open_search
+from areir.gallery.approximate import open_search
 from areir.gallery.collection import FolderCollection
 from areir.gallery.folders import check_gallery
 from areir.gallery.index import index_path, store_calibration, update_index
@@ -77,8 +77,6 @@ class Gallery:
         get_parser().parse_args({'device': device, 'index': index})
         hardware.check_device(device)
         self.device, self.index = hardware.local_device(device), index
-        if index == 'faiss':
-            load_faiss()
         if model is None or isinstance(model, (str, os.PathLike)):
             name, _ = databases.find_model(model, self.results_root)
             model = areir.load_model(name)  # the package imports no script
@@ -285,13 +283,11 @@ def search(
     k: int,
     exclude: Any = None,
     tile: int = TILE,
-    norm: float | None = None,
 ) -> tuple[Any, Any]:
     """Return the k best gallery images of every query.
 
     query (Nq, D), gallery (Ng, D), tile and scores: as in `evaluate`; exclude (Nq,): a
-    gallery index that a query must not retrieve, such as its own, or -1; norm: an upper
-    bound on the gallery's norms. If given, the gallery is not scanned before.
+    gallery index that a query must not retrieve, such as its own, or -1.
 
     Returns (scores, indices), float32 and int64, both (Nq, k), ordered by score, then
     by gallery index: tensors if query or gallery is one, else arrays of numpy. Raises
@@ -308,7 +304,7 @@ def search(
     if exclude is not None:
         with must_be('arguments', 'exclude', 'whole numbers'):
             exclude = torch.as_tensor(exclude)
-    found = ranking.search(query.to(gallery.device), gallery, k, exclude, tile, norm)
+    found = ranking.search(query.to(gallery.device), gallery, k, exclude, tile)
     return found if as_tensors else tuple(each.numpy() for each in found)
 
 

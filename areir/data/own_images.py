@@ -188,8 +188,7 @@ def describe(places, bases):
     used = [base for base, part in bases.items() if part != UNUSED]
     text = f' below {" and ".join(used)}: ' if any(used) else ': '
     text += ' and '.join(f'{count[bases[base]]:,}' for base in used)
-    unused = [base for base in bases if base not in used]
-    if unused:
+    if unused := [base for base in bases if base not in used]:
         text += f'; {" and ".join(unused)} left out'
     text += ''.join(f'; {each}' for each in look_alikes(label for _, label in labels))
     return text, [base for base in used if not count[bases[base]]]

@@ -132,8 +132,7 @@ def print_parts(path, rows, records):
     if any(record.group is not None for record in records):
         notices.append('a query ignores images of its class and group')
     labels = [record.label for record in records]
-    unlabelled = labels.count(DISTRACTOR)
-    if unlabelled:
+    if unlabelled := labels.count(DISTRACTOR):
         count = counted(unlabelled, 'image')
         notices.append(f'{count} without a label: searched in the test, never right')
     notices += lists.label_notices(labels)
@@ -195,8 +194,7 @@ class ImageFinder:
         below = name
         if self.prefix:
             below = name.replace('\\', '/').removeprefix(self.prefix)
-        image = self.on_disk(self.base, below)
-        if image:
+        if image := self.on_disk(self.base, below):
             return image
         if self.skip_missing:
             return os.path.abspath(os.path.join(self.base, below.lstrip('/')))

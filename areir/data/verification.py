@@ -146,8 +146,7 @@ def find_oddities(name, records, beyond=0, contents=None):
         )
     trained = {record.label for record in records if record.part == 'train'}
     tested = {record.label for record in records if record.part != 'train'}
-    shared = trained & tested
-    if shared:
+    if shared := trained & tested:
         oddities.append(
             f'{counted(len(shared), "class")} both in training and in the test: the '
             'score is not for unseen classes'

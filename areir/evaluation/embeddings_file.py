@@ -266,8 +266,7 @@ def find_names(path, entries, notices):
     for kind in ('groups', 'files'):
         if any(each[kind] in entries for each in names):
             needed += [each[kind] for each in names]
-    missing = [name for name in needed if name not in entries]
-    if missing:
+    if missing := [name for name in needed if name not in entries]:
         present = shorten(list(map(str, entries))) or 'nothing'
         raise UserError(f'{path}: {", ".join(missing)} not in it, only {present}')
     used = {*NOTES, 'ensemble_size'}

@@ -61,10 +61,7 @@ def query_indices(labels):
 
 
 def measures(ranks, ks):
-    """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map.
-
-    `retrieval.evaluate` defines them.
-    """
+    """Return {name: (Nq,) float64} of recall@k for every k, map@r, r_precision, map."""
     rank = ranks['rank']
     recalls = {f'recall@{k}': ((rank > 0) & (rank <= k)).double() for k in ks}
     others = ('map@r', 'r_precision', 'map')

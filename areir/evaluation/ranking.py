@@ -30,9 +30,9 @@ MOST_CODES = 2**31 // LARGEST_CODE**2  # the sum of their products fits in 32 bi
 INSTRUCTIONS = 'avx512_vnni', 'avx_vnni', 'amx_int8'
 
 
-def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
+def search(query, gallery, k, exclude=None, tile=TILE):
     """Return (scores, indices) as `retrieval.search` does, of tensors on one device."""
-    best = BestImages(query, gallery, k, exclude, norm)
+    best = BestImages(query, gallery, k, exclude)
     best.add_tiles(best.tiles(tile))
     return to_scores(best.keys), to_indices(best.keys)
 
@@ -40,8 +40,9 @@ def search(query, gallery, k, exclude=None, tile=TILE, norm=None):
 class BestImages:
     """The k best images of each query in the tiles given to `add_tiles`.
 
-    Arguments and errors are those of `search`. codes: `VectorsFile.codes` of the
-    gallery, for a faster first pass; it needs `norm`.
+    Arguments and errors are those of `search`. norm: an upper bound on the gallery's
+    norms, which is then not scanned; codes: `VectorsFile.codes` of the gallery, for a
+    faster first pass, which needs `norm`.
     keys (Nq, k): the best images so far, as ordered keys; LAST where there are fewer.
     """
 

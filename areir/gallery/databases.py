@@ -43,8 +43,7 @@ def find_database(name, results_root):
 
     Raises UserError if there is none.
     """
-    path = find_file(name, results_root)
-    if path:
+    if path := find_file(name, results_root):
         return path
     names = sorted(named_files(results_root, DATABASE_ENDING))
     if name == DEFAULT_DATABASE and not names:
@@ -70,8 +69,7 @@ def find_model(name, results_root):
     if name is None:
         return choose_model(names, results_root)
     name = os.fspath(name)
-    path = find_file(name, results_root)
-    if path:
+    if path := find_file(name, results_root):
         return path, ''
     if is_network(name):
         return name, ', pretrained'

@@ -87,7 +87,7 @@ LOGS = {'tensorboard': to_tensorboard, 'wandb': to_wandb, 'mlflow': to_mlflow}
 
 
 def attempt(method):
-    """Make a method of Log warn if it fails, and do nothing from then on."""
+    """Make a method of RunLog warn if it fails, and do nothing from then on."""
 
     def run(log, *arguments):
         try:
@@ -101,7 +101,7 @@ def attempt(method):
     return run
 
 
-class Log(contextlib.AbstractContextManager):
+class RunLog(contextlib.AbstractContextManager):
     """Sends a run from rank 0 to one of LOGS, or nowhere if its name is None.
 
     As a context manager it ends that log. Raises UserError if the log cannot begin.

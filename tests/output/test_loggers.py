@@ -63,7 +63,7 @@ def send(name, slim, logged):
     """Send the same run to another log."""
     numbers, folder = logged
     run = Run(RUN, str(folder), {})
-    with loggers.Log(name, run, {'recalls': [1, 2, 4], 'num_epochs': 2}) as log:
+    with loggers.RunLog(name, run, {'recalls': [1, 2, 4], 'num_epochs': 2}) as log:
         log.send_rows(numbers.reset_index().to_dict('records'))
         log.send_worst_queries(run.path('data_base.pth'), slim.root / 'data/small')
 
@@ -192,20 +192,20 @@ def test_a_log_that_fails_ends_with_one_warning(monkeypatch, capsys):
     rows = [
         {'epoch': epoch, 'lr': 0.5, 'a': 'b', 'c': float('nan')} for epoch in (0, 1)
     ]
-    with pytest.raises(KeyError), loggers.Log('a', None, {}) as log:
+    with pytest.raises(KeyError), loggers.RunLog('a', None, {}) as log:
         log.send_rows(rows[:1])
         log.send_rows(rows)
         raise KeyError
     assert sent == [('lr', 0.5, 0), ('lr', 0.5, 1), True]
-    with loggers.Log('b', None, {}) as log:
+    with loggers.RunLog('b', None, {}) as log:
         log.send_rows(rows)
-    with loggers.Log('a', None, {}) as log:  # a file that is gone
+    with loggers.RunLog('a', None, {}) as log:  # a file that is gone
         log.send_worst_queries('nowhere.pth', 'data')
     lost, pictures = capsys.readouterr().err.splitlines()
     assert '--log b: no network' in lost and 'nowhere.pth' in pictures
     assert len(sent) == 3
     with pytest.raises(UserError, match='--log c: log in first'):
-        loggers.Log('c', None, {})
+        loggers.RunLog('c', None, {})
 
 
 def test_an_absent_package_is_named_at_once(tmp_path, monkeypatch):

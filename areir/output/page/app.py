@@ -9,13 +9,13 @@ from functools import partial
 import jinja2
 from flask import Flask, Response, abort, render_template, request
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import BadRequest, Conflict, HTTPException, InternalServerError
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from areir.errors import UserError
 from areir.gallery.queries import stored_query
 from areir.output.answers import verdict
 from areir.output.page.api import MOST, Api, dumps
-from areir.output.page.folder import Busy, describe_changes, draw_pair, uploaded
+from areir.output.page.folder import describe_changes, draw_pair, uploaded
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # base.css is shared with the page of a run
@@ -238,8 +238,7 @@ def error_reply(error):
     if isinstance(error, HTTPException):
         text = SENTENCES.get(error.code, error.description)
     else:
-        kind = Conflict if isinstance(error, Busy) else BadRequest
-        kind = InternalServerError if isinstance(error, OSError) else kind
+        kind = InternalServerError if isinstance(error, OSError) else BadRequest
         text, error = str(error), kind()
     reply = error.get_response()
     if request.path.startswith('/api/'):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageOps
+from werkzeug.exceptions import Conflict
 
 from areir.data.images import check_pixels, image_bytes, load_image
 from areir.data.loading import ImageDataset
@@ -39,10 +40,6 @@ class Generation(NamedTuple):
 
     token: str
     collection: FolderCollection
-
-
-class Busy(UserError):
-    """The folder is being read already."""
 
 
 class Wanted(NamedTuple):
@@ -126,7 +123,7 @@ class SearchedFolder:
         the folder cannot be read or is already being read.
         """
         if not self.reading.acquire(blocking=False):
-            raise Busy('The folder is already being read. Wait until that ends.')
+            raise Conflict('The folder is already being read. Wait until that ends.')
         try:
             earlier = self.current
             changes = self.gallery.update()
@@ -169,11 +166,9 @@ def search_together(wanted, collection):
 
 def describe_changes(changes, earlier, later):
     """Write what an update has found, between two collections."""
+    others = {'changed': changes.changed, 'gone': changes.gone}
     text = counted(changes.new, 'new image')
-    if changes.changed:
-        text += f', {changes.changed:,} changed'
-    if changes.gone:
-        text += f', {changes.gone:,} gone'
+    text += ''.join(f', {n:,} {kind}' for kind, n in others.items() if n)
     text += f'. The folder has {counted(changes.images, "image")}.'
     if changes.problems:
         files = counted(len(changes.problems), 'file')
