@@ -13,6 +13,7 @@ killed at any moment: the same command with --resume continues from its last che
 
 import argparse
 import math
+import os
 import time
 from functools import partial
 
@@ -309,6 +310,9 @@ def main(args: argparse.Namespace | dict | None = None) -> dict | None:
     hardware = choose_hardware(args.gpu_ids, args.precision, depthwise, args.device)
     settings = run_settings(args, hardware.precision, split.sha256)
     run = Run(run_name(args, old_heads, transformer), args.results_root, settings)
+    own = os.path.realpath(run.path('model.pth'))
+    if args.extend and os.path.realpath(args.extend) == own:
+        raise UserError(f'--extend {args.extend}: choose a --run_name that keeps it')
     calibration = earlier_calibration(args, images, classes, transformer)
     pixel_format = initial_format(args, split, base)
     processes.check_shared_folder(args.results_root)
