@@ -3,12 +3,14 @@
 It imports no torch, so that scripts can import it before their slow imports.
 """
 
+import _thread
 import atexit
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -149,17 +151,27 @@ def on_interrupt(handler):
 def interrupt_once():
     """Let Ctrl-C and SIGTERM raise KeyboardInterrupt, at most once in GRACE seconds.
 
-    A second one would interrupt the clean-up after the first.
+    A second one would interrupt the clean-up after the first. Callbacks, such as those
+    of fork, swallow errors: one that is swallowed is raised again.
     """
-    last = float('-inf')
+    last, caught, usual = float('-inf'), None, sys.unraisablehook
 
     def interrupt(number, frame):
-        nonlocal last
-        before, last = last, time.monotonic()
+        nonlocal last, caught
+        before, last, caught = last, time.monotonic(), number
         if last - before > GRACE:
             raise KeyboardInterrupt
 
+    def report(unraisable):
+        nonlocal last
+        if unraisable.exc_type is KeyboardInterrupt and caught:
+            last = float('-inf')
+            threading.Timer(0.1, _thread.interrupt_main, [caught]).start()
+        else:
+            usual(unraisable)
+
     on_interrupt(interrupt)
+    sys.unraisablehook = report
 
 
 def flush_stdout():

@@ -102,6 +102,7 @@ class Project:
             contextlib.redirect_stderr(errors),
         ):
             patch.chdir(self.elsewhere)
+            patch.setattr(sys, 'unraisablehook', sys.unraisablehook)
             patch.setenv('TQDM_DISABLE', '')  # --quiet sets it
             arguments = [script, *self.roots(script), *map(str, flags)]
             patch.setattr(sys, 'argv', arguments)

@@ -44,6 +44,15 @@ LOAD = """
     next(batches)
     wait()
 """
+CALLBACK = """
+    import threading
+    class Callback:
+        def __del__(self):
+            wait()
+    Callback()
+    while True:
+        threading.Event().wait(0.01)
+"""
 INTERRUPTED = 'script.py: interrupted; what was finished before is kept'
 full_device = pytest.mark.skipif(
     not os.path.exists('/dev/full'), reason='needs /dev/full'
@@ -139,6 +148,14 @@ def test_a_second_ctrl_c_does_not_disturb_the_end(start):
     assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == 'tidying\n'
+    process.send_signal(signal.SIGINT)
+    assert end(process) == (130, [INTERRUPTED])
+
+
+def test_ctrl_c_in_a_callback_ends_the_process(start):
+    """Python swallows what callbacks raise, such as those of fork."""
+    process = start(CALLBACK)
+    assert process.stdout.readline() == 'ready\n'
     process.send_signal(signal.SIGINT)
     assert end(process) == (130, [INTERRUPTED])
 

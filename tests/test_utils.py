@@ -20,6 +20,7 @@ def run(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['/some/where/train.py'])
     monkeypatch.setattr(utils.atexit, 'register', lambda function: None)
     monkeypatch.setattr(utils.signal, 'signal', lambda number, handler: None)
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
     monkeypatch.setattr(time, 'sleep', lambda seconds: None)
 
     def run_script(error):
