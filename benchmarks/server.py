@@ -38,7 +38,7 @@ from areir.errors import UserError
 from areir.scripts import utils
 
 NEAREST = 8
-BROKEN = 10  # one upload in so many, in a soak
+BROKEN = 10  # of ten uploads of a soak, one is broken
 WARM_UP = 30  # seconds of a soak
 
 

@@ -28,7 +28,7 @@ NEIGHBOURS = 8  # nearest images shown of a query
 
 
 def to_tensorboard(run, flags):
-    """Write results/<run>_tensorboard anew."""
+    """Write results/<run>_tensorboard; replace an earlier one."""
     from torch.utils.tensorboard import SummaryWriter
 
     remove(run.path('tensorboard'))

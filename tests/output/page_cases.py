@@ -32,7 +32,7 @@ class PageCase:
         from areir.output.page.app import make_app
         from areir.output.page.folder import SearchedFolder
 
-        self.photos = folder / 'photos'
+        self.root, self.photos = folder, folder / 'photos'
         gallery = Gallery(self.photos, folder / model, folder / 'results', 'cpu')
         self.collection = gallery.collection
         self.searched = SearchedFolder(gallery)
@@ -68,6 +68,12 @@ class PageCase:
         reply = self.post('/search', **fields)
         assert reply.status_code == 200, reply.text
         return read_tiles(reply.text)
+
+
+def make_page(folder):
+    """Write a project to a folder and return its page."""
+    make_project(folder)
+    return PageCase(folder)
 
 
 def read_tiles(html):

@@ -31,7 +31,7 @@ def nearest(points, labels):
         ([5, 3], [5, 3]),  # all
         ([5000, 1500], [1000, 1000]),  # a half for each of two classes
         ([50] * 99 + [3], [20] * 99 + [3]),
-        ([6] * 1000, [6] * 333 + [2]),  # whole classes, but for the last
+        ([6] * 1000, [6] * 333 + [2]),  # all of each class, except the last
     ],
 )
 def test_as_many_of_each_class_as_a_map_can_show(sizes, counts):

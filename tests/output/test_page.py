@@ -13,7 +13,7 @@ from conftest import Project
 from PIL import Image
 
 pytest.importorskip('flask', reason='flask is optional')
-from page_cases import ORIGIN, PageCase, make_project, read_tiles, write_noise
+from page_cases import ORIGIN, PageCase, make_page, read_tiles, write_noise
 
 from areir.output.page import app as page_app
 
@@ -21,16 +21,9 @@ FIRST = 'figure_1/figure_1_01.png'
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('page')
-    make_project(folder)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def page(folder):
+def page(tmp_path_factory):
     """A page over a folder that stays as it is."""
-    return PageCase(folder)
+    return make_page(tmp_path_factory.mktemp('page'))
 
 
 @pytest.fixture
@@ -41,21 +34,25 @@ def photo(page):
 @pytest.fixture
 def own(tmp_path):
     """A project and a page of its own."""
-    make_project(tmp_path)
-    return PageCase(tmp_path)
+    return make_page(tmp_path)
 
 
 # Answers
 
 
-def test_answers_are_those_of_inference(folder, page, tmp_path):
+def test_answers_are_those_of_inference(page, tmp_path):
     query = write_noise(tmp_path / 'noise.png')
     project = Project(tmp_path / 'my project')
-    flags = ['--results_root', folder / 'results', '--model', folder / 'toy_model.pth']
+    flags = [
+        '--results_root',
+        page.root / 'results',
+        '--model',
+        page.root / 'toy_model.pth',
+    ]
     flags += ['--gallery', page.photos, '--query_img_name', query]
     code, _, errors = project.call('inference.py', *flags, '--retrieval_num', 5)
     assert code == 0, errors
-    table = pd.read_csv(folder / 'results/noise/retrieved.csv')
+    table = pd.read_csv(page.root / 'results/noise/retrieved.csv')
 
     html = page.post('/search', picture=query, number=5).text
     tiles = read_tiles(html)
@@ -78,17 +75,17 @@ def test_the_number_of_images(page, photo):
         assert len(page.search(picture=photo, number=number)) == shown
 
 
-def test_a_high_threshold_and_none(folder, page, tmp_path):
+def test_a_high_threshold_and_none(page, tmp_path):
     noise = write_noise(tmp_path / 'noise.png')
     strict = {**trained.CALIBRATION, 'thresholds': [0.99999, 0.99999]}
-    trained.save_model(folder / 'strict_model.pth', calibration=strict)
-    strict = PageCase(folder, 'strict_model.pth')
+    trained.save_model(page.root / 'strict_model.pth', calibration=strict)
+    strict = PageCase(page.root, 'strict_model.pth')
     html = strict.post('/search', picture=noise).text
     assert '✗ No match' in html and '✓' not in html and len(read_tiles(html)) == 8
     assert 'no match' not in html  # said once, about the whole answer
 
-    trained.save_model(folder / 'without_model.pth', calibration=None)
-    without = PageCase(folder, 'without_model.pth')
+    trained.save_model(page.root / 'without_model.pth', calibration=None)
+    without = PageCase(page.root, 'without_model.pth')
     assert 'no threshold' in without.get('/').text
     assert 'no threshold' not in page.get('/').text
     html = without.post('/search', picture=noise).text

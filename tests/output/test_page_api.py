@@ -22,7 +22,7 @@ pytest.importorskip('flask', reason='flask is optional')
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from openapi_spec_validator.readers import read_from_filename
-from page_cases import ORIGIN, PageCase, make_project, write_noise
+from page_cases import ORIGIN, PageCase, make_page, write_noise
 
 from areir.data.loading import Embedder
 from areir.output.page import api, folder
@@ -33,22 +33,15 @@ SECRET = 'a secret=: of 30 characters+/=='
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp('api')
-    make_project(root)
-    return root
-
-
-@pytest.fixture(scope='module')
-def page(root):
-    """A server whose folder stays as it is."""
-    return PageCase(root)
+def page(tmp_path_factory):
+    """A page over a folder that stays as it is."""
+    return make_page(tmp_path_factory.mktemp('api'))
 
 
 @pytest.fixture
 def own(tmp_path):
-    make_project(tmp_path)
-    return PageCase(tmp_path)
+    """A project and a page of its own."""
+    return make_page(tmp_path)
 
 
 @pytest.fixture(scope='module')
@@ -77,14 +70,19 @@ def pictures(page):
 # Answers
 
 
-def test_answers_are_those_of_the_command_line(root, page, tmp_path):
+def test_answers_are_those_of_the_command_line(page, tmp_path):
     noise = write_noise(tmp_path / 'noise.png')
     project = Project(tmp_path / 'my project')
-    flags = ['--results_root', root / 'results', '--model', root / 'toy_model.pth']
+    flags = [
+        '--results_root',
+        page.root / 'results',
+        '--model',
+        page.root / 'toy_model.pth',
+    ]
     flags += ['--gallery', page.photos, '--query_img_name', noise]
     code, output, errors = project.call('inference.py', *flags, '--retrieval_num', 5)
     assert code == 0, errors
-    table = pd.read_csv(root / 'results/noise/retrieved.csv')
+    table = pd.read_csv(page.root / 'results/noise/retrieved.csv')
     rows = [
         {name: None if pd.isna(value) else value for name, value in row.items()}
         for row in table.to_dict('records')
@@ -108,9 +106,9 @@ def test_a_large_retrieval_num_is_no_error(page):
     assert len(reply.json['results']) == 16
 
 
-def test_without_a_threshold(root):
-    trained.save_model(root / 'without_model.pth', calibration=None)
-    page = PageCase(root, 'without_model.pth')
+def test_without_a_threshold(page):
+    trained.save_model(page.root / 'without_model.pth', calibration=None)
+    page = PageCase(page.root, 'without_model.pth')
     answer = send(page, '/api/search', pictures(page)[0]).json
     assert answer['match'] is answer['threshold'] is None
     assert 'no threshold' in answer['verdict']
@@ -346,10 +344,10 @@ def test_the_specification_is_valid_and_complete(page, specification):
     assert list(schemas['Result']['properties']) == list(api.COLUMNS)
 
 
-def test_replies_are_as_specified(page, specification, root):
+def test_replies_are_as_specified(page, specification):
     strict = json.JSONDecoder(parse_constant=None)
     content = pictures(page)[0]
-    without = PageCase(root, 'without_model.pth')
+    without = PageCase(page.root, 'without_model.pth')
     for name, reply in (
         ('Answer', send(page, '/api/search', content)),
         ('Answer', send(without, '/api/search', content)),

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip('flask', reason='flask is optional')
 from browser import ENTER, ESCAPE, SPACE, TAB, Session, need_browser
-from page_cases import PageCase, make_project, write_noise
+from page_cases import make_page, write_noise
 from werkzeug.serving import make_server
 
 pytestmark = pytest.mark.slow
@@ -43,9 +43,7 @@ return element.getAttribute('aria-label') || element.id || element.textContent
 def page(tmp_path_factory):
     """A page that is served; its folder stays as it is."""
     need_browser()
-    folder = tmp_path_factory.mktemp('page')
-    make_project(folder)
-    page = PageCase(folder)
+    page = make_page(tmp_path_factory.mktemp('page'))
     server = make_server('127.0.0.1', 0, page.app, threaded=True)
     page.url = f'http://127.0.0.1:{server.port}/'
     thread = threading.Thread(target=server.serve_forever)
